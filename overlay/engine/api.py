@@ -1,0 +1,154 @@
+"""What the rest of the program says to the engine thread, and what it hears back.
+
+Commands go in through `Engine.post` (a deque and an eventfd); events come out through the callback given to `Engine`,
+which is called **on the engine thread** and must only hand over (`loop.call_soon_threadsafe`). All are frozen values:
+nothing here is shared state.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal
+
+from overlay.wire.endpoint import Endpoint
+
+Cipher = Literal["aes-256-gcm", "chacha20-poly1305"]
+PathKind = Literal["relay", "lan", "udp", "tcp"]
+Network = IPv4Network | IPv6Network
+
+SERVER_NUMBER = 1
+"""The node number of the server. Numbers below 2**32, never used twice; 0 stands for no node."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What is fixed for an engine's life."""
+
+    private_key: bytes = field(repr=False)  # X25519, 32 bytes, clamped
+    number: int  # own node number
+    interface: str | None  # TUN name wished for ("overlay%d" lets the kernel number it); None: no TUN
+    port: int = 0  # UDP port, for both address families; 0: the kernel picks
+    relay_clients: bool = False  # this engine is a relay: it forwards type 6 between clients
+    timestamp_floor: int = 0  # TAI64N never goes below this many ns since the epoch (kept in the state folder)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """One peer, as the network map or a test has it. Setting the same number again updates it; the session stays."""
+
+    number: int
+    public_key: bytes
+    allowed: tuple[Network, ...]
+    transport: Literal["record", "wireguard"] = "record"  # type 5 or type 4
+    cipher: Cipher = "chacha20-poly1305"  # for type 5
+    endpoints: tuple[Endpoint, ...] = ()  # candidates; for "wireguard": the configured endpoint
+    lan_endpoints: tuple[Endpoint, ...] = ()  # those of the candidates that are the peer's own interface addresses
+    preshared_key: bytes | None = field(default=None, repr=False)
+    persistent_keepalive: float = 0.0  # seconds, 0: off
+
+
+@dataclass(frozen=True, slots=True)
+class SetPeer:
+    peer: PeerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePeer:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetRelay:
+    """The relay that this node sends through: its endpoints (first that answers is used), its node, our ticket there."""
+
+    endpoints: tuple[Endpoint, ...]
+    number: int
+    public_key: bytes
+    ticket: int = field(repr=False)  # u64
+
+
+@dataclass(frozen=True, slots=True)
+class SetClient:
+    """Relay role: a node that may send through us."""
+
+    number: int
+    public_key: bytes
+    ticket: int = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveClient:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChanged:
+    """Addresses or routes of the machine changed: prove all paths anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathSnapshot:
+    kind: PathKind
+    endpoint: Endpoint | None  # None for relay
+    since: float  # Unix time, s
+    mtu: int  # largest UDP payload, bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSnapshot:
+    number: int
+    path: PathSnapshot | None
+    rtt: float | None  # s
+    last_handshake: float | None  # s ago
+    rx_bytes: int  # inner bytes
+    tx_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    interface: str | None
+    port: int
+    peers: tuple[PeerSnapshot, ...]
+    relay_rtt: float | None  # s; None: the relay does not answer
+    drops: Mapping[str, int]  # named reasons
+    features: Mapping[str, bool]  # kernel features found: "tun_tso", "tun_uso", "udp_gso", "udp_gro", …
+    relayed_bytes: int
+    timestamp: int  # highest TAI64N given out, ns since the epoch: to be kept as the next `timestamp_floor`
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Ask for a snapshot; `reply` is called on the engine thread and must only hand over."""
+
+    reply: Callable[[EngineSnapshot], None]
+
+
+Command = SetPeer | RemovePeer | SetRelay | SetClient | RemoveClient | LinkChanged | Inspect
+
+
+@dataclass(frozen=True, slots=True)
+class PathChanged:
+    number: int
+    path: PathSnapshot | None
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The relay told us from which endpoint it sees us."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeCompleted:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFailed:
+    """The engine thread ended by an error: the daemon must end too."""
+
+    error: BaseException
+
+
+Event = PathChanged | Observed | HandshakeCompleted | EngineFailed

@@ -1,0 +1,181 @@
+"""The messages between node and server, inside the Noise channel: JSON, tagged by `type`.
+
+Both sides ignore fields and message types that they do not know, so that either may be newer. Bytes are base64 in JSON
+(msgspec does it). Nothing received here is trusted beyond its type: the server checks every value against its registry
+and policy, a node checks the signature of every network map.
+"""
+
+from typing import Literal
+
+import msgspec
+
+CONTROL_VERSION = 1
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+    """Base of all messages; the tag is the class name in lower case."""
+
+
+# node → server -------------------------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First message of a node on every control connection."""
+
+    version: int = CONTROL_VERSION
+    name: str  # wished for
+    name_chosen: bool = False  # a person chose it: refuse when taken; else the server may add a suffix
+    invite: bytes = b""  # secret of an invite, for a node that is not registered yet
+    ciphers: tuple[str, ...] = ("chacha20-poly1305",)  # what this machine does fast, best first
+    endpoints: tuple[str, ...] = ()
+    map_version: int = 0
+    software: str = ""
+
+
+class Endpoints(Message, frozen=True, tag="endpoints"):
+    """Where the node may be reached: `lan` its own interfaces' endpoints, `observed` as the relay sees it."""
+
+    lan: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
+
+
+class Expose(Message, frozen=True, tag="expose"):
+    """Ask for an exposure, or (with `id`) renew one of this node's. Answered by `Exposed` or `Failed`."""
+
+    seq: int
+    protocol: Literal["tcp", "udp"]
+    public: str = ""  # "9000", "203.0.113.1:9000", or "" for one that the server picks
+    target: str  # as the person typed it, for show: "tcp://127.0.0.1:8080"
+    port: int  # where the node listens on its overlay address for the single tunnel
+    id: str = ""
+
+
+class Unexpose(Message, frozen=True, tag="unexpose"):
+    """Give an exposure back. Answered by `Done` or `Failed`."""
+
+    seq: int
+    id: str
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Either side; answered by `Pong` with the same `seq`."""
+
+    seq: int
+
+
+class Leave(Message, frozen=True, tag="leave"):
+    """The node goes away on purpose: it is offline at once."""
+
+
+# server → node -------------------------------------------------------------------------------------------------------
+
+
+class Exposure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    id: str
+    protocol: Literal["tcp", "udp"]
+    public: str  # "203.0.113.1:9000"
+    target: str
+    port: int
+    tunnel: Literal["single"] = "single"
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """Answer to `Hello`: who the node is in the network."""
+
+    version: int = CONTROL_VERSION
+    number: int
+    name: str
+    addresses: tuple[str, ...]  # overlay addresses, IPv4 first
+    networks: tuple[str, ...]  # the network's ranges, IPv4 first
+    domain: str
+    ticket: int  # u64, for the relay
+    relays: tuple[str, ...]  # UDP endpoints of the home relay
+    relay_number: int = 1
+    map_key: bytes  # Ed25519, signs network maps
+    heartbeat: float = 15.0  # s between the node's pings; three missed: the connection is dead
+    exposures: tuple[Exposure, ...] = ()
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """The server does not let the node in, or lets it go; the connection ends. Fields as in `UserError`."""
+
+    code: str
+    message: str
+    hint: str = ""
+    final: bool = True  # False: worth trying again later
+
+
+class SignedMap(Message, frozen=True, tag="map"):
+    """A `NetworkMap` or `MapDelta` as JSON in `body`, with the Ed25519 signature of `MAP_CONTEXT + body`."""
+
+    body: bytes
+    signature: bytes
+
+
+class Exposed(Message, frozen=True, tag="exposed"):
+    seq: int
+    exposure: Exposure
+
+
+class Exposures(Message, frozen=True, tag="exposures"):
+    """All exposures of this node as the server now has them (one was removed by an administrator, say)."""
+
+    exposures: tuple[Exposure, ...]
+
+
+class Done(Message, frozen=True, tag="done"):
+    seq: int
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    """Answer to a request; fields as in `UserError`."""
+
+    seq: int
+    code: str
+    message: str
+    hint: str = ""
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    seq: int
+
+
+NodeMessage = Hello | Endpoints | Expose | Unexpose | Ping | Pong | Leave
+ServerMessage = Welcome | Refused | SignedMap | Exposed | Exposures | Done | Failed | Ping | Pong
+
+
+# the network map -----------------------------------------------------------------------------------------------------
+
+MAP_CONTEXT = b"overlay network map v1\0"
+
+
+class MapNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What every node must know of one node."""
+
+    number: int
+    name: str
+    key: bytes  # X25519 public, 32 bytes: the identity
+    addresses: tuple[str, ...]
+    ciphers: tuple[str, ...] = ("chacha20-poly1305",)
+    lan: tuple[str, ...] = ()  # endpoints
+    observed: tuple[str, ...] = ()
+    online: bool = False
+    tags: tuple[str, ...] = ()
+
+
+class NetworkMap(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="full"):
+    network: str  # random identity of the network, hex
+    version: int
+    domain: str
+    networks: tuple[str, ...]
+    nodes: tuple[MapNode, ...]
+
+
+class MapDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="delta"):
+    """Turns the map of version `base` into that of `version`. A node that has another version asks anew."""
+
+    network: str
+    base: int
+    version: int
+    changed: tuple[MapNode, ...] = ()
+    removed: tuple[int, ...] = ()

@@ -19,7 +19,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 # node → server -------------------------------------------------------------------------------------------------------
 
 
-class Hello(Message, frozen=True, tag="hello"):
+class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     """First message of a node on every control connection."""
 
     version: int = CONTROL_VERSION
@@ -32,14 +32,14 @@ class Hello(Message, frozen=True, tag="hello"):
     software: str = ""
 
 
-class Endpoints(Message, frozen=True, tag="endpoints"):
+class Endpoints(Message, frozen=True, kw_only=True, tag="endpoints"):
     """Where the node may be reached: `lan` its own interfaces' endpoints, `observed` as the relay sees it."""
 
     lan: tuple[str, ...] = ()
     observed: tuple[str, ...] = ()
 
 
-class Expose(Message, frozen=True, tag="expose"):
+class Expose(Message, frozen=True, kw_only=True, tag="expose"):
     """Ask for an exposure, or (with `id`) renew one of this node's. Answered by `Exposed` or `Failed`."""
 
     seq: int
@@ -50,20 +50,20 @@ class Expose(Message, frozen=True, tag="expose"):
     id: str = ""
 
 
-class Unexpose(Message, frozen=True, tag="unexpose"):
+class Unexpose(Message, frozen=True, kw_only=True, tag="unexpose"):
     """Give an exposure back. Answered by `Done` or `Failed`."""
 
     seq: int
     id: str
 
 
-class Ping(Message, frozen=True, tag="ping"):
+class Ping(Message, frozen=True, kw_only=True, tag="ping"):
     """Either side; answered by `Pong` with the same `seq`."""
 
     seq: int
 
 
-class Leave(Message, frozen=True, tag="leave"):
+class Leave(Message, frozen=True, kw_only=True, tag="leave"):
     """The node goes away on purpose: it is offline at once."""
 
 
@@ -79,7 +79,7 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tunnel: Literal["single"] = "single"
 
 
-class Welcome(Message, frozen=True, tag="welcome"):
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     """Answer to `Hello`: who the node is in the network."""
 
     version: int = CONTROL_VERSION
@@ -96,7 +96,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     exposures: tuple[Exposure, ...] = ()
 
 
-class Refused(Message, frozen=True, tag="refused"):
+class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     """The server does not let the node in, or lets it go; the connection ends. Fields as in `UserError`."""
 
     code: str
@@ -105,29 +105,29 @@ class Refused(Message, frozen=True, tag="refused"):
     final: bool = True  # False: worth trying again later
 
 
-class SignedMap(Message, frozen=True, tag="map"):
+class SignedMap(Message, frozen=True, kw_only=True, tag="map"):
     """A `NetworkMap` or `MapDelta` as JSON in `body`, with the Ed25519 signature of `MAP_CONTEXT + body`."""
 
     body: bytes
     signature: bytes
 
 
-class Exposed(Message, frozen=True, tag="exposed"):
+class Exposed(Message, frozen=True, kw_only=True, tag="exposed"):
     seq: int
     exposure: Exposure
 
 
-class Exposures(Message, frozen=True, tag="exposures"):
+class Exposures(Message, frozen=True, kw_only=True, tag="exposures"):
     """All exposures of this node as the server now has them (one was removed by an administrator, say)."""
 
     exposures: tuple[Exposure, ...]
 
 
-class Done(Message, frozen=True, tag="done"):
+class Done(Message, frozen=True, kw_only=True, tag="done"):
     seq: int
 
 
-class Failed(Message, frozen=True, tag="failed"):
+class Failed(Message, frozen=True, kw_only=True, tag="failed"):
     """Answer to a request; fields as in `UserError`."""
 
     seq: int
@@ -136,7 +136,7 @@ class Failed(Message, frozen=True, tag="failed"):
     hint: str = ""
 
 
-class Pong(Message, frozen=True, tag="pong"):
+class Pong(Message, frozen=True, kw_only=True, tag="pong"):
     seq: int
 
 

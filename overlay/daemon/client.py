@@ -1,0 +1,68 @@
+"""A daemon's local API from the outside: HTTP on a unix socket. Imports little: every command starts with it."""
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from overlay.daemon.launch import error_from
+from overlay.daemon.state import SOCKET_NAME
+from overlay.errors import Exit, UserError
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class LocalClient:
+    """Calls the daemon whose state is in `state`."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+
+    def request(self, method: str, path: str, body: Any = None, timeout: float = 10.0) -> dict[str, Any]:
+        """Returns the JSON document that the daemon answers.
+
+        Raises the daemon's `UserError`, or "not-running" (exit 3), "no-permission" (exit 4), "no-answer" of its own.
+        """
+        connection = _UnixConnection(str(self._state / SOCKET_NAME), timeout)
+        try:
+            payload = None if body is None else json.dumps(body)
+            headers = {"Content-Type": "application/json"} if payload is not None else {}
+            connection.request(method, path, payload, headers)
+            response = connection.getresponse()
+            document = json.loads(response.read() or b"{}")
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise UserError(
+                "not-running",
+                f"No daemon is running on the state folder {self._state}.",
+                "Start it with 'overlay up' (or 'overlay server'), or name its folder with --state DIR.",
+                Exit.NOT_RUNNING,
+            ) from error
+        except PermissionError as error:
+            raise UserError(
+                "no-permission",
+                f"You may not talk to the daemon of {self._state}.",
+                "Run the command with sudo, or join the group 'overlay'.",
+                Exit.REFUSED,
+            ) from error
+        except (TimeoutError, OSError, http.client.HTTPException, ValueError) as error:
+            raise UserError(
+                "no-answer",
+                f"The daemon of {self._state} does not answer as it should ({error}).",
+                f"See its log in {self._state}; if it hangs, end it and start it again.",
+            ) from error
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise error_from(document.get("error", {}))
+        result: dict[str, Any] = document
+        return result

@@ -1,0 +1,182 @@
+"""Plain `/etc/resolv.conf`: taken over while the network is up, put back after. See resolv.conf(5).
+
+Before the file is changed, a journal in the daemon's state folder says what it was and what it will be. `restore`
+undoes from the journal alone, so it works after a crash too; a file that somebody else has
+written since is theirs and stays.
+
+The former name servers stay in the file behind ours: when the daemon is killed, its address goes with its interface,
+the C library's question to it fails at once, and the next name server answers.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+PATH = Path("/etc/resolv.conf")
+JOURNAL_NAME = "resolv-conf.json"
+_MARK = "# Written by overlay; the file before is put back by 'overlay down'."
+_NAMESERVER_LIMIT = 3  # glibc and musl read no more: MAXNS in resolv.h
+_log = logging.getLogger(__name__)
+
+
+class Journal(Protocol):
+    """Where the journal is kept; `overlay.daemon.state.StateDir` is one. Raises on failure to write."""
+
+    def read(self, name: str) -> bytes | None: ...
+    def write(self, name: str, data: bytes) -> None: ...
+    def remove(self, name: str) -> None: ...
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """What the file was, and a digest of what we made of it."""
+
+    path: str
+    kind: Literal["file", "link", "missing"]
+    content: bytes = b""  # of a file
+    target: str = ""  # of a link
+    mode: int = 0o644
+    applied: str
+
+
+class ResolvConf:
+    """One resolver file and its journal."""
+
+    def __init__(self, journal: Journal, path: Path = PATH) -> None:
+        self._journal = journal
+        self._path = path
+
+    def apply(self, nameservers: Sequence[str], search: str) -> list[str]:
+        """Point the file at `nameservers`, with `search` as first search domain; returns the name servers found before.
+
+        Undoes an earlier take-over first. Raises `OSError`, or what the journal raises, with the file as it was.
+        """
+        self.restore()
+        text = _read(self._path)
+        former = [server for server in parse_nameservers(text) if server not in nameservers]
+        content = render(text, nameservers, former, search).encode()
+        entry = _describe(self._path, hashlib.sha256(content).hexdigest())
+        self._journal.write(JOURNAL_NAME, msgspec.json.encode(entry))
+        try:
+            _replace(self._path, content, 0o644)
+        except OSError:
+            self._journal.remove(JOURNAL_NAME)
+            raise
+        return former
+
+    def restore(self) -> bool:
+        """Put the file back as the journal says; returns whether it did. Nothing happens without a journal."""
+        data = self._journal.read(JOURNAL_NAME)
+        if data is None:
+            return False
+        try:
+            entry = msgspec.json.decode(data, type=Entry)
+        except msgspec.DecodeError:
+            _log.warning("the journal %s is damaged; %s stays as it is", JOURNAL_NAME, self._path)
+            self._journal.remove(JOURNAL_NAME)
+            return False
+        path = Path(entry.path)
+        ours = _digest(path) == entry.applied
+        if ours:
+            _put_back(path, entry)
+        else:
+            _log.info("%s was changed by somebody else meanwhile and stays as it is", path)
+        self._journal.remove(JOURNAL_NAME)
+        return ours
+
+
+def parse_nameservers(text: str) -> list[str]:
+    """The name servers of a resolv.conf, in order; lines that the C library would skip are skipped."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            with suppress(ValueError):
+                ip_address(words[1].partition("%")[0])
+                found.append(words[1])
+    return found
+
+
+def render(text: str, nameservers: Sequence[str], former: Sequence[str], search: str) -> str:
+    """The new file: our name servers before the former ones, our search domain before the former ones, options kept."""
+    options: list[str] = []
+    domains = [search]
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["options"]:
+            options.append(" ".join(words))
+        elif words[:1] in (["search"], ["domain"]):
+            domains = [search, *(word for word in words[1:] if word != search)]  # the last such line wins
+    lines = [_MARK, f"search {' '.join(domains)}"]
+    lines += [f"nameserver {server}" for server in [*nameservers, *former][:_NAMESERVER_LIMIT]]
+    return "\n".join([*lines, *options]) + "\n"
+
+
+def _describe(path: Path, applied: str) -> Entry:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return Entry(path=str(path), kind="missing", applied=applied)
+    if stat.S_ISLNK(status.st_mode):
+        return Entry(path=str(path), kind="link", target=os.readlink(path), applied=applied)
+    mode = stat.S_IMODE(status.st_mode)
+    return Entry(path=str(path), kind="file", content=path.read_bytes(), mode=mode, applied=applied)
+
+
+def _put_back(path: Path, entry: Entry) -> None:
+    if entry.kind == "file":
+        _replace(path, entry.content, entry.mode)
+    elif entry.kind == "missing":
+        path.unlink(missing_ok=True)
+    else:
+        temporary = _temporary(path)
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        os.symlink(entry.target, temporary)
+        os.rename(temporary, path)
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    """Replace the file (or link) at once; in place where it is a mount of its own, as in containers."""
+    temporary = _temporary(path)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask is: everybody resolves names
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if error.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        with path.open("wb") as file:
+            file.write(content)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.overlay")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:  # missing, or a link to nowhere
+        return ""
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return None if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None

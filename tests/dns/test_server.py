@@ -1,0 +1,150 @@
+"""The resolver over real sockets, in front of a real upstream made of dnslib's server."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network
+
+import anyio
+import pytest
+from anyio import to_thread
+from dnslib import QTYPE, RCODE, RR, TXT, A, DNSRecord
+from dnslib.server import BaseResolver, DNSHandler, DNSServer
+
+from overlay_dns.forwarder import Upstream
+from overlay_dns.server import Resolver
+from overlay_dns.zone import Zone
+
+ZONE = Zone.build(
+    "local.test",
+    {"b": [IPv4Address("10.77.0.3")], "many": [IPv4Address(f"10.77.1.{n}") for n in range(1, 120)]},
+    serial=1,
+    networks=[IPv4Network("10.77.0.0/16")],
+)
+
+
+class Upstreamer(BaseResolver):  # type: ignore[misc]
+    """A.example has an address; big.example a TXT set that needs TCP."""
+
+    def resolve(self, request: DNSRecord, handler: DNSHandler) -> DNSRecord:
+        reply = request.reply()
+        if request.q.qname == "a.example":
+            reply.add_answer(RR("a.example", QTYPE.A, ttl=60, rdata=A("192.0.2.80")))
+        elif request.q.qname == "big.example":
+            for n in range(20):
+                reply.add_answer(RR("big.example", QTYPE.TXT, ttl=60, rdata=TXT(f"{n:03}" * 60)))
+            if handler.protocol == "udp":
+                reply = reply.truncate()
+        else:
+            reply.header.rcode = RCODE.NXDOMAIN
+        return reply
+
+
+@contextmanager
+def upstream() -> Iterator[Upstream]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    servers = [DNSServer(Upstreamer(), port=port, address="127.0.0.1", tcp=tcp) for tcp in (False, True)]
+    for server in servers:
+        server.start_thread()
+    try:
+        yield ("127.0.0.1", port)
+    finally:
+        for server in servers:
+            server.stop()
+            server.server.server_close()
+            assert isinstance(server.thread, threading.Thread)
+            server.thread.join()
+
+
+def with_resolver(upstreams: Sequence[Upstream], check: Callable[[int, Resolver], None]) -> None:
+    async def main() -> None:
+        resolver = Resolver(ZONE, lambda: upstreams)
+        async with anyio.create_task_group() as tasks:
+            port = await tasks.start(partial(resolver.serve, ["127.0.0.1"], port=0))
+            await to_thread.run_sync(check, port, resolver)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
+def ask(port: int, name: str, qtype: str = "A", *, tcp: bool = False) -> DNSRecord:
+    return DNSRecord.parse(DNSRecord.question(name, qtype).send("127.0.0.1", port, tcp=tcp, timeout=10))
+
+
+def test_zone_and_forwarding_over_udp_and_tcp() -> None:
+    def check(port: int, _resolver: Resolver) -> None:
+        for tcp in (False, True):
+            assert str(ask(port, "b.local.test", tcp=tcp).rr[0].rdata) == "10.77.0.3"
+            assert str(ask(port, "a.example", tcp=tcp).rr[0].rdata) == "192.0.2.80"
+            assert ask(port, "nobody.local.test", tcp=tcp).header.rcode == RCODE.NXDOMAIN
+
+    with upstream() as server:
+        with_resolver([server], check)
+
+
+def test_large_answers_are_truncated_over_udp_and_whole_over_tcp() -> None:
+    def check(port: int, _resolver: Resolver) -> None:
+        for name, qtype, count in (("many.local.test", "A", 119), ("big.example", "TXT", 20)):
+            short = ask(port, name, qtype)
+            assert (short.header.tc, len(short.rr)) == (1, 0)
+            assert len(ask(port, name, qtype, tcp=True).rr) == count
+
+    with upstream() as server:
+        with_resolver([server], check)
+
+
+def test_no_upstream_is_servfail_and_counted() -> None:
+    def check(port: int, resolver: Resolver) -> None:
+        assert ask(port, "a.example").header.rcode == RCODE.SERVFAIL
+        assert resolver.drops["no_upstream"] == 1
+
+    with_resolver([], check)
+
+
+def test_members_of_the_network_are_not_served() -> None:
+    async def main() -> None:
+        resolver = Resolver(ZONE, list)
+        query = DNSRecord.question("b.local.test").pack()
+        assert await resolver.reply(query, "10.77.0.9", stream=False) is None
+        assert await resolver.reply(query, "192.0.2.1", stream=False) is not None
+        assert resolver.drops["foreign_client"] == 1
+
+    anyio.run(main)
+
+
+def test_a_new_zone_counts_at_once() -> None:
+    def check(port: int, resolver: Resolver) -> None:
+        resolver.set_zone(Zone.build("local.test", {"new": [IPv4Address("10.77.0.7")]}, serial=2))
+        assert str(ask(port, "new.local.test").rr[0].rdata) == "10.77.0.7"
+        assert ask(port, "b.local.test").header.rcode == RCODE.NXDOMAIN
+
+    with_resolver([], check)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\0" * 11, b"\xff" * 40, DNSRecord.question("a").reply().pack()])
+def test_garbage_gets_no_service_and_harms_none(garbage: bytes) -> None:
+    def check(port: int, _resolver: Resolver) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.sendto(garbage, ("127.0.0.1", port))
+        with socket.create_connection(("127.0.0.1", port)) as tcp:
+            tcp.sendall(len(garbage).to_bytes(2) + garbage)
+        assert str(ask(port, "b.local.test").rr[0].rdata) == "10.77.0.3"
+
+    with_resolver([], check)
+
+
+def test_questions_in_a_row_on_one_connection() -> None:
+    def check(port: int, _resolver: Resolver) -> None:
+        questions = [DNSRecord.question("b.local.test"), DNSRecord.question("many.local.test")]
+        with socket.create_connection(("127.0.0.1", port)) as tcp, tcp.makefile("rb") as file:
+            packed = [question.pack() for question in questions]
+            tcp.sendall(b"".join(len(data).to_bytes(2) + data for data in packed))
+            for question in questions:
+                reply = DNSRecord.parse(file.read(int.from_bytes(file.read(2))))
+                assert reply.header.id == question.header.id
+
+    with_resolver([], check)

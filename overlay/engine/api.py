@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
+from overlay.path.types import PathKind as PathKind
 from overlay.wire.endpoint import Endpoint
 
 Cipher = Literal["aes-256-gcm", "chacha20-poly1305"]
-PathKind = Literal["relay", "lan", "udp", "tcp"]
 Network = IPv4Network | IPv6Network
 
 SERVER_NUMBER = 1

@@ -1,0 +1,23 @@
+"""The header of relayed datagrams. A relay forwards by node number what it cannot read; the ticket says who may."""
+
+from overlay.wire.relay.header import (
+    MAX_TICKET,
+    RELAY_HEADER_SIZE,
+    RELAY_TYPE,
+    RelayHeader,
+    pack_header,
+    pack_header_into,
+    parse_header,
+    tickets_equal,
+)
+
+__all__ = [
+    "MAX_TICKET",
+    "RELAY_HEADER_SIZE",
+    "RELAY_TYPE",
+    "RelayHeader",
+    "pack_header",
+    "pack_header_into",
+    "parse_header",
+    "tickets_equal",
+]

@@ -1,0 +1,326 @@
+"""The choice of the path to one peer. Sans-I/O: it hears what was sent and received and says whom to ping.
+
+It knows no packet, key or socket: whoever calls it has authenticated what it reports, and sends the pings. The relay,
+where there is one, carries from the first packet on. While data flows, the peer's candidates are asked; one that
+answers a ping with a fresh transaction id is proven, and the best proven one is used. On the path in use a ping goes
+out four times a second while data is sent: data that comes in cannot prove the way out. A path that leaves those
+unanswered is left before a second is over, and rests. Pairs without data for 45 s send nothing and need no timer;
+what they knew is proven anew with the next packet, which meanwhile goes over the relay. Without a relay and without a
+better way the last path is kept.
+
+Calls and their order: report (`data_sent`, `…_received`, `set_…`, `link_changed`, `handle_timeout`), then drain
+`pings_to_send` and `events`, then ask `next_timeout`. Datagrams that already arrived are to be reported before
+`handle_timeout` is called, lest a late wake-up looks like a silent path.
+"""
+
+from collections.abc import Callable, Iterable
+
+from overlay.path import timing
+from overlay.path.budget import Budget
+from overlay.path.candidate import Candidate
+from overlay.path.types import RELAY_PATH, Path, PathChanged, PathEvent, PathKind
+from overlay.wire.endpoint import Endpoint
+
+NEVER = float("inf")
+
+
+class Selector:
+    """The paths to one peer. Times in s, monotonic, never going back; `random_bytes(n)` gives n unguessable bytes."""
+
+    def __init__(self, *, relay: bool, random_bytes: Callable[[int], bytes]) -> None:
+        self.path: Path | None = RELAY_PATH if relay else None
+        """Where data goes now; None: nowhere yet (report `data_sent` all the same, it starts the search)."""
+        self.observed: Endpoint | None = None
+        """Our own endpoint as the peer last saw it."""
+        self._relay = relay
+        self._random_bytes = random_bytes
+        self._candidates: dict[Endpoint, Candidate] = {}
+        self._current: Candidate | None = None  # that of `path`; None for the relay
+        self._chosen_at = 0.0
+        self._last_data = float("-inf")  # either way
+        self._last_sent = float("-inf")
+        self._liveness_due = NEVER  # when data_sent has to ping; NEVER if no live direct path is in use
+        self._timeout = NEVER
+        self._budget = Budget(timing.PROBE_RATE, timing.PROBE_BURST)
+        self._pings: list[tuple[Endpoint, bytes]] = []
+        self._events: list[PathEvent] = []
+
+    @property
+    def rtt(self) -> float | None:
+        """Smoothed round trip of the direct path in use, s; None on the relay, or before the first answer."""
+        return self._current.rtt if self._current is not None else None
+
+    def proven(self, source: Endpoint) -> bool:
+        """Has this endpoint answered one of our pings, or carried what the session authenticated?"""
+        candidate = self._candidates.get(source)
+        return candidate is not None and candidate.proven
+
+    # --- what the caller reports --------------------------------------------------------------------------------------
+
+    def data_sent(self, now: float) -> None:
+        """A packet (or a batch) of data was sent to the peer, or would have been if `path` were not None."""
+        woken = now >= self._last_data + timing.ACTIVE
+        self._last_data = self._last_sent = now
+        if woken:
+            self._wake(now)
+        elif now >= self._liveness_due:
+            self._work(now)
+        elif self._liveness_due < self._timeout:
+            self._timeout = self._liveness_due
+
+    def data_received(self, source: Endpoint | None, now: float, *, empty: bool = False) -> None:
+        """The session authenticated a message that came from `source` (None: through the relay).
+
+        `empty`: it carried no packet (keepalive, handshake); that proves the source but makes no pair active.
+        """
+        if source is not None:
+            candidate = self._candidates.get(source)
+            if candidate is None:
+                candidate = self._learn(source, now)
+                self._work(now)
+            candidate.proven = True
+            candidate.heard = now
+        if not empty:
+            woken = not self._active(now)
+            self._last_data = now
+            if woken:
+                self._wake(now)
+
+    def ping_received(self, source: Endpoint, now: float) -> None:
+        """An authentic disco ping came directly from `source` (it may be a replay): a candidate from now on."""
+        candidate = self._candidates.get(source)
+        if candidate is None:
+            candidate = self._learn(source, now)
+        candidate.heard = now
+        if not candidate.trusted(now) and now >= candidate.resting_until:
+            # Its way in is open: now is the best time to ask, also for a pair that is quiet on our side, so that the
+            # source is proven before the peer's data comes from there.
+            if now - candidate.last_ping >= timing.MIN_INTERVAL and self._budget.take(now):
+                candidate.silent_pings = 0
+                self._ping(candidate, now)
+            self._schedule(now)
+
+    def pong_received(self, source: Endpoint, txid: bytes, observed: Endpoint, now: float) -> bool:
+        """An authentic pong came directly from `source`. False, and nothing changed, if no ping of ours asked for
+        it."""
+        candidate = self._candidates.get(source)
+        if candidate is None or not candidate.pong(txid, now):
+            return False
+        self.observed = observed
+        self._choose(now)
+        self._schedule(now)
+        return True
+
+    def set_relay(self, available: bool, now: float) -> None:
+        """A relay that answers is there, or is not."""
+        self._relay = available
+        self._choose(now)
+        self._schedule(now)
+
+    def set_candidates(self, endpoints: Iterable[Endpoint], lan: Iterable[Endpoint], now: float) -> None:
+        """What the network map says of the peer; replaces what it said before. `lan`: those on the peer's
+        interfaces."""
+        kinds: dict[Endpoint, PathKind] = dict.fromkeys(lan, "lan")
+        for endpoint in endpoints:
+            kinds.setdefault(endpoint, "udp")
+        advertised = dict(list(kinds.items())[: timing.MAX_ADVERTISED])
+        for candidate in self._candidates.values():
+            candidate.advertised = candidate.endpoint in advertised
+        for endpoint, kind in advertised.items():
+            known = self._candidates.get(endpoint)
+            if known is None:
+                self._candidates[endpoint] = Candidate(endpoint, kind, now, advertised=True)
+            elif known.path.kind != kind:
+                known.path = Path(kind, endpoint)
+                if known is self._current:
+                    self._use(known, known.path, now)
+        for candidate in list(self._candidates.values()):
+            if not candidate.advertised and not candidate.proven and candidate is not self._current:
+                del self._candidates[candidate.endpoint]
+        self._forget(now)
+        self._make_room(timing.MAX_LEARNED)
+        self._choose(now)
+        self._work(now)
+
+    def link_changed(self, now: float) -> None:
+        """Our addresses or routes changed: every path is proven anew. Who is behind an endpoint stays known."""
+        for candidate in self._candidates.values():
+            candidate.doubt()
+            candidate.rtt = None
+            candidate.falls = 0
+            candidate.resting_until = float("-inf")
+            candidate.ask_anew(now)
+        self._choose(now)
+        self._work(now)
+
+    def handle_timeout(self, now: float) -> None:
+        """To be called at `next_timeout`; earlier or later does no harm."""
+        self._work(now)
+
+    # --- what the caller drains ---------------------------------------------------------------------------------------
+
+    def pings_to_send(self) -> list[tuple[Endpoint, bytes]]:
+        """Endpoints to ping now, each with the transaction id to use."""
+        pings, self._pings = self._pings, []
+        return pings
+
+    def events(self) -> list[PathEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` is to be called; None: not before something else happens."""
+        return None if self._timeout == NEVER else self._timeout
+
+    # --- the work -----------------------------------------------------------------------------------------------------
+
+    def _active(self, now: float) -> bool:
+        return now < self._last_data + timing.ACTIVE
+
+    def _wake(self, now: float) -> None:
+        """First data after a silence: what was known is old, ask everybody."""
+        self._forget(now)
+        for candidate in self._candidates.values():
+            if not candidate.trusted(now):
+                candidate.ask_anew(now)
+        self._work(now)
+
+    def _work(self, now: float) -> None:
+        """Leave what is dead, ask whom it is time to ask, and note when to look again."""
+        current = self._current
+        if current is not None and current.last_pong is not None:
+            if self._dead(current, now):
+                self._leave(current, now)
+            elif not current.trusted(now):
+                current.doubt()
+                current.ask_anew(now)
+                self._choose(now)
+            elif now >= self._path_ping_due(current, now):
+                self._ping(current, now)
+        if self._active(now):
+            for candidate in self._due(now):
+                if not self._budget.take(now):
+                    break
+                self._ping(candidate, now)
+        self._schedule(now)
+
+    def _due(self, now: float) -> list[Candidate]:
+        due = [candidate for candidate in self._candidates.values() if self._probe_due(candidate, now) <= now]
+        return sorted(due, key=lambda candidate: timing.RANK[candidate.path.kind])
+
+    def _probe_due(self, candidate: Candidate, now: float) -> float:
+        """When to ask this one, as a candidate, while the pair is active."""
+        current = self._current
+        if current is not None and current.trusted(now):
+            good = current.path.kind == "lan" and current.rtt is not None and current.rtt <= timing.GOOD_ENOUGH
+            if candidate is current or good:
+                return NEVER
+        return candidate.next_ping
+
+    def _ping(self, candidate: Candidate, now: float) -> None:
+        self._pings.append((candidate.endpoint, candidate.ping(now, self._random_bytes)))
+
+    # --- the path in use ----------------------------------------------------------------------------------------------
+
+    def _path_ping_due(self, current: Candidate, now: float) -> float:
+        due = NEVER
+        if self._last_sent > current.last_ping:
+            due = current.last_ping + timing.LIVENESS
+        elif self._active(now):
+            due = current.last_ping + timing.HEARTBEAT
+        oldest = current.oldest_unanswered
+        if oldest is not None:
+            overdue = oldest + max(timing.LIVENESS, 1.5 * (current.rtt or 0.0) + 0.05)
+            due = min(due, max(overdue, current.last_ping + timing.RETRY))
+        return due
+
+    def _patience(self, current: Candidate) -> float:
+        return max(timing.PATIENCE, 2.0 * (current.rtt or 0.0))
+
+    def _dead(self, current: Candidate, now: float) -> bool:
+        oldest = current.oldest_unanswered
+        return (
+            oldest is not None
+            and now >= oldest + self._patience(current)
+            and len(current.outstanding) >= timing.MIN_UNANSWERED
+        )
+
+    def _leave(self, dead: Candidate, now: float) -> None:
+        dead.rest(now - self._chosen_at, now)
+        for candidate in self._candidates.values():
+            if candidate is not dead and not candidate.trusted(now):
+                candidate.ask_anew(now)
+        self._choose(now)
+
+    def _choose(self, now: float) -> None:
+        """Take the best proven path; else the relay; else keep what there is; else what last worked."""
+        current = self._current
+        best = min(
+            (candidate for candidate in self._candidates.values() if candidate.trusted(now)),
+            key=lambda candidate: (timing.RANK[candidate.path.kind], candidate.rtt or 0.0),
+            default=None,
+        )
+        if best is not None:
+            if current is None or not current.trusted(now) or self._better(best, current):
+                self._use(best, best.path, now)
+        elif self._relay:
+            self._use(None, RELAY_PATH, now)
+        elif current is None:
+            last = max((c for c in self._candidates.values() if c.proven), key=lambda c: c.heard, default=None)
+            self._use(last, last.path if last is not None else None, now)
+
+    @staticmethod
+    def _better(new: Candidate, old: Candidate) -> bool:
+        new_rank, old_rank = timing.RANK[new.path.kind], timing.RANK[old.path.kind]
+        if new is old or new_rank != old_rank or new.rtt is None or old.rtt is None:
+            return new_rank < old_rank
+        return new.rtt < old.rtt * timing.BETTER_RATIO and old.rtt - new.rtt >= timing.BETTER_BY
+
+    def _use(self, candidate: Candidate | None, path: Path | None, now: float) -> None:
+        if candidate is not self._current:
+            self._current = candidate
+            self._chosen_at = now
+        if path != self.path:
+            self.path = path
+            self._events.append(PathChanged(path, now))
+
+    # --- what is kept -------------------------------------------------------------------------------------------------
+
+    def _learn(self, source: Endpoint, now: float) -> Candidate:
+        self._make_room(timing.MAX_LEARNED - 1)
+        candidate = Candidate(source, "udp", now, advertised=False)
+        self._candidates[source] = candidate
+        return candidate
+
+    def _make_room(self, learned: int) -> None:
+        """Keep at most so many learnt candidates."""
+        kept = [candidate for candidate in self._candidates.values() if not candidate.advertised]
+        # Who is unproven goes first: replayed pings from made-up sources must not push the peer's real ones out.
+        kept.sort(key=lambda candidate: (candidate is self._current, candidate.proven, candidate.heard))
+        for victim in kept[: max(0, len(kept) - learned)]:
+            del self._candidates[victim.endpoint]
+
+    def _forget(self, now: float) -> None:
+        for candidate in list(self._candidates.values()):
+            kept = candidate.advertised or candidate is self._current or candidate.trusted(now)
+            if not kept and now - candidate.heard >= timing.LEARNED_LIFE:
+                del self._candidates[candidate.endpoint]
+
+    def _schedule(self, now: float) -> None:
+        """Note when the next thing is due. Runs after every change, so that asking for the timeout costs nothing."""
+        timeout = NEVER
+        self._liveness_due = NEVER
+        current = self._current
+        if current is not None and current.trusted(now):
+            self._liveness_due = current.last_ping + timing.LIVENESS
+            timeout = self._path_ping_due(current, now)
+            oldest = current.oldest_unanswered
+            if oldest is not None and len(current.outstanding) >= timing.MIN_UNANSWERED:
+                timeout = min(timeout, oldest + self._patience(current))
+            if self._relay and current.last_pong is not None:
+                timeout = min(timeout, current.last_pong + timing.TRUST)
+        if self._active(now):
+            probe = min((self._probe_due(c, now) for c in self._candidates.values()), default=NEVER)
+            if probe != NEVER:
+                timeout = min(timeout, max(probe, self._budget.available_at(now)))
+        self._timeout = timeout

@@ -1,0 +1,35 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlay.path.budget import Budget
+
+
+def test_burst_then_rate() -> None:
+    budget = Budget(rate=2.0, burst=3.0)
+    assert [budget.take(100.0) for _ in range(4)] == [True, True, True, False]
+    assert not budget.take(100.4)
+    assert budget.take(100.5)
+    assert [budget.take(1000.0) for _ in range(4)] == [True, True, True, False]
+
+
+@given(st.lists(st.floats(0.0, 3.0), max_size=100), st.floats(0.0, 1e7))
+def test_never_more_than_burst_and_rate_and_the_promise_is_kept(pauses: list[float], start: float) -> None:
+    budget = Budget(rate=4.0, burst=5.0)
+    now, taken = start, 0
+    for pause in pauses:
+        now += pause
+        while budget.take(now):
+            taken += 1
+        assert taken <= 5 + 4.0 * (now - start) + 1e-6
+        promised = budget.available_at(now)
+        assert now < promised <= now + 0.26
+        now = promised
+        assert budget.take(now)
+        taken += 1
+
+
+def test_time_that_goes_back_gives_nothing() -> None:
+    budget = Budget(rate=1.0, burst=1.0)
+    assert budget.take(10.0)
+    assert not budget.take(5.0)
+    assert budget.available_at(5.0) > 5.0

@@ -1,0 +1,244 @@
+"""Forwarding of users' datagrams: one flow per user address, each with a socket of its own towards the target.
+
+UDP has no end, so a flow ends by silence, and the flows are bounded: the one that was silent for longest makes room.
+What cannot be forwarded is dropped and counted, as a network does it.
+"""
+
+import socket
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from overlay.wire.endpoint import Endpoint, canonical_endpoint
+
+FLOW_IDLE: Final = 60.0  # s; above the 30 s of common NATs, below RFC 4787's 2 min, as a flow costs a socket
+FLOW_LIMIT: Final = 1024
+_LARGEST_DATAGRAM: Final = 65535
+_BATCH: Final = 64  # datagrams taken from one socket before others get a turn
+_ERROR_PAUSE: Final = 0.1  # s, when the listening socket itself reports an error
+_IP_PKTINFO: Final = 8  # <linux/in.h>; the socket module has it from Python 3.14 on
+_IN_PKTINFO: Final = struct.Struct("=i4s4s")  # interface, local address, destination address
+_IN6_PKTINFO: Final = struct.Struct("=16sI")  # local address, interface
+_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_IN6_PKTINFO.size)
+
+_SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+_Ancillary = list[tuple[int, int, bytes]]
+_Key = tuple[_SocketAddress, bytes]
+
+
+class _Flow:
+    __slots__ = ("answer_from", "last", "socket", "target", "user")
+
+    def __init__(
+        self, user: _SocketAddress, answer_from: _Ancillary, target: Endpoint, connected: socket.socket, now: float
+    ) -> None:
+        self.user = user
+        self.answer_from = answer_from
+        self.target = target
+        self.socket = connected
+        self.last = now
+
+    def close(self) -> None:
+        if self.socket.fileno() >= 0:
+            anyio.notify_closing(self.socket)
+            self.socket.close()
+
+
+class UdpFlows:
+    """Forwards between the users of a bound UDP socket and a target.
+
+    `listening` is a non-blocking socket that stays the caller's. `target` says where datagrams go now, None for
+    nowhere; a flow whose target changes goes on to the new one. `accepts` tells whose datagrams are taken, by source.
+    An answer leaves from the local address that the user wrote to, also on a host with several.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        target: Callable[[], Endpoint | None],
+        *,
+        limit: int = FLOW_LIMIT,
+        idle: float = FLOW_IDLE,
+        accepts: Callable[[Endpoint], bool] | None = None,
+        drops: Counter[str] | None = None,
+    ) -> None:
+        self.drops: Counter[str] = Counter() if drops is None else drops
+        """Datagrams not forwarded, and flows evicted, by reason."""
+        self.to_target = 0
+        """Bytes forwarded."""
+        self.to_user = 0
+        self._listening = listening
+        self._target = target
+        self._limit = limit
+        self._idle = idle
+        self._accepts = accepts
+        self._flows: OrderedDict[_Key, _Flow] = OrderedDict()  # the longest silent first
+        self._buffer = bytearray(_LARGEST_DATAGRAM)  # shared: never held across an await
+        _ask_for_local_address(listening)
+
+    @property
+    def count(self) -> int:
+        """Flows at this moment."""
+        return len(self._flows)
+
+    async def run(self) -> None:
+        """Forward until cancelled, or until the listening socket is closed."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._expire)
+                await self._from_users(tasks)
+                tasks.cancel_scope.cancel()
+        finally:
+            for flow in self._flows.values():
+                flow.close()
+            self._flows.clear()
+
+    async def _from_users(self, tasks: TaskGroup) -> None:
+        while True:
+            try:
+                await anyio.wait_readable(self._listening)
+            except (anyio.ClosedResourceError, ValueError):  # ValueError: no file descriptor any more
+                return
+            for _ in range(_BATCH):
+                try:
+                    size, ancillary, _, user = self._listening.recvmsg_into([self._buffer], _ANCILLARY_SIZE)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    self.drops["listener_failed"] += 1
+                    await anyio.sleep(_ERROR_PAUSE)
+                    break
+                self._forward(memoryview(self._buffer)[:size], user, ancillary, tasks)
+
+    def _forward(self, datagram: memoryview, user: _SocketAddress, ancillary: _Ancillary, tasks: TaskGroup) -> None:
+        if self._accepts is not None and not self._accepts(canonical_endpoint(user[0], user[1])):
+            self.drops["source_refused"] += 1
+            return
+        target = self._target()
+        if target is None:
+            self.drops["target_offline"] += 1
+            return
+        answer_from = _answer_from(ancillary)
+        key = (user, answer_from[0][2] if answer_from else b"")
+        flow = self._flows.get(key)
+        if flow is not None and flow.target != target:
+            self._close(key)
+            flow = None
+        if flow is None:
+            flow = self._open(key, user, answer_from, target, tasks)
+            if flow is None:
+                return
+        self._touch(key, flow)
+        try:
+            _send(flow.socket, datagram)
+        except BlockingIOError:
+            self.drops["target_full"] += 1
+        except ConnectionRefusedError:
+            self.drops["target_refused"] += 1
+        except OSError:
+            self.drops["target_failed"] += 1
+        else:
+            self.to_target += len(datagram)
+
+    def _open(
+        self, key: _Key, user: _SocketAddress, answer_from: _Ancillary, target: Endpoint, tasks: TaskGroup
+    ) -> _Flow | None:
+        if len(self._flows) >= self._limit:
+            self._close(next(iter(self._flows)))
+            self.drops["flow_evicted"] += 1
+        family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+        try:
+            connected = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        except OSError:
+            self.drops["no_socket"] += 1
+            return None
+        try:
+            connected.connect(target)
+        except OSError:
+            connected.close()
+            self.drops["target_failed"] += 1
+            return None
+        flow = self._flows[key] = _Flow(user, answer_from, target, connected, anyio.current_time())
+        tasks.start_soon(self._from_target, key, flow)
+        return flow
+
+    async def _from_target(self, key: _Key, flow: _Flow) -> None:
+        while flow.socket.fileno() >= 0:
+            try:
+                await anyio.wait_readable(flow.socket)
+            except anyio.ClosedResourceError:
+                return
+            if flow.socket.fileno() < 0:
+                return
+            for _ in range(_BATCH):
+                try:
+                    size = flow.socket.recv_into(self._buffer)
+                except BlockingIOError:
+                    break
+                except ConnectionRefusedError:
+                    self.drops["target_refused"] += 1
+                    break
+                except OSError:
+                    self.drops["target_failed"] += 1
+                    break
+                self._touch(key, flow)
+                self._answer(memoryview(self._buffer)[:size], flow)
+
+    def _answer(self, datagram: memoryview, flow: _Flow) -> None:
+        try:
+            self._listening.sendmsg([datagram], flow.answer_from, 0, flow.user)
+        except BlockingIOError:
+            self.drops["user_full"] += 1
+        except OSError:
+            self.drops["user_failed"] += 1
+        else:
+            self.to_user += len(datagram)
+
+    def _touch(self, key: _Key, flow: _Flow) -> None:
+        flow.last = anyio.current_time()
+        self._flows.move_to_end(key)
+
+    def _close(self, key: _Key) -> None:
+        self._flows.pop(key).close()
+
+    async def _expire(self) -> None:
+        while True:
+            now = anyio.current_time()
+            while self._flows:
+                key, flow = next(iter(self._flows.items()))
+                if flow.last + self._idle > now:
+                    break
+                self._close(key)
+            oldest = next(iter(self._flows.values()), None)
+            await anyio.sleep(self._idle if oldest is None else oldest.last + self._idle - now)
+
+
+def _send(connected: socket.socket, datagram: memoryview) -> None:
+    try:
+        connected.send(datagram)
+    except ConnectionRefusedError:
+        connected.send(datagram)  # what was refused was an earlier one: the kernel tells it once, and took nothing
+
+
+def _ask_for_local_address(listening: socket.socket) -> None:
+    if listening.family == socket.AF_INET6:
+        listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        listening.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+
+
+def _answer_from(ancillary: _Ancillary) -> _Ancillary:
+    """What to send with an answer so that it leaves from the address that the question came to."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO) and len(data) == _IN_PKTINFO.size:
+            _, local, _ = _IN_PKTINFO.unpack(data)
+            return [(level, kind, _IN_PKTINFO.pack(0, local, bytes(4)))]
+        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO) and len(data) == _IN6_PKTINFO.size:
+            local, _ = _IN6_PKTINFO.unpack(data)
+            # The interface is left to routing; a link-local user's is in its socket address.
+            return [(level, kind, _IN6_PKTINFO.pack(local, 0))]
+    return []

@@ -1,0 +1,99 @@
+"""What a peer of the control channel may cost us before and after we know it, and who is let in at all.
+
+A *stranger* is a connection whose node the server has not yet welcomed: anybody can complete a Noise handshake with a
+fresh key, so the handshake alone earns no trust. Nothing here does I/O; time is an argument.
+"""
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Times in seconds, sizes in bytes."""
+
+    handshake: float = 5.0  # accept → key proven: five round trips of a bad mobile link
+    admission: float = 20.0  # accept → Welcome: the registry's answer, on a busy disk too
+    strangers: int = 128  # at once; with what the kernel buffers for each, below 20 MiB
+    strangers_per_address: int = 16  # at once, per IPv4 address or IPv6 /64: an office behind one NAT comes in turns
+    handshakes_per_second: float = 200.0  # in all: four X25519 each, about a quarter of a core
+    handshakes_per_address: float = 20.0  # per second and address
+    first_message: int = 64 * KIB  # largest message of a stranger
+    outbox: int = 16 * MIB  # waiting for a peer that does not read: four of the largest messages
+    write: float = 10.0  # for the kernel to take the next 64 KiB
+    silence: float = 45.0  # nothing heard: three heartbeats
+
+
+DEFAULT_LIMITS: Final = Limits()
+BURST: Final = 2.0  # s worth of handshakes that may come at once
+_ADDRESSES_KEPT: Final = 4096  # in the rate table; the longest unseen goes first
+
+
+def network_of(host: str) -> str:
+    """Whom to count together: an IPv4 address, or the /64 that a single IPv6 host can pick its addresses from."""
+    address = ip_address(host)
+    return str(IPv6Address(int(address) >> 64 << 64)) if isinstance(address, IPv6Address) else host
+
+
+class Visit:
+    """A stranger inside the door. `leave` when the connection is closed, or its node is welcome; twice does no harm."""
+
+    def __init__(self, door: "Door", network: str) -> None:
+        self._door: Door | None = door
+        self._network = network
+
+    def leave(self) -> None:
+        door, self._door = self._door, None
+        if door is not None:
+            door.forget(self._network)
+
+
+class Door:
+    """Counts the strangers and the rate at which they come. All memory is bounded by `Limits` and `_ADDRESSES_KEPT`."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._strangers: Counter[str] = Counter()
+        self._total = 0
+        # Generic cell rate algorithm: the time at which each bucket would be full again.
+        self._full_at: OrderedDict[str, float] = OrderedDict()
+        self._full_at_all = 0.0
+
+    @property
+    def strangers(self) -> int:
+        return self._total
+
+    def enter(self, host: str, now: float) -> Visit | str:
+        """A connection from `host` has come. A visit: it is in; else the reason why it is not."""
+        network = network_of(host)
+        limits = self._limits
+        full_at = max(self._full_at.get(network, now), now)
+        full_at_all = max(self._full_at_all, now)
+        if self._strangers[network] >= limits.strangers_per_address:
+            return "too_many_from_address"
+        if self._total >= limits.strangers:
+            return "too_many_strangers"
+        if full_at - now > BURST:
+            return "handshake_rate_of_address"
+        if full_at_all - now > BURST:
+            return "handshake_rate"
+        self._full_at[network] = full_at + 1 / limits.handshakes_per_address
+        self._full_at.move_to_end(network)
+        if len(self._full_at) > _ADDRESSES_KEPT:
+            self._full_at.popitem(last=False)
+        self._full_at_all = full_at_all + 1 / limits.handshakes_per_second
+        self._strangers[network] += 1
+        self._total += 1
+        return Visit(self, network)
+
+    def forget(self, network: str) -> None:
+        """Called by `Visit.leave` alone."""
+        self._total -= 1
+        self._strangers[network] -= 1
+        if not self._strangers[network]:
+            del self._strangers[network]

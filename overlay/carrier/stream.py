@@ -1,0 +1,146 @@
+"""A TCP socket as an anyio byte stream, read and written directly.
+
+anyio's own stream puts a transport with buffers of 256 KiB between us and the socket, starts before we know whom we
+talk to, and gives no way to say what of a cancelled write has gone. Here a stranger costs a socket and no buffer, and
+connecting, reading and writing are cancelled cleanly at any point.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+
+from overlay.wire.endpoint import Endpoint, canonical_endpoint
+
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 s; close() then sends RST
+KEEPALIVE_IDLE: Final = 30  # s; a dead peer is noticed after IDLE + COUNT × INTERVAL = 60 s, and NATs stay open
+KEEPALIVE_INTERVAL: Final = 10  # s
+KEEPALIVE_COUNT: Final = 3
+
+
+class TcpStream(ByteStream):
+    """Owns a connected, non-blocking TCP socket. Errors as of every anyio byte stream."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._closed = False
+        connected.setblocking(False)
+        set_options(connected)
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """At least one byte. Raises `EndOfStream` on FIN, `BrokenResourceError` on a reset."""
+        while True:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            if self._closed:
+                raise anyio.ClosedResourceError
+            try:
+                data = self._socket.recv(max_bytes)
+            except BlockingIOError:
+                await anyio.wait_readable(self._socket)
+            except OSError as error:
+                raise anyio.BrokenResourceError(error.strerror) from error
+            else:
+                if not data:
+                    raise anyio.EndOfStream
+                return data
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        """Give the kernel what it takes now, waiting until it takes something. → bytes taken; cancelled: none."""
+        while True:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            if self._closed:
+                raise anyio.ClosedResourceError
+            try:
+                return self._socket.send(data)
+            except BlockingIOError:
+                await anyio.wait_writable(self._socket)
+            except OSError as error:
+                raise anyio.BrokenResourceError(error.strerror) from error
+
+    async def send(self, item: bytes) -> None:
+        """All of `item`; how much of it has gone when this is cancelled, only the peer knows."""
+        view = memoryview(item)
+        while view:
+            view = view[await self.send_some(view) :]
+
+    async def send_eof(self) -> None:
+        """FIN. The other direction stays open."""
+        if self._closed:
+            raise anyio.ClosedResourceError
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # the peer has reset it: the next read or write says so
+                raise anyio.BrokenResourceError(error.strerror) from error
+
+    async def aclose(self) -> None:
+        """Close at once; the kernel still delivers what it has taken. Whoever waits in another task is woken."""
+        self.close()
+        await anyio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            anyio.notify_closing(self._socket)
+            self._socket.close()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return {SocketAttribute.raw_socket: lambda: self._socket}
+
+
+def set_options(connected: socket.socket) -> None:
+    """No waiting for more to send, and a peer that has silently gone is noticed."""
+    try:
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # reset already: the first read says so
+            raise
+
+
+def reset_on_close(connected: socket.socket) -> None:
+    """Make the coming close() send RST instead of FIN: the peer must not take a stream cut short for a whole one."""
+    try:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # gone already
+            raise
+
+
+async def connect(endpoint: Endpoint) -> TcpStream:
+    """Connect to a numeric endpoint. Raises `OSError`; cancelled at any point, it leaves no socket."""
+    host, port = endpoint
+    connecting = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        connecting.setblocking(False)
+        result = connecting.connect_ex((host, port))
+        if result == errno.EINPROGRESS:
+            await anyio.wait_writable(connecting)
+            result = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if result:
+            raise OSError(result, errno_text(result))
+        return TcpStream(connecting)
+    except BaseException:
+        connecting.close()
+        raise
+
+
+def errno_text(number: int) -> str:
+    """`connection refused`: the system's words, in the middle of a sentence."""
+    words = os.strerror(number)
+    return words[:1].lower() + words[1:]
+
+
+def remote_endpoint(connected: socket.socket) -> Endpoint:
+    """Raises `OSError` if the peer has gone already."""
+    host, port = connected.getpeername()[:2]
+    return canonical_endpoint(host, port)

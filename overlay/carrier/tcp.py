@@ -1,0 +1,192 @@
+"""The TCP carrier of the control channel: dial a server, serve nodes.
+
+Either end gives out a connection only when the Noise handshake is done and, on the server, proven to be no replay.
+What a stranger can cost is bounded by `Limits`. What messages mean is not known here.
+"""
+
+import errno
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import anyio
+from anyio.abc import Listener, SocketAttribute, SocketStream, TaskGroup
+from anyio.streams.stapled import MultiListener
+
+from overlay.carrier.connection import ConnectionLost, ControlConnection
+from overlay.carrier.dialling import dial
+from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
+from overlay.carrier.stream import TcpStream
+from overlay.errors import RemoteProtocolError
+from overlay.wire.control.channel import BUSY, NoiseChannel
+from overlay.wire.control.codec import decode_node_message
+from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
+
+__all__ = ["DEFAULT_LIMITS", "ConnectionLost", "ControlConnection", "Limits", "dial", "serve"]
+
+logger = logging.getLogger(__name__)
+
+_ACCEPT_BATCH: Final = 64  # connections taken before other tasks get a turn
+_ACCEPT_PAUSE: Final = 0.1  # s, when the system has no file descriptor or memory left
+_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_LISTENER_GONE: Final = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK))
+_READ_SIZE: Final = 4096
+_ORDINARY: Final = frozenset(("closed", "closed_by_peer"))  # ends of a connection that are nobody's fault
+
+
+async def serve(
+    listener: Listener[SocketStream],
+    private_key: bytes,
+    handler: Callable[[ControlConnection], Awaitable[object]],
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    drops: Counter[str] | None = None,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> None:
+    """Serve nodes until cancelled. `listener` is what `anyio.create_tcp_listener` gives, and stays the caller's.
+
+    `handler` is called in a task of its own for each peer that has proven its key, and the connection ends when it
+    returns: what it sent last still arrives. It must send `Welcome` within `Limits.admission`, which ends the peer's
+    time as a stranger. It learns of the connection's end from `receive` or `send`. A `ConnectionLost` that it lets out
+    is expected; any other error is logged, and ends that connection alone.
+    `drops` counts every connection that was not let in, or was closed for cause, by reason; each reason is logged
+    once as a warning, and after that only at debug level.
+    """
+    server = _Server(private_key, handler, limits, Counter() if drops is None else drops, random_bytes)
+    await server.run(_listening_sockets(listener))
+
+
+def _listening_sockets(listener: Listener[SocketStream]) -> list[socket.socket]:
+    # anyio's own accept loop ends with the first error, so that a stranger who takes all file descriptors would end it.
+    parts = listener.listeners if isinstance(listener, MultiListener) else [listener]
+    return [part.extra(SocketAttribute.raw_socket) for part in parts]
+
+
+class _Server:
+    def __init__(
+        self,
+        private_key: bytes,
+        handler: Callable[[ControlConnection], Awaitable[object]],
+        limits: Limits,
+        drops: Counter[str],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self._private_key = private_key
+        self._handler = handler
+        self._limits = limits
+        self._drops = drops
+        self._random_bytes = random_bytes
+        self._door = Door(limits)
+        self._streams: set[TcpStream] = set()
+
+    async def run(self, sockets: Sequence[socket.socket]) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                for listening in sockets:
+                    tasks.start_soon(self._accept_from, listening, tasks)
+        finally:
+            for stream in self._streams:  # those whose task was cancelled before its first step
+                stream.close()
+
+    async def _accept_from(self, listening: socket.socket, tasks: TaskGroup) -> None:
+        while True:
+            await anyio.wait_readable(listening)
+            for _ in range(_ACCEPT_BATCH):
+                try:
+                    accepted, address = listening.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno in _LISTENER_GONE:
+                        raise
+                    self._count("accept_failed", "the listener", str(error))
+                    if error.errno in _EXHAUSTED:
+                        await anyio.sleep(_ACCEPT_PAUSE)
+                    break
+                self._let_in(accepted, canonical_endpoint(address[0], address[1]), tasks)
+
+    def _let_in(self, accepted: socket.socket, endpoint: Endpoint, tasks: TaskGroup) -> None:
+        visit = self._door.enter(endpoint[0], anyio.current_time())
+        if isinstance(visit, str):
+            self._count(visit, format_endpoint(endpoint))
+            _turn_away(accepted)
+            return
+        stream = TcpStream(accepted)
+        self._streams.add(stream)
+        tasks.start_soon(self._serve, stream, endpoint, visit)
+
+    async def _serve(self, stream: TcpStream, endpoint: Endpoint, visit: Visit) -> None:
+        try:
+            connection = await self._authenticate(stream, endpoint, visit)
+            if connection is not None:
+                await self._converse(connection)
+        finally:
+            stream.close()
+            self._streams.discard(stream)
+            visit.leave()
+
+    async def _authenticate(self, stream: TcpStream, endpoint: Endpoint, visit: Visit) -> ControlConnection | None:
+        channel = NoiseChannel.responder(
+            self._private_key, random_bytes=self._random_bytes, max_message=self._limits.first_message
+        )
+        peer = format_endpoint(endpoint)
+        try:
+            with anyio.fail_after(self._limits.handshake):
+                while (key := channel.remote_key) is None:
+                    channel.receive_data(await stream.receive(_READ_SIZE))
+                    if channel.bytes_to_send:
+                        await stream.send(channel.data_to_send())
+        except TimeoutError:
+            self._count("handshake_timeout", peer)
+        except RemoteProtocolError as error:
+            self._count(error.reason, peer, str(error))
+        except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            self._count("closed_early", peer, str(error))
+        else:
+            return ControlConnection(stream, channel, key, endpoint, decode_node_message, self._limits, visit.leave)
+        return None
+
+    async def _converse(self, connection: ControlConnection) -> None:
+        peer = format_endpoint(connection.remote_address)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(connection.write_queued)
+            tasks.start_soon(self._expect_admission, connection)
+            try:
+                await self._handler(connection)
+            except ConnectionLost as lost:
+                connection.lose(lost.reason, lost.detail)
+            except Exception:
+                # One connection's fault must not end the others: it is named, counted, and its traceback logged.
+                logger.exception("The handler of the control connection from %s failed", peer)
+                self._drops["handler_failed"] += 1
+            tasks.cancel_scope.cancel()
+        if connection.lost is None:
+            await connection.aclose()
+        elif connection.lost.reason not in _ORDINARY:
+            self._count(connection.lost.reason, peer, connection.lost.detail)
+
+    async def _expect_admission(self, connection: ControlConnection) -> None:
+        with anyio.move_on_after(self._limits.admission):
+            await connection.admitted.wait()
+            return
+        connection.lose("not_admitted", f"no welcome within {self._limits.admission:g} s")
+
+    def _count(self, reason: str, peer: str, detail: str = "") -> None:
+        self._drops[reason] += 1
+        level = logging.WARNING if self._drops[reason] == 1 else logging.DEBUG
+        logger.log(level, "Control connection from %s closed: %s%s", peer, reason, f" ({detail})" if detail else "")
+
+
+def _turn_away(accepted: socket.socket) -> None:
+    """Say that we are busy, if it can be said at once; an honest node then tries again later."""
+    with accepted:
+        accepted.setblocking(False)
+        try:
+            accepted.send(BUSY)
+            accepted.shutdown(socket.SHUT_WR)
+            accepted.recv(_READ_SIZE)  # unread bytes would make close() send RST in front of our two bytes
+        except OSError:
+            return  # it has gone, or has sent nothing: turned away in any case, and counted

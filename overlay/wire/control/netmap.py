@@ -1,0 +1,145 @@
+"""The network map: signing, checking, and the deltas between two versions. Pure functions.
+
+The server signs what it sends, so that a map can be kept on disk or come by way of another machine and still be
+believed. The signature is Ed25519 (RFC 8032) of `MAP_CONTEXT + body`: the context keeps a signature of ours from
+meaning anything elsewhere. `verify` returns maps that are right by construction: keys have their length, numbers are
+unique, addresses and endpoints parse. Nodes stand in ascending order of number.
+"""
+
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address, ip_network
+from typing import Final, TypeVar
+
+import msgspec
+from nacl.exceptions import CryptoError
+from nacl.signing import SigningKey, VerifyKey
+
+from overlay.errors import LocalProtocolError, RemoteProtocolError
+from overlay.wire.control.messages import MAP_CONTEXT, MapDelta, MapNode, NetworkMap, SignedMap
+from overlay.wire.endpoint import parse_endpoint
+
+SEED_SIZE: Final = 32  # of a signing key
+KEY_SIZE: Final = 32
+SIGNATURE_SIZE: Final = 64
+
+_T = TypeVar("_T", NetworkMap, MapDelta, NetworkMap | MapDelta)
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(NetworkMap | MapDelta)
+
+
+def map_key(seed: bytes) -> bytes:
+    """The public half, 32 bytes (`Welcome.map_key`), of the signing key that is made from 32 random bytes."""
+    return bytes(SigningKey(seed).verify_key)
+
+
+def sign(body: NetworkMap | MapDelta, seed: bytes) -> SignedMap:
+    """Sign a map or a delta. Raises `LocalProtocolError` if it breaks the rules that `verify` demands."""
+    body = _ordered(body)
+    try:
+        _check(body)
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(f"this map must not be signed: {error}") from error
+    encoded = _encoder.encode(body)
+    return SignedMap(body=encoded, signature=SigningKey(seed).sign(MAP_CONTEXT + encoded).signature)
+
+
+def verify(signed: SignedMap, key: bytes) -> NetworkMap | MapDelta:
+    """Check the signature with the public `key`, then the contents.
+
+    Raises `RemoteProtocolError`: `bad_signature`, or `bad_map` for what is signed but not a right map.
+    """
+    # libsodium's binding must not be asked about lengths that it does not expect.
+    if len(key) != KEY_SIZE or len(signed.signature) != SIGNATURE_SIZE:
+        raise RemoteProtocolError("bad_signature", "wrong length")
+    try:
+        VerifyKey(key).verify(MAP_CONTEXT + signed.body, signed.signature)
+    except CryptoError as error:
+        raise RemoteProtocolError("bad_signature") from error
+    try:
+        body: NetworkMap | MapDelta = _decoder.decode(signed.body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteProtocolError("bad_map", str(error)) from error
+    _check(body)
+    return _ordered(body)
+
+
+def apply(current: NetworkMap | None, update: NetworkMap | MapDelta) -> NetworkMap:
+    """The map after `update`. A whole map replaces whatever was there.
+
+    Raises `RemoteProtocolError("wrong_base")` for a delta that does not start from `current`: the node then asks anew.
+    """
+    if isinstance(update, NetworkMap):
+        return _ordered(update)
+    if current is None:
+        raise RemoteProtocolError("wrong_base", "a delta before any map")
+    if update.network != current.network:
+        raise RemoteProtocolError("wrong_base", "a delta of another network")
+    if update.base != current.version:
+        raise RemoteProtocolError("wrong_base", f"a delta from version {update.base} to a map of {current.version}")
+    nodes = {node.number: node for node in current.nodes}
+    for number in update.removed:
+        if nodes.pop(number, None) is None:
+            raise RemoteProtocolError("wrong_base", f"removes node {number}, which is not there")
+    nodes.update((node.number, node) for node in update.changed)
+    return _ordered(msgspec.structs.replace(current, version=update.version, nodes=tuple(nodes.values())))
+
+
+def diff(old: NetworkMap, new: NetworkMap) -> MapDelta:
+    """The delta with `apply(old, diff(old, new)) == new` (nodes of `new` in order of number).
+
+    Raises `LocalProtocolError` where a delta cannot tell the difference (network, domain, ranges; a version that does
+    not grow): the whole map is to be sent then.
+    """
+    if (old.network, old.domain, old.networks) != (new.network, new.domain, new.networks):
+        raise LocalProtocolError("no delta between maps of different networks, domains or ranges")
+    if new.version <= old.version:
+        raise LocalProtocolError(f"no delta from version {old.version} to {new.version}")
+    before = {node.number: node for node in old.nodes}
+    after = {node.number: node for node in new.nodes}
+    return MapDelta(
+        network=new.network,
+        base=old.version,
+        version=new.version,
+        changed=tuple(after[number] for number in sorted(after) if before.get(number) != after[number]),
+        removed=tuple(sorted(before.keys() - after.keys())),
+    )
+
+
+def _ordered(body: _T) -> _T:
+    if isinstance(body, NetworkMap):
+        return msgspec.structs.replace(body, nodes=tuple(sorted(body.nodes, key=lambda node: node.number)))
+    return body
+
+
+def _check(body: NetworkMap | MapDelta) -> None:
+    if isinstance(body, NetworkMap):
+        _check_nodes(body.nodes)
+        _check_parses("a range", ip_network, body.networks)
+        return
+    if not 0 <= body.base < body.version:
+        raise RemoteProtocolError("bad_map", f"a delta from version {body.base} to {body.version}")
+    _check_nodes(body.changed)
+    numbers = [*body.removed, *(node.number for node in body.changed)]
+    if len(set(numbers)) != len(numbers):
+        raise RemoteProtocolError("bad_map", "a delta that names a node twice")
+
+
+def _check_nodes(nodes: tuple[MapNode, ...]) -> None:
+    if len({node.number for node in nodes}) != len(nodes) or len({node.key for node in nodes}) != len(nodes):
+        raise RemoteProtocolError("bad_map", "two nodes with one number or one key")
+    for node in nodes:
+        if not 0 < node.number < 2**32:
+            raise RemoteProtocolError("bad_map", f"node number {node.number}")
+        if len(node.key) != KEY_SIZE:
+            raise RemoteProtocolError("bad_map", f"node {node.number}: a key of {len(node.key)} bytes")
+        _check_parses(f"node {node.number}", ip_address, node.addresses)
+        _check_parses(f"node {node.number}", parse_endpoint, (*node.lan, *node.observed))
+
+
+def _check_parses(where: str, parse: Callable[[str], object], texts: Iterable[str]) -> None:
+    for text in texts:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise RemoteProtocolError("bad_map", f"{where}: {error}") from error

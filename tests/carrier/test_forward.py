@@ -1,0 +1,184 @@
+"""Forwarding TCP: byte-exact, with half-close; cut short on one side is cut short on the other."""
+
+import hashlib
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+
+import anyio
+import pytest
+
+from overlay.carrier.forward import Forwarded, forward_streams
+from overlay.carrier.stream import TcpStream
+
+pytestmark = pytest.mark.anyio
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of one TCP connection over loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        one = socket.create_connection(listening.getsockname())
+        other, _ = listening.accept()
+    return one, other
+
+
+class Forwarding:
+    """user ══ a [forwarder] b ══ target; the outer ends are the test's."""
+
+    def __init__(self, user: TcpStream, target: TcpStream) -> None:
+        self.user = user
+        self.target = target
+        self.progress = Forwarded()
+        self.result: Forwarded | None = None
+        self.scope = anyio.CancelScope()
+        self.finished = anyio.Event()
+
+    async def end(self) -> Forwarded:
+        with anyio.fail_after(5):
+            await self.finished.wait()
+        assert self.result is not None
+        return self.result
+
+
+@asynccontextmanager
+async def forwarding(*, with_anyio_streams: bool = False) -> AsyncIterator[Forwarding]:
+    user, a = socket_pair()
+    target, b = socket_pair()
+    this = Forwarding(TcpStream(user), TcpStream(target))
+
+    async def run() -> None:
+        try:
+            with this.scope:
+                if with_anyio_streams:
+                    a.setblocking(False)
+                    b.setblocking(False)
+                    streams = (
+                        await anyio.abc.SocketStream.from_socket(a),
+                        await anyio.abc.SocketStream.from_socket(b),
+                    )
+                    this.result = await forward_streams(*streams, this.progress)
+                else:
+                    this.result = await forward_streams(TcpStream(a), TcpStream(b), this.progress)
+        finally:
+            this.finished.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        try:
+            yield this
+        finally:
+            tasks.cancel_scope.cancel()
+            this.user.close()
+            this.target.close()
+    assert a.fileno() == -1
+    assert b.fileno() == -1
+
+
+async def read_all(stream: TcpStream) -> bytes:
+    pieces: list[bytes] = []
+    with anyio.fail_after(10):
+        while True:
+            try:
+                pieces.append(await stream.receive())
+            except anyio.EndOfStream:
+                return b"".join(pieces)
+
+
+async def is_reset(stream: TcpStream) -> bool:
+    with anyio.fail_after(5):
+        try:
+            while True:
+                await stream.receive()
+        except anyio.BrokenResourceError:
+            return True
+        except anyio.EndOfStream:
+            return False
+
+
+@pytest.mark.parametrize("with_anyio_streams", [False, True])
+async def test_megabytes_both_ways_at_once_arrive_exactly(with_anyio_streams: bool) -> None:
+    there, back = Random(1).randbytes(3_000_001), Random(2).randbytes(2_000_003)
+    received: dict[str, str] = {}
+
+    async def send(stream: TcpStream, data: bytes) -> None:
+        await stream.send(data)
+        await stream.send_eof()
+
+    async def receive(name: str, stream: TcpStream) -> None:
+        received[name] = hashlib.sha256(await read_all(stream)).hexdigest()
+
+    async with forwarding(with_anyio_streams=with_anyio_streams) as this:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, this.user, there)
+            tasks.start_soon(send, this.target, back)
+            tasks.start_soon(receive, "target", this.target)
+            tasks.start_soon(receive, "user", this.user)
+        result = await this.end()
+    assert received == {"target": hashlib.sha256(there).hexdigest(), "user": hashlib.sha256(back).hexdigest()}
+    assert result == Forwarded(a_to_b=len(there), b_to_a=len(back))
+
+
+async def test_half_closed_the_other_way_stays_open() -> None:
+    async with forwarding() as this:
+        await this.user.send(b"question")
+        await this.user.send_eof()
+        assert await read_all(this.target) == b"question"
+        for _ in range(3):
+            await this.target.send(b"answer ")
+            with anyio.fail_after(5):
+                assert await this.user.receive() == b"answer "
+        await this.target.send_eof()
+        assert await read_all(this.user) == b""
+        assert (await this.end()).error is None
+
+
+@pytest.mark.parametrize("with_anyio_streams", [False, True])
+@pytest.mark.parametrize("victim", ["user", "target"])
+async def test_a_reset_is_passed_on_as_a_reset(victim: str, with_anyio_streams: bool) -> None:
+    async with forwarding(with_anyio_streams=with_anyio_streams) as this:
+        dying, other = (this.user, this.target) if victim == "user" else (this.target, this.user)
+        await other.send(b"x")
+        with anyio.fail_after(5):
+            assert await dying.receive() == b"x"
+        cut = dying.extra(anyio.abc.SocketAttribute.raw_socket)
+        cut.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        dying.close()
+        assert await is_reset(other)
+        assert (await this.end()).error is not None
+
+
+@pytest.mark.parametrize("with_anyio_streams", [False, True])
+async def test_cancelled_both_sides_are_reset(with_anyio_streams: bool) -> None:
+    async with forwarding(with_anyio_streams=with_anyio_streams) as this:
+        await this.user.send(b"half of it")
+        with anyio.fail_after(5):
+            assert await this.target.receive() == b"half of it"
+        this.scope.cancel()
+        assert await is_reset(this.user)
+        assert await is_reset(this.target)
+
+
+async def test_what_is_not_read_is_not_hoarded() -> None:
+    """Nobody reads at the target: the user's writes stop after what the kernel's four buffers and one chunk hold."""
+    async with forwarding() as this:
+        sent = 0
+        with anyio.move_on_after(0.3):
+            while True:
+                sent += await this.user.send_some(bytes(65536))
+        assert sent < 32 * 1024 * 1024
+        assert this.progress.a_to_b <= sent
+        before = this.progress.a_to_b
+        await anyio.lowlevel.checkpoint()
+        assert this.progress.a_to_b == before
+
+
+async def test_a_side_that_is_dead_from_the_start_is_a_result() -> None:
+    user, a = socket_pair()
+    target, b = socket_pair()
+    user.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    user.close()
+    result = await forward_streams(TcpStream(a), TcpStream(b))
+    assert result.error is not None
+    with target, pytest.raises(ConnectionResetError):
+        target.recv(1)

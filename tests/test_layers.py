@@ -23,6 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "overlay.server": (
         "overlay.node.member",
         "overlay.node.interface",
+        "overlay.node.ciphers",
         "overlay.engine",
         "overlay.carrier",
         "overlay.wire",

@@ -14,12 +14,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from overlay.daemon.state import LOG_NAME
 from overlay.errors import Exit, UserError
+
+if TYPE_CHECKING:
+    import msgspec  # at run time only where used: every command imports this module and few start a daemon
 
 READY_ENVIRONMENT = "OVERLAY_READY_FD"
 """Names the pipe's descriptor to the daemon; without it the daemon runs in the foreground of somebody's terminal."""
@@ -27,12 +28,14 @@ READY_ENVIRONMENT = "OVERLAY_READY_FD"
 _LARGEST_REPORT = 1 << 20
 
 
-def launch(module: str, settings: msgspec.Struct, state: Path, timeout: float) -> dict[str, Any]:
+def launch(module: str, settings: "msgspec.Struct", state: Path, timeout: float) -> dict[str, Any]:
     """Start the daemon `module` with `settings`; return what it reports once it works.
 
     Raises the `UserError` that the daemon reports, or one of its own if the daemon dies or says nothing for `timeout`
     seconds (it is ended then).
     """
+    import msgspec
+
     read_end, write_end = os.pipe()
     try:
         log = _open_log(state)
@@ -91,6 +94,8 @@ def _report(line: bytes, process: "subprocess.Popen[bytes]", state: Path) -> dic
 
 def read_settings(kind: type[Any]) -> Any:
     """Daemon side: the settings from standard input, as the msgspec type `kind`."""
+    import msgspec
+
     return msgspec.json.decode(sys.stdin.buffer.read(), type=kind)
 
 

@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, TypeVar
 
 from overlay.errors import Exit, UserError
+
+if TYPE_CHECKING:
+    import msgspec  # at run time only where used: every command imports this module and few read or write JSON files
 
 T = TypeVar("T")
 
@@ -114,6 +115,8 @@ class StateDir:
 
         Raises `UserError` ("state-corrupt") if it does not decode.
         """
+        import msgspec
+
         data = self.read(name)
         if data is None:
             return None
@@ -122,8 +125,10 @@ class StateDir:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise corrupt(self.path / name, str(error)) from error
 
-    def write_struct(self, name: str, value: msgspec.Struct) -> None:
+    def write_struct(self, name: str, value: "msgspec.Struct") -> None:
         """Write `value` as JSON, one line per member so that a person can read it."""
+        import msgspec
+
         self.write(name, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
 
     def _sync_folder(self) -> None:

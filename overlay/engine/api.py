@@ -59,7 +59,8 @@ class RemovePeer:
 
 @dataclass(frozen=True, slots=True)
 class SetRelay:
-    """The relay that this node sends through: its endpoints (first that answers is used), its node, our ticket there."""
+    """The relay that this node sends through: its endpoints (the first that answers is used), its node,
+    our ticket there."""
 
     endpoints: tuple[Endpoint, ...]
     number: int

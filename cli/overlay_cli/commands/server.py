@@ -1,0 +1,131 @@
+"""`overlay server | invite`: run a server, and let nodes in."""
+
+from typing import Annotated, Any
+
+import typer
+
+from overlay_cli import output
+from overlay_cli.options import Json, Quiet, ServerState, Verbose, verbosity
+
+START_TIMEOUT = 60.0
+
+
+def server(
+    state: ServerState,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="OVERLAY_LISTEN",
+            help="Where to listen, by TCP and by UDP; may be given more than once. [default: port 443 everywhere]",
+            show_default=False,
+        ),
+    ] = None,
+    public: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            envvar="OVERLAY_PUBLIC",
+            help="Name or address under which nodes reach this server; may be given more than once. "
+            "Without this the host's own addresses.",
+            show_default=False,
+        ),
+    ] = None,
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DOMAIN",
+            envvar="OVERLAY_DOMAIN",
+            help="The network's domain. [default: local.test]",
+            show_default=False,
+        ),
+    ] = None,
+    range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CIDR",
+            envvar="OVERLAY_RANGE",
+            help="The network's IPv4 range; without this a free /16 of 10.0.0.0/8. Settled by the first start.",
+            show_default=False,
+        ),
+    ] = None,
+    no_tun: Annotated[
+        bool, typer.Option("--no-tun", envvar="OVERLAY_NO_TUN", help="Do without a network interface: relay only.")
+    ] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, for service managers and for a look.")
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Run the server of a network. The first start makes the network and prints the first invite."""
+    from overlay.server.settings import ServerSettings
+
+    settings = ServerSettings(
+        state=str(state.absolute()),
+        listen=tuple(listen or ()),
+        public=tuple(public or ()),
+        domain=domain or "",
+        range=range or "",
+        tun=not no_tun,
+        verbosity=verbosity(verbose, quiet),
+    )
+    if foreground:
+        from overlay.server.daemon import run
+
+        run(settings)
+        return
+    from overlay.daemon.client import LocalClient
+    from overlay.daemon.launch import launch
+    from overlay.daemon.state import StateDir
+
+    StateDir(state).open()
+    with output.working("Starting…", quiet=quiet or json):
+        ready = launch("overlay.server", settings, state, START_TIMEOUT)
+        status = LocalClient(state).request("GET", "/v1/status")
+    _show_started(ready, status, json=json, quiet=quiet)
+
+
+def _show_started(ready: dict[str, Any], status: dict[str, Any], *, json: bool, quiet: bool) -> None:
+    first_invite = ready.get("invite")  # of a network that nobody has joined yet
+    if json:
+        output.print_json({**status, **({"invite": first_invite} if first_invite else {})})
+        return
+    if not quiet:
+        from overlay_cli.tables import server_summary
+
+        output.show(server_summary(status))
+    if first_invite:
+        if not quiet:
+            output.note("\nThe first machine joins with this, once and within a day:\n")
+        output.print_line(f"sudo overlay up {first_invite}")
+
+
+def invite(
+    state: ServerState,
+    uses: Annotated[int, typer.Option(min=1, envvar="OVERLAY_USES", help="How many machines it lets in.")] = 1,
+    expires: Annotated[
+        str, typer.Option(metavar="TIME", envvar="OVERLAY_EXPIRES", help="How long it is good: 90s, 30m, 24h, 7d.")
+    ] = "24h",
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TAG",
+            envvar="OVERLAY_TAG",
+            help="A tag for the machines that it lets in; may be given more than once.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make an invite and print it, alone. It lets a machine join: pass it on as you would a password."""
+    from overlay.daemon.client import LocalClient
+    from overlay_cli.durations import parse_duration
+
+    wish = {"uses": uses, "expires_s": parse_duration(expires), "tags": tag or []}
+    document = LocalClient(state).request("POST", "/v1/invites", wish)
+    if json:
+        output.print_json(document)
+    else:
+        output.print_line(document["invite"])

@@ -1,0 +1,109 @@
+"""Options that several commands share, and where options come from: command line, then environment, then config file.
+
+`--state` is taken first, because the file `config.toml` in that folder supplies what the command line and the
+environment leave open.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from overlay.errors import Exit, UserError
+
+CONFIG_NAME = "config.toml"
+
+
+def _load_config(context: typer.Context, state: Path) -> Path:
+    """Callback of `--state`: the folder's config file becomes the defaults of the command's other options.
+
+    Raises `UserError` ("config-unreadable", "config-malformed", "config-unknown-option").
+    """
+    if context.resilient_parsing:  # only completing or drawing help
+        return state
+    path = state / CONFIG_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return state
+    except PermissionError:
+        # Only its owner may read the folder; a command that needs more of it than the API's socket says so itself.
+        return state
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("config-unreadable", f"Cannot read {path}: {error}.", "Mend the file or remove it.") from error
+    import tomllib
+
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        hint = 'Write one option per line, as in: name = "laptop"'
+        raise UserError("config-malformed", f"{path} is not TOML: {error}.", hint, Exit.USAGE) from error
+    context.default_map = {**_named_as_parameters(document, path, context), **(context.default_map or {})}
+    return state
+
+
+def _named_as_parameters(document: dict[str, Any], path: Path, context: typer.Context) -> dict[str, Any]:
+    known = _known_options(context)
+    values = {}
+    for key, value in document.items():
+        parameter = known.get(key.replace("_", "-"))
+        if parameter is None:
+            import difflib
+
+            near = difflib.get_close_matches(key.replace("_", "-"), known, 1)
+            hint = f"Did you mean '{near[0]}'?" if near else "The options are those of 'overlay COMMAND --help'."
+            raise UserError("config-unknown-option", f"{path} has an unknown option '{key}'.", hint, Exit.USAGE)
+        values[parameter] = value
+    return values
+
+
+def _known_options(context: typer.Context) -> dict[str, str]:
+    """Long option names of all commands, without dashes → parameter names: one file serves all commands of a folder."""
+    from typing import cast
+
+    from typer.core import TyperCommand, TyperGroup
+
+    known: dict[str, str] = {}
+    pending: list[Any] = [context.find_root().command]
+    while pending:
+        command = cast(TyperCommand | TyperGroup, pending.pop())
+        if isinstance(command, TyperGroup):
+            pending.extend(command.commands.values())
+        for parameter in command.params:
+            for option in parameter.opts:
+                if option.startswith("--") and parameter.name is not None:
+                    known[option.removeprefix("--")] = parameter.name
+    for name in ("state", "help", "json"):  # these say what one call wants, or where this file is
+        known.pop(name, None)
+    return known
+
+
+def _default_state(kind: str) -> Path:
+    from overlay.daemon.state import default_state_dir
+
+    return default_state_dir(kind)
+
+
+def _state_option(kind: str) -> Any:
+    return typer.Option(
+        "--state",
+        metavar="DIR",
+        envvar="OVERLAY_STATE",
+        is_eager=True,
+        callback=_load_config,
+        default_factory=lambda: _default_state(kind),
+        show_default=f"/var/lib/overlay/{kind}, without root ~/.local/state/overlay/{kind}",
+        help="Folder of keys, settings and the daemon's socket.",
+    )
+
+
+NodeState = Annotated[Path, _state_option("node")]
+ServerState = Annotated[Path, _state_option("server")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; -vv even more.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+
+
+def verbosity(verbose: int, quiet: bool) -> int:
+    """What the daemons' log takes: −1 quiet, 0 ordinary, 1 more, 2 everything."""
+    return -1 if quiet else min(verbose, 2)

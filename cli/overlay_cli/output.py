@@ -1,0 +1,77 @@
+"""What the commands print: results on standard output, everything for people beside them on standard error.
+
+Knows no command. rich is imported only where something is drawn: it costs as much as the rest of a command's start.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from overlay.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+WIDTH_OF_A_PIPE = 200
+"""Columns when nobody looks: wide enough that no table cuts what a script may want to find."""
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a command run with `--json`."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+def print_line(text: str) -> None:
+    """A plain result that scripts may read."""
+    sys.stdout.write(text + "\n")
+
+
+def show(*renderables: "RenderableType") -> None:
+    """Draw on standard output, in colour if that is a terminal and NO_COLOR does not forbid it."""
+    console = _console(sys.stdout)
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def note(text: str) -> None:
+    """A message for a person, beside the result."""
+    sys.stderr.write(text + "\n")
+
+
+def report_error(error: UserError, *, as_json: bool) -> None:
+    """One sentence and a hint, or the contract's `{"error": {...}}`."""
+    if as_json:
+        print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        return
+    if sys.stderr.isatty():
+        from rich.text import Text
+
+        console = _console(sys.stderr)
+        console.print(Text.assemble(("overlay: ", "bold red"), error.message), soft_wrap=True)
+        if error.hint:
+            console.print(Text(error.hint, style="dim"), soft_wrap=True)
+    else:
+        note(f"overlay: {error.message}")
+        if error.hint:
+            note(error.hint)
+
+
+@contextmanager
+def working(text: str, *, quiet: bool) -> Iterator[None]:
+    """A spinner on standard error while the block runs; nothing if nobody would see it."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.text import Text
+
+    with _console(sys.stderr).status(Text(text)):
+        yield
+
+
+def _console(file: TextIO) -> "Console":
+    from rich.console import Console
+
+    width = None if file.isatty() else WIDTH_OF_A_PIPE
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)

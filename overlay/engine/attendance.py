@@ -1,0 +1,119 @@
+"""What a peer's state machines ask for, done: session and path events, pings, staged packets, the timer.
+
+Called for every peer that something happened to, once per turn of the loop, and at once after a handshake message.
+"""
+
+import time
+from collections.abc import Callable
+
+from overlay.engine import drops
+from overlay.engine.api import Event, HandshakeCompleted, PathChanged
+from overlay.engine.drops import Drops
+from overlay.engine.exchange import DiscoExchange
+from overlay.engine.peer import Peer
+from overlay.engine.peers import Peers
+from overlay.engine.routes import Routes
+from overlay.engine.sender import Sender
+from overlay.engine.timers import Timers
+from overlay.wire.endpoint import Endpoint
+from overlay.wire.wireguard import events
+
+_ROUNDS = 4
+"""Times that what one event sets off may bring others; what is left then waits for the next turn."""
+
+
+class Attendance:
+    def __init__(
+        self,
+        peers: Peers,
+        sender: Sender,
+        disco: DiscoExchange,
+        routes: Routes,
+        timers: Timers,
+        counted: Drops,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._peers = peers
+        self._sender = sender
+        self._disco = disco
+        self._routes = routes
+        self._timers = timers
+        self._drops = counted
+        self._on_event = on_event
+
+    def attend(self, peer: Peer, now: float) -> None:
+        """Drain the peer's session and selector, then arm its timer."""
+        for _ in range(_ROUNDS):
+            on_path = self._attend_path(peer, now)
+            on_session = self._attend_session(peer, now)
+            if not on_path and not on_session:
+                break
+        self._timers.arm(peer, peer.next_timeout())
+
+    def reroute(self, peer: Peer, now: float) -> None:
+        """A relay came, went or moved: the peer's way may be another now."""
+        if self._routes.update(peer, now):
+            self._way_changed(peer, now)
+        self._peers.touched.add(peer)
+
+    def roamed(self, peer: Peer, source: Endpoint, now: float) -> None:
+        """A stock WireGuard peer is at `source` now."""
+        if peer.set_route(source, b"", now):
+            peer.path_since = time.time()
+            self._way_changed(peer, now)
+
+    def timeout(self, peer: Peer, now: float) -> None:
+        """The peer's deadline has come."""
+        peer.session.handle_timeout(now)
+        if peer.selector is not None:
+            peer.selector.handle_timeout(now)
+        if peer.repeat_due(now):
+            self._sender.again(peer)
+        for reader in peer.readers.values():
+            deadline = reader.next_timeout()
+            if deadline is not None and deadline <= now:
+                reader.expire(now)
+        self.attend(peer, now)
+
+    def _attend_path(self, peer: Peer, now: float) -> bool:
+        selector = peer.selector
+        if selector is None:
+            return False
+        pings = selector.pings_to_send()
+        for endpoint, txid in pings:
+            self._disco.ping(peer.number, endpoint, txid)
+        changes = selector.events()
+        if changes:
+            self._routes.follow(peer, now)
+            self._way_changed(peer, now)
+        return bool(pings or changes)
+
+    def _way_changed(self, peer: Peer, now: float) -> None:
+        self._on_event(PathChanged(peer.number, peer.path_snapshot()))
+        self._sender.again(peer)
+        self._sender.flush(peer, now)
+
+    def _attend_session(self, peer: Peer, now: float) -> bool:
+        found = peer.session.events()
+        for event in found:
+            match event:
+                case events.SendHandshake(datagram):
+                    self._sender.handshake(peer, datagram, now)
+                case events.SendKeepalive(keypair):
+                    if peer.staging:
+                        self._sender.flush(peer, now)  # confirms the key as well, and has something to say
+                    else:
+                        self._sender.keepalive(peer, keypair, now)
+                case events.KeypairAdded(keypair):
+                    self._peers.add_keypair(peer, keypair)
+                case events.KeypairRemoved(index):
+                    self._peers.remove_keypair(peer, index)
+                case events.HandshakeCompleted():
+                    peer.handshake_over()
+                    self._routes.follow(peer, now)  # the moment to try a larger datagram size again
+                    self._on_event(HandshakeCompleted(peer.number))
+                    self._sender.flush(peer, now)
+                case events.DropStaged():
+                    peer.handshake_over()
+                    self._drops.count(drops.STAGED_GIVEN_UP, len(peer.staging.take()))
+        return bool(found)

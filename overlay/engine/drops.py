@@ -1,0 +1,72 @@
+"""Counters of what was let fall, by named reason. Every datagram or packet that goes no further ends here.
+
+Reasons are words of this program's code (those of `RemoteProtocolError.reason` among them), never bytes of a peer, so
+their number is bounded. This module names those that the engine itself has; it knows nothing of what they mean for the
+protocol.
+"""
+
+from collections import Counter
+from typing import Final
+
+INTERNAL_ERROR: Final = "internal_error"
+"""An unexpected exception while one datagram or packet was worked on: a bug of ours, logged once with its traceback."""
+
+# TUN → peer
+NO_PEER: Final = "no_peer"  # no peer has the destination address
+NO_PATH: Final = "no_path"  # the peer has no way to it right now
+NOT_IP: Final = "not_ip"  # neither IPv4 nor IPv6, or too short to say
+STAGING_FULL: Final = "staging_full"  # waited for a key; the oldest made room
+STAGED_GIVEN_UP: Final = "staged_given_up"  # waited for a key that did not come
+
+# socket out
+SEND_BLOCKED: Final = "send_blocked"  # socket buffer full, and so is the queue behind it
+SEND_NO_BUFFERS: Final = "send_no_buffers"
+SEND_UNREACHABLE: Final = "send_unreachable"  # no route, host unreachable, link down, a local firewall's refusal
+SEND_TOO_LONG: Final = "send_too_long"
+SEND_NO_FAMILY: Final = "send_no_family"  # IPv6 destination on a machine without IPv6
+SEND_REFUSED: Final = "send_refused"  # any other error
+
+# socket in
+RECEIVE_ERROR: Final = "receive_error"
+UNKNOWN_TYPE: Final = "unknown_type"
+UNKNOWN_INDEX: Final = "unknown_index"  # type 4 or 5 for no key of ours
+WRONG_TRANSPORT: Final = "wrong_transport"  # type 4 from a record peer, or the other way round
+KEY_EXPIRED: Final = "key_expired"
+WRONG_SOURCE: Final = "wrong_source"  # inner source address is not one of the peer's
+HANDSHAKE_RATE: Final = "handshake_rate"
+DISCO_RATE: Final = "disco_rate"
+DISCO_STRANGER: Final = "disco_stranger"  # a sender number that we have no key for
+DISCO_UNASKED: Final = "disco_unasked"  # a pong to no ping of ours
+RELAY_NOT_OURS: Final = "relay_not_ours"  # relayed to us by who does not know our ticket
+RELAY_NO_PEER: Final = "relay_no_peer"  # relayed from a node that is no peer of ours
+
+# relay role
+RELAY_UNBOUND: Final = "relay_unbound"  # source address not bound to a client by a ping
+RELAY_BAD_TICKET: Final = "relay_bad_ticket"
+RELAY_NO_CLIENT: Final = "relay_no_client"  # destination number unknown
+RELAY_CLIENT_AWAY: Final = "relay_client_away"  # known, but not bound to an address now
+RELAY_REFLECTED: Final = "relay_reflected"  # to the sender itself
+RELAY_SOCKET_FULL: Final = "relay_socket_full"
+
+# → TUN
+TUN_DOWN: Final = "tun_down"
+TUN_FULL: Final = "tun_full"
+TUN_REFUSED: Final = "tun_refused"
+NO_TUN: Final = "no_tun"
+
+
+class Drops:
+    """Counts by reason; the engine thread's alone."""
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def count(self, reason: str, number: int = 1) -> None:
+        self.counts[reason] += number
+
+    def merge(self, other: Counter[str]) -> None:
+        """Take over the counts of something that ends (a key's reader), and leave it empty."""
+        self.counts.update(other)
+        other.clear()

@@ -1,0 +1,154 @@
+"""Disco on the wire: pings out, pongs back, and what either means for peers, the home relay, and our clients.
+
+Who may make us work is bounded: so many datagrams a second are opened, whoever sends them. A ping is answered to where
+it came from, and with no more bytes than it had.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from overlay.engine import drops
+from overlay.engine.api import Event, Observed
+from overlay.engine.drops import Drops
+from overlay.engine.outbox import Outbox
+from overlay.engine.peers import Peers
+from overlay.engine.routes import Routes
+from overlay.path.budget import Budget
+from overlay.wire.disco import DiscoKey, Ping, Pong, sender
+from overlay.wire.endpoint import Endpoint
+
+RATE: Final = 2000.0
+BURST: Final = 500.0
+"""Disco datagrams opened per second, and at once: 20 µs each, 4 % of a core. A relay's client makes one per 25 s."""
+
+_NONCE_SIZE: Final = 24
+_MAX_KEYS: Final = 4096
+
+
+class DiscoExchange:
+    """Holds the keys that it has made; `private_key` is ours, 32 bytes, clamped."""
+
+    def __init__(
+        self,
+        private_key: bytes,
+        number: int,
+        peers: Peers,
+        outbox: Outbox,
+        routes: Routes,
+        counted: Drops,
+        random_bytes: Callable[[int], bytes],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._private_key = private_key
+        self._number = number
+        self._peers = peers
+        self._outbox = outbox
+        self._routes = routes
+        self._drops = counted
+        self._random_bytes = random_bytes
+        self._on_event = on_event
+        self._keys: dict[bytes, DiscoKey] = {}  # by public key
+        self._budget = Budget(RATE, BURST)
+
+    def ping(self, number: int, endpoint: Endpoint, txid: bytes) -> None:
+        """Ask whether node `number` is at `endpoint`."""
+        self._send(number, Ping(txid), endpoint)
+
+    def receive(self, datagram: memoryview, source: Endpoint, now: float) -> None:
+        """Take a type 7. Raises `RemoteProtocolError` for one that is not authentic."""
+        if not self._budget.take(now):
+            self._drops.count(drops.DISCO_RATE)
+            return
+        number = sender(datagram)
+        key = self._key(number)
+        if key is None:
+            self._drops.count(drops.DISCO_STRANGER)
+            return
+        message = key.open(datagram)
+        if isinstance(message, Ping):
+            self._ping_received(number, message, source, now)
+        else:
+            self._pong_received(number, message, source, now)
+
+    def attend_home(self, now: float) -> None:
+        """Do what the home relay's machine wants done."""
+        home = self._routes.home
+        if home is None:
+            return
+        active = home.active
+        home.handle_timeout(now)
+        for endpoint, txid in home.pings_to_send():
+            self.ping(self._routes.home_number, endpoint, txid)
+        if home.active != active:
+            self._routes.all_moved = True
+
+    def _ping_received(self, number: int, ping: Ping, source: Endpoint, now: float) -> None:
+        self._send(number, Pong(ping.txid, source), source)
+        role = self._routes.role
+        if role is not None and number in role.clients:
+            before = role.clients[number].address
+            txid = role.ping_received(number, source, now)
+            if txid is not None:
+                self._send(number, Ping(txid), source)
+            if role.clients[number].address != before:
+                self._routes.moved.add(number)
+            return
+        peer = self._peers.by_number.get(number)
+        if peer is not None and peer.selector is not None:
+            peer.selector.ping_received(source, now)
+            self._peers.touched.add(peer)
+
+    def _pong_received(self, number: int, pong: Pong, source: Endpoint, now: float) -> None:
+        routes = self._routes
+        if routes.home is not None and number == routes.home_number:
+            active, observed = routes.home.active, routes.home.observed
+            if routes.home.pong(source, pong.txid, pong.observed, now):
+                if routes.home.active != active:
+                    routes.all_moved = True
+                if routes.home.observed is not None and routes.home.observed != observed:
+                    self._on_event(Observed(routes.home.observed))
+                return
+        if routes.role is not None and routes.role.pong_received(number, source, pong.txid, now):
+            routes.moved.add(number)
+            return
+        peer = self._peers.by_number.get(number)
+        if (
+            peer is None
+            or peer.selector is None
+            or not peer.selector.pong_received(source, pong.txid, pong.observed, now)
+        ):
+            self._drops.count(drops.DISCO_UNASKED)
+            return
+        self._peers.touched.add(peer)
+
+    def _send(self, number: int, message: Ping | Pong, endpoint: Endpoint) -> None:
+        key = self._key(number)
+        if key is None:
+            return
+        datagram = key.seal(message, self._number, self._random_bytes(_NONCE_SIZE))
+        outcome = self._outbox.send((datagram,), 0, endpoint)
+        if outcome:
+            self._drops.count(outcome)
+
+    def _key(self, number: int) -> DiscoKey | None:
+        """The key with that node; None: a stranger. Raises `RemoteProtocolError` for a public key of low order."""
+        public_key = self._public_key(number)
+        if public_key is None:
+            return None
+        key = self._keys.get(public_key)
+        if key is None:
+            if len(self._keys) >= _MAX_KEYS:
+                self._keys.clear()
+            key = self._keys[public_key] = DiscoKey(self._private_key, public_key)
+        return key
+
+    def _public_key(self, number: int) -> bytes | None:
+        role = self._routes.role
+        if role is not None and number in role.clients:
+            return role.clients[number].public_key
+        peer = self._peers.by_number.get(number)
+        if peer is not None and peer.selector is not None:
+            return peer.config.public_key
+        if self._routes.home is not None and number == self._routes.home_number:
+            return self._routes.home_key
+        return None

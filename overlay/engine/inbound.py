@@ -1,0 +1,323 @@
+"""Sockets → TUN, peers and clients: tells the message types apart and has each run dealt with as a run.
+
+What reaches the kernel has been authenticated, comes from an inner address that is the peer's, and has offload fields
+that its own headers bear out. What is not authentic costs a counter and, where it asks for curve arithmetic, a share of
+a bounded budget.
+"""
+
+import itertools
+import socket
+from collections.abc import Iterator
+from struct import iter_unpack
+from typing import Final
+
+from overlay.engine import drops
+from overlay.engine.attendance import Attendance
+from overlay.engine.drops import Drops
+from overlay.engine.exchange import DiscoExchange
+from overlay.engine.faults import Faults
+from overlay.engine.outbox import Outbox
+from overlay.engine.peer import Peer, Receiver
+from overlay.engine.peers import Peers
+from overlay.engine.relay_role import Client, RelayRole
+from overlay.engine.routes import Routes
+from overlay.engine.tun import Tun
+from overlay.engine.udp import MAX_RUN, UdpSocket
+from overlay.errors import RemoteProtocolError
+from overlay.path.budget import Budget
+from overlay.wire.disco import DISCO_TYPE
+from overlay.wire.endpoint import Endpoint
+from overlay.wire.packet import ip, virtio
+from overlay.wire.packet.superpacket import join
+from overlay.wire.record import fragments
+from overlay.wire.record.frames import FRAME_HEADER_SIZE, LENGTH_SIZE, frames
+from overlay.wire.relay import RELAY_HEADER_SIZE, RELAY_TYPE, parse_header, tickets_equal
+from overlay.wire.wireguard import transport
+from overlay.wire.wireguard.device import Device
+
+RUNS_PER_TURN: Final = 16
+"""Runs taken from one socket before the others get their turn: 1 MiB at most."""
+
+HANDSHAKE_RATE: Final = 4000.0
+HANDSHAKE_BURST: Final = 500.0
+"""Handshake messages looked at per second, and at once. Those that are junk, or that get a cookie instead of an answer,
+cost some 20 µs; how many get curve arithmetic is the device's own, much lower bound."""
+
+_INITIATION: Final = 1
+_COOKIE_REPLY: Final = 3
+
+
+class Inbound:
+    def __init__(
+        self,
+        device: Device,
+        tun: Tun | None,
+        peers: Peers,
+        outbox: Outbox,
+        routes: Routes,
+        disco: DiscoExchange,
+        attendance: Attendance,
+        counted: Drops,
+        faults: Faults,
+        number: int,
+    ) -> None:
+        self._device = device
+        self._tun = tun
+        self._peers = peers
+        self._outbox = outbox
+        self._routes = routes
+        self._disco = disco
+        self._attendance = attendance
+        self._drops = counted
+        self._faults = faults
+        self._number = number
+        self._view = memoryview(bytearray(MAX_RUN))
+        self._budget = Budget(HANDSHAKE_RATE, HANDSHAKE_BURST)
+
+    def receive(self, sock: UdpSocket, now: float) -> None:
+        """Take what the socket holds, up to a turn's share."""
+        for _ in range(RUNS_PER_TURN):
+            try:
+                received = sock.receive(self._view)
+            except OSError:
+                self._drops.count(drops.RECEIVE_ERROR)
+                continue
+            if received is None:
+                return
+            size, segment, source = received
+            self.run(self._view[:size], segment, source, now)
+
+    def run(self, batch: memoryview, segment: int, source: Endpoint, now: float) -> None:
+        """Deal with a run as a socket gave it: datagrams of `segment` bytes, the last maybe shorter. Never raises on
+        what a peer sent. Writes into `batch` where it forwards."""
+        for start, end, kind, index in fragments.runs(batch, segment):
+            run = batch[start:end]
+            if index >= 0:
+                with self._faults:
+                    self._transport(run, segment, 0, kind, index, source, now)
+            elif kind == RELAY_TYPE:
+                for run_start, run_end in header_runs(run, segment):
+                    with self._faults:
+                        self._relayed(run[run_start:run_end], segment, source, now)
+            elif kind == DISCO_TYPE:
+                for datagram in _datagrams(run, segment):
+                    with self._faults:
+                        self._disco.receive(datagram, source, now)
+            elif _INITIATION <= kind <= _COOKIE_REPLY:
+                for datagram in _datagrams(run, segment):
+                    with self._faults:
+                        self._handshake(datagram, source, None, now)
+            else:
+                self._drops.count(drops.UNKNOWN_TYPE, _count(run, segment))
+
+    # --- relayed ------------------------------------------------------------------------------------------------------
+
+    def _relayed(self, run: memoryview, segment: int, source: Endpoint, now: float) -> None:
+        """A run of type 6 datagrams with one header."""
+        header = parse_header(run[:segment])
+        role, routes = self._routes.role, self._routes
+        if role is not None:
+            sender = role.sender(header, source)
+            if not isinstance(sender, Client):
+                self._drops.count(sender, _count(run, segment))
+            elif header.number == self._number:
+                self._relayed_here(run, segment, sender.number, now)
+            else:
+                self._forward(role, sender, header.number, run, segment, now)
+        elif routes.home is not None and tickets_equal(routes.ticket, header.ticket):
+            self._relayed_here(run, segment, header.number, now)
+        else:
+            self._drops.count(drops.RELAY_NOT_OURS, _count(run, segment))
+
+    def _forward(self, role: RelayRole, sender: Client, number: int, run: memoryview, segment: int, now: float) -> None:
+        outcome = role.forward(sender, number, run, segment, now)
+        if outcome:
+            self._drops.count(outcome, _count(run, segment))
+
+    def _relayed_here(self, run: memoryview, segment: int, number: int, now: float) -> None:
+        """Messages for us that node `number` sent through a relay."""
+        for start, end, kind, index in fragments.runs(run, segment, RELAY_HEADER_SIZE):
+            inner = run[start:end]
+            if index >= 0:
+                self._transport(inner, segment, RELAY_HEADER_SIZE, kind, index, None, now)
+            elif _INITIATION <= kind <= _COOKIE_REPLY:
+                for datagram in _datagrams(inner, segment):
+                    with self._faults:
+                        self._handshake(datagram[RELAY_HEADER_SIZE:], None, number, now)
+            else:
+                self._drops.count(drops.UNKNOWN_TYPE, _count(inner, segment))
+
+    # --- handshakes ---------------------------------------------------------------------------------------------------
+
+    def _handshake(self, datagram: memoryview, source: Endpoint | None, number: int | None, now: float) -> None:
+        """A type 1, 2 or 3 from `source`, or through a relay from node `number`."""
+        if not self._budget.take(now):
+            self._drops.count(drops.HANDSHAKE_RATE)
+            return
+        kind = datagram[0]
+        result = self._device.receive_handshake(datagram, _origin(source, number), now)
+        if result.drop:
+            self._drops.count(result.drop)
+        if result.reply is not None:
+            self._reply(result.reply, source, number, now)
+        if result.session is None:
+            return
+        peer = self._peers.by_key[result.session.public_key]
+        if peer.selector is None:
+            self._roam(peer, source, now)
+        elif source is None:
+            self._routes.relay_heard()
+            peer.selector.data_received(None, now, empty=True)
+        elif kind == _INITIATION:
+            # Who could hold it back could send it from elsewhere, too: the source is worth a ping, and no more yet.
+            peer.selector.ping_received(source, now)
+        else:
+            peer.selector.data_received(source, now, empty=True)
+        self._attendance.attend(peer, now)
+
+    def _reply(self, datagram: bytes, source: Endpoint | None, number: int | None, now: float) -> None:
+        """Back to where it came from, and only there."""
+        if source is not None:
+            outcome = self._outbox.send((datagram,), 0, source)
+        else:
+            route = self._routes.relay(number, now) if number is not None else None
+            outcome = drops.NO_PATH if route is None else self._outbox.send((route[1], datagram), 0, route[0])
+        if outcome:
+            self._drops.count(outcome)
+
+    def _roam(self, peer: Peer, source: Endpoint | None, now: float) -> None:
+        """A stock WireGuard peer is where its last authentic message came from (paper §2.1)."""
+        if source is not None and source != peer.address:
+            self._attendance.roamed(peer, source, now)
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    def _transport(
+        self,
+        run: memoryview,
+        segment: int,
+        offset: int,
+        kind: int,
+        index: int,
+        source: Endpoint | None,
+        now: float,
+    ) -> None:
+        """A run of messages to one receiver index, `offset` bytes into each datagram. No `source`: relayed."""
+        receiver = self._peers.receivers.get(index)
+        if receiver is None:
+            self._drops.count(drops.UNKNOWN_INDEX, _count(run, segment))
+        elif now >= receiver.expires:
+            self._drops.count(drops.KEY_EXPIRED, _count(run, segment))
+        elif kind == fragments.MESSAGE_TYPE and receiver.record is not None:
+            self._records(receiver, run, segment, offset, source, now)
+        elif kind == transport.TYPE and receiver.transport is not None and source is not None:
+            self._packets(receiver, run, segment, source, now)
+        else:
+            self._drops.count(drops.WRONG_TRANSPORT, _count(run, segment))
+
+    def _records(
+        self, receiver: Receiver, run: memoryview, segment: int, offset: int, source: Endpoint | None, now: float
+    ) -> None:
+        peer, reader = receiver.peer, receiver.record
+        selector = peer.selector
+        if reader is None or selector is None:
+            return
+        proven = source is None or selector.proven(source)
+        records = reader.receive(run, segment, offset, now, multi=proven)
+        self._peers.touched.add(peer)
+        if not records:
+            return
+        empty = True
+        for plain in records:
+            if plain:
+                empty = False
+                with self._faults:
+                    self._deliver_frames(peer, plain)
+        peer.session.data_received(receiver.keypair, now, empty=empty)
+        selector.data_received(source, now, empty=empty)
+        if source is None:
+            self._routes.relay_heard()
+
+    def _deliver_frames(self, peer: Peer, plain: memoryview) -> None:
+        for start, end in frames(plain):
+            packet = plain[start + FRAME_HEADER_SIZE : end]
+            try:
+                virtio.validate(plain[start + LENGTH_SIZE : start + FRAME_HEADER_SIZE], packet)
+            except RemoteProtocolError as error:
+                self._drops.count(error.reason)
+                continue
+            self._deliver(peer, packet, plain[start + LENGTH_SIZE : end])
+
+    def _packets(self, receiver: Receiver, run: memoryview, segment: int, source: Endpoint, now: float) -> None:
+        peer, reader = receiver.peer, receiver.transport
+        if reader is None:
+            return
+        opened = reader.receive(run, segment)
+        if not opened:
+            return
+        packets: list[memoryview] = []
+        for padded in opened:
+            if padded:
+                try:
+                    packets.append(ip.trim(padded))
+                except RemoteProtocolError as error:
+                    self._drops.count(error.reason)
+        if packets:
+            for joined in join(packets):
+                view = memoryview(joined)
+                self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
+        self._peers.touched.add(peer)
+        peer.session.data_received(receiver.keypair, now, empty=not any(opened))
+        self._roam(peer, source, now)
+
+    def _deliver(self, peer: Peer, packet: memoryview, with_header: memoryview) -> None:
+        """Give a checked packet to the kernel, if its source is one of the peer's addresses."""
+        source = bytes(packet[12:16]) if packet[0] >> 4 == 4 else bytes(packet[8:24])
+        if self._peers.allowed.lookup(source) is not peer:
+            self._drops.count(drops.WRONG_SOURCE)
+            return
+        outcome = drops.NO_TUN if self._tun is None else self._tun.write(with_header)
+        if outcome:
+            self._drops.count(outcome)
+        else:
+            peer.rx_bytes += len(packet)
+
+
+def header_runs(run: memoryview, segment: int) -> Iterator[tuple[int, int]]:
+    """Cut a run of relayed datagrams where the relay header changes: byte offsets `(start, end)`.
+
+    Exact, unlike `fragments.runs`: a relay cannot find out later that a datagram was somebody else's.
+    """
+    size = len(run)
+    if size <= segment or segment <= RELAY_HEADER_SIZE:
+        yield 0, size
+        return
+    whole = size // segment * segment
+    headers = [header for (header,) in iter_unpack(f"{RELAY_HEADER_SIZE}s{segment - RELAY_HEADER_SIZE}x", run[:whole])]
+    if whole < size:
+        headers.append(bytes(run[whole : whole + RELAY_HEADER_SIZE]))
+    if headers.count(headers[0]) == len(headers):
+        yield 0, size
+        return
+    at = 0
+    for _, group in itertools.groupby(headers):
+        start, at = at, at + segment * len(list(group))
+        yield start, min(at, size)
+
+
+def _datagrams(run: memoryview, segment: int) -> Iterator[memoryview]:
+    for at in range(0, len(run), segment):
+        yield run[at : at + segment]
+
+
+def _count(run: memoryview, segment: int) -> int:
+    return -(-len(run) // segment) if segment else 1
+
+
+def _origin(source: Endpoint | None, number: int | None) -> bytes:
+    """What a cookie is bound to: address and port as 6 or 18 bytes, or the node number behind the relay."""
+    if source is None:
+        return b"relay" + (number or 0).to_bytes(4, "little")
+    host, port = source
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.inet_pton(family, host) + port.to_bytes(2, "big")

@@ -1,0 +1,298 @@
+"""The engine's one loop: epoll over TUN, sockets and the command eventfd; timers; commands. On the engine thread alone.
+
+One turn: what is readable, up to a share per descriptor; commands; timers; then everybody whom something happened to is
+attended to, once. Datagrams come before timers, lest a late wake-up looks like a silent path.
+"""
+
+import logging
+import os
+import random
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from overlay.engine import api
+from overlay.engine.attendance import Attendance
+from overlay.engine.drops import Drops
+from overlay.engine.exchange import DiscoExchange
+from overlay.engine.faults import Faults
+from overlay.engine.home_relay import HomeRelay
+from overlay.engine.inbound import Inbound
+from overlay.engine.outbound import Outbound
+from overlay.engine.outbox import Outbox
+from overlay.engine.peer import Peer
+from overlay.engine.peers import Peers
+from overlay.engine.relay_role import RelayRole
+from overlay.engine.routes import Routes
+from overlay.engine.sender import Sender
+from overlay.engine.timers import Timers
+from overlay.engine.tun import Tun
+from overlay.engine.udp import UdpSocket, UdpSockets
+from overlay.errors import UserError
+from overlay.wire.endpoint import Endpoint
+from overlay.wire.wireguard.device import Device
+from overlay.wire.wireguard.primitives import clamp
+from overlay.wire.wireguard.tai64n import Timestamper
+
+logger = logging.getLogger(__name__)
+
+MAX_SLEEP: Final = 60.0
+"""s that epoll sleeps at most; bounds what a clock that counts differently from epoll's (suspend) can cost."""
+
+COMMANDS_PER_TURN: Final = 256
+
+
+def clock() -> float:
+    """s, monotonic, counting while the machine sleeps: keys age in a suspended machine, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Loop:
+    """Everything that the engine thread owns. Build it anywhere, `run` it on one thread."""
+
+    def __init__(
+        self,
+        config: api.EngineConfig,
+        tun: Tun | None,
+        sockets: UdpSockets,
+        wakeup: int,
+        commands: "deque[api.Command]",
+        on_event: Callable[[api.Event], None],
+    ) -> None:
+        """`wakeup`: an eventfd that is written to after `commands` was appended to."""
+        self._config = config
+        self._tun = tun
+        self._sockets = sockets
+        self._wakeup = wakeup
+        self._commands = commands
+        self._stopping = False
+        self._timestamper = Timestamper(time.time_ns, config.timestamp_floor)
+        private_key = clamp(config.private_key)
+        self._device = Device(
+            private_key, random_bytes=os.urandom, tai64n=self._timestamper, jitter=random.SystemRandom().random
+        )
+        self._drops = Drops()
+        self._faults = Faults(self._drops)
+        self._timers = Timers()
+        self._outbox = Outbox(sockets, self._drops)
+        self._peers = Peers(self._device, self._drops, os.urandom, tun.mtu if tun is not None else lambda: 0)
+        role = RelayRole(config.number, sockets, self._drops, os.urandom) if config.relay_clients else None
+        self._routes = Routes(role)
+        self._sender = Sender(self._peers, self._outbox, self._routes, self._drops)
+        self._disco = DiscoExchange(
+            private_key, config.number, self._peers, self._outbox, self._routes, self._drops, os.urandom, on_event
+        )
+        self._attendance = Attendance(
+            self._peers, self._sender, self._disco, self._routes, self._timers, self._drops, on_event
+        )
+        self._inbound = Inbound(
+            self._device,
+            tun,
+            self._peers,
+            self._outbox,
+            self._routes,
+            self._disco,
+            self._attendance,
+            self._drops,
+            self._faults,
+            config.number,
+        )
+        self._outbound = None
+        if tun is not None:
+            self._outbound = Outbound(tun, self._peers, self._sender, self._outbox, self._drops, self._faults)
+        self._epoll = select.epoll()
+        self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
+        self._reading_tun = tun is not None
+        self._epoll.register(wakeup, select.EPOLLIN)
+        for descriptor in self._by_fd:
+            self._epoll.register(descriptor, select.EPOLLIN)
+        if tun is not None:
+            self._epoll.register(tun.fileno(), select.EPOLLIN)
+
+    def stop(self) -> None:
+        """End `run` after this turn. On the engine thread, or followed by a wake-up."""
+        self._stopping = True
+
+    def close(self) -> None:
+        self._epoll.close()
+
+    def run(self) -> None:
+        """Turn until stopped. Raises what makes going on pointless: the TUN device is gone, say."""
+        while not self._stopping:
+            self.turn(MAX_SLEEP)
+
+    def turn(self, patience: float) -> None:
+        """Wait for something, `patience` seconds at most, and deal with it."""
+        deadline = self._timers.next()
+        if deadline is not None:
+            patience = max(0.0, min(patience, deadline - clock()))
+        ready = self._epoll.poll(patience)
+        now = clock()
+        for descriptor, mask in ready:
+            sock = self._by_fd.get(descriptor)
+            if sock is not None:
+                self._socket_ready(sock, mask, now)
+            elif descriptor == self._wakeup:
+                os.eventfd_read(descriptor)
+                self._take_commands(now)
+            else:
+                self._tun_ready(now)
+        self._wake_waiters(now)
+        self._attend(now)
+        self._watch_blocked()
+
+    # --- descriptors --------------------------------------------------------------------------------------------------
+
+    def _socket_ready(self, sock: UdpSocket, mask: int, now: float) -> None:
+        if mask & select.EPOLLOUT:
+            self._outbox.flush(sock)
+        if mask & (select.EPOLLIN | select.EPOLLERR):
+            self._inbound.receive(sock, now)
+
+    def _tun_ready(self, now: float) -> None:
+        if self._outbound is None or self._tun is None:
+            return
+        try:
+            self._outbound.read(now)
+        except OSError as error:
+            raise UserError(
+                "interface-gone",
+                f"The network interface '{self._tun.name}' was removed ({error.strerror or error}).",
+                "Start again to make it anew.",
+            ) from error
+
+    def _watch_blocked(self) -> None:
+        """While a socket's buffer is full, wait for room in it, and leave packets in the TUN's own queue."""
+        if self._outbox.blocked == self._reading_tun or self._tun is None:
+            self._reading_tun = not self._outbox.blocked
+            for descriptor, sock in self._by_fd.items():
+                wanted = select.EPOLLIN | (select.EPOLLOUT if self._outbox.waiting(sock) else 0)
+                self._epoll.modify(descriptor, wanted)
+            if self._tun is not None:
+                self._epoll.modify(self._tun.fileno(), select.EPOLLIN if self._reading_tun else 0)
+
+    # --- timers -------------------------------------------------------------------------------------------------------
+
+    def _wake_waiters(self, now: float) -> None:
+        for waiter in self._timers.due(now):
+            with self._faults:
+                if isinstance(waiter, Peer):
+                    self._attendance.timeout(waiter, now)
+                elif waiter is self._routes.home:
+                    self._disco.attend_home(now)
+
+    def _attend(self, now: float) -> None:
+        routes, touched = self._routes, self._peers.touched
+        if routes.all_moved or routes.moved:
+            numbers = set(self._peers.by_number) if routes.all_moved else routes.moved & self._peers.by_number.keys()
+            routes.all_moved = False
+            routes.moved = set()
+            for number in numbers:
+                with self._faults:
+                    self._attendance.reroute(self._peers.by_number[number], now)
+        while touched:
+            with self._faults:
+                self._attendance.attend(touched.pop(), now)
+        if routes.home is not None:
+            self._timers.arm(routes.home, routes.home.next_timeout())
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def _take_commands(self, now: float) -> None:
+        for _ in range(COMMANDS_PER_TURN):
+            try:
+                command = self._commands.popleft()
+            except IndexError:
+                return
+            with self._faults:
+                self._do(command, now)
+        os.eventfd_write(self._wakeup, 1)  # the others' turn; the rest next time
+
+    def _do(self, command: api.Command, now: float) -> None:
+        match command:
+            case api.SetPeer(peer):
+                self._attendance.reroute(self._peers.set(peer, now), now)
+            case api.RemovePeer(number):
+                peer_gone = self._peers.by_number.get(number)
+                if peer_gone is not None:
+                    self._peers.remove(number)
+                    self._timers.cancel(peer_gone)
+            case api.SetRelay(endpoints, number, public_key, ticket):
+                self._set_relay(endpoints, number, public_key, ticket, now)
+            case api.SetClient(number, public_key, ticket):
+                if self._routes.role is not None:
+                    self._routes.role.set_client(number, public_key, ticket)
+                    self._routes.moved.add(number)
+            case api.RemoveClient(number):
+                if self._routes.role is not None:
+                    self._routes.role.remove_client(number)
+                    self._routes.moved.add(number)
+            case api.LinkChanged():
+                self._link_changed(now)
+            case api.Inspect(reply):
+                reply(self._snapshot(now))
+
+    def _set_relay(
+        self, endpoints: tuple[Endpoint, ...], number: int, public_key: bytes, ticket: int, now: float
+    ) -> None:
+        routes = self._routes
+        if routes.home is None or (routes.home.endpoints, routes.home_number, routes.home_key) != (
+            endpoints,
+            number,
+            public_key,
+        ):
+            if routes.home is not None:
+                self._timers.cancel(routes.home)
+            routes.home = HomeRelay(endpoints, os.urandom, now)
+            routes.home_number = number
+            routes.home_key = public_key
+            self._disco.attend_home(now)
+        routes.ticket = ticket
+        routes.all_moved = True
+
+    def _link_changed(self, now: float) -> None:
+        if self._routes.home is not None:
+            self._routes.home.link_changed(now)
+            self._disco.attend_home(now)
+        for peer in self._peers:
+            peer.forget_sizes()
+            if peer.selector is not None:
+                peer.selector.link_changed(now)
+            self._peers.touched.add(peer)
+
+    def _snapshot(self, now: float) -> api.EngineSnapshot:
+        counts = self._drops.counts.copy()
+        for receiver in self._peers.receivers.values():
+            for reader in (receiver.record, receiver.transport):
+                if reader is not None:
+                    counts.update(reader.drops)
+        features = self._sockets.features.as_dict()
+        if self._tun is not None:
+            features.update({name: on for name, on in self._tun.features.as_dict().items() if name.startswith("tun_")})
+        else:
+            features = {name: on for name, on in features.items() if not name.startswith("tun_")}
+        home, role = self._routes.home, self._routes.role
+        return api.EngineSnapshot(
+            interface=None if self._tun is None else self._tun.name,
+            port=self._sockets.port,
+            peers=tuple(_peer_snapshot(peer, now) for peer in self._peers),
+            relay_rtt=None if home is None else home.rtt,
+            drops=dict(counts),
+            features=features,
+            relayed_bytes=0 if role is None else role.relayed_bytes,
+            timestamp=self._timestamper.highest,
+        )
+
+
+def _peer_snapshot(peer: Peer, now: float) -> api.PeerSnapshot:
+    last = peer.session.last_handshake
+    return api.PeerSnapshot(
+        number=peer.number,
+        path=peer.path_snapshot(),
+        rtt=None if peer.selector is None else peer.selector.rtt,
+        last_handshake=None if last is None else now - last,
+        rx_bytes=peer.rx_bytes,
+        tx_bytes=peer.tx_bytes,
+    )

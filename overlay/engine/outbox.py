@@ -1,0 +1,81 @@
+"""What is sent when the socket's buffer is full: a short queue behind each socket, and the word to leave the TUN alone.
+
+The kernel's TUN queue is where packets should wait: there TCP feels it. So own traffic that finds the buffer full is
+kept, the loop stops taking packets from the TUN until the queue is empty, and nothing is lost to a burst. What is
+relayed for others does not come here: it is forwarded at once or dropped.
+"""
+
+from collections import deque
+from typing import Final
+
+from overlay.engine import drops
+from overlay.engine.drops import Drops
+from overlay.engine.udp import Buffers, UdpSocket, UdpSockets
+from overlay.wire.endpoint import Endpoint
+
+MAX_WAITING: Final = 1 << 20
+"""Bytes that wait per socket. One turn of the loop makes no more; what answers to what is received adds little."""
+
+
+class _Queue:
+    __slots__ = ("runs", "size")
+
+    def __init__(self) -> None:
+        self.runs: deque[tuple[bytes, int, Endpoint]] = deque()
+        self.size = 0
+
+
+class Outbox:
+    """The engine's way to its sockets."""
+
+    def __init__(self, sockets: UdpSockets, counted: Drops) -> None:
+        self.sockets = sockets
+        self._drops = counted
+        self._queues = {sock: _Queue() for sock in sockets.all()}
+        self.blocked = False
+        """Some socket has runs waiting: take nothing more from the TUN, and call `flush` when it is writable."""
+
+    def send(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+        """Send a run or keep it (a copy) for later. Returns "" or the reason why it went nowhere, not yet counted."""
+        sock = self.sockets.to(endpoint)
+        if sock is None:
+            return drops.SEND_NO_FAMILY
+        if self.blocked:
+            queue = self._queues[sock]
+            if queue.runs:
+                return self._keep(queue, buffers, segment, endpoint)
+        outcome = sock.send(buffers, segment, endpoint)
+        if outcome == drops.SEND_BLOCKED:
+            return self._keep(self._queues[sock], buffers, segment, endpoint)
+        return outcome
+
+    def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+        """As `UdpSocket.send_fragmented`; never waits."""
+        sock = self.sockets.to(endpoint)
+        return drops.SEND_NO_FAMILY if sock is None else sock.send_fragmented(buffers, segment, endpoint)
+
+    def waiting(self, sock: UdpSocket) -> bool:
+        return bool(self._queues[sock].runs)
+
+    def flush(self, sock: UdpSocket) -> None:
+        """The socket is writable: send what waits, as far as it takes it."""
+        queue = self._queues[sock]
+        while queue.runs:
+            data, segment, endpoint = queue.runs[0]
+            outcome = sock.send([data], segment, endpoint)
+            if outcome == drops.SEND_BLOCKED:
+                return
+            queue.runs.popleft()
+            queue.size -= len(data)
+            if outcome:
+                self._drops.count(outcome)
+        self.blocked = any(other.runs for other in self._queues.values())
+
+    def _keep(self, queue: _Queue, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+        data = b"".join(buffers)
+        if queue.size + len(data) > MAX_WAITING:
+            return drops.SEND_BLOCKED
+        queue.runs.append((data, segment, endpoint))
+        queue.size += len(data)
+        self.blocked = True
+        return ""

@@ -1,0 +1,44 @@
+"""Packets that wait for a key or a path: few, and the oldest go first when there are too many (as WireGuard does).
+
+Knows no peer; holds frames (length, offload fields, packet) as bytes, because the buffer they were read into is used
+again at once.
+"""
+
+from collections import deque
+from typing import Final
+
+MAX_PACKETS: Final = 128
+"""As the kernel's WireGuard stages (MAX_STAGED_PACKETS)."""
+
+MAX_BYTES: Final = 1 << 20
+"""A superpacket counts as one above; sixteen of them are more than any handshake's wait should hold back."""
+
+
+class Staging:
+    """One peer's waiting frames."""
+
+    __slots__ = ("_frames", "_size")
+
+    def __init__(self) -> None:
+        self._frames: deque[bytes] = deque()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def add(self, frame: bytes) -> int:
+        """Keep a frame; returns how many older ones had to go for it."""
+        self._frames.append(frame)
+        self._size += len(frame)
+        dropped = 0
+        while len(self._frames) > MAX_PACKETS or self._size > MAX_BYTES:
+            self._size -= len(self._frames.popleft())
+            dropped += 1
+        return dropped
+
+    def take(self) -> list[bytes]:
+        """All, oldest first; nothing is left."""
+        taken = list(self._frames)
+        self._frames.clear()
+        self._size = 0
+        return taken

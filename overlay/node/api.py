@@ -1,0 +1,67 @@
+"""The node's local API: requests to methods and back. Shapes are those of `status.py`; knows no protocol."""
+
+from typing import Any, Protocol
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from overlay.daemon.localapi import json_object, on_user_error
+from overlay.errors import Exit, UserError
+from overlay.node.status import ExposureStatus, NodeStatus
+
+
+class Node(Protocol):
+    """What the API offers."""
+
+    async def status(self) -> NodeStatus: ...
+    def shut_down(self) -> None: ...
+    def exposures(self) -> tuple[ExposureStatus, ...]: ...
+    async def expose(self, target: str, public: str) -> ExposureStatus: ...
+    async def unexpose(self, name: str) -> None: ...
+
+
+def make_api(node: Node) -> Starlette:
+    """The application for `serve_local_api`."""
+
+    async def status(_request: Request) -> Response:
+        return _answer(await node.status())
+
+    async def down(_request: Request) -> Response:
+        node.shut_down()
+        return _answer({})
+
+    async def exposures(_request: Request) -> Response:
+        return _answer({"exposures": node.exposures()})
+
+    async def expose(request: Request) -> Response:
+        document = await json_object(request)
+        return _answer(await node.expose(_text(document, "target"), _text(document, "public", "")))
+
+    async def unexpose(request: Request) -> Response:
+        await node.unexpose(request.path_params["id"])
+        return _answer({})
+
+    return Starlette(
+        routes=[
+            Route("/v1/status", status, methods=["GET"]),
+            Route("/v1/down", down, methods=["POST"]),
+            Route("/v1/exposures", exposures, methods=["GET"]),
+            Route("/v1/exposures", expose, methods=["POST"]),
+            Route("/v1/exposures/{id}", unexpose, methods=["DELETE"]),
+        ],
+        exception_handlers={UserError: on_user_error},
+    )
+
+
+def _answer(document: Any) -> Response:
+    return JSONResponse(msgspec.to_builtins(document))
+
+
+def _text(document: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = document.get(key, default)
+    if not isinstance(value, str):
+        raise UserError("bad-request", f"The request must have the text '{key}'.", exit_code=Exit.USAGE)
+    return value

@@ -1,0 +1,315 @@
+"""The node's daemon: control client, member, exposures and local API, and what one learns carried to the others.
+
+It comes up from what it remembers when the server is away, goes on when the server goes, and ends when a person says
+so, when the server refuses the node for good, or when the engine fails.
+"""
+
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Literal
+
+import anyio
+
+from overlay import __version__
+from overlay.carrier.tcp import ControlConnection, dial
+from overlay.daemon import logs
+from overlay.daemon.launch import report_ready, sd_notify
+from overlay.daemon.localapi import serve_local_api
+from overlay.daemon.state import LOG_NAME, StateDir
+from overlay.engine.api import SERVER_NUMBER, Cipher
+from overlay.errors import RemoteProtocolError, UserError
+from overlay.node.api import make_api
+from overlay.node.ciphers import measure
+from overlay.node.control import ControlClient
+from overlay.node.exposures import Exposures
+from overlay.node.interface import check_tun
+from overlay.node.joining import default_name, identity_of, plan_start, relay_of
+from overlay.node.member import Identity, Member, MemberSettings, StartEngine
+from overlay.node.memory import Memory, load_or_make_key
+from overlay.node.names import restore_system
+from overlay.node.settings import NodeSettings
+from overlay.node.status import ExposureStatus, NodeStatus, ServerStatus, State
+from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
+from overlay.wire.endpoint import parse_endpoint
+
+DIAL_TIMEOUT = 10.0
+"""Seconds to find the server at one of its addresses."""
+OFFLINE_AFTER = 3.0
+"""Seconds that a node which remembers its network waits for the server before it says that it works without."""
+
+_log = logging.getLogger(__name__)
+
+
+def run(settings: NodeSettings, *, background: bool = False) -> None:
+    """Be a node until told to stop. In the `background`, the log goes to the state folder.
+
+    Raises `UserError`; `KeyboardInterrupt` when it was ended by SIGINT, after everything is put back.
+    """
+    state = StateDir(Path(settings.state)).open()
+    with state.lock():
+        logs.configure(settings.verbosity, state.path / LOG_NAME if background else None)
+        restore_system(state)
+        daemon = NodeDaemon(settings, state)
+        try:
+            anyio.run(daemon.run)
+        except BaseExceptionGroup as group:
+            error = _first_user_error(group)
+            if error is None:
+                raise
+            raise error from group
+    if daemon.interrupted:
+        raise KeyboardInterrupt
+
+
+def _first_user_error(group: BaseExceptionGroup[BaseException]) -> UserError | None:
+    for error in group.exceptions:
+        found = _first_user_error(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, UserError):
+            return found
+    return None
+
+
+class NodeDaemon:
+    """See the module's docstring. Also the `Listener` of the control client and the `Node` of the local API."""
+
+    def __init__(self, settings: NodeSettings, state: StateDir, *, start_engine: StartEngine | None = None) -> None:
+        """Raises `UserError` for a wrong invite, a damaged state folder, a machine without TUN."""
+        self.interrupted = False
+        self._settings = settings
+        self._state = state
+        self._memory = Memory(state)
+        self._start = plan_start(self._memory.joined, settings.invite, settings.name)
+        if start_engine is None:
+            check_tun()
+        self._private_key = load_or_make_key(state)
+        self._ciphers: tuple[Cipher, ...] = measure()
+        self._member = Member(
+            MemberSettings(
+                private_key=self._private_key,
+                interface=settings.interface or "overlay%d",
+                port=settings.port,
+                names=settings.names,
+            ),
+            state,
+            on_endpoints=self._endpoints_changed,
+            on_link_changed=self._link_changed,
+            start_engine=start_engine,
+        )
+        self._control = ControlClient(self._dial, self._hello, self, self._memory.network_map)
+        self._exposures = Exposures(state, self._control.request, self._is_server)
+        self._identity: Identity | None = None
+        self._identity_changed = anyio.Event()
+        self._server_exposures: tuple[Literal["welcome", "news"], tuple[Exposure, ...]] | None = None
+        self._server_exposures_changed = anyio.Event()
+        self._in_network = anyio.Event()  # welcomed, and a map at hand
+        self._up = anyio.Event()
+        self._stopping = anyio.Event()
+        self._stopped = False
+
+    async def run(self) -> None:
+        """Until `shut_down` or a signal. Raises `UserError`, perhaps inside an exception group."""
+        welcome = self._memory.welcome
+        if welcome is not None and self._memory.network_map is not None:
+            self._remember(welcome, self._memory.network_map)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(serve_local_api, make_api(self), self._state.path)
+            tasks.start_soon(self._take_signals, tasks.cancel_scope)
+            tasks.start_soon(self._memory.keep_map)
+            tasks.start_soon(functools.partial(self._control.run, patient=self._identity is not None))
+            tasks.start_soon(self._be_member)
+            tasks.start_soon(self._keep_exposures)
+            tasks.start_soon(self._say_ready)
+            await self._stopping.wait()
+            self._stopped = True
+            sd_notify("STOPPING=1")
+            _log.info("stopping")
+            await self._control.leave()
+            tasks.cancel_scope.cancel()
+
+    # what the control client says ------------------------------------------------------------------------------------
+
+    def welcomed(self, welcome: Welcome) -> None:
+        identity = identity_of(welcome)
+        relay = relay_of(welcome, parse_endpoint(self._control.address))
+        try:
+            self._memory.save_welcome(welcome)
+            self._memory.save_joined(self._start.joined)
+        except UserError as error:
+            if self._memory.joined is None:
+                raise
+            # A disk that is full must not end a network that works; at the next welcome it is tried again.
+            _log.warning("%s %s", error, error.hint)
+        self._take_identity(identity)
+        self._member.set_relay(relay)
+        self._server_exposures = ("welcome", welcome.exposures)
+        self._server_exposures_changed.set()
+        if self._memory.network_map is not None:
+            self._in_network.set()
+
+    def mapped(self, network_map: NetworkMap) -> None:
+        self._memory.set_map(network_map)
+        self._member.apply_map(network_map)
+        self._in_network.set()
+
+    def exposures_changed(self, exposures: tuple[Exposure, ...]) -> None:
+        if self._server_exposures is None or self._server_exposures[0] == "news":
+            self._server_exposures = ("news", exposures)
+        else:
+            self._server_exposures = ("welcome", exposures)  # the welcome's have not been looked at yet
+        self._server_exposures_changed.set()
+
+    def disconnected(self) -> None:
+        _log.info("working from the last map until the server is back")
+
+    # what the local API asks -----------------------------------------------------------------------------------------
+
+    async def status(self) -> NodeStatus:
+        snapshot = await self._member.snapshot()
+        welcome, network_map = self._memory.welcome, self._memory.network_map
+        own = None
+        if network_map is not None and welcome is not None:
+            own = next((node for node in network_map.nodes if node.number == welcome.number), None)
+        rtt = self._control.rtt
+        drops = dict(self._exposures.drops) | (dict(snapshot.drops) if snapshot is not None else {})
+        return NodeStatus(
+            state=self._state_word(),
+            name=own.name if own is not None else welcome.name if welcome is not None else "",
+            addresses=welcome.addresses if welcome is not None else (),
+            domain=welcome.domain if welcome is not None else self._start.joined.domain,
+            interface=self._member.interface,
+            server=ServerStatus(
+                address=self._control.address or self._start.joined.addresses[0],
+                carrier="tcp",
+                rtt_ms=None if rtt is None else round(rtt * 1000, 3),
+            ),
+            peers=self._member.peers(snapshot),
+            exposures=self._exposures.status(),
+            port=self._member.port,
+            warnings=self._member.warnings,
+            drops=drops,
+            features=dict(snapshot.features) if snapshot is not None else {},
+            version=__version__,
+        )
+
+    def shut_down(self) -> None:
+        self._stopping.set()
+
+    def exposures(self) -> tuple[ExposureStatus, ...]:
+        return self._exposures.status()
+
+    async def expose(self, target: str, public: str) -> ExposureStatus:
+        return await self._exposures.add(target, public)
+
+    async def unexpose(self, name: str) -> None:
+        await self._exposures.remove(name)
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    async def _dial(self) -> ControlConnection:
+        joined = self._start.joined
+        return await dial(joined.addresses, joined.server_key, self._private_key, DIAL_TIMEOUT)
+
+    def _hello(self, map_version: int) -> Hello:
+        chosen = self._start.joined.name
+        return Hello(
+            name=chosen or default_name(socket.gethostname()),
+            name_chosen=bool(chosen),
+            # Only until the node is registered: the secret has done its work then.
+            invite=b"" if self._in_network.is_set() else self._start.secret,
+            ciphers=self._ciphers,
+            endpoints=self._member.lan,
+            map_version=map_version,
+            software=f"overlay {__version__}",
+        )
+
+    def _is_server(self, address: str) -> bool:
+        network_map = self._memory.network_map
+        nodes = network_map.nodes if network_map is not None else ()
+        return any(node.number == SERVER_NUMBER and address in node.addresses for node in nodes)
+
+    def _remember(self, welcome: Welcome, network_map: NetworkMap) -> None:
+        try:
+            self._take_identity(identity_of(welcome))
+            self._member.set_relay(relay_of(welcome, None))
+            self._member.apply_map(network_map)
+        except (RemoteProtocolError, ValueError) as error:
+            # The server says it all anew; until then there is nothing to work from.
+            _log.warning("what this node remembers cannot be used: %s", error)
+
+    def _take_identity(self, identity: Identity) -> None:
+        if identity != self._identity:
+            self._identity = identity
+            self._up = anyio.Event()
+            self._identity_changed.set()
+
+    def _endpoints_changed(self) -> None:
+        self._control.set_endpoints(self._member.lan, self._member.observed)
+
+    def _link_changed(self) -> None:
+        self._control.link_changed()
+
+    async def _be_member(self) -> None:
+        """Be in the network under the identity that the server gave, and again under each new one."""
+        while True:
+            await self._identity_changed.wait()
+            self._identity_changed = anyio.Event()
+            identity = self._identity
+            assert identity is not None
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(self._member.run, identity)
+                await tasks.start(self._exposures.run, str(identity.addresses[0]))
+                self._up.set()
+                self._server_exposures_changed.set()
+                await self._identity_changed.wait()
+                _log.info("this node's place in the network changed")
+                tasks.cancel_scope.cancel()
+
+    async def _keep_exposures(self) -> None:
+        while True:
+            await self._server_exposures_changed.wait()
+            await self._up.wait()
+            self._server_exposures_changed = anyio.Event()
+            if self._server_exposures is None:
+                continue
+            kind, exposures = self._server_exposures
+            try:
+                if kind == "welcome":
+                    await self._exposures.reconcile(exposures)
+                else:
+                    await self._exposures.retain(exposures)
+            except UserError as error:
+                _log.warning("%s %s", error, error.hint)
+            if self._server_exposures == (kind, exposures):
+                self._server_exposures = None
+
+    async def _say_ready(self) -> None:
+        with anyio.move_on_after(OFFLINE_AFTER if self._identity is not None else None):
+            await self._in_network.wait()
+        await self._up.wait()
+        state = self._state_word()
+        _log.info("ready, %s", state)
+        report_ready({"state": state})
+
+    def _state_word(self) -> State:
+        if self._stopped:
+            return "stopped"
+        if not self._up.is_set():
+            return "starting"
+        return "connected" if self._control.state == "connected" else "offline"
+
+    async def _take_signals(self, scope: anyio.CancelScope) -> None:
+        on_terminal = os.isatty(sys.stderr.fileno())
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP and not on_terminal:
+                    _log.info("nothing to read again")
+                    continue
+                if self._stopping.is_set():
+                    scope.cancel()  # the second time: without saying good-bye
+                self.interrupted = number == signal.SIGINT
+                self._stopping.set()

@@ -1,0 +1,241 @@
+"""The node's end of the single tunnel: what arrives from the server on the overlay address goes to the targets.
+
+For each exposure this node listens at a port of its overlay address. Only the server may connect: the engine vouches
+for inner source addresses, so the source decides. A target is what a person on this machine asked for and is kept here:
+the server can take an exposure away, but can neither make one nor lead one elsewhere.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup, TaskStatus
+
+from overlay.daemon.state import StateDir
+from overlay.errors import Exit, UserError
+from overlay.node.control import Answer
+from overlay.node.status import ExposureStatus
+from overlay.node.targets import Target
+from overlay.node.tunnel_end import TunnelEnd
+from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, Unexpose
+
+FILE = "exposures.json"
+_log = logging.getLogger(__name__)
+
+Request = Callable[[Callable[[int], Message]], Awaitable[Answer]]
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """One exposure as the state folder has it."""
+
+    id: str
+    public: str
+    target: str  # canonical
+    port: int  # on the overlay address
+    tunnel: Literal["single"] = "single"
+
+
+class _KeptFile(msgspec.Struct, frozen=True, kw_only=True):
+    exposures: tuple[Kept, ...] = ()
+
+
+class Exposures:
+    """This node's exposures. Requests are served one after another."""
+
+    def __init__(self, state: StateDir, request: Request, is_server: Callable[[str], bool]) -> None:
+        """`request` asks the server; `is_server` says whether an overlay address is the server's.
+
+        Raises `UserError` ("state-corrupt").
+        """
+        stored = state.read_struct(FILE, _KeptFile) or _KeptFile()
+        self.drops: Counter[str] = Counter()
+        self._kept = {kept.id: kept for kept in stored.exposures}
+        self._state = state
+        self._request = request
+        self._is_server = is_server
+        self._lock = anyio.Lock()
+        self._ends: dict[str, TunnelEnd] = {}
+        self._tasks: TaskGroup | None = None
+        self._address = ""
+
+    async def run(self, address: str, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve on this overlay address until cancelled. Signals `started` once all exposures are listened for."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks, self._address = tasks, address
+                for kept in tuple(self._kept.values()):
+                    await self._open_kept(kept)
+                task_status.started()
+                await anyio.sleep_forever()
+        finally:
+            for end in self._ends.values():
+                end.close()
+            self._ends.clear()
+            self._tasks = None
+
+    def status(self) -> tuple[ExposureStatus, ...]:
+        return tuple(self._show(kept) for kept in self._kept.values())
+
+    async def add(self, target_text: str, public: str) -> ExposureStatus:
+        """Expose a target at `public` ("9000", "203.0.113.1:9000", "": the server picks).
+
+        Raises `UserError`: "bad-target", "not-up", "server-unreachable", and what the server answers.
+        """
+        target = Target.parse(target_text)
+        async with self._lock:
+            end = self._open(target, 0)
+            try:
+                answer = await self._request(
+                    lambda seq: Expose(
+                        seq=seq, protocol=target.protocol, public=public, target=target.text, port=end.port
+                    )
+                )
+                if not isinstance(answer, Exposed):
+                    raise UserError("bad-answer", "The server answered something that does not fit the request.")
+                exposure = answer.exposure
+                kept = Kept(id=exposure.id, public=exposure.public, target=target.text, port=end.port)
+                try:
+                    await self._save({**self._kept, kept.id: kept})
+                except UserError:
+                    await self._give_back(kept.id)
+                    raise
+            except BaseException:
+                end.close()
+                raise
+            self._serve(kept.id, end)
+            return self._show(kept)
+
+    async def remove(self, name: str) -> None:
+        """Give an exposure back. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
+        async with self._lock:
+            if name not in self._kept:
+                raise UserError(
+                    "exposure-unknown",
+                    f"This node has no exposure '{name[:64]}'.",
+                    "See 'overlay expose ls' for those it has.",
+                )
+            try:
+                await self._request(lambda seq: Unexpose(seq=seq, id=name))
+            except UserError as error:
+                if error.exit_code == Exit.UNREACHABLE:
+                    raise
+                _log.info("the server does not know exposure %s any more: %s", name, error)
+            await self._drop(name)
+
+    async def reconcile(self, exposures: tuple[Exposure, ...]) -> None:
+        """After a welcome: make both lists agree; what fails for want of a server waits for the next welcome."""
+        async with self._lock:
+            theirs = {exposure.id: exposure for exposure in exposures}
+            for name, kept in tuple(self._kept.items()):
+                known = theirs.pop(name, None)
+                if known is not None and (known.port, known.target) == (kept.port, kept.target):
+                    if known.public != kept.public:
+                        await self._save({**self._kept, name: msgspec.structs.replace(kept, public=known.public)})
+                    continue
+                await self._renew(kept)
+            for name in theirs:
+                _log.warning("the server has an exposure %s of this node, which does not know it: given back", name)
+                await self._give_back(name)
+
+    async def retain(self, exposures: tuple[Exposure, ...]) -> None:
+        """The server's list while connected: what is not in it was taken away."""
+        names = {exposure.id for exposure in exposures}
+        async with self._lock:
+            for name in [name for name in self._kept if name not in names]:
+                _log.warning("the server has taken exposure %s away", name)
+                await self._drop(name)
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    async def _open_kept(self, kept: Kept) -> None:
+        target = Target.parse(kept.target)
+        try:
+            end = self._open(target, kept.port)
+        except UserError as error:
+            # Another program took the port while we were away: any other does, once the server knows (`reconcile`).
+            _log.info("exposure %s gets another port: %s", kept.id, error)
+            try:
+                end = self._open(target, 0)
+            except UserError as failure:
+                _log.warning("exposure %s does not work: %s", kept.id, failure)
+                return
+            self._kept[kept.id] = msgspec.structs.replace(kept, port=end.port)
+        self._serve(kept.id, end)
+
+    def _open(self, target: Target, port: int) -> TunnelEnd:
+        if self._tasks is None:
+            raise UserError(
+                "not-up",
+                "The network is not up on this machine yet.",
+                "Try again when 'overlay status' says 'connected'.",
+                Exit.NOT_RUNNING,
+            )
+        return TunnelEnd(target, self._address, port, self._is_server, self.drops)
+
+    def _serve(self, name: str, end: TunnelEnd) -> None:
+        if self._tasks is None:  # taken down while the server was asked: opened at the next start
+            end.close()
+            return
+        self._ends[name] = end
+        self._tasks.start_soon(end.run)
+
+    async def _renew(self, kept: Kept) -> None:
+        target = Target.parse(kept.target)
+        try:
+            answer = await self._request(
+                lambda seq: Expose(
+                    seq=seq,
+                    id=kept.id,
+                    protocol=target.protocol,
+                    public=kept.public,
+                    target=kept.target,
+                    port=kept.port,
+                )
+            )
+        except UserError as error:
+            if error.exit_code == Exit.UNREACHABLE:
+                return  # the next welcome is the next try
+            _log.warning("exposure %s (%s at %s) is gone: %s", kept.id, kept.target, kept.public, error)
+            await self._drop(kept.id)
+            return
+        if isinstance(answer, Exposed):
+            renewed = msgspec.structs.replace(kept, public=answer.exposure.public)
+            await self._save({**self._kept, kept.id: renewed})
+
+    async def _give_back(self, name: str) -> None:
+        try:
+            await self._request(lambda seq: Unexpose(seq=seq, id=name))
+        except UserError as error:
+            _log.info("exposure %s could not be given back: %s", name, error)
+
+    async def _drop(self, name: str) -> None:
+        end = self._ends.pop(name, None)
+        if end is not None:
+            end.close()
+        remaining = {key: kept for key, kept in self._kept.items() if key != name}
+        try:
+            await self._save(remaining)
+        except UserError as error:
+            # It is gone all the same; at the next start the server's list says so again.
+            _log.warning("%s %s", error, error.hint)
+            self._kept = remaining
+
+    async def _save(self, kept: dict[str, Kept]) -> None:
+        file = _KeptFile(exposures=tuple(kept.values()))
+        await anyio.to_thread.run_sync(self._state.write_struct, FILE, file)
+        self._kept = kept
+
+    def _show(self, kept: Kept) -> ExposureStatus:
+        end = self._ends.get(kept.id)
+        return ExposureStatus(
+            id=kept.id,
+            public=kept.public,
+            url=None,
+            target=kept.target,
+            tunnel=kept.tunnel,
+            connections=end.connections if end is not None else 0,
+        )

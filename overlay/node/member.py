@@ -1,0 +1,437 @@
+"""One machine's part in the network: engine, interface and (on nodes) names, under one roof.
+
+Used by the node daemon and by the server daemon, since the server is a node of its network. Knows network maps and what
+to make of them for the engine; does not know where maps come from, nor any control message. It never sees a packet.
+
+    async with anyio.create_task_group() as tasks:
+        member = Member(settings, state)
+        member.apply_map(network_map)             # before or after the start, and again for every new map
+        await tasks.start(member.run, identity)   # returns once the interface is up
+        …
+        tasks.cancel_scope.cancel()               # takes everything down again
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from typing import Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskStatus
+
+from overlay.daemon.state import StateDir, corrupt
+from overlay.engine.api import (
+    Command,
+    EngineConfig,
+    EngineFailed,
+    EngineSnapshot,
+    Event,
+    Inspect,
+    LinkChanged,
+    Network,
+    Observed,
+    PeerConfig,
+    RemovePeer,
+    SetPeer,
+    SetRelay,
+)
+from overlay.errors import UserError
+from overlay.node.ciphers import choose
+from overlay.node.interface import (
+    Address,
+    Interface,
+    Machine,
+    check_ranges,
+    local_candidates,
+    read_machine,
+    watch_machine,
+)
+from overlay.node.names import Names
+from overlay.node.status import PathStatus, PeerStatus
+from overlay.wire.control.messages import MapNode, NetworkMap
+from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
+
+FLOOR_FILE = "timestamp"
+FLOOR_INTERVAL = 15.0
+"""Seconds between writes of the TAI64N floor. What is written lies two intervals ahead: a crash loses nothing."""
+SNAPSHOT_TIMEOUT = 5.0
+"""Seconds that the engine may take to answer; its loop turns in milliseconds unless the machine hangs."""
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSettings:
+    """What is fixed for a member's life."""
+
+    private_key: bytes = field(repr=False)  # X25519, 32 bytes, clamped
+    interface: str | None = "overlay%d"  # None: no TUN, no names
+    port: int = 0  # UDP; 0: the kernel picks
+    relay_clients: bool = False  # the server's part: forward between nodes
+    names: bool = True  # run the resolver and point the system at it
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this machine is in the network."""
+
+    number: int
+    name: str
+    addresses: tuple[Address, ...]  # IPv4 first
+    networks: tuple[Network, ...]
+    domain: str
+
+    @classmethod
+    def parse(
+        cls, *, number: int, name: str, addresses: Iterable[str], networks: Iterable[str], domain: str
+    ) -> "Identity":
+        """From the texts of control messages. Raises `ValueError`."""
+        return cls(
+            number, name, tuple(map(ip_address, addresses)), tuple(ip_network(text) for text in networks), domain
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """The home relay: where it listens, which node it is, and our ticket there."""
+
+    endpoints: tuple[Endpoint, ...]
+    number: int
+    ticket: int = field(repr=False)
+
+
+class RunningEngine(Protocol):
+    """What a member needs of `overlay.engine`."""
+
+    @property
+    def interface(self) -> str | None: ...
+    @property
+    def port(self) -> int: ...
+    def start(self) -> None: ...
+    def post(self, *commands: Command) -> None: ...
+    def stop(self) -> None: ...
+
+
+StartEngine = Callable[[EngineConfig, Callable[[Event], None]], RunningEngine]
+
+
+def peer_configs(network_map: NetworkMap, own_number: int) -> dict[int, PeerConfig]:
+    """What the engine must know of each other node of the map."""
+    networks = [ip_network(text) for text in network_map.networks]
+    own = next((node for node in network_map.nodes if node.number == own_number), None)
+    own_ciphers = own.ciphers if own is not None else ()
+    return {
+        node.number: _peer_config(node, networks, own_ciphers)
+        for node in network_map.nodes
+        if node.number != own_number
+    }
+
+
+def _peer_config(node: MapNode, networks: list[Network], own_ciphers: tuple[str, ...]) -> PeerConfig:
+    addresses = [ip_address(text) for text in node.addresses]
+    lan = tuple(parse_endpoint(text) for text in node.lan)
+    observed = tuple(parse_endpoint(text) for text in node.observed)
+    return PeerConfig(
+        number=node.number,
+        public_key=node.key,
+        # Within the network's ranges only: nothing that the server says makes a peer the owner of other addresses.
+        allowed=tuple(ip_network(a) for a in addresses if any(a in network for network in networks)),
+        # What the map says of both: measured again, this machine's order could differ from what the peer goes by.
+        cipher=choose(own_ciphers, node.ciphers),
+        endpoints=tuple(dict.fromkeys(lan + observed)),
+        lan_endpoints=lan,
+    )
+
+
+class Member:
+    """See the module's docstring. All methods are for the event loop's thread."""
+
+    def __init__(
+        self,
+        settings: MemberSettings,
+        state: StateDir,
+        *,
+        on_endpoints: Callable[[], None] = lambda: None,
+        on_link_changed: Callable[[], None] = lambda: None,
+        start_engine: StartEngine | None = None,
+    ) -> None:
+        """`on_endpoints`: `lan` or `observed` is another. `on_link_changed`: the host's addresses or routes are."""
+        self.settings = settings
+        self.identity: Identity | None = None  # while it runs
+        self.lan: tuple[str, ...] = ()  # own endpoints, for the map
+        self.observed: tuple[str, ...] = ()
+        self._state = state
+        self._on_endpoints = on_endpoints
+        self._on_link_changed = on_link_changed
+        self._start_engine = start_engine or _default_engine
+        self._engine: RunningEngine | None = None
+        self._map: NetworkMap | None = None
+        self._relay: Relay | None = None
+        self._posted: dict[int, PeerConfig] = {}
+        self._posted_relay: SetRelay | None = None
+        self._names: Names | None = None
+        self._interface_warnings: tuple[str, ...] = ()
+        self._failure: BaseException | None = None
+        self._failed = anyio.Event()
+        self._floor = 0
+
+    @property
+    def interface(self) -> str | None:
+        """The interface's name while there is one."""
+        return self._engine.interface if self._engine is not None else None
+
+    @property
+    def port(self) -> int | None:
+        """The engine's UDP port while it runs."""
+        return self._engine.port if self._engine is not None else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what does not work, though the network does."""
+        names = (self._names.warning,) if self._names is not None and self._names.warning else ()
+        return self._interface_warnings + names
+
+    async def run(self, identity: Identity, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Be part of the network as `identity` until cancelled; then take everything down. May be run again after.
+
+        Signals `started` once the interface is up and names work (or failed, see `warnings`). Raises `UserError`:
+        "range-overlaps", "engine-failed", what the engine's start and the interface's set-up raise.
+        """
+        if self.settings.interface is not None:
+            check_ranges(identity.networks, await read_machine())
+        self._floor = _read_floor(self._state)
+        self._failure, self._failed = None, anyio.Event()
+        engine = self._start_engine(self._engine_config(identity), _hand_over(self._receive_event))
+        await anyio.to_thread.run_sync(engine.start)
+        self._engine, self.identity = engine, identity
+        try:
+            if engine.interface is not None:
+                self._interface_warnings = await Interface(engine.interface).configure(
+                    identity.addresses, identity.networks
+                )
+            await self._run_tasks(identity, engine, task_status)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._take_down(engine)
+        if self._failure is not None:
+            raise UserError(
+                "engine-failed",
+                f"The engine ended by an error: {self._failure!r}.",
+                "Start it again; if it happens again, report it together with the log.",
+            ) from self._failure
+
+    def apply_map(self, network_map: NetworkMap) -> None:
+        """Make peers, relay and names what the map says."""
+        self._map = network_map
+        self._post_map()
+
+    def set_relay(self, relay: Relay | None) -> None:
+        """Relay through `relay` from now on (as soon as a map tells its key)."""
+        self._relay = relay
+        self._post_map()
+
+    def post(self, *commands: Command) -> None:
+        """Commands for the engine, such as the relay role's. Nothing happens while there is none."""
+        if self._engine is not None:
+            self._engine.post(*commands)
+
+    async def snapshot(self) -> EngineSnapshot | None:
+        """What the engine says of itself; None while there is none, or if it does not answer."""
+        engine = self._engine
+        if engine is None:
+            return None
+        arrived = anyio.Event()
+        found: list[EngineSnapshot] = []
+
+        def take(snapshot: EngineSnapshot) -> None:
+            found.append(snapshot)
+            arrived.set()
+
+        engine.post(Inspect(_hand_over(take)))
+        with anyio.move_on_after(SNAPSHOT_TIMEOUT):
+            await arrived.wait()
+        return found[0] if found else None
+
+    def peers(self, snapshot: EngineSnapshot | None) -> tuple[PeerStatus, ...]:
+        """The other nodes of the network, with what the engine knows of them."""
+        if self._map is None:
+            return ()
+        known = {peer.number: peer for peer in snapshot.peers} if snapshot is not None else {}
+        own = self.identity.number if self.identity is not None else None
+        found = []
+        for node in self._map.nodes:
+            if node.number == own:
+                continue
+            peer = known.get(node.number)
+            path = peer.path if peer is not None else None
+            found.append(
+                PeerStatus(
+                    name=node.name,
+                    addresses=node.addresses,
+                    online=node.online,
+                    path=None
+                    if path is None
+                    else PathStatus(
+                        kind=path.kind,
+                        endpoint=format_endpoint(path.endpoint) if path.endpoint is not None else None,
+                        since=path.since,
+                        mtu=path.mtu,
+                    ),
+                    rtt_ms=_milliseconds(peer.rtt if peer is not None else None),
+                    last_handshake_s=peer.last_handshake if peer is not None else None,
+                    rx_bytes=peer.rx_bytes if peer is not None else 0,
+                    tx_bytes=peer.tx_bytes if peer is not None else 0,
+                )
+            )
+        return tuple(found)
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    def _engine_config(self, identity: Identity) -> EngineConfig:
+        return EngineConfig(
+            private_key=self.settings.private_key,
+            number=identity.number,
+            interface=self.settings.interface,
+            port=self.settings.port,
+            relay_clients=self.settings.relay_clients,
+            timestamp_floor=self._floor,
+        )
+
+    async def _run_tasks(self, identity: Identity, engine: RunningEngine, task_status: TaskStatus[None]) -> None:
+        async with anyio.create_task_group() as tasks:
+            machine = await tasks.start(self._watch, engine.interface)
+            self._take_candidates(machine, identity, engine.port)
+            self._posted, self._posted_relay = {}, None
+            if self.settings.names and engine.interface is not None:
+                self._names = Names(self._state)
+                self._post_map()
+                await tasks.start(self._names.run, identity.addresses, identity.domain)
+            else:
+                self._post_map()
+            tasks.start_soon(self._keep_floor)
+            task_status.started()
+            await self._failed.wait()
+            tasks.cancel_scope.cancel()
+
+    async def _watch(
+        self, interface: str | None, *, task_status: TaskStatus[Machine] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        await watch_machine(self._machine_changed, ignore=interface, task_status=task_status)
+
+    def _machine_changed(self, machine: Machine) -> None:
+        if self._engine is None or self.identity is None:
+            return
+        _log.info("this machine's addresses or routes changed")
+        self._engine.post(LinkChanged())
+        self._take_candidates(machine, self.identity, self._engine.port)
+        self._on_link_changed()
+
+    def _take_candidates(self, machine: Machine, identity: Identity, port: int) -> None:
+        lan = tuple(format_endpoint(each) for each in local_candidates(machine, port, identity.networks))
+        if lan != self.lan:
+            self.lan, self.observed = lan, ()  # what the relay saw belongs to the old addresses
+            self._on_endpoints()
+
+    def _receive_event(self, event: Event) -> None:
+        if isinstance(event, Observed):
+            self._take_observed(event.endpoint)
+        elif isinstance(event, EngineFailed):
+            _log.error("the engine ended by an error", exc_info=event.error)
+            self._failure = event.error
+            self._failed.set()
+        else:
+            _log.debug("%s", event)
+
+    def _take_observed(self, endpoint: Endpoint) -> None:
+        text, version = format_endpoint(endpoint), ip_address(endpoint[0]).version
+        # One for each address family: the relay is asked over both.
+        others = [each for each in self.observed if ip_address(parse_endpoint(each)[0]).version != version]
+        observed = tuple(sorted([*others, text]))
+        if observed != self.observed and self._engine is not None:
+            self.observed = observed
+            self._on_endpoints()
+
+    def _post_map(self) -> None:
+        if self._engine is None or self._map is None or self.identity is None:
+            return
+        wanted = peer_configs(self._map, self.identity.number)
+        commands: list[Command] = [RemovePeer(number) for number in self._posted.keys() - wanted.keys()]
+        commands += [SetPeer(peer) for number, peer in wanted.items() if self._posted.get(number) != peer]
+        self._posted = wanted
+        relay = self._relay_command()
+        if relay is not None and relay != self._posted_relay:
+            self._posted_relay = relay
+            commands.append(relay)
+        if commands:
+            self._engine.post(*commands)
+        if self._names is not None:
+            self._names.set_map(self._map)
+
+    def _relay_command(self) -> SetRelay | None:
+        if self._relay is None or self._map is None:
+            return None
+        node = next((node for node in self._map.nodes if node.number == self._relay.number), None)
+        if node is None:
+            return None
+        return SetRelay(self._relay.endpoints, self._relay.number, node.key, self._relay.ticket)
+
+    async def _keep_floor(self) -> None:
+        while True:
+            await self._save_floor()
+            await anyio.sleep(FLOOR_INTERVAL)
+
+    async def _save_floor(self) -> None:
+        snapshot = await self.snapshot()
+        if snapshot is None or snapshot.timestamp <= self._floor:
+            return
+        ahead = snapshot.timestamp + int(2 * FLOOR_INTERVAL * 1e9)
+        try:
+            await anyio.to_thread.run_sync(self._state.write, FLOOR_FILE, str(ahead).encode())
+        except UserError as error:
+            # Only a clock that jumps back across a restart makes this matter: the network goes on.
+            _log.warning("%s", error)
+        else:
+            self._floor = ahead
+
+    async def _take_down(self, engine: RunningEngine) -> None:
+        if self._failure is None:
+            await self._save_floor()
+        await anyio.to_thread.run_sync(engine.stop)
+        self._engine, self.identity, self._names = None, None, None
+        self._interface_warnings = ()
+        self.lan, self.observed = (), ()
+
+
+def _hand_over(function: Callable[[T], None]) -> Callable[[T], None]:
+    """`function` for the engine's thread to call: it runs on the event loop's. Dropped once that has ended."""
+    loop = asyncio.get_running_loop()
+
+    def call(value: T) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            loop.call_soon_threadsafe(function, value)
+
+    return call
+
+
+def _default_engine(config: EngineConfig, on_event: Callable[[Event], None]) -> RunningEngine:
+    from overlay.engine.engine import Engine
+
+    return Engine(config, on_event)
+
+
+def _read_floor(state: StateDir) -> int:
+    data = state.read(FLOOR_FILE)
+    if data is None:
+        return 0
+    if not data.isdigit() or len(data) > 20:
+        raise corrupt(state.path / FLOOR_FILE, "it is not a number of nanoseconds")
+    return int(data)
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

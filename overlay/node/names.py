@@ -1,0 +1,115 @@
+"""The network's names on this machine: the resolver on the overlay address, and the system pointed at it.
+
+Nothing here may end the network: what fails is kept as a `warning`, one sentence for the status.
+"""
+
+import logging
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskStatus
+
+from overlay.daemon.state import StateDir
+from overlay.errors import UserError
+from overlay.node.interface import Address
+from overlay.wire.control.messages import NetworkMap
+from overlay_dns.osconfig.resolvconf import ResolvConf
+from overlay_dns.server import PORT, Resolver
+from overlay_dns.zone import Zone
+
+START_TIMEOUT = 3.0
+"""Seconds that bringing names up may hold up the network; sockets and one small file take milliseconds."""
+
+_log = logging.getLogger(__name__)
+
+
+def restore_system(state: StateDir) -> None:
+    """Undo what an earlier run changed on the system and could not put back (it was killed). Idempotent."""
+    try:
+        if ResolvConf(state).restore():
+            _log.warning("put back the system's resolver configuration that an earlier run left")
+    except OSError as error:
+        _log.warning("the system's resolver configuration could not be put back: %s", error)
+
+
+def build_zone(network_map: NetworkMap) -> Zone:
+    """The zone of a map: each node by its name."""
+    return Zone.build(
+        network_map.domain,
+        {node.name: [ip_address(text) for text in node.addresses] for node in network_map.nodes},
+        network_map.version,
+        [ip_network(text) for text in network_map.networks],
+    )
+
+
+class Names:
+    """See the module's docstring."""
+
+    def __init__(self, state: StateDir, *, resolv_conf: ResolvConf | None = None, port: int = PORT) -> None:
+        """`resolv_conf`: the file to take over, instead of the system's. `port`: of the resolver; 0 picks one."""
+        self.warning = ""
+        self.port: int | None = None  # while the resolver serves
+        self._wanted_port = port
+        self._resolv_conf = resolv_conf or ResolvConf(state)
+        self._zone: Zone | None = None
+        self._resolver: Resolver | None = None
+        self._upstreams: list[tuple[str, int]] = []
+
+    def set_map(self, network_map: NetworkMap) -> None:
+        """Answer from this map from now on."""
+        self._zone = build_zone(network_map)
+        if self._resolver is not None:
+            self._resolver.set_zone(self._zone)
+
+    async def run(
+        self, addresses: Sequence[Address], domain: str, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve on the first of this machine's overlay addresses until cancelled, then put the system back.
+
+        Signals `started` when names work, or when it is clear that they do not (`warning` says why).
+        """
+        own = str(addresses[0])
+        started = False
+        self._resolver = Resolver(self._zone or Zone.build(domain, {}, 0), lambda: self._upstreams)
+        try:
+            async with anyio.create_task_group() as tasks:
+                with anyio.fail_after(START_TIMEOUT):
+                    self.port = await tasks.start(self._serve, own)
+                self._upstreams = [
+                    (server, PORT)
+                    for server in await anyio.to_thread.run_sync(self._resolv_conf.apply, [own], domain)
+                    if server != own
+                ]
+                task_status.started()
+                started = True
+        except* (OSError, UserError, TimeoutError) as group:
+            self.warning = f"Names of the network do not work on this machine: {_reason(group)}."
+            _log.warning("%s", self.warning)
+        finally:
+            self._resolver, self.port = None, None
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._restore)
+        if not started:
+            task_status.started()
+        await anyio.sleep_forever()
+
+    async def _serve(self, address: str, *, task_status: TaskStatus[int]) -> None:
+        assert self._resolver is not None
+        await self._resolver.serve([address], port=self._wanted_port, task_status=task_status)
+
+    def _restore(self) -> None:
+        try:
+            self._resolv_conf.restore()
+        except (OSError, UserError) as error:
+            _log.warning("the system's resolver configuration could not be put back: %s", error)
+
+
+def _reason(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TimeoutError) and not error.args:
+        return "the resolver did not start in time"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error).rstrip(".")

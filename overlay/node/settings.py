@@ -1,0 +1,16 @@
+"""What the starter of a node's daemon hands over. Imported by the command line: it costs msgspec alone."""
+
+import msgspec
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    state: str  # the state folder, absolute
+    invite: str = ""  # needed the first time
+    name: str = ""  # for this machine; "": its host name
+    interface: str = ""  # "": the first free overlay0, overlay1, …
+    port: int = 0  # of the engine, UDP; 0: the kernel picks
+    names: bool = True  # resolve the network's names on this machine
+    verbosity: int = 0  # −1 quiet, 0, 1, 2
+
+    def __repr__(self) -> str:
+        return f"NodeSettings(state={self.state!r}, name={self.name!r})"  # an invite is a secret

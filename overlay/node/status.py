@@ -1,0 +1,56 @@
+"""The documents of the local API, as the command line contract has them. Only shapes: others fill them in."""
+
+from typing import Literal
+
+import msgspec
+
+State = Literal["starting", "connected", "offline", "stopped"]
+
+
+class PathStatus(msgspec.Struct, frozen=True, kw_only=True):
+    kind: Literal["relay", "lan", "udp", "tcp"]
+    endpoint: str | None  # None for relay
+    since: float  # Unix time, s
+    mtu: int  # largest UDP payload, bytes
+
+
+class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    addresses: tuple[str, ...]
+    online: bool
+    path: PathStatus | None
+    rtt_ms: float | None
+    last_handshake_s: float | None  # s ago
+    rx_bytes: int  # inner bytes
+    tx_bytes: int
+
+
+class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    address: str
+    carrier: str
+    rtt_ms: float | None
+
+
+class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    public: str
+    url: str | None
+    target: str
+    tunnel: Literal["single"]
+    connections: int  # open now: TCP connections, or UDP flows
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    state: State
+    name: str
+    addresses: tuple[str, ...]
+    domain: str
+    interface: str | None
+    server: ServerStatus
+    peers: tuple[PeerStatus, ...]
+    exposures: tuple[ExposureStatus, ...]
+    port: int | None  # the engine's UDP port
+    warnings: tuple[str, ...]  # sentences: what does not work, though the network does
+    drops: dict[str, int]  # by reason
+    features: dict[str, bool]  # of the kernel
+    version: str

@@ -1,0 +1,183 @@
+"""One exposure's socket on the overlay address: takes what comes from the server, and nobody else, to the target."""
+
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Final
+
+import anyio
+
+from overlay.carrier.flows import UdpFlows
+from overlay.carrier.forward import forward_streams
+from overlay.carrier.stream import TcpStream, connect, reset_on_close
+from overlay.errors import UserError
+from overlay.node.targets import Target
+from overlay.wire.endpoint import Endpoint, canonical_endpoint
+
+CONNECT_TIMEOUT: Final = 10.0
+"""Seconds to reach the target, over all addresses of its name; three SYNs."""
+CONNECTION_LIMIT: Final = 1024
+"""Of one exposure at once, as at the server's end: one exposure cannot take all descriptors."""
+LOOKUP_INTERVAL: Final = 30.0
+"""Seconds after which the name of a UDP target is looked up anew."""
+_BACKLOG: Final = 256
+_ACCEPT_PAUSE: Final = 0.1  # s, when the system has no descriptor left
+
+_log = logging.getLogger(__name__)
+
+
+class TunnelEnd:
+    """Listens from its making on. `drops` counts by reason what did not get through."""
+
+    def __init__(
+        self, target: Target, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
+    ) -> None:
+        """Raises `UserError` ("port-taken") if `address` does not have `port` free; port 0 picks one."""
+        self._target = target
+        self._is_server = is_server
+        self._drops = drops
+        self._scope = anyio.CancelScope()
+        self._streams = 0
+        self._flows: UdpFlows | None = None
+        self._endpoint: Endpoint | None = None  # of a UDP target
+        self._failing = False  # the target did not answer the last time: say it once
+        try:
+            self._socket = _bind(target, address, port)
+        except OSError as error:
+            raise UserError(
+                "port-taken",
+                f"Port {port} of the overlay address {address} cannot be used: {error.strerror}.",
+                "End the program that has it, or expose the target again.",
+            ) from error
+        self.port: int = self._socket.getsockname()[1]
+
+    @property
+    def connections(self) -> int:
+        """TCP connections, or UDP flows, at this moment."""
+        return self._streams + (self._flows.count if self._flows is not None else 0)
+
+    def close(self) -> None:
+        """Close at once, with all that goes through. May be called again."""
+        self._scope.cancel()
+        if self._socket.fileno() >= 0:
+            anyio.notify_closing(self._socket)
+            self._socket.close()
+
+    async def run(self) -> None:
+        """Forward until `close`."""
+        try:
+            with self._scope:
+                if self._target.protocol == "tcp":
+                    await self._run_tcp()
+                else:
+                    await self._run_udp()
+        finally:
+            self.close()
+
+    async def _run_tcp(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            while True:
+                try:
+                    accepted, source = self._socket.accept()
+                except BlockingIOError:
+                    await anyio.wait_readable(self._socket)
+                    continue
+                except OSError as error:
+                    # The caller has gone already, or descriptors ran out: either way the exposure stays open.
+                    self._drops["exposure_accept_failed"] += 1
+                    _log.debug("cannot accept a connection for %s: %s", self._target.text, error)
+                    await anyio.sleep(_ACCEPT_PAUSE)
+                    continue
+                reason = self._unwanted(source[0])
+                if reason is not None:
+                    self._drops[reason] += 1
+                    reset_on_close(accepted)
+                    accepted.close()
+                    await anyio.lowlevel.checkpoint()
+                    continue
+                self._streams += 1
+                tasks.start_soon(self._forward, accepted)
+
+    def _unwanted(self, host: str) -> str | None:
+        if not self._is_server(canonical_endpoint(host, 0)[0]):
+            return "exposure_not_the_server"
+        return "exposure_limit" if self._streams >= CONNECTION_LIMIT else None
+
+    async def _forward(self, accepted: socket.socket) -> None:
+        try:
+            with accepted:
+                inside = await self._connect()
+                if inside is None:
+                    reset_on_close(accepted)
+                    return
+                await forward_streams(TcpStream(accepted), inside)
+        finally:
+            self._streams -= 1
+
+    async def _connect(self) -> TcpStream | None:
+        problem = "no answer"
+        with anyio.move_on_after(CONNECT_TIMEOUT):
+            try:
+                for endpoint in await _resolve(self._target):
+                    try:
+                        stream = await connect(endpoint)
+                    except OSError as error:
+                        problem = error.strerror or str(error)
+                    else:
+                        self._failing = False
+                        return stream
+            except OSError as error:
+                problem = f"its name cannot be found ({error.strerror})"
+        self._drops["exposure_target_unreachable"] += 1
+        _log.log(
+            logging.DEBUG if self._failing else logging.WARNING, "%s is not reachable: %s", self._target.text, problem
+        )
+        self._failing = True
+        return None
+
+    async def _run_udp(self) -> None:
+        self._flows = UdpFlows(
+            self._socket,
+            lambda: self._endpoint,
+            limit=CONNECTION_LIMIT,
+            accepts=lambda source: self._is_server(source[0]),
+            drops=self._drops,
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._flows.run)
+            while True:
+                try:
+                    found = await _resolve(self._target)
+                    if self._endpoint not in found:  # a name with several addresses: open flows stay where they are
+                        self._endpoint = found[0]
+                except OSError as error:
+                    _log.warning("%s: its name cannot be found: %s", self._target.text, error)
+                await anyio.sleep(LOOKUP_INTERVAL)
+
+
+def _bind(target: Target, address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_STREAM if target.protocol == "tcp" else socket.SOCK_DGRAM
+    bound = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if target.protocol == "tcp":
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not matter
+        bound.bind((address, port))
+        if target.protocol == "tcp":
+            bound.listen(_BACKLOG)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+async def _resolve(target: Target) -> list[Endpoint]:
+    """At least one endpoint, as the system orders them. Raises `OSError`."""
+    try:
+        return [(str(ip_address(target.host)), target.port)]
+    except ValueError:
+        kind = socket.SOCK_STREAM if target.protocol == "tcp" else socket.SOCK_DGRAM
+        found = await anyio.getaddrinfo(target.host, target.port, type=kind)
+        return [canonical_endpoint(str(address[0]), target.port) for *_, address in found]

@@ -1,0 +1,150 @@
+"""A node's control connection, from its `Hello` to its end. Knows messages; what they do, `Network` does.
+
+Nothing that a node sends is trusted: what is not allowed ends the connection with `Refused`, what cannot be granted is
+answered with `Failed`.
+"""
+
+import logging
+
+import anyio
+
+from overlay.carrier.tcp import ConnectionLost, ControlConnection
+from overlay.errors import UserError
+from overlay.server.network import Network
+from overlay.wire.control.messages import (
+    CONTROL_VERSION,
+    Done,
+    Endpoints,
+    Expose,
+    Exposed,
+    Failed,
+    Hello,
+    Leave,
+    Message,
+    Ping,
+    Pong,
+    Refused,
+    ServerMessage,
+    Unexpose,
+)
+from overlay.wire.endpoint import format_endpoint
+
+MESSAGE_RATE = 20.0  # per second and node: a node whose addresses flap, exposing all it has, stays far below
+MESSAGE_BURST = 200.0  # a node that comes back with all its exposures
+_PASSING = frozenset({"state-write-failed", "state-busy", "state-corrupt"})  # troubles of the server's own disk
+_log = logging.getLogger(__name__)
+
+
+class TokenBucket:
+    """How many messages a node may send: `burst` at once, `rate` per second in the long run."""
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._last = now
+
+    def take(self, now: float) -> bool:
+        self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
+        self._last = now
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+class NodeLink:
+    """The hub's end of a connection."""
+
+    def __init__(self, number: int, connection: ControlConnection) -> None:
+        self.number = number
+        self.scope = anyio.CancelScope()
+        self.refused: Refused | None = None
+        self._connection = connection
+
+    async def send(self, message: ServerMessage) -> None:
+        try:
+            await self._connection.send(message)
+        except ConnectionLost as lost:
+            _log.debug("nothing more goes to node %d: %s", self.number, lost)  # its `receive` ends the conversation
+
+    def close(self, refused: Refused | None) -> None:
+        self.refused = refused
+        self.scope.cancel()
+
+
+async def converse(network: Network, connection: ControlConnection) -> None:
+    """The whole life of a connection. Raises `ConnectionLost`; the carrier closes the connection afterwards."""
+    hello = await connection.receive()
+    try:
+        number = await _admit(network, connection, hello)
+    except UserError as error:
+        _log.info("refused a node at %s: %s", format_endpoint(connection.remote_address), error.message)
+        await connection.send(_refused(error))
+        return
+    link = NodeLink(number, connection)
+    await connection.send(network.welcome(number))
+    await network.connect(link)
+    try:
+        with link.scope:
+            await _serve(network, connection, number)
+        if link.refused is not None:
+            await connection.send(link.refused)
+    finally:
+        network.disconnect(link)
+
+
+async def _admit(network: Network, connection: ControlConnection, hello: Message) -> int:
+    if not isinstance(hello, Hello):
+        raise UserError("protocol", "The node did not say hello.")
+    if hello.version < 1:
+        raise UserError(
+            "version",
+            f"The server speaks version {CONTROL_VERSION} of the control protocol, the node version {hello.version}.",
+            "Install the same release of overlay on both.",
+        )
+    return await network.admit(connection.remote_key, hello)
+
+
+async def _serve(network: Network, connection: ControlConnection, number: int) -> None:
+    bucket = TokenBucket(MESSAGE_RATE, MESSAGE_BURST, anyio.current_time())
+    while True:
+        message = await connection.receive()
+        if not bucket.take(anyio.current_time()):
+            network.count("too_many_messages")
+            await connection.send(
+                Refused(code="too-many-messages", message="The node sends too many messages.", final=False)
+            )
+            return
+        if isinstance(message, Leave):
+            return
+        answer = await _answer(network, number, message)
+        if answer is not None:
+            await connection.send(answer)
+
+
+async def _answer(network: Network, number: int, message: Message) -> ServerMessage | None:
+    match message:
+        case Ping():
+            return Pong(seq=message.seq)
+        case Endpoints():
+            network.set_endpoints(number, message.lan, message.observed)
+            return None
+        case Expose():
+            try:
+                exposure = await network.exposures.expose(number, message)
+            except UserError as error:
+                return Failed(seq=message.seq, code=error.code, message=error.message, hint=error.hint)
+            return Exposed(seq=message.seq, exposure=exposure)
+        case Unexpose():
+            try:
+                await network.exposures.unexpose(number, message.id)
+            except UserError as error:
+                return Failed(seq=message.seq, code=error.code, message=error.message, hint=error.hint)
+            return Done(seq=message.seq)
+        case _:
+            return None  # Pong, a second Hello: of no use here
+
+
+def _refused(error: UserError) -> Refused:
+    return Refused(code=error.code, message=error.message, hint=error.hint, final=error.code not in _PASSING)

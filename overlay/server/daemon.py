@@ -1,0 +1,318 @@
+"""The server's daemon: joins registry, network, control connections, exposures, local API and the server's own part in
+the network, and takes them down in order. It holds no policy of its own.
+"""
+
+import logging
+import resource
+import secrets
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio import CancelScope
+from anyio.abc import Listener, SocketStream, TaskGroup
+
+from overlay import __version__
+from overlay.carrier.tcp import ControlConnection, serve
+from overlay.daemon import logs
+from overlay.daemon.launch import report_ready, sd_notify
+from overlay.daemon.localapi import serve_local_api
+from overlay.daemon.state import LOG_NAME, StateDir
+from overlay.engine.api import SERVER_NUMBER
+from overlay.errors import UserError
+from overlay.node.ciphers import measure
+from overlay.node.interface import Machine, check_tun, read_machine
+from overlay.node.member import Identity, Member, MemberSettings, StartEngine
+from overlay.server.api import make_api
+from overlay.server.control import converse
+from overlay.server.exposures import Exposures, Surroundings
+from overlay.server.founding import found
+from overlay.server.hub import Hub
+from overlay.server.invites import DEFAULT_EXPIRY, DEFAULT_USES
+from overlay.server.keys import load_or_make_keys
+from overlay.server.network import Clock, Network, map_node
+from overlay.server.reach import Reach, find_reach, listening_port, open_listeners, parse_listen
+from overlay.server.registry import FILE_NAME, Registry
+from overlay.server.schema import NetworkRecord, NodeRecord
+from overlay.server.settings import ServerSettings
+from overlay.wire.control.messages import MapDelta, NetworkMap, SignedMap
+from overlay.wire.control.netmap import sign
+from overlay.wire.endpoint import Endpoint, format_endpoint
+
+_log = logging.getLogger(__name__)
+
+
+def run(settings: ServerSettings, *, background: bool = False) -> None:
+    """Be a server until told to stop. In the `background`, the log goes to the state folder.
+
+    Raises `UserError`; `KeyboardInterrupt` when it was ended by SIGINT, after everything is taken down.
+    """
+    state = StateDir(Path(settings.state)).open()
+    with state.lock():
+        logs.configure(settings.verbosity, state.path / LOG_NAME if background else None)
+        _raise_descriptor_limit()
+        # Not into a service manager's log: an invite is a secret.
+        show_invite = background or sys.stdout.isatty()
+        daemon = ServerDaemon(
+            settings, state, on_ready=report_ready if background else _show_ready, first_invite=show_invite
+        )
+        try:
+            anyio.run(daemon.run)
+        except BaseExceptionGroup as group:
+            error = _first_user_error(group)
+            if error is None:
+                raise
+            raise error from group
+    if daemon.interrupted:
+        raise KeyboardInterrupt
+
+
+class ServerDaemon:
+    """See the module's docstring. Also the `Daemon` of the local API."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        state: StateDir,
+        *,
+        on_ready: Callable[[dict[str, Any]], None],
+        first_invite: bool = True,
+        start_engine: StartEngine | None = None,
+        read_host: Callable[[], Awaitable[Machine]] = read_machine,
+    ) -> None:
+        """`on_ready` gets {"state", …}, with "invite" as the local API has it if `first_invite` and nobody is in the
+        network yet. Raises `UserError` for wrong settings, damaged keys, a machine without TUN.
+        """
+        self.interrupted = False
+        self._settings = settings
+        self._state = state
+        self._on_ready = on_ready
+        self._first_invite = first_invite
+        self._start_engine = start_engine
+        self._read_host = read_host
+        self._listen = parse_listen(settings.listen)
+        if settings.tun and start_engine is None:
+            check_tun()
+        self._keys = load_or_make_keys(state, secrets.token_bytes)
+        self._drops: Counter[str] = Counter()  # of control connections
+        self._listening: tuple[Endpoint, ...] = ()
+        self._reach = Reach(addresses=(), relays=())
+        self._stopping = anyio.Event()
+        self._network: Network | None = None
+        self._member: Member | None = None
+
+    async def run(self) -> None:
+        """Until `shut_down` or a signal. Raises `UserError`, perhaps inside an exception group."""
+        async with AsyncExitStack() as stack:
+            registry = await Registry.open(self._state.path / FILE_NAME)
+            stack.push_async_callback(registry.close)
+            record, nodes = await found(
+                registry,
+                self._settings,
+                self._keys,
+                ciphers=measure(),
+                machine=self._read_host,
+                wall=time.time(),
+            )
+            listeners = await open_listeners(self._listen)
+            for listener in listeners:
+                stack.push_async_callback(listener.aclose)
+            try:
+                async with anyio.create_task_group() as tasks:
+                    await self._start(tasks, registry, record, nodes, listeners)
+                    await self._stopping.wait()
+                    sd_notify("STOPPING=1")
+                    _log.info("stopping")
+                    tasks.cancel_scope.cancel()
+            finally:
+                if self._network is not None:
+                    self._network.exposures.close()
+                    with anyio.CancelScope(shield=True):
+                        await self._network.save()
+
+    def shut_down(self) -> None:
+        self._stopping.set()
+
+    async def status(self) -> dict[str, Any]:
+        """The document of the local API."""
+        assert self._network is not None and self._member is not None  # the API is served after both are made
+        snapshot = await self._member.snapshot()
+        network = self._network
+        own, nodes = network.server, network.nodes()
+        drops = self._drops + network.drops + network.exposures.drops
+        if snapshot is not None:
+            drops += Counter(dict(snapshot.drops))
+        return {
+            "state": "running",
+            "public": list(self._reach.addresses),
+            "listen": [format_endpoint(endpoint) for endpoint in self._listening],
+            "domain": network.record.domain,
+            "networks": list(network.networks),
+            "name": own.name,
+            "addresses": list(network.addresses(own)),
+            "interface": self._member.interface,
+            "port": self._member.port,
+            "nodes": len(nodes),
+            "online": sum(1 for node in nodes if node["online"]),
+            "exposures": network.exposures.status(),
+            "relayed_bytes": snapshot.relayed_bytes if snapshot is not None else 0,
+            "drops": dict(drops),
+            "features": dict(snapshot.features) if snapshot is not None else {},
+            "warnings": [*self._reach.warnings, *self._member.warnings],
+            "version": __version__,
+        }
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    async def _start(
+        self,
+        tasks: TaskGroup,
+        registry: Registry,
+        record: NetworkRecord,
+        nodes: list[NodeRecord],
+        listeners: Sequence[Listener[SocketStream]],
+    ) -> None:
+        tasks.start_soon(self._take_signals, tasks.cancel_scope)
+        port = listening_port(listeners)
+        self._listening = tuple((host, port) for host, _ in self._listen) or (("0.0.0.0", port), ("::", port))
+        identity = _identity(record, nodes[0])
+        self._reach = await find_reach(
+            self._settings.public, self._listen, port, await self._read_host(), identity.networks
+        )
+        for warning in self._reach.warnings:
+            _log.warning("%s", warning)
+        member = self._member = self._make_member(port)
+        exposures = Exposures(registry, self._surroundings(port), tasks)
+        network = self._network = Network(
+            registry=registry,
+            record=record,
+            nodes=nodes,
+            keys=self._keys,
+            hub=self._make_hub(registry, record, nodes, member),
+            relay=member,
+            exposures=exposures,
+            reach=self._reach,
+            clock=Clock(wall=time.time, random_bytes=secrets.token_bytes),
+        )
+        await tasks.start(member.run, identity)
+        network.start_relaying()
+        self._tell_own_endpoints()
+        await tasks.start(network.hub.run)
+        await exposures.start()
+        tasks.start_soon(exposures.run)
+        tasks.start_soon(network.run)
+        await tasks.start(serve_local_api, make_api(self, network), self._state.path)
+        for listener in listeners:
+            tasks.start_soon(partial(serve, listener, self._keys.node_key, self._converse, drops=self._drops))
+        await self._say_ready(network, first=len(nodes) == 1)
+
+    def _make_member(self, port: int) -> Member:
+        settings = MemberSettings(
+            private_key=self._keys.node_key,
+            interface=(self._settings.interface or "overlay%d") if self._settings.tun else None,
+            port=port,
+            relay_clients=True,
+            names=False,
+        )
+        return Member(settings, self._state, on_endpoints=self._tell_own_endpoints, start_engine=self._start_engine)
+
+    def _make_hub(self, registry: Registry, record: NetworkRecord, nodes: list[NodeRecord], member: Member) -> Hub:
+        networks = (record.ipv4, record.ipv6)
+
+        async def reserve(version: int) -> None:
+            async with registry.transaction() as transaction:
+                await transaction.set_network(map_version=version)
+
+        return Hub(
+            network=record.identity,
+            domain=record.domain,
+            networks=networks,
+            version=record.map_version,
+            nodes=[map_node(node, networks, online=node.number == SERVER_NUMBER) for node in nodes],
+            sign=self._sign,
+            reserve=reserve,
+            on_map=member.apply_map,
+        )
+
+    def _surroundings(self, port: int) -> Surroundings:
+        return Surroundings(
+            public_hosts=self._reach.hosts,
+            own_ports=frozenset({("tcp", port), ("udp", port)}),
+            address_of=lambda number: self._network.address_of(number) if self._network is not None else None,
+            name_of=lambda number: self._network.name_of(number) if self._network is not None else "",
+            wall=time.time,
+            randbelow=secrets.randbelow,
+            tunnel=self._settings.tun,
+        )
+
+    def _sign(self, body: NetworkMap | MapDelta) -> SignedMap:
+        return sign(body, self._keys.map_seed)
+
+    def _tell_own_endpoints(self) -> None:
+        if self._network is not None and self._member is not None:
+            self._network.set_endpoints(SERVER_NUMBER, self._member.lan, self._reach.relays)
+
+    async def _converse(self, connection: ControlConnection) -> None:
+        assert self._network is not None  # connections are served after it is made
+        await converse(self._network, connection)
+
+    async def _say_ready(self, network: Network, *, first: bool) -> None:
+        ready: dict[str, Any] = {"state": "running"}
+        if first and self._first_invite:
+            ready.update(await network.invite(uses=DEFAULT_USES, expires_in=DEFAULT_EXPIRY, tags=()))
+        _log.info("ready: %s", ", ".join(self._reach.addresses))
+        self._on_ready(ready)
+
+    async def _take_signals(self, scope: CancelScope) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    _log.info("nothing to read again")
+                    continue
+                if self._stopping.is_set():
+                    scope.cancel()
+                self.interrupted = number == signal.SIGINT
+                self._stopping.set()
+
+
+def _identity(record: NetworkRecord, server: NodeRecord) -> Identity:
+    networks = (record.ipv4, record.ipv6)
+    return Identity.parse(
+        number=server.number,
+        name=server.name,
+        addresses=map_node(server, networks, online=True).addresses,
+        networks=networks,
+        domain=record.domain,
+    )
+
+
+def _show_ready(ready: dict[str, Any]) -> None:
+    """In the foreground: the first invite to the terminal, and word to the service manager."""
+    if "invite" in ready:
+        sys.stdout.write(
+            f"The first machine joins with this, once and within a day:\nsudo overlay up {ready['invite']}\n"
+        )
+        sys.stdout.flush()
+    report_ready(ready)
+
+
+def _raise_descriptor_limit() -> None:
+    """Each node and each user costs descriptors; the default soft limit of 1024 is for programs that use select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _first_user_error(group: BaseExceptionGroup[BaseException]) -> UserError | None:
+    for error in group.exceptions:
+        found = _first_user_error(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, UserError):
+            return found
+    return None

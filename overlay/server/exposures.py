@@ -1,0 +1,285 @@
+"""Exposures: which node holds which public port. A lease is kept in the registry until the node gives it back or is
+removed, so it survives restarts of either end; a port that cannot be opened at start is tried again.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from overlay.errors import Exit, UserError
+from overlay.server.ingress import PublicPort, bind_public
+from overlay.server.registry import Registry
+from overlay.server.schema import ExposureRecord, exposure_id
+from overlay.wire.control.messages import Expose, Exposure
+from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
+
+PICKED_PORTS = range(20000, 30000)  # below the kernel's own (net.ipv4.ip_local_port_range), above the known services
+MAX_PER_NODE = 64
+RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds
+_PICK_TRIES = 64
+_LONGEST_TARGET = 256  # characters
+_WILDCARDS = frozenset({"0.0.0.0", "::"})
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What exposures must know of the rest of the server."""
+
+    public_hosts: tuple[str, ...]  # as users know the server, best first
+    own_ports: frozenset[tuple[str, int]]  # (protocol, port) of the server itself
+    address_of: Callable[[int], str | None]  # a node's overlay address; None while it is offline
+    name_of: Callable[[int], str]
+    wall: Callable[[], float]  # Unix time, s
+    randbelow: Callable[[int], int]
+    tunnel: bool = True  # whether the server has a TUN of its own to carry users
+
+
+class Exposures:
+    """All exposures of the network. Requests are served one after another."""
+
+    def __init__(self, registry: Registry, around: Surroundings, tasks: TaskGroup) -> None:
+        self.drops: Counter[str] = Counter()
+        """Users turned away, and datagrams, by reason."""
+        self._registry = registry
+        self._around = around
+        self._tasks = tasks
+        self._records: dict[int, ExposureRecord] = {}
+        self._ports: dict[int, PublicPort] = {}
+        self._problems: dict[int, str] = {}  # why a port of a kept lease is not open
+        self._lock = anyio.Lock()
+
+    async def start(self) -> None:
+        """Open the ports of the leases that the registry holds."""
+        async with self._registry.transaction() as transaction:
+            self._records = {record.id: record for record in await transaction.exposures()}
+        self._open_missing()
+
+    async def run(self) -> None:
+        """Go on trying to open what could not be opened."""
+        while True:
+            await anyio.sleep(RETRY_INTERVAL)
+            self._open_missing()
+
+    def close(self) -> None:
+        """Close all ports; the leases stay. The task group may have been cancelled before a port was served."""
+        for public in self._ports.values():
+            public.close()
+        self._ports.clear()
+
+    async def expose(self, node: int, request: Expose) -> Exposure:
+        """Grant or renew an exposure.
+
+        Raises `UserError`: "expose-invalid", "public-invalid", "public-not-here", "port-taken" (the message names the
+        holder), "port-permission", "no-free-port", "too-many-exposures", "exposure-unknown", "no-tunnel", and what the
+        registry raises.
+        """
+        target = request.target
+        if not 0 < request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
+            raise UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)
+        if not self._around.tunnel:
+            raise UserError(
+                "no-tunnel",
+                "This server runs without a network interface and cannot carry users to nodes.",
+                "Start the server without --no-tun.",
+            )
+        # Shielded: a node that goes away in the middle must not leave a lease without its port.
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                record = await (self._renew(node, request) if request.id else self._grant(node, request))
+        return self._show(record)
+
+    async def unexpose(self, node: int, name: str) -> None:
+        """Give an exposure back. Raises `UserError` ("exposure-unknown")."""
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                record = self._owned(node, name)
+                async with self._registry.transaction() as transaction:
+                    await transaction.remove_exposure(record.id)
+                self._forget(record.id)
+
+    async def forget_node(self, node: int) -> None:
+        """The node was removed, and its leases with it: close its ports."""
+        async with self._lock:
+            for record in [record for record in self._records.values() if record.node == node]:
+                self._forget(record.id)
+
+    def of_node(self, node: int) -> tuple[Exposure, ...]:
+        return tuple(self._show(record) for record in self._records.values() if record.node == node)
+
+    def status(self) -> list[dict[str, Any]]:
+        """All exposures as the local API shows them."""
+        return [
+            {
+                "id": record.name,
+                "node": self._around.name_of(record.node),
+                "public": self._public(record),
+                "url": None,
+                "target": record.target,
+                "tunnel": "single",
+                "connections": self._ports[record.id].connections if record.id in self._ports else 0,
+                "problem": self._problems.get(record.id),
+            }
+            for record in self._records.values()
+        ]
+
+    async def _renew(self, node: int, request: Expose) -> ExposureRecord:
+        record = self._owned(node, request.id)
+        renewed = msgspec.structs.replace(record, target=request.target, port=request.port)
+        if renewed != record:
+            async with self._registry.transaction() as transaction:
+                await transaction.set_exposure(renewed)
+            self._records[record.id] = renewed
+        return renewed
+
+    async def _grant(self, node: int, request: Expose) -> ExposureRecord:
+        if len([record for record in self._records.values() if record.node == node]) >= MAX_PER_NODE:
+            raise UserError(
+                "too-many-exposures",
+                f"A node may hold {MAX_PER_NODE} exposures at once.",
+                "Give some back with 'overlay expose rm ID'.",
+                Exit.REFUSED,
+            )
+        host, port = parse_public(request.public, self._around.public_hosts)
+        wanted = ExposureRecord(
+            id=0,
+            node=node,
+            protocol=request.protocol,
+            host=host,
+            public_port=port,
+            target=request.target,
+            port=request.port,
+            created=self._around.wall(),
+        )
+        record, public = self._open_any(wanted) if port == 0 else (wanted, self._open(wanted))
+        try:
+            async with self._registry.transaction() as transaction:
+                lease = await transaction.add_exposure(record)
+        except BaseException:
+            public.close()
+            raise
+        self._serve(lease, public)
+        return lease
+
+    def _open_any(self, wanted: ExposureRecord) -> tuple[ExposureRecord, PublicPort]:
+        held = {record.public_port for record in self._records.values() if record.protocol == wanted.protocol}
+        free = [port for port in PICKED_PORTS if port not in held]
+        for _ in range(min(_PICK_TRIES, len(free))):
+            port = free.pop(self._around.randbelow(len(free)))
+            record = msgspec.structs.replace(wanted, public_port=port)
+            try:
+                return record, self._open(record)
+            except UserError as error:
+                if error.code != "port-taken":
+                    raise
+        raise UserError(
+            "no-free-port",
+            f"The server found no free public port from {PICKED_PORTS.start} to {PICKED_PORTS.stop - 1}.",
+            "Name one with --public, or give exposures back.",
+        )
+
+    def _open(self, wanted: ExposureRecord) -> PublicPort:
+        where = f"{wanted.protocol} port {wanted.public_port}"
+        for record in self._records.values():
+            if record.id != wanted.id and _collide(record, wanted):
+                holder = self._around.name_of(record.node)
+                raise UserError(
+                    "port-taken",
+                    f"The public {where} is held by node '{holder}' (exposure {record.name}).",
+                    "Choose another port, or have that exposure given back: 'overlay expose rm' on that node.",
+                )
+        if (wanted.protocol, wanted.public_port) in self._around.own_ports:
+            raise UserError(
+                "port-taken", f"The public {where} is the server's own, which nodes connect to.", "Choose another port."
+            )
+        protocol = cast(Literal["tcp", "udp"], wanted.protocol)
+        return PublicPort(protocol, bind_public(protocol, wanted.host, wanted.public_port), self.drops)
+
+    def _open_missing(self) -> None:
+        if not self._around.tunnel:
+            return
+        for record in list(self._records.values()):
+            if record.id in self._ports:
+                continue
+            try:
+                self._serve(record, self._open(record))
+            except UserError as error:
+                if self._problems.get(record.id) != error.message:
+                    _log.warning("exposure %s stays closed for now: %s", record.name, error.message)
+                self._problems[record.id] = error.message
+
+    def _serve(self, lease: ExposureRecord, public: PublicPort) -> None:
+        self._records[lease.id] = lease
+        self._ports[lease.id] = public
+        self._problems.pop(lease.id, None)
+        self._tasks.start_soon(public.run, lambda: self._target(lease.id))
+
+    def _target(self, number: int) -> Endpoint | None:
+        record = self._records.get(number)
+        address = self._around.address_of(record.node) if record is not None else None
+        return (address, record.port) if record is not None and address is not None else None
+
+    def _forget(self, number: int) -> None:
+        self._records.pop(number, None)
+        self._problems.pop(number, None)
+        public = self._ports.pop(number, None)
+        if public is not None:
+            public.close()
+
+    def _owned(self, node: int, name: str) -> ExposureRecord:
+        number = exposure_id(name)
+        record = self._records.get(number) if number is not None else None
+        if record is None or record.node != node:  # another node's: not told apart, ids are nobody's business
+            raise UserError(
+                "exposure-unknown",
+                "This node has no exposure of that id on the server.",
+                "See 'overlay expose ls'.",
+            )
+        return record
+
+    def _show(self, record: ExposureRecord) -> Exposure:
+        return Exposure(
+            id=record.name,
+            protocol=cast(Literal["tcp", "udp"], record.protocol),
+            public=self._public(record),
+            target=record.target,
+            port=record.port,
+        )
+
+    def _public(self, record: ExposureRecord) -> str:
+        host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")
+        return format_endpoint((host, record.public_port))
+
+
+def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:
+    """What a node wrote as the public side → address to bind ("" for all) and port (0 to have one picked).
+
+    One of the server's public addresses stands for all: behind a NAT the host does not have it itself. Raises
+    `UserError` ("public-invalid").
+    """
+    if not text:
+        return "", 0
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536:
+        return "", int(text)
+    host, _, port = text.rpartition(":")
+    if host in public_hosts:
+        return parse_public(port or "-", ())
+    try:
+        address, number = parse_endpoint(text[:100])
+    except ValueError as error:
+        raise UserError("public-invalid", f"{error}.", "Write a port, as in 9000.", Exit.USAGE) from error
+    return ("" if address in _WILDCARDS or address in public_hosts else address), number
+
+
+def _collide(one: ExposureRecord, other: ExposureRecord) -> bool:
+    return (
+        one.protocol == other.protocol
+        and one.public_port == other.public_port
+        and (one.host == other.host or not one.host or not other.host)
+    )

@@ -1,0 +1,1 @@
+"""The registry's migrations, run by alembic when the server starts. A shipped one is never edited."""

@@ -1,0 +1,307 @@
+"""The network as the server runs it: who is in it, who is there now, and every change to that.
+
+The one place that holds registry, map, relay and exposures together. A node's control connection and the local API are
+its two callers; it knows neither messages' order nor HTTP.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, Protocol
+
+import anyio
+import msgspec
+
+from overlay.engine.api import SERVER_NUMBER, Command, RemoveClient, SetClient
+from overlay.errors import Exit, UserError
+from overlay.server import admission
+from overlay.server.allocation import addresses
+from overlay.server.candidates import MAX_LAN, MAX_OBSERVED, usable_endpoints
+from overlay.server.exposures import Exposures
+from overlay.server.hub import Hub, Link
+from overlay.server.invites import make_invite
+from overlay.server.keys import ServerKeys
+from overlay.server.names import check_name
+from overlay.server.reach import Reach
+from overlay.server.registry import Registry
+from overlay.server.schema import NetworkRecord, NodeRecord
+from overlay.wire.control.invite import Invite
+from overlay.wire.control.messages import Hello, MapNode, Refused, Welcome
+from overlay.wire.control.netmap import map_key
+
+HEARTBEAT = 15.0  # s between a node's pings; the carrier closes a connection after three without one
+SAVE_INTERVAL = 5.0  # s; what a crash loses of endpoints and last-seen times, which nodes say anew
+_log = logging.getLogger(__name__)
+
+
+class RelayRole(Protocol):
+    """This machine's engine."""
+
+    def post(self, *commands: Command) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What the network takes from outside."""
+
+    wall: Callable[[], float]  # Unix time, s
+    random_bytes: Callable[[int], bytes]
+
+
+class Network:
+    """All methods are for the event loop. Those that change the registry follow one another."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        record: NetworkRecord,
+        nodes: list[NodeRecord],
+        keys: ServerKeys,
+        hub: Hub,
+        relay: RelayRole,
+        exposures: Exposures,
+        reach: Reach,
+        clock: Clock,
+    ) -> None:
+        self.hub = hub
+        self.exposures = exposures
+        self.drops: Counter[str] = Counter()
+        self.reach = reach
+        self.record = record
+        self._registry = registry
+        self._keys = keys
+        self._relay = relay
+        self._clock = clock
+        self._ipv4, self._ipv6 = IPv4Network(record.ipv4), IPv6Network(record.ipv6)
+        self._nodes = {node.number: node for node in nodes}
+        self._unsaved: set[int] = set()
+        self._lock = anyio.Lock()
+
+    @property
+    def networks(self) -> tuple[str, str]:
+        return (self.record.ipv4, self.record.ipv6)
+
+    @property
+    def server(self) -> NodeRecord:
+        """The server's own entry."""
+        return self._nodes[SERVER_NUMBER]
+
+    def start_relaying(self) -> None:
+        """Make every registered node a client of the relay, so that traffic goes on before the nodes are back."""
+        self._relay.post(*(_client(node) for node in self._nodes.values() if node.number != SERVER_NUMBER))
+
+    def count(self, drop: str) -> None:
+        self.drops[drop] += 1
+
+    # a node's connection
+
+    async def admit(self, key: bytes, hello: Hello) -> int:
+        """The node's number, registered if need be. Raises `UserError` as `admission.admit` does."""
+        if key == self._keys.public_key:
+            raise UserError("key-in-use", "The node shows the server's own key.", "Give it a state of its own.")
+        wall, random_bytes = self._clock.wall(), self._clock.random_bytes
+        with anyio.CancelScope(shield=True):  # a node that is registered must be known here, gone or not
+            async with self._lock:
+                async with self._registry.transaction() as transaction:
+                    record = await admission.admit(transaction, key, hello, wall=wall, random_bytes=random_bytes)
+                if record.number not in self._nodes:
+                    _log.info("node %d registered as '%s'", record.number, record.name)
+                    self._relay.post(_client(record))
+                known = self._nodes.get(record.number)
+                if known is not None:  # endpoints that were not written yet are newer than the registry's
+                    record = msgspec.structs.replace(record, lan=known.lan, observed=known.observed)
+                self._nodes[record.number] = record
+        if hello.endpoints:
+            self.set_endpoints(record.number, hello.endpoints, record.observed)
+        self._publish(record.number)
+        return record.number
+
+    def welcome(self, number: int) -> Welcome:
+        node = self._nodes[number]
+        return Welcome(
+            number=number,
+            name=node.name,
+            addresses=self.addresses(node),
+            networks=self.networks,
+            domain=self.record.domain,
+            ticket=int.from_bytes(node.ticket, "big"),
+            relays=self.reach.relays,
+            relay_number=SERVER_NUMBER,
+            map_key=map_key(self._keys.map_seed),
+            heartbeat=HEARTBEAT,
+            exposures=self.exposures.of_node(number),
+        )
+
+    async def connect(self, link: Link) -> None:
+        """The node is there."""
+        await self.hub.connect(link)
+        self._publish(link.number)
+        _log.info("node '%s' is online", self._nodes[link.number].name)
+
+    def disconnect(self, link: Link) -> None:
+        """Its connection is gone."""
+        if self.hub.disconnect(link):
+            node = self._nodes[link.number]
+            self._nodes[link.number] = msgspec.structs.replace(node, last_seen=self._clock.wall())
+            self._unsaved.add(link.number)
+            self._publish(link.number)
+            _log.info("node '%s' is offline", node.name)
+
+    def set_endpoints(self, number: int, lan: tuple[str, ...], observed: tuple[str, ...]) -> None:
+        """Where a node says it may be reached. What cannot be is left out and counted."""
+        node = self._nodes.get(number)
+        if node is None:
+            return  # removed this moment
+        ranges = (self._ipv4, self._ipv6)
+        usable_lan, bad_lan = usable_endpoints(lan, ranges, MAX_LAN)
+        usable_observed, bad_observed = usable_endpoints(observed, ranges, MAX_OBSERVED)
+        if (bad_lan or bad_observed) and number != SERVER_NUMBER:  # this machine may say what it likes
+            self.drops["endpoint"] += bad_lan + bad_observed
+        changed = msgspec.structs.replace(node, lan=usable_lan, observed=usable_observed)
+        if changed != node:
+            self._nodes[number] = changed
+            self._unsaved.add(number)
+            self._publish(number)
+
+    # an administrator's wishes
+
+    async def invite(self, *, uses: int, expires_in: float, tags: tuple[str, ...]) -> dict[str, Any]:
+        """A new invite: {"invite", "expires" (Unix s), "uses"}. Raises `UserError` ("invite-invalid")."""
+        async with self._lock, self._registry.transaction() as transaction:
+            secret, expires = await make_invite(
+                transaction,
+                uses=uses,
+                expires_in=expires_in,
+                tags=tags,
+                wall=self._clock.wall(),
+                random_bytes=self._clock.random_bytes,
+            )
+        invite = Invite(
+            addresses=self.reach.addresses,
+            server_key=self._keys.public_key,
+            secret=secret,
+            domain=self.record.domain,
+        )
+        return {"invite": invite.encode(), "expires": expires, "uses": uses}
+
+    async def remove_node(self, name: str) -> None:
+        """Let a node go: its address, name and exposures are free, its connection ends. Raises `UserError`."""
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                node = self._named(name)
+                if node.number == SERVER_NUMBER:
+                    raise UserError("node-is-server", "The server itself cannot be removed from its network.")
+                async with self._registry.transaction() as transaction:
+                    await transaction.remove_node(node.number)
+                del self._nodes[node.number]
+                self._unsaved.discard(node.number)
+                self._relay.post(RemoveClient(node.number))
+                self.hub.remove(node.number, _REMOVED)
+                await self.exposures.forget_node(node.number)
+                _log.info("node '%s' was removed", name)
+
+    async def rename_node(self, old: str, new: str) -> str:
+        """Returns the new name as it is written. Raises `UserError`: "node-unknown", "name-invalid", "name-taken"."""
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                node = self._named(old)
+                async with self._registry.transaction() as transaction:
+                    name = check_name(new, await transaction.names() - {node.name})
+                    await transaction.set_node(msgspec.structs.replace(node, name=name))
+                # Endpoints may have changed meanwhile: they are taken from what is known now.
+                self._nodes[node.number] = msgspec.structs.replace(self._nodes[node.number], name=name)
+                self._publish(node.number)
+        return name
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """All nodes as the local API shows them."""
+        return [
+            {
+                "number": node.number,
+                "name": node.name,
+                "addresses": list(self.addresses(node)),
+                "online": self.is_online(node.number),
+                "tags": list(node.tags),
+                "last_seen": self._clock.wall() if self.is_online(node.number) else node.last_seen,
+                "key": msgspec.to_builtins(node.key),
+            }
+            for node in self._nodes.values()
+        ]
+
+    # what others ask
+
+    def is_online(self, number: int) -> bool:
+        return number == SERVER_NUMBER or self.hub.is_connected(number)
+
+    def name_of(self, number: int) -> str:
+        node = self._nodes.get(number)
+        return node.name if node is not None else f"number {number}"
+
+    def address_of(self, number: int) -> str | None:
+        """A node's IPv4 overlay address while it is online."""
+        node = self._nodes.get(number)
+        return self.addresses(node)[0] if node is not None and self.is_online(number) else None
+
+    def addresses(self, node: NodeRecord) -> tuple[str, str]:
+        return addresses(self._ipv4, self._ipv6, node.host)
+
+    # keeping
+
+    async def run(self) -> None:
+        """Write what changes often to the registry, now and then."""
+        while True:
+            await anyio.sleep(SAVE_INTERVAL)
+            await self.save()
+
+    async def save(self) -> None:
+        """Write endpoints and last-seen times. A disk that refuses is logged, and tried again."""
+        async with self._lock:
+            numbers, self._unsaved = self._unsaved, set()
+            if not numbers:
+                return
+            try:
+                async with self._registry.transaction() as transaction:
+                    for number in numbers:
+                        await transaction.set_node(self._nodes[number])
+            except UserError as error:
+                self._unsaved |= numbers
+                _log.error("cannot keep what nodes told: %s", error.message)
+
+    def _named(self, name: str) -> NodeRecord:
+        for node in self._nodes.values():
+            if node.name == name.lower():
+                return node
+        raise UserError("node-unknown", f"There is no node '{name[:100]}'.", "See 'overlay node ls'.", Exit.FAILED)
+
+    def _publish(self, number: int) -> None:
+        self.hub.change(map_node(self._nodes[number], self.networks, online=self.is_online(number)))
+
+
+def map_node(node: NodeRecord, networks: tuple[str, str], *, online: bool) -> MapNode:
+    """What every node must know of one node."""
+    ipv4, ipv6 = networks
+    return MapNode(
+        number=node.number,
+        name=node.name,
+        key=node.key,
+        addresses=addresses(IPv4Network(ipv4), IPv6Network(ipv6), node.host),
+        ciphers=node.ciphers,
+        lan=node.lan,
+        observed=node.observed,
+        online=online,
+        tags=node.tags,
+    )
+
+
+def _client(node: NodeRecord) -> SetClient:
+    return SetClient(number=node.number, public_key=node.key, ticket=int.from_bytes(node.ticket, "big"))
+
+
+_REMOVED = Refused(
+    code="removed",
+    message="This node was removed from the network.",
+    hint="Ask for an invite and join with 'overlay up INVITE'.",
+)

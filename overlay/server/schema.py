@@ -1,0 +1,170 @@
+"""The registry's tables and the records that come out of them. Knows no query and no policy.
+
+The tables are what `migrations/` makes; a test holds the two together. Times are Unix seconds by the wall clock.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+REVISION = "0001"
+"""The newest migration: a registry at this revision needs none."""
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+network_table = Table(
+    "network",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("identity", Text, nullable=False),  # hex
+    Column("server_key", LargeBinary, nullable=False),  # X25519 public: which keys this registry belongs to
+    Column("domain", Text, nullable=False),
+    Column("ipv4", Text, nullable=False),  # the ranges, CIDR
+    Column("ipv6", Text, nullable=False),
+    Column("next_number", Integer, nullable=False),  # node numbers are never used twice
+    Column("last_host", Integer, nullable=False),  # where the last allocation was: released addresses rest longest
+    Column("map_version", Integer, nullable=False),  # no map above it was ever sent
+    CheckConstraint("id = 1", name="single"),
+)
+
+node_table = Table(
+    "node",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("key", LargeBinary, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("wished", Text, nullable=False),  # the name that a person last asked for on the node; "" if none
+    Column("host", Integer, nullable=False),  # the address's place in both ranges
+    Column("ticket", LargeBinary, nullable=False),  # 8 bytes, big-endian; SQL has no u64
+    Column("ciphers", JSON, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("lan", JSON, nullable=False),
+    Column("observed", JSON, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("last_seen", Double, nullable=True),
+    UniqueConstraint("key"),
+    UniqueConstraint("name"),
+    UniqueConstraint("host"),
+)
+
+invite_table = Table(
+    "invite",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("secret_hash", LargeBinary, nullable=False),
+    Column("uses", Integer, nullable=False),  # as made
+    Column("left", Integer, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("expires", Double, nullable=False),
+    UniqueConstraint("secret_hash"),
+)
+
+exposure_table = Table(
+    "exposure",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("node", Integer, ForeignKey("node.number", ondelete="CASCADE"), nullable=False),
+    Column("protocol", Text, nullable=False),
+    Column("host", Text, nullable=False),  # public address; "" is every address of the server
+    Column("public_port", Integer, nullable=False),
+    Column("target", Text, nullable=False),  # for show
+    Column("port", Integer, nullable=False),  # on the node's overlay address
+    Column("created", Double, nullable=False),
+    UniqueConstraint("protocol", "host", "public_port"),
+    sqlite_autoincrement=True,  # the id of an exposure that was given back never means another one
+)
+
+
+Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Ticket = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+
+
+class NetworkRecord(msgspec.Struct, frozen=True, kw_only=True):
+    identity: str
+    server_key: Key
+    domain: str
+    ipv4: str
+    ipv6: str
+    next_number: int
+    last_host: int
+    map_version: int
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A registered node. `repr` leaves the ticket out."""
+
+    number: int
+    key: Key
+    name: str
+    wished: str
+    host: int
+    ticket: Ticket
+    ciphers: tuple[str, ...]
+    tags: tuple[str, ...]
+    lan: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
+    created: float
+    last_seen: float | None = None
+
+    def __repr__(self) -> str:
+        return f"NodeRecord(number={self.number}, name={self.name!r})"
+
+
+class InviteRecord(msgspec.Struct, frozen=True, kw_only=True):
+    secret_hash: bytes
+    uses: int
+    left: int
+    tags: tuple[str, ...]
+    created: float
+    expires: float
+
+
+class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    node: int
+    protocol: str
+    host: str
+    public_port: int
+    target: str
+    port: int
+    created: float
+
+    @property
+    def name(self) -> str:
+        """The id as people see it."""
+        return f"x{self.id}"
+
+
+def exposure_id(name: str) -> int | None:
+    """The inverse of `ExposureRecord.name`; None if `name` is not one."""
+    digits = name[1:]
+    if not name.startswith("x") or not (digits.isascii() and digits.isdigit()) or len(digits) > 15:
+        return None
+    return int(digits)
+
+
+def record_values(record: msgspec.Struct) -> dict[str, Any]:
+    """A record as column values: JSON columns take lists."""
+    values = msgspec.structs.asdict(record)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

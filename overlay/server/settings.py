@@ -1,0 +1,19 @@
+"""What a person sets for a server, as the command line hands it to the daemon. Imported by the command line: it costs
+msgspec alone.
+"""
+
+import msgspec
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Empty means: the default, or what an earlier start settled."""
+
+    state: str  # folder
+    listen: tuple[str, ...] = ()  # "HOST:PORT", TCP and UDP; default port 443 everywhere
+    public: tuple[str, ...] = ()  # "HOST" or "HOST:PORT"; default the host's own addresses
+    domain: str = ""  # default local.test
+    range: str = ""  # CIDR, for the first start; default a free /16
+    name: str = ""  # the server's own, as a node; default "server"
+    interface: str = ""  # default the first free overlay0, overlay1, …
+    tun: bool = True
+    verbosity: int = 0  # as in `overlay.daemon.logs.configure`

@@ -1,0 +1,155 @@
+"""The registry's queries, inside one transaction. Knows tables and records, and no policy."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import ColumnElement, Table, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from overlay.daemon.state import corrupt
+from overlay.server.schema import (
+    ExposureRecord,
+    InviteRecord,
+    NetworkRecord,
+    NodeRecord,
+    exposure_table,
+    invite_table,
+    network_table,
+    node_table,
+    record_values,
+)
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+class Transaction:
+    """Reads raise `UserError` ("state-corrupt") for a row that is not what this program wrote."""
+
+    def __init__(self, connection: AsyncConnection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    # the network
+
+    async def network(self) -> NetworkRecord | None:
+        rows = await self._rows(NetworkRecord, network_table)
+        return rows[0] if rows else None
+
+    async def add_network(self, record: NetworkRecord) -> None:
+        await self._connection.execute(insert(network_table).values(id=1, **record_values(record)))
+
+    async def set_network(
+        self,
+        *,
+        domain: str | None = None,
+        next_number: int | None = None,
+        last_host: int | None = None,
+        map_version: int | None = None,
+    ) -> None:
+        given = {
+            "domain": domain,
+            "next_number": next_number,
+            "last_host": last_host,
+            "map_version": map_version,
+        }
+        values = {name: value for name, value in given.items() if value is not None}
+        await self._connection.execute(update(network_table).values(**values))
+
+    # nodes
+
+    async def nodes(self) -> list[NodeRecord]:
+        """All of them, by number."""
+        return await self._rows(NodeRecord, node_table, order=node_table.c.number)
+
+    async def node_with_key(self, key: bytes) -> NodeRecord | None:
+        return await self._one(NodeRecord, node_table, node_table.c.key == key)
+
+    async def node_named(self, name: str) -> NodeRecord | None:
+        return await self._one(NodeRecord, node_table, node_table.c.name == name)
+
+    async def names(self) -> set[str]:
+        return set((await self._connection.execute(select(node_table.c.name))).scalars())
+
+    async def hosts(self) -> set[int]:
+        """The taken places of the ranges."""
+        return set((await self._connection.execute(select(node_table.c.host))).scalars())
+
+    async def add_node(self, record: NodeRecord) -> None:
+        await self._connection.execute(insert(node_table).values(**record_values(record)))
+
+    async def set_node(self, record: NodeRecord) -> None:
+        """Overwrite the node of this number."""
+        values = record_values(record)
+        del values["number"]
+        await self._connection.execute(update(node_table).where(node_table.c.number == record.number).values(**values))
+
+    async def remove_node(self, number: int) -> None:
+        """With its exposures."""
+        await self._connection.execute(delete(exposure_table).where(exposure_table.c.node == number))
+        await self._connection.execute(delete(node_table).where(node_table.c.number == number))
+
+    # invites
+
+    async def add_invite(self, record: InviteRecord) -> None:
+        await self._connection.execute(insert(invite_table).values(**record_values(record)))
+
+    async def invite(self, secret_hash: bytes) -> InviteRecord | None:
+        return await self._one(InviteRecord, invite_table, invite_table.c.secret_hash == secret_hash)
+
+    async def use_invite(self, secret_hash: bytes) -> None:
+        await self._connection.execute(
+            update(invite_table)
+            .where(invite_table.c.secret_hash == secret_hash, invite_table.c.left > 0)
+            .values(left=invite_table.c.left - 1)
+        )
+
+    async def forget_invites(self, expired_before: float) -> None:
+        await self._connection.execute(delete(invite_table).where(invite_table.c.expires < expired_before))
+
+    # exposures
+
+    async def exposures(self) -> list[ExposureRecord]:
+        return await self._rows(ExposureRecord, exposure_table, order=exposure_table.c.id)
+
+    async def add_exposure(self, record: ExposureRecord) -> ExposureRecord:
+        """Returns it with the id that the registry gave it; that of `record` does not count."""
+        values = record_values(record)
+        del values["id"]
+        result = await self._connection.execute(insert(exposure_table).values(**values))
+        key = result.inserted_primary_key
+        assert key is not None  # an INSERT of one row always has it
+        return msgspec.structs.replace(record, id=int(key[0]))
+
+    async def set_exposure(self, record: ExposureRecord) -> None:
+        values = record_values(record)
+        del values["id"]
+        await self._connection.execute(update(exposure_table).where(exposure_table.c.id == record.id).values(**values))
+
+    async def remove_exposure(self, number: int) -> None:
+        await self._connection.execute(delete(exposure_table).where(exposure_table.c.id == number))
+
+    # reading
+
+    async def _one(self, kind: type[R], table: Table, condition: ColumnElement[bool]) -> R | None:
+        rows = await self._rows(kind, table, condition)
+        return rows[0] if rows else None
+
+    async def _rows(
+        self,
+        kind: type[R],
+        table: Table,
+        condition: ColumnElement[bool] | None = None,
+        order: ColumnElement[Any] | None = None,
+    ) -> list[R]:
+        fields = kind.__struct_fields__
+        query = select(*(table.c[name] for name in fields))
+        if condition is not None:
+            query = query.where(condition)
+        if order is not None:
+            query = query.order_by(order)
+        try:
+            rows = (await self._connection.execute(query)).all()
+            return [msgspec.convert(dict(zip(fields, row, strict=True)), kind, builtin_types=(bytes,)) for row in rows]
+        except (msgspec.ValidationError, ValueError, TypeError) as error:  # ValueError: JSON that is none
+            raise corrupt(self._path, f"table {table.name}: {error}") from error

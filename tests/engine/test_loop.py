@@ -1,0 +1,318 @@
+"""Loops without a thread: turned by hand, in front of kernels that refuse things."""
+
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from overlay.engine import api
+from overlay.engine.features import Features
+from overlay.engine.inbound import HANDSHAKE_BURST, RUNS_PER_TURN
+from overlay.engine.loop import Loop, clock
+from overlay.engine.outbound import PACKETS_PER_TURN
+from overlay.engine.udp import UdpSockets, open_udp
+from overlay.path.budget import Budget
+from overlay.wire.packet.virtio import GSO_UDP_L4, NEEDS_CSUM, NO_OFFLOAD, VIRTIO_HEADER, VIRTIO_HEADER_SIZE
+from tests.engine.rig import Machine, fake_tun, udp4
+from tests.engine.test_udp import Refusal, reluctant
+
+
+class Driven:
+    """One engine's loop, with keys and addresses as `Machine` has them."""
+
+    def __init__(self, number: int, refusal: Refusal = lambda call, arguments: 0) -> None:
+        self.machine = Machine(number)
+        self.tun, self.kernel = fake_tun(Features())
+        self.kernel.setblocking(False)
+        self.sockets: UdpSockets = open_udp(0, Features(), reluctant(refusal))
+        self.commands: deque[api.Command] = deque()
+        self.events: list[api.Event] = []
+        self.wakeup = os.eventfd(0, os.EFD_NONBLOCK)
+        config = api.EngineConfig(private_key=self.machine.private_key, number=number, interface="fake0")
+        self.loop = Loop(config, self.tun, self.sockets, self.wakeup, self.commands, self.events.append)
+
+    def post(self, *commands: api.Command) -> None:
+        self.commands.extend(commands)
+        os.eventfd_write(self.wakeup, 1)
+
+    def know(self, other: "Driven") -> None:
+        endpoints = (("127.0.0.1", other.sockets.port),)
+        self.post(api.SetPeer(other.machine.config(endpoints=endpoints)))
+
+    def received(self) -> list[bytes]:
+        found: list[bytes] = []
+        try:
+            while True:
+                found.append(self.kernel.recv(1 << 17)[VIRTIO_HEADER_SIZE:])
+        except BlockingIOError:
+            return found
+
+    def snapshot(self) -> api.EngineSnapshot:
+        found: list[api.EngineSnapshot] = []
+        self.post(api.Inspect(found.append))
+        while not found:
+            self.loop.turn(0.0)
+        return found[0]
+
+    def close(self) -> None:
+        self.loop.close()
+        self.sockets.close()
+        self.tun.close()
+        self.kernel.close()
+        os.close(self.wakeup)
+
+
+Make = Callable[..., Driven]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[Driven] = []
+
+    def build(number: int, refusal: Refusal = lambda call, arguments: 0) -> Driven:
+        made.append(Driven(number, refusal))
+        return made[-1]
+
+    yield build
+    for driven in made:
+        driven.close()
+
+
+def turn_until(done: Callable[[], bool], *loops: Driven) -> None:
+    """Give all loops turns until that holds; 10 s at most."""
+    deadline = clock() + 10
+    while not done():
+        assert clock() < deadline
+        for driven in loops:
+            driven.loop.turn(0.001)
+
+
+def introduce(one: Driven, other: Driven) -> None:
+    """Make them peers, with a session and a proven path."""
+    one.know(other)
+    other.know(one)
+    hello = udp4(one.machine.address, other.machine.address, b"hello")
+    one.kernel.send(NO_OFFLOAD + hello)
+    found: list[bytes] = []
+
+    def arrived() -> bool:
+        found.extend(other.received())
+        return hello in found
+
+    turn_until(arrived, one, other)
+    for _ in range(20):
+        one.loop.turn(0.001)
+        other.loop.turn(0.001)
+
+
+def superpacket(one: Driven, other: Driven, size: int) -> bytes:
+    packet = udp4(one.machine.address, other.machine.address, os.urandom(size))
+    return VIRTIO_HEADER.pack(NEEDS_CSUM, GSO_UDP_L4, 28, 1000, 20, 6) + packet
+
+
+def path_mtu_of(limit: list[int]) -> Refusal:
+    """A kernel that knows a path MTU: larger datagrams are refused."""
+
+    def refusal(call: str, arguments: tuple[Any, ...]) -> int:
+        if call != "sendmsg":
+            return 0
+        buffers, ancillary = arguments[0], arguments[1]
+        size = int.from_bytes(ancillary[0][2], "little") if ancillary else sum(map(len, buffers))
+        return errno.EMSGSIZE if size > limit[0] else 0
+
+    return refusal
+
+
+@pytest.mark.parametrize(("limit", "size"), [(1300, 1232), (1200, 1124), (600, 548)])
+def test_a_path_that_refuses_a_size_gets_smaller_datagrams_and_loses_nothing(make: Make, limit: int, size: int) -> None:
+    current = [1 << 16]
+    one, other = make(2, path_mtu_of(current)), make(3)
+    introduce(one, other)
+    current[0] = limit
+    sent = [superpacket(one, other, 20_000), NO_OFFLOAD + udp4(one.machine.address, other.machine.address, bytes(1352))]
+    for frame in sent:
+        one.kernel.send(frame)
+    found: list[bytes] = []
+
+    def arrived() -> bool:
+        found.extend(other.received())
+        return len(found) == len(sent)
+
+    turn_until(arrived, one, other)
+    assert found == [frame[VIRTIO_HEADER_SIZE:] for frame in sent]
+    snapshot = one.snapshot()
+    assert snapshot.peers[0].path is not None
+    assert snapshot.peers[0].path.mtu == size
+    assert "send_too_long" not in snapshot.drops
+    one.post(api.LinkChanged())
+    path = one.snapshot().peers[0].path
+    assert path is not None
+    assert path.mtu == 1444
+
+
+def test_below_the_least_size_ip_fragments(make: Make) -> None:
+    current = [1 << 16]
+    one, other = make(2, path_mtu_of(current)), make(3)
+    introduce(one, other)
+    current[0] = 300
+    packet = udp4(one.machine.address, other.machine.address, bytes(1000))
+    one.kernel.send(NO_OFFLOAD + packet)
+    found: list[bytes] = []
+
+    def arrived() -> bool:
+        found.extend(other.received())
+        return packet in found
+
+    turn_until(arrived, one, other)
+
+
+def test_while_the_socket_is_full_the_tun_is_left_alone_and_nothing_is_lost(make: Make) -> None:
+    full = [False]
+    one = make(2, lambda call, arguments: errno.EAGAIN if call == "sendmsg" and full[0] else 0)
+    other = make(3)
+    introduce(one, other)
+    full[0] = True
+    sent = [superpacket(one, other, 30_000) for _ in range(4)]
+    one.kernel.send(sent[0])
+    one.loop.turn(0.01)
+    for frame in sent[1:]:
+        one.kernel.send(frame)
+    for _ in range(5):
+        one.loop.turn(0.0)
+    waiting = one.tun.read(memoryview(bytearray(1 << 17)))  # was not taken; this takes it
+    assert waiting == 4 + len(sent[1])
+    full[0] = False
+    found: list[bytes] = []
+
+    def arrived() -> bool:
+        found.extend(other.received())
+        return len(found) == 3
+
+    turn_until(arrived, one, other)
+    assert found == [frame[VIRTIO_HEADER_SIZE:] for frame in [sent[0], *sent[2:]]]
+    assert "send_blocked" not in one.snapshot().drops
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENETUNREACH, errno.EPERM])
+def test_errors_of_a_send_cost_that_datagram_alone(make: Make, number: int) -> None:
+    failing = [False]
+    one = make(2, lambda call, arguments: number if call == "sendmsg" and failing[0] else 0)
+    other = make(3)
+    introduce(one, other)
+    failing[0] = True
+    one.kernel.send(superpacket(one, other, 3000))
+    one.loop.turn(0.01)
+    failing[0] = False
+    last = superpacket(one, other, 3000)
+    one.kernel.send(last)
+    found: list[bytes] = []
+
+    def arrived() -> bool:
+        found.extend(other.received())
+        return last[VIRTIO_HEADER_SIZE:] in found
+
+    turn_until(arrived, one, other)
+    assert one.snapshot().drops["send_no_buffers" if number == errno.ENOBUFS else "send_unreachable"] >= 1
+
+
+def test_small_packets_that_wait_share_a_datagram(make: Make) -> None:
+    one, other = make(2), make(3)
+    introduce(one, other)
+    packets = [udp4(one.machine.address, other.machine.address, bytes([index]) * 50) for index in range(30)]
+    for packet in packets:
+        one.kernel.send(NO_OFFLOAD + packet)
+    one.loop.turn(0.01)
+    (receiver,) = [r for r in other.loop._peers.receivers.values() if r.record is not None and r.record.completed]
+    assert receiver.record is not None
+    before = receiver.record.completed
+    found: list[bytes] = []
+
+    def arrived() -> bool:
+        found.extend(other.received())
+        return len(found) == len(packets)
+
+    turn_until(arrived, other)
+    assert found == packets
+    assert receiver.record.completed - before <= 3  # 92 bytes a frame, 1412 bytes a datagram
+
+
+def test_a_busy_tun_leaves_the_sockets_their_turn(make: Make) -> None:
+    one = make(2)
+    packet = NO_OFFLOAD + udp4("10.0.0.2", "10.0.0.3", b"")
+    one.kernel.setblocking(True)
+    for _ in range(2 * PACKETS_PER_TURN):
+        one.kernel.send(packet)
+    one.loop.turn(0.0)
+    assert one.loop._drops.counts["no_peer"] == PACKETS_PER_TURN
+
+
+def test_a_busy_socket_leaves_the_others_their_turn(make: Make) -> None:
+    one = make(2)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        for index in range(2 * RUNS_PER_TURN):
+            stranger.sendto(bytes(10 + index), ("127.0.0.1", one.sockets.port))
+        one.loop.turn(1.0)
+        assert 0 < one.loop._drops.counts["unknown_type"] <= RUNS_PER_TURN
+
+
+def test_handshakes_looked_at_per_second_are_bounded(make: Make) -> None:
+    one = make(2)
+    flood = memoryview(b"\x01\0\0\0" + bytes(144))
+    now = clock()
+    for _ in range(int(HANDSHAKE_BURST) + 100):
+        one.loop._inbound.run(flood, len(flood), ("127.0.0.1", 9), now)
+    assert one.loop._drops.counts == {"bad_mac1": int(HANDSHAKE_BURST), "handshake_rate": 100}
+
+
+def test_disco_looked_at_per_second_is_bounded(make: Make) -> None:
+    one = make(2)
+    one.loop._disco._budget = Budget(1.0, 2.0)
+    datagram = memoryview(b"\x07\x01\0\0\x09\0\0\0" + bytes(100))
+    now = clock()
+    for _ in range(5):
+        one.loop._inbound.run(datagram, len(datagram), ("127.0.0.1", 9), now)
+    assert one.loop._drops.counts == {"disco_stranger": 2, "disco_rate": 3}
+
+
+def test_a_bug_in_the_work_on_one_packet_does_not_end_the_loop(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = make(2), make(3)
+    introduce(one, other)
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("overlay.wire.packet.virtio.validate", broken)
+        for _ in range(2):
+            one.kernel.send(superpacket(one, other, 2000))
+            one.loop.turn(0.01)
+            turn_until(lambda: True, other)
+            other.loop.turn(0.05)
+    assert other.loop._drops.counts["internal_error"] == 2
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+    last = superpacket(one, other, 2000)
+    one.kernel.send(last)
+    found: list[bytes] = []
+
+    def arrived() -> bool:
+        found.extend(other.received())
+        return last[VIRTIO_HEADER_SIZE:] in found
+
+    turn_until(arrived, one, other)
+
+
+def test_many_commands_do_not_hold_up_a_turn(make: Make) -> None:
+    one = make(2)
+    done: list[int] = []
+    for index in range(600):
+        one.post(api.Inspect(lambda snapshot, index=index: done.append(index)))  # type: ignore[misc]
+    one.loop.turn(0.0)
+    assert 0 < len(done) < 600
+    turn_until(lambda: len(done) == 600, one)
+    assert done == list(range(600))

@@ -1,0 +1,128 @@
+"""Bindings and forwarding of the relay, over real loopback sockets."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from overlay.engine.drops import Drops
+from overlay.engine.features import Features
+from overlay.engine.inbound import header_runs
+from overlay.engine.relay_role import BINDING_LIFE, Client, RelayRole
+from overlay.engine.udp import UdpSockets, open_udp
+from overlay.wire.endpoint import Endpoint
+from overlay.wire.relay import RelayHeader, pack_header
+
+A: Endpoint = ("192.0.2.1", 1000)
+B: Endpoint = ("192.0.2.2", 2000)
+TICKET_A, TICKET_B = 11, 22
+
+
+@pytest.fixture
+def sockets() -> Iterator[UdpSockets]:
+    opened = open_udp(0, Features())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def role(sockets: UdpSockets) -> RelayRole:
+    role = RelayRole(1, sockets, Drops(), lambda size: b"t" * size)
+    role.set_client(2, b"a" * 32, TICKET_A)
+    role.set_client(3, b"b" * 32, TICKET_B)
+    return role
+
+
+def test_a_ping_binds_and_only_with_the_ticket_one_may_send(role: RelayRole) -> None:
+    assert role.sender(RelayHeader(3, TICKET_A), A) == "relay_unbound"
+    assert role.ping_received(2, A, 0.0) is None
+    assert role.sender(RelayHeader(3, TICKET_A), A) is role.clients[2]
+    assert role.sender(RelayHeader(3, TICKET_B), A) == "relay_bad_ticket"
+    assert role.sender(RelayHeader(3, TICKET_A), B) == "relay_unbound"
+
+
+def test_a_binding_in_use_moves_only_to_who_answers(role: RelayRole) -> None:
+    role.ping_received(2, A, 0.0)
+    txid = role.ping_received(2, B, 1.0)
+    assert txid is not None
+    assert role.clients[2].address == A
+    assert not role.pong_received(2, B, b"x" * 12, 1.1)
+    assert not role.pong_received(2, A, txid, 1.1)
+    assert not role.pong_received(9, B, txid, 1.1)
+    assert role.pong_received(2, B, txid, 1.1)
+    assert role.clients[2].address == B
+    assert role.sender(RelayHeader(3, TICKET_A), A) == "relay_unbound"
+    assert not role.pong_received(2, B, txid, 1.2)  # once
+
+
+def test_a_binding_that_is_dead_is_taken_over_at_once(role: RelayRole) -> None:
+    role.ping_received(2, A, 0.0)
+    assert role.route(2, BINDING_LIFE) is not None
+    assert role.route(2, BINDING_LIFE + 0.1) is None
+    assert role.ping_received(2, B, BINDING_LIFE + 0.1) is None
+    assert role.clients[2].address == B
+
+
+def test_two_clients_cannot_be_bound_to_one_address(role: RelayRole) -> None:
+    role.ping_received(2, A, 0.0)
+    role.ping_received(3, A, 0.0)
+    assert role.clients[2].address is None
+    assert role.sender(RelayHeader(2, TICKET_B), A) is role.clients[3]
+
+
+def test_a_client_set_again_stays_bound_and_one_with_another_key_does_not(role: RelayRole) -> None:
+    role.ping_received(2, A, 0.0)
+    role.set_client(2, b"a" * 32, 99)
+    assert role.sender(RelayHeader(3, 99), A) is role.clients[2]
+    role.set_client(2, b"c" * 32, 99)
+    assert role.clients[2].address is None
+    assert role.sender(RelayHeader(3, 99), A) == "relay_unbound"
+
+
+def test_a_ticket_does_not_show(role: RelayRole) -> None:
+    assert "ticket" not in repr(Client(2, b"", TICKET_A))
+
+
+def test_a_run_goes_on_with_new_headers_in_one_piece(role: RelayRole) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(5)
+        role.ping_received(2, A, 0.0)
+        role.ping_received(3, receiver.getsockname(), 0.0)
+        bodies = [bytes([index]) * 100 for index in range(20)] + [b"last"]
+        run = b"".join(pack_header(3, TICKET_A) + body for body in bodies)
+        assert role.forward(role.clients[2], 3, memoryview(bytearray(run)), 116, 1.0) == ""
+        assert [receiver.recv(2000) for _ in bodies] == [pack_header(2, TICKET_B) + body for body in bodies]
+        assert role.relayed_bytes == len(run)
+
+
+def test_what_cannot_be_forwarded_has_a_reason(role: RelayRole) -> None:
+    run = memoryview(bytearray(40))
+    sender = role.clients[2]
+    assert role.forward(sender, 9, run, 40, 0.0) == "relay_no_client"
+    assert role.forward(sender, 2, run, 40, 0.0) == "relay_reflected"
+    assert role.forward(sender, 3, run, 40, 0.0) == "relay_client_away"
+    role.ping_received(3, B, 0.0)
+    assert role.forward(sender, 3, run, 40, BINDING_LIFE + 1) == "relay_client_away"
+
+
+def test_a_full_socket_drops_and_queues_nothing(role: RelayRole, sockets: UdpSockets) -> None:
+    class Full:
+        def send(self, buffers: object, segment: int, endpoint: Endpoint) -> str:
+            return "send_blocked"
+
+    role.ping_received(3, B, 0.0)
+    sockets.to = lambda endpoint: Full()  # type: ignore[method-assign, assignment, return-value]
+    assert role.forward(role.clients[2], 3, memoryview(bytearray(40)), 40, 0.0) == "relay_socket_full"
+    assert role.relayed_bytes == 0
+
+
+def test_runs_of_one_header_are_cut_exactly() -> None:
+    one, other = pack_header(2, 7) + bytes(84), pack_header(3, 7) + bytes(84)
+    run = one * 3 + other + one * 2 + one[:50]
+    pieces = list(header_runs(memoryview(run), 100))
+    assert pieces == [(0, 300), (300, 400), (400, 650)]
+    assert list(header_runs(memoryview(one * 5), 100)) == [(0, 500)]
+    assert list(header_runs(memoryview(one), 100)) == [(0, 100)]
+    assert list(header_runs(memoryview(one + b"\x06"), 100)) == [(0, 100), (100, 101)]
+    assert list(header_runs(memoryview(bytes(30)), 10)) == [(0, 30)]

@@ -1,0 +1,131 @@
+"""Runs one engine in the namespace that it is started in, driven by JSON lines. A child process of the lab's tests.
+
+In (standard input), one object per line: `{"do": "peer", …}` with the fields of `PeerConfig`, `relay`, `client`,
+`remove_peer`, `remove_client`, `link_changed`, `inspect`, `rekey`, `stop`. Out: `ready`, events, snapshots. Not part of
+the product: it sets addresses with the `ip` command, as a person would by hand.
+"""
+
+import argparse
+import base64
+import json
+import queue
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from ipaddress import ip_network
+from typing import Any
+
+from overlay.engine import Engine, Features, api
+from overlay.engine.loop import clock
+from overlay.wire.record.fragments import INNER_MTU
+
+
+def _say(kind: str, **values: Any) -> None:
+    sys.stdout.write(json.dumps({"kind": kind, **values}, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def _peer(order: dict[str, Any]) -> api.PeerConfig:
+    psk = order.get("preshared_key")
+    return api.PeerConfig(
+        number=order["number"],
+        public_key=base64.b64decode(order["public_key"]),
+        allowed=tuple(ip_network(text) for text in order["allowed"]),
+        transport=order.get("transport", "record"),
+        cipher=order.get("cipher", "chacha20-poly1305"),
+        endpoints=tuple((host, port) for host, port in order.get("endpoints", [])),
+        lan_endpoints=tuple((host, port) for host, port in order.get("lan_endpoints", [])),
+        preshared_key=base64.b64decode(psk) if psk else None,
+        persistent_keepalive=order.get("persistent_keepalive", 0.0),
+    )
+
+
+def _command(order: dict[str, Any]) -> api.Command:
+    match order["do"]:
+        case "peer":
+            return api.SetPeer(_peer(order))
+        case "remove_peer":
+            return api.RemovePeer(order["number"])
+        case "relay":
+            endpoints = tuple((host, port) for host, port in order["endpoints"])
+            return api.SetRelay(endpoints, order["number"], base64.b64decode(order["public_key"]), order["ticket"])
+        case "client":
+            return api.SetClient(order["number"], base64.b64decode(order["public_key"]), order["ticket"])
+        case "remove_client":
+            return api.RemoveClient(order["number"])
+        case "link_changed":
+            return api.LinkChanged()
+        case "inspect":
+            return api.Inspect(lambda snapshot: _say("snapshot", **asdict(snapshot)))
+    raise ValueError(f"no such order: {order['do']}")
+
+
+def _rekey(engine: Engine, number: int) -> api.Command:
+    """Have the session with a peer ask for new keys, as it would by itself after two minutes.
+
+    There is no such command; an inspection's reply runs on the engine thread, where the session may be touched.
+    """
+
+    def ask(snapshot: api.EngineSnapshot) -> None:
+        loop = engine._loop
+        assert loop is not None
+        peer = loop._peers.by_number[number]
+        peer.session.request_handshake(clock())
+        loop._peers.touched.add(peer)
+
+    return api.Inspect(ask)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--key", required=True)
+    parser.add_argument("--number", type=int, required=True)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--interface", default="ov%d")
+    parser.add_argument("--no-tun", action="store_true")
+    parser.add_argument("--address", action="append", default=[])
+    parser.add_argument("--mtu", type=int, default=INNER_MTU)
+    parser.add_argument("--relay-clients", action="store_true")
+    parser.add_argument("--without", action="append", default=[])
+    options = parser.parse_args()
+
+    failed: queue.Queue[BaseException] = queue.Queue()
+
+    def on_event(event: api.Event) -> None:
+        if isinstance(event, api.EngineFailed):
+            failed.put(event.error)
+            _say("event", name="EngineFailed", error=repr(event.error))
+        else:
+            _say("event", name=type(event).__name__, **asdict(event))
+
+    engine = Engine(
+        api.EngineConfig(
+            private_key=base64.b64decode(options.key),
+            number=options.number,
+            interface=None if options.no_tun else options.interface,
+            port=options.port,
+            relay_clients=options.relay_clients,
+        ),
+        on_event,
+        wanted=Features().without(options.without),
+    )
+    engine.start()
+    if engine.interface is not None:
+        for address in options.address:
+            extra = ["nodad"] if ":" in address else []
+            subprocess.run(["ip", "address", "add", address, "dev", engine.interface, *extra], check=True)
+        link = ["ip", "link", "set", engine.interface, "mtu", str(options.mtu), "txqueuelen", "1000", "up"]
+        subprocess.run(link, check=True)
+    _say("ready", interface=engine.interface, port=engine.port, threads=threading.active_count())
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order["do"] == "stop":
+            break
+        engine.post(_rekey(engine, order["number"]) if order["do"] == "rekey" else _command(order))
+    engine.stop()
+    _say("stopped", failed=[repr(failed.get()) for _ in range(failed.qsize())])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""A stock WireGuard machine for the lab: Debian's `wireguard-go`, driven by `wg`."""
+
+import base64
+import os
+import subprocess
+from collections.abc import Sequence
+
+from tests.lab.engines import Key
+from tests.lab.netns import Namespace, wait_for
+
+
+class WireGuardGo:
+    """One interface `wg0` in `namespace`."""
+
+    def __init__(self, namespace: Namespace, key: Key, *, port: int = 51820, addresses: Sequence[str] = ()) -> None:
+        self.namespace = namespace
+        # wireguard-go names its control socket after the interface, in a folder that all namespaces share.
+        self.interface = namespace.name[:15]
+        with (namespace.lab.directory / f"{namespace.short_name}-wireguard.log").open("w") as log:
+            namespace.popen(
+                ["wireguard-go", "--foreground", self.interface],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "LOG_LEVEL": "error"},
+            )
+        wait_for(
+            lambda: self.namespace.run(["wg", "show", self.interface], check=False).returncode == 0, "wireguard-go"
+        )
+        self.namespace.run(
+            ["wg", "set", self.interface, "listen-port", str(port), "private-key", "/dev/stdin"], input=key.private_text
+        )
+        for address in addresses:
+            namespace.address(self.interface, address)
+        namespace.run(["ip", "link", "set", self.interface, "mtu", "1420", "txqueuelen", "1000", "up"])
+
+    def peer(self, key: Key, allowed: Sequence[str], *, endpoint: str = "", preshared_key: bytes | None = None) -> None:
+        command = ["wg", "set", self.interface, "peer", key.public_text, "allowed-ips", ",".join(allowed)]
+        if endpoint:
+            command += ["endpoint", endpoint]
+        given = ""
+        if preshared_key is not None:
+            command += ["preshared-key", "/dev/stdin"]
+            given = base64.b64encode(preshared_key).decode()
+        self.namespace.run(command, input=given)
+
+    def remove_peer(self, key: Key) -> None:
+        self.namespace.run(["wg", "set", self.interface, "peer", key.public_text, "remove"])
+
+    def latest_handshake(self, key: Key) -> int:
+        """Unix time in s; 0: none yet."""
+        for line in self.namespace.run(["wg", "show", self.interface, "latest-handshakes"]).stdout.splitlines():
+            public, _, when = line.partition("\t")
+            if public == key.public_text:
+                return int(when)
+        return 0
+
+    def endpoint(self, key: Key) -> str:
+        for line in self.namespace.run(["wg", "show", self.interface, "endpoints"]).stdout.splitlines():
+            public, _, endpoint = line.partition("\t")
+            if public == key.public_text:
+                return str(endpoint)
+        return ""

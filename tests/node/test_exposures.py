@@ -1,0 +1,297 @@
+"""The node's end of the single tunnel on loopback: 127.77.0.2 is this node, 127.77.0.1 the server."""
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from anyio.abc import SocketAttribute, SocketStream
+
+from overlay.daemon.state import StateDir
+from overlay.errors import Exit, UserError
+from overlay.node.control import Answer
+from overlay.node.exposures import FILE, Exposures
+from overlay.wire.control.messages import Done, Expose, Exposed, Exposure, Message, Unexpose
+
+SERVER, NODE, STRANGER = "127.77.0.1", "127.77.0.2", "127.77.0.3"
+
+
+class Server:
+    """Answers requests as the real one does, or fails them."""
+
+    def __init__(self) -> None:
+        self.exposures: dict[str, Exposure] = {}
+        self.requests: list[Message] = []
+        self.failure: UserError | None = None
+
+    async def request(self, make: Callable[[int], Message]) -> Answer:
+        message = make(len(self.requests) + 1)
+        self.requests.append(message)
+        await anyio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+        match message:
+            case Expose():
+                if message.id and message.id not in self.exposures:
+                    raise UserError("exposure-unknown", "Gone.")
+                name = message.id or f"x{len(self.requests)}"
+                self.exposures[name] = Exposure(
+                    id=name,
+                    protocol=message.protocol,
+                    public=f"192.0.2.1:{message.public or 20000}",
+                    target=message.target,
+                    port=message.port,
+                )
+                return Exposed(seq=message.seq, exposure=self.exposures[name])
+            case Unexpose():
+                self.exposures.pop(message.id, None)
+                return Done(seq=message.seq)
+            case _:
+                raise AssertionError(message)
+
+    def list(self) -> tuple[Exposure, ...]:
+        return tuple(self.exposures.values())
+
+
+class Setup:
+    def __init__(self, folder: Path) -> None:
+        self.server = Server()
+        self.state = StateDir(folder).open()
+        self.exposures = self.make()
+
+    def make(self) -> Exposures:
+        return Exposures(self.state, self.server.request, lambda address: address == SERVER)
+
+
+@asynccontextmanager
+async def serving(exposures: Exposures) -> AsyncIterator[None]:
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(exposures.run, NODE)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def tcp_service(handle: Callable[[SocketStream], Awaitable[None]]) -> AsyncIterator[int]:
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, handle)
+        yield listener.extra(SocketAttribute.local_port)
+        tasks.cancel_scope.cancel()
+
+
+async def shout(stream: SocketStream) -> None:
+    """Reads to the end, answers in capitals: both directions and both half-closes are needed."""
+    async with stream:
+        data = b""
+        async for chunk in stream:
+            data += chunk
+        await stream.send(data.upper())
+
+
+async def ask(port: int, source: str, data: bytes) -> bytes:
+    with anyio.fail_after(5):
+        async with await anyio.connect_tcp(NODE, port, local_host=source) as stream:
+            await stream.send(data)
+            await stream.send_eof()
+            answer = b""
+            async for chunk in stream:
+                answer += chunk
+            return answer
+
+
+def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            shown = await setup.exposures.add(str(port), "9000")
+            assert msgspec.to_builtins(shown) == {
+                "id": "x1",
+                "public": "192.0.2.1:9000",
+                "url": None,
+                "target": f"tcp://127.0.0.1:{port}",
+                "tunnel": "single",
+                "connections": 0,
+            }
+            listening = setup.server.exposures["x1"].port
+            assert await ask(listening, SERVER, b"hello" * 100_000) == b"HELLO" * 100_000
+            assert setup.exposures.status() == (shown,)
+
+    anyio.run(main)
+
+
+def test_only_the_server_may_connect(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            await setup.exposures.add(f"tcp://127.0.0.1:{port}", "")
+            with pytest.raises((anyio.BrokenResourceError, OSError)):
+                await ask(setup.server.exposures["x1"].port, STRANGER, b"hello")
+            assert setup.exposures.drops == {"exposure_not_the_server": 1}
+
+    anyio.run(main)
+
+
+def test_udp_by_name_and_only_from_the_server(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with (
+            serving(setup.exposures),
+            await anyio.create_udp_socket(socket.AF_INET, local_host="127.0.0.1") as service,
+        ):
+            port = service.extra(SocketAttribute.local_port)
+            await setup.exposures.add(f"udp://127.0.0.1:{port}", "")
+            listening = setup.server.exposures["x1"].port
+            async with await anyio.create_connected_udp_socket(NODE, listening, local_host=STRANGER) as stranger:
+                await stranger.send(b"let me in")
+                async with await anyio.create_connected_udp_socket(NODE, listening, local_host=SERVER) as user:
+                    with anyio.fail_after(5):
+                        await user.send(b"question")
+                        data, (host, source) = await service.receive()
+                        assert data == b"question"
+                        await service.sendto(b"answer", host, source)
+                        assert await user.receive() == b"answer"
+            assert setup.exposures.status()[0].connections == 1
+            assert setup.exposures.drops.total() == 1
+
+    anyio.run(main)
+
+
+def test_a_target_that_does_not_answer_resets_the_user(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with tcp_service(shout) as port:
+            pass  # nobody listens there any more
+        async with serving(setup.exposures):
+            await setup.exposures.add(str(port), "")
+            with pytest.raises((anyio.BrokenResourceError, OSError)):
+                await ask(setup.server.exposures["x1"].port, SERVER, b"hello")
+            assert setup.exposures.drops == {"exposure_target_unreachable": 1}
+
+    anyio.run(main)
+
+
+def test_what_the_server_refuses_is_not_kept_and_does_not_listen(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        setup.server.failure = UserError("port-taken", "Held by node 'b'.")
+        async with serving(setup.exposures):
+            with pytest.raises(UserError) as caught:
+                await setup.exposures.add("8080", "9000")
+            assert caught.value.code == "port-taken"
+            assert setup.exposures.status() == ()
+            request = setup.server.requests[0]
+            assert isinstance(request, Expose)
+            with pytest.raises(OSError):
+                await anyio.connect_tcp(NODE, request.port)
+
+    anyio.run(main)
+
+
+def test_before_the_network_is_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(UserError) as caught:
+            await Setup(tmp_path).exposures.add("8080", "")
+        assert (caught.value.code, caught.value.exit_code) == ("not-up", Exit.NOT_RUNNING)
+
+    anyio.run(main)
+
+
+def test_giving_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures):
+            await setup.exposures.add("8080", "")
+            port = setup.server.exposures["x1"].port
+            with pytest.raises(UserError) as caught:
+                await setup.exposures.remove("x9")
+            assert caught.value.code == "exposure-unknown"
+
+            setup.server.failure = UserError("server-unreachable", "Away.", "", Exit.UNREACHABLE)
+            with pytest.raises(UserError):
+                await setup.exposures.remove("x1")
+            assert setup.exposures.status()
+
+            setup.server.failure = None
+            await setup.exposures.remove("x1")
+            assert setup.exposures.status() == ()
+            assert setup.server.exposures == {}
+            with pytest.raises(OSError):
+                await anyio.connect_tcp(NODE, port)
+
+    anyio.run(main)
+
+
+def test_restart_keeps_the_port_and_asks_for_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with tcp_service(shout) as port:
+            async with serving(setup.exposures):
+                shown = await setup.exposures.add(str(port), "9000")
+            again = setup.make()
+            setup.server.requests.clear()
+            async with serving(again):
+                await again.reconcile(setup.server.list())
+                assert setup.server.requests == []
+                assert again.status() == (shown,)
+                assert await ask(setup.server.exposures["x1"].port, SERVER, b"hi") == b"HI"
+
+    anyio.run(main)
+
+
+def test_restart_with_the_port_taken_renews_with_another(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures):
+            await setup.exposures.add("8080", "")
+        before = setup.server.exposures["x1"].port
+        again = setup.make()
+        async with await anyio.create_tcp_listener(local_host=NODE, local_port=before):
+            async with serving(again):
+                await again.reconcile(setup.server.list())
+                after = setup.server.exposures["x1"].port
+                assert after != before
+                assert f'"port": {after}' in (tmp_path / FILE).read_text()
+
+    anyio.run(main)
+
+
+def test_what_the_server_has_forgotten_is_dropped_and_what_we_have_is_given_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures):
+            await setup.exposures.add("8080", "")
+            del setup.server.exposures["x1"]
+            theirs = Exposure(id="x7", protocol="tcp", public="192.0.2.1:1", target="tcp://127.0.0.1:22", port=1)
+            setup.server.exposures["x7"] = theirs
+            await setup.exposures.reconcile(setup.server.list())
+            assert setup.exposures.status() == ()
+            assert setup.server.exposures == {}  # the server cannot make one
+
+    anyio.run(main)
+
+
+def test_an_exposure_survives_a_server_that_is_away_while_it_is_renewed(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures):
+            await setup.exposures.add("8080", "")
+            setup.server.failure = UserError("server-unreachable", "Away.", "", Exit.UNREACHABLE)
+            await setup.exposures.reconcile(())
+            assert len(setup.exposures.status()) == 1
+
+    anyio.run(main)
+
+
+def test_what_an_administrator_takes_away_is_gone(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures):
+            await setup.exposures.add("8080", "")
+            await setup.exposures.add("8081", "")
+            await setup.exposures.retain(setup.server.list()[1:])
+            assert [each.target for each in setup.exposures.status()] == ["tcp://127.0.0.1:8081"]
+
+    anyio.run(main)

@@ -1,0 +1,298 @@
+"""Leases of public ports: granted, renewed, given back, and kept over restarts. Real sockets, real registry."""
+
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute, SocketStream
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlay.errors import UserError
+from overlay.node.interface import Machine
+from overlay.server import exposures as module
+from overlay.server.admission import add_node
+from overlay.server.exposures import Exposures, Surroundings, parse_public
+from overlay.server.founding import found
+from overlay.server.ingress import bind_public
+from overlay.server.keys import ServerKeys
+from overlay.server.registry import Registry
+from overlay.server.settings import ServerSettings
+from overlay.wire.control.messages import Expose
+
+HOST = "127.0.0.1"
+NAMES = {2: "a", 3: "b"}
+KEYS = ServerKeys(node_key=b"\x08" * 31 + b"\x48", map_seed=b"m" * 32)
+
+
+class Bench:
+    """A registry with two nodes, one exposure service over it, and who is online."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.online = {2, 3}
+        self.exposures: Exposures
+
+    async def free_port(self) -> int:
+        bound = bind_public("tcp", HOST, 0)[0]
+        with bound:
+            return int(bound.getsockname()[1])
+
+    async def expose(self, node: int, **request: Any) -> Any:
+        wanted = {"seq": 1, "protocol": "tcp", "target": "tcp://127.0.0.1:80", "port": 4000, **request}
+        return await self.exposures.expose(node, Expose(**wanted))
+
+    async def refusal(self, node: int, **request: Any) -> UserError:
+        with pytest.raises(UserError) as caught:
+            await self.expose(node, **request)
+        return caught.value
+
+
+@asynccontextmanager
+async def bench(path: Path, **around: Any) -> AsyncIterator[Bench]:
+    async def machine() -> Machine:
+        return Machine()
+
+    registry = await Registry.open(path)
+    try:
+        _, nodes = await found(
+            registry, ServerSettings(state=str(path.parent)), KEYS, ciphers=(), machine=machine, wall=1.0
+        )
+        async with registry.transaction() as transaction:
+            for number in () if len(nodes) > 1 else (2, 3):
+                await add_node(
+                    transaction,
+                    bytes([number]) * 32,
+                    name=NAMES[number],
+                    name_chosen=True,
+                    ciphers=(),
+                    tags=(),
+                    wall=1.0,
+                    random_bytes=os.urandom,
+                )
+        it = Bench(registry)
+        values: dict[str, Any] = {
+            "public_hosts": ("203.0.113.1",),
+            "own_ports": frozenset({("tcp", 443)}),
+            "address_of": lambda number: HOST if number in it.online else None,
+            "name_of": NAMES.__getitem__,
+            "wall": lambda: 5.0,
+            "randbelow": lambda below: 0,
+        }
+        async with anyio.create_task_group() as tasks:
+            it.exposures = Exposures(registry, Surroundings(**{**values, **around}), tasks)
+            await it.exposures.start()
+            try:
+                yield it
+            finally:
+                tasks.cancel_scope.cancel()
+                it.exposures.close()
+    finally:
+        await registry.close()
+
+
+def on_bench(tmp_path: Path, *tests: Callable[[Bench], Awaitable[None]], **around: Any) -> None:
+    """Each test gets the service anew, over the same registry."""
+
+    async def main() -> None:
+        for test in tests:
+            with anyio.fail_after(15):
+                async with bench(tmp_path / "registry.sqlite", **around) as it:
+                    await test(it)
+
+    anyio.run(main)
+
+
+async def answer(stream: SocketStream) -> None:
+    async with stream:
+        await stream.send(b"hello")
+
+
+async def ask(port: int) -> bytes:
+    try:
+        async with await anyio.connect_tcp(HOST, port) as user:
+            return await user.receive()
+    except (OSError, anyio.EndOfStream, anyio.BrokenResourceError):
+        return b""
+
+
+def test_a_lease_outlives_the_server_and_follows_the_node(tmp_path: Path) -> None:
+    leases: list[tuple[str, int]] = []
+
+    async def grant(it: Bench) -> None:
+        port = await it.free_port()
+        exposure = await it.expose(2, public=f"{HOST}:{port}", port=4000)
+        assert (exposure.id, exposure.public) == ("x1", f"{HOST}:{port}")
+        leases.append((exposure.id, port))
+
+    async def renew(it: Bench) -> None:
+        name, port = leases[0]
+        assert [each.id for each in it.exposures.of_node(2)] == [name]
+        listener = await anyio.create_tcp_listener(local_host=HOST, local_port=0)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, answer)
+            assert await ask(port) == b""  # the node is back at another port
+            inside = listener.extra(SocketAttribute.local_port)
+            renewed = await it.expose(2, id=name, port=inside, target="tcp://127.0.0.1:81")
+            assert (renewed.port, renewed.target, renewed.public) == (inside, "tcp://127.0.0.1:81", f"{HOST}:{port}")
+            assert await ask(port) == b"hello"
+            it.online.clear()
+            assert await ask(port) == b""
+            it.online.add(2)
+            assert await ask(port) == b"hello"
+            await it.exposures.unexpose(2, name)
+            assert await ask(port) == b""
+            tasks.cancel_scope.cancel()
+        await listener.aclose()
+
+    async def forgotten(it: Bench) -> None:
+        assert it.exposures.status() == []
+
+    on_bench(tmp_path, grant, renew, forgotten)
+
+
+def test_a_taken_port_names_its_holder(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        port = await it.free_port()
+        first = await it.expose(2, public=str(port))
+        by_node = await it.refusal(3, public=str(port))
+        by_address = await it.refusal(3, public=f"{HOST}:{port}")
+        by_itself = await it.refusal(2, public=str(port))
+        for error in (by_node, by_address, by_itself):
+            assert error.code == "port-taken"
+            assert "'a'" in error.message and first.id in error.message and str(port) in error.message
+        udp = await it.expose(3, public=str(port), protocol="udp", target="udp://127.0.0.1:53")
+        assert udp.public == f"203.0.113.1:{port}"
+        assert "server's own" in (await it.refusal(3, public="443")).message
+        with socket.socket() as holder:
+            holder.bind((HOST, 0))
+            holder.listen()
+            error = await it.refusal(3, public=f"{HOST}:{holder.getsockname()[1]}")
+            assert error.code == "port-taken" and "another program" in error.message
+
+    on_bench(tmp_path, test)
+
+
+def test_a_port_that_nobody_asked_for_is_picked(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        ports = [int((await it.expose(2)).public.rpartition(":")[2]) for _ in range(3)]
+        assert len(set(ports)) == 3 and set(ports) <= set(module.PICKED_PORTS)
+
+    on_bench(tmp_path, test)
+
+
+def test_only_its_own_exposures_are_a_nodes_business(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        lease = await it.expose(2)
+        assert (await it.refusal(3, id=lease.id)).code == "exposure-unknown"
+        for name in (lease.id, "x99", "nonsense"):
+            with pytest.raises(UserError) as caught:
+                await it.exposures.unexpose(3, name)
+            assert caught.value.code == "exposure-unknown"
+        assert [each.id for each in it.exposures.of_node(2)] == [lease.id]
+
+    on_bench(tmp_path, test)
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PER_NODE", 2)
+
+    async def test(it: Bench) -> None:
+        wrong: tuple[dict[str, Any], ...] = (
+            {"port": 0},
+            {"port": 65536},
+            {"target": ""},
+            {"target": "x" * 257},
+            {"target": "a\nb"},
+        )
+        for bad in wrong:
+            assert (await it.refusal(2, **bad)).code == "expose-invalid"
+        for text in ("x", "0", "65536", "1.2.3.4:", "[::1", "host:9000", ":"):
+            assert (await it.refusal(2, public=text)).code == "public-invalid"
+        assert (await it.refusal(2, public="192.0.2.77:9000")).code == "public-not-here"
+        await it.expose(2)
+        await it.expose(2)
+        assert (await it.refusal(2)).code == "too-many-exposures"
+        await it.expose(3)
+
+    on_bench(tmp_path, test)
+
+
+def test_a_server_without_a_tun_says_so(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        assert (await it.refusal(2)).code == "no-tunnel"
+
+    on_bench(tmp_path, test, tunnel=False)
+
+
+def test_a_removed_nodes_ports_are_free(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        port = await it.free_port()
+        await it.expose(2, public=str(port))
+        async with it.registry.transaction() as transaction:
+            await transaction.remove_node(2)
+        await it.exposures.forget_node(2)
+        assert (await it.expose(3, public=str(port))).public == f"203.0.113.1:{port}"
+
+    on_bench(tmp_path, test)
+
+
+def test_a_port_that_is_taken_at_the_start_is_opened_when_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_INTERVAL", 0.01)
+    holder = socket.socket()
+    holder.bind((HOST, 0))
+    port = holder.getsockname()[1]
+
+    async def grant(it: Bench) -> None:
+        holder.close()
+        await it.expose(2, public=f"{HOST}:{port}")
+
+    async def blocked(it: Bench) -> None:
+        (status,) = it.exposures.status()
+        assert "another program" in status["problem"]
+        listener = await anyio.create_tcp_listener(local_host=HOST, local_port=0)
+        await it.expose(2, id="x1", port=listener.extra(SocketAttribute.local_port))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, answer)
+            tasks.start_soon(it.exposures.run)
+            again.close()
+            while it.exposures.status()[0]["problem"]:
+                await anyio.lowlevel.checkpoint()
+            assert await ask(port) == b"hello"
+            tasks.cancel_scope.cancel()
+        await listener.aclose()
+
+    on_bench(tmp_path, grant)
+    again = socket.socket()
+    again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    again.bind((HOST, port))
+    again.listen()
+    on_bench(tmp_path, blocked)
+
+
+def test_the_public_side_as_people_write_it() -> None:
+    hosts = ("203.0.113.1", "vpn.example.org")
+    assert parse_public("", hosts) == ("", 0)
+    assert parse_public("9000", hosts) == ("", 9000)
+    assert parse_public("203.0.113.1:9000", hosts) == ("", 9000)
+    assert parse_public("vpn.example.org:9000", hosts) == ("", 9000)
+    assert parse_public("0.0.0.0:9000", hosts) == parse_public("[::]:9000", hosts) == ("", 9000)
+    assert parse_public("192.0.2.5:9000", hosts) == ("192.0.2.5", 9000)
+    assert parse_public("[2001:db8::1]:9000", hosts) == ("2001:db8::1", 9000)
+
+
+@given(st.text(max_size=40))
+def test_whatever_is_written_as_the_public_side(text: str) -> None:
+    try:
+        _, port = parse_public(text, ("203.0.113.1",))
+    except UserError as error:
+        assert error.code == "public-invalid"
+    else:
+        assert (port == 0) == (text == "")

@@ -90,6 +90,7 @@ def _state_option(kind: str) -> Any:
         metavar="DIR",
         envvar="OVERLAY_STATE",
         is_eager=True,
+        readable=False,  # whether this user may is for each command to find out, and to say in its own words
         callback=_load_config,
         default_factory=lambda: _default_state(kind),
         show_default=f"/var/lib/overlay/{kind}, without root ~/.local/state/overlay/{kind}",

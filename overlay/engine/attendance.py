@@ -44,8 +44,9 @@ class Attendance:
     def attend(self, peer: Peer, now: float) -> None:
         """Drain the peer's session and selector, then arm its timer."""
         for _ in range(_ROUNDS):
-            on_path = self._attend_path(peer, now)
+            # The session first: a new path sends what waits, and needs the new key's writer for that.
             on_session = self._attend_session(peer, now)
+            on_path = self._attend_path(peer, now)
             if not on_path and not on_session:
                 break
         self._timers.arm(peer, peer.next_timeout())

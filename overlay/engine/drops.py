@@ -34,11 +34,11 @@ WRONG_TRANSPORT: Final = "wrong_transport"  # type 4 from a record peer, or the 
 KEY_EXPIRED: Final = "key_expired"
 WRONG_SOURCE: Final = "wrong_source"  # inner source address is not one of the peer's
 HANDSHAKE_RATE: Final = "handshake_rate"
+INNER_ENDPOINT: Final = "inner_endpoint"  # a candidate inside the network itself; never pinged, so never used
 DISCO_RATE: Final = "disco_rate"
 DISCO_STRANGER: Final = "disco_stranger"  # a sender number that we have no key for
 DISCO_UNASKED: Final = "disco_unasked"  # a pong to no ping of ours
 RELAY_NOT_OURS: Final = "relay_not_ours"  # relayed to us by who does not know our ticket
-RELAY_NO_PEER: Final = "relay_no_peer"  # relayed from a node that is no peer of ours
 
 # relay role
 RELAY_UNBOUND: Final = "relay_unbound"  # source address not bound to a client by a ping

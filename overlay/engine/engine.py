@@ -18,7 +18,7 @@ from overlay.engine.features import Features
 from overlay.engine.loop import Loop
 from overlay.engine.tun import Tun, open_tun
 from overlay.engine.udp import open_udp
-from overlay.errors import LocalProtocolError
+from overlay.errors import LocalProtocolError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Engine:
         self._wakeup = -1
         self._loop: Loop | None = None
         self._thread: threading.Thread | None = None
+        self._stopped = False
         self._lock = threading.Lock()  # guards the eventfd's life against `post` and `stop` of several threads
 
     def start(self) -> None:
@@ -84,6 +85,9 @@ class Engine:
         def main() -> None:
             try:
                 loop.run()
+            except UserError as error:
+                logger.error("%s", error.message)
+                self._on_event(EngineFailed(error))
             except BaseException as error:
                 logger.exception("the engine failed")
                 self._on_event(EngineFailed(error))
@@ -102,8 +106,9 @@ class Engine:
 
     def post(self, *commands: Command) -> None:
         """Hand commands over, in order. From any thread, also before `start`; after `stop` they are ignored."""
-        self._commands.extend(commands)
-        self._wake()
+        if not self._stopped:
+            self._commands.extend(commands)
+            self._wake()
 
     def stop(self) -> None:
         """End the thread, close interface and sockets. Returns when that is done; again is harmless.
@@ -113,6 +118,7 @@ class Engine:
         loop, thread = self._loop, self._thread
         if loop is None or thread is None:
             return
+        self._stopped = True
         loop.stop()
         self._wake()
         if thread is threading.current_thread():

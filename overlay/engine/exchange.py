@@ -52,6 +52,9 @@ class DiscoExchange:
 
     def ping(self, number: int, endpoint: Endpoint, txid: bytes) -> None:
         """Ask whether node `number` is at `endpoint`."""
+        if self._peers.is_inner(endpoint):
+            self._drops.count(drops.INNER_ENDPOINT)
+            return
         self._send(number, Ping(txid), endpoint)
 
     def receive(self, datagram: memoryview, source: Endpoint, now: float) -> None:

@@ -71,6 +71,8 @@ class Inbound:
         self._drops = counted
         self._faults = faults
         self._number = number
+        self._join_tcp = tun is not None and tun.features.tun_vnet
+        self._join_udp = tun is not None and tun.features.tun_uso
         self._view = memoryview(bytearray(MAX_RUN))
         self._budget = Budget(HANDSHAKE_RATE, HANDSHAKE_BURST)
 
@@ -263,7 +265,7 @@ class Inbound:
                 except RemoteProtocolError as error:
                     self._drops.count(error.reason)
         if packets:
-            for joined in join(packets):
+            for joined in join(packets, tcp=self._join_tcp, udp=self._join_udp):
                 view = memoryview(joined)
                 self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
         self._peers.touched.add(peer)

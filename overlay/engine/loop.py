@@ -104,7 +104,7 @@ class Loop:
             self._outbound = Outbound(tun, self._peers, self._sender, self._outbox, self._drops, self._faults)
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
-        self._reading_tun = tun is not None
+        self._was_blocked = False
         self._epoll.register(wakeup, select.EPOLLIN)
         for descriptor in self._by_fd:
             self._epoll.register(descriptor, select.EPOLLIN)
@@ -165,13 +165,14 @@ class Loop:
 
     def _watch_blocked(self) -> None:
         """While a socket's buffer is full, wait for room in it, and leave packets in the TUN's own queue."""
-        if self._outbox.blocked == self._reading_tun or self._tun is None:
-            self._reading_tun = not self._outbox.blocked
-            for descriptor, sock in self._by_fd.items():
-                wanted = select.EPOLLIN | (select.EPOLLOUT if self._outbox.waiting(sock) else 0)
-                self._epoll.modify(descriptor, wanted)
-            if self._tun is not None:
-                self._epoll.modify(self._tun.fileno(), select.EPOLLIN if self._reading_tun else 0)
+        if not self._outbox.blocked and not self._was_blocked:
+            return
+        self._was_blocked = self._outbox.blocked
+        for descriptor, sock in self._by_fd.items():
+            wanted = select.EPOLLIN | (select.EPOLLOUT if self._outbox.waiting(sock) else 0)
+            self._epoll.modify(descriptor, wanted)
+        if self._tun is not None:
+            self._epoll.modify(self._tun.fileno(), 0 if self._was_blocked else select.EPOLLIN)
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
@@ -179,7 +180,8 @@ class Loop:
         for waiter in self._timers.due(now):
             with self._faults:
                 if isinstance(waiter, Peer):
-                    self._attendance.timeout(waiter, now)
+                    if self._peers.by_number.get(waiter.number) is waiter:  # else it was removed
+                        self._attendance.timeout(waiter, now)
                 elif waiter is self._routes.home:
                     self._disco.attend_home(now)
 
@@ -215,10 +217,7 @@ class Loop:
             case api.SetPeer(peer):
                 self._attendance.reroute(self._peers.set(peer, now), now)
             case api.RemovePeer(number):
-                peer_gone = self._peers.by_number.get(number)
-                if peer_gone is not None:
-                    self._peers.remove(number)
-                    self._timers.cancel(peer_gone)
+                self._peers.remove(number)
             case api.SetRelay(endpoints, number, public_key, ticket):
                 self._set_relay(endpoints, number, public_key, ticket, now)
             case api.SetClient(number, public_key, ticket):
@@ -243,8 +242,6 @@ class Loop:
             number,
             public_key,
         ):
-            if routes.home is not None:
-                self._timers.cancel(routes.home)
             routes.home = HomeRelay(endpoints, os.urandom, now)
             routes.home_number = number
             routes.home_key = public_key

@@ -16,16 +16,16 @@ from overlay.wire.wireguard.keypair import Keypair
 from overlay.wire.wireguard.session import Session
 
 DATAGRAM_SIZES: Final = (DATAGRAM_SIZE, 1232, 1124, 548)
-"""Bytes of UDP payload to fall back on when a path refuses one: for an MTU of 1492, of 1280 (IPv6's least), of 1172, and of
-576 (what every IPv4 host takes, RFC 791 §3.2)."""
+"""Bytes of UDP payload to fall back on when a path refuses one: for an MTU of 1492, of 1280 (IPv6's least), of 1172,
+and of 576 (what every IPv4 host takes, RFC 791 §3.2)."""
 
 SIZE_LIFE: Final = 600.0
 """s after which a larger size is tried again (RFC 8899 §5.1.1, PMTU_RAISE_TIMER)."""
 
 HANDSHAKE_REPEATS: Final = (0.4, 1.2)
-"""s after which an initiation to one of our own nodes goes out again, as it is, while no response comes. The session's own
-retry, with a new one, comes after 5 s: too long for a first packet that met a node which its relay did not know yet. If the
-first did arrive, the peer drops the repeats as replays. Stock WireGuard peers get none."""
+"""s after which an initiation to one of our own nodes goes out again, as it is, while no response comes. The session's
+own retry, with a new one, comes after 5 s: too long for a first packet to a node that its relay did not know yet.
+If the first did arrive, the peer drops the repeats as replays. Stock WireGuard peers get none."""
 
 _MAX_SIZES: Final = 16
 

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 
 from overlay.engine.api import PeerConfig
 from overlay.engine.drops import Drops
 from overlay.engine.peer import Peer, Receiver
 from overlay.engine.transport import TransportBuffers, TransportReader, TransportWriter
 from overlay.path.selector import Selector
+from overlay.wire.endpoint import Endpoint
 from overlay.wire.record.buffers import RecordBuffers
 from overlay.wire.record.reader import RecordReader
 from overlay.wire.record.writer import RecordWriter
@@ -26,6 +28,7 @@ class Peers:
         self.by_number: dict[int, Peer] = {}
         self.by_key: dict[bytes, Peer] = {}
         self.receivers: dict[int, Receiver] = {}
+        self._inner: dict[bytes, Peer] = {}  # single addresses inside the network
         self.allowed: AllowedIPs[Peer] = AllowedIPs()
         self.touched: set[Peer] = set()
         self._device = device
@@ -60,9 +63,11 @@ class Peers:
             self.by_number[config.number] = peer
             self.by_key[config.public_key] = peer
         before, peer.config = peer.config, config
-        self.allowed.remove_value(peer)
+        self._remove_networks(peer)
         for network in config.allowed:
             self.allowed.insert(network, peer)
+            if network.num_addresses == 1:
+                self._inner[network.network_address.packed] = peer
         if peer.selector is not None:
             peer.selector.set_candidates(config.endpoints, config.lan_endpoints, now)
         elif config.endpoints and (peer.address is None or before.endpoints != config.endpoints):
@@ -77,10 +82,18 @@ class Peers:
             return
         self._device.remove_peer(peer.config.public_key)
         del self.by_key[peer.config.public_key]
-        self.allowed.remove_value(peer)
+        self._remove_networks(peer)
         self.touched.discard(peer)
         for index in list(peer.writers):
             self.remove_keypair(peer, index)
+
+    def is_inner(self, endpoint: Endpoint) -> bool:
+        """Is this an address inside the network? A path to there would lead through itself."""
+        return ip_address(endpoint[0]).packed in self._inner
+
+    def _remove_networks(self, peer: Peer) -> None:
+        self.allowed.remove_value(peer)
+        self._inner = {address: owner for address, owner in self._inner.items() if owner is not peer}
 
     def add_keypair(self, peer: Peer, keypair: Keypair) -> None:
         """Messages under this key pair can be sealed and opened from now on."""

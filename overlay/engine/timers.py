@@ -32,10 +32,6 @@ class Timers:
         self._serial += 1
         heapq.heappush(self._heap, (deadline, self._serial, waiter))
 
-    def cancel(self, waiter: Waiter) -> None:
-        """The waiter is gone. Its entry leaves the heap when it comes up, at the latest."""
-        waiter.armed = None
-
     def next(self) -> float | None:
         """The earliest deadline, None if there is none."""
         heap = self._heap

@@ -113,8 +113,11 @@ class Tun:
         return failed
 
     def mtu(self) -> int:
-        """Of the interface, bytes; 0: not known."""
-        return int(getattr(self._device, "mtu", 0))
+        """Of the interface, bytes; 0: not known (it may have been renamed)."""
+        try:
+            return int(getattr(self._device, "mtu", 0))
+        except OSError:
+            return 0
 
     def close(self) -> None:
         self._device.close()

@@ -104,12 +104,19 @@ class ControlClient:
     async def run(self, *, patient: bool) -> None:
         """Keep a conversation going until cancelled.
 
-        Raises `UserError` when the server refuses the node for good, and, unless `patient`, when it cannot be reached
-        before it has welcomed the node once.
+        Raises `UserError` when the server refuses the node for good, and, unless `patient`, at the first failure before
+        it has welcomed the node once.
         """
         while True:
             started = anyio.current_time()
             reason = await self._attempt(patient=patient or self._welcomed)
+            if not (patient or self._welcomed):
+                raise UserError(
+                    "not-welcomed",
+                    f"The server did not let this node in: {reason.rstrip('.')}.",
+                    "Try again in a moment; if it stays so, see the server's log.",
+                    Exit.UNREACHABLE,
+                )
             if self.state == "connected":
                 _log.info("the connection to the server is lost: %s", reason)
                 self._backoff.lasted(anyio.current_time() - started)
@@ -206,11 +213,11 @@ class ControlClient:
         self._map_key = first.map_key
         self._pings.clear()
         self._liveness = Liveness(first.heartbeat, now)
-        self._welcomed = True
         self.address = format_endpoint(connection.remote_address)
         self._connection, self.state, self.last_error = connection, "connected", None
         _log.info("connected to the server at %s", self.address)
         self._listener.welcomed(first)
+        self._welcomed = True
         return await self._converse_on(connection)
 
     async def _converse_on(self, connection: ControlConnection) -> str:

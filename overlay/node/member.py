@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -50,10 +50,12 @@ from overlay.node.interface import (
     read_machine,
     watch_machine,
 )
-from overlay.node.names import Names
 from overlay.node.status import PathStatus, PeerStatus
 from overlay.wire.control.messages import MapNode, NetworkMap
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
+
+if TYPE_CHECKING:
+    from overlay.node.names import Names
 
 FLOOR_FILE = "timestamp"
 FLOOR_INTERVAL = 15.0
@@ -308,6 +310,8 @@ class Member:
             self._take_candidates(machine, identity, engine.port)
             self._posted, self._posted_relay = {}, None
             if self.settings.names and engine.interface is not None:
+                from overlay.node.names import Names  # a server's daemon does without
+
                 self._names = Names(self._state)
                 self._post_map()
                 await tasks.start(self._names.run, identity.addresses, identity.domain)
@@ -334,7 +338,7 @@ class Member:
     def _take_candidates(self, machine: Machine, identity: Identity, port: int) -> None:
         lan = tuple(format_endpoint(each) for each in local_candidates(machine, port, identity.networks))
         if lan != self.lan:
-            self.lan, self.observed = lan, ()  # what the relay saw belongs to the old addresses
+            self.lan = lan
             self._on_endpoints()
 
     def _receive_event(self, event: Event) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -23,7 +23,7 @@ from sqlalchemy.pool import NullPool
 
 from overlay.daemon.state import corrupt
 from overlay.errors import Exit, UserError
-from overlay.server.schema import REVISION
+from overlay.server.schema import REVISION, metadata, version_table
 from overlay.server.transaction import Transaction
 
 FILE_NAME = "registry.sqlite"
@@ -95,11 +95,23 @@ def _prepare(path: Path) -> None:
 
 
 def _migrate(connection: Connection, path: Path) -> None:
-    revision = None
-    if connection.dialect.has_table(connection, "alembic_version"):
-        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    if revision == REVISION:
-        return  # the usual start: alembic and what it imports stay out of the daemon's memory
+    """Bring the tables to `REVISION`.
+
+    A file without any gets them from the schema at once, as if all migrations had run (a test holds the two together):
+    so alembic, and what it imports, is in the memory of a daemon only after an upgrade.
+    """
+    if not inspect(connection).get_table_names():
+        metadata.create_all(connection)
+        version_table.create(connection)
+        connection.execute(insert(version_table).values(version_num=REVISION))
+        return
+    revision = connection.execute(select(version_table.c.version_num)).scalar()
+    if revision != REVISION:
+        upgrade(connection, path, revision)
+
+
+def upgrade(connection: Connection, path: Path, revision: str | None) -> None:
+    """Run the migrations after `revision`. Raises `UserError` ("state-newer")."""
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory

@@ -15,6 +15,8 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
+    String,
     Table,
     Text,
     UniqueConstraint,
@@ -95,6 +97,13 @@ exposure_table = Table(
     sqlite_autoincrement=True,  # the id of an exposure that was given back never means another one
 )
 
+
+version_table = Table(
+    "alembic_version",
+    MetaData(),  # alembic's own table, as alembic makes it: not one of the schema's
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Ticket = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]

@@ -308,6 +308,17 @@ def test_without_a_tun_there_is_a_port_all_the_same() -> None:
         engine.stop()
 
 
+def test_an_endpoint_inside_the_network_is_never_a_path(pair: tuple[Machine, Machine]) -> None:
+    one, other = pair
+    acquaint(one, other)
+    one.engine.post(api.SetPeer(other.config(endpoints=((other.address, 41641), other.endpoint))))
+    exchange(one, other)
+    path = one.snapshot().peers[0].path
+    assert path is not None
+    assert path.endpoint == other.endpoint
+    assert one.snapshot().drops["inner_endpoint"] >= 1
+
+
 def test_link_changes_prove_the_path_anew(pair: tuple[Machine, Machine]) -> None:
     one, other = pair
     acquaint(one, other)

@@ -104,6 +104,7 @@ class EngineHost:
         self.order(
             "peer", number=number, public_key=key.public_text, allowed=list(allowed), endpoints=list(endpoints), **more
         )
+        self.inspect()  # orders are done in turn: the peer is known when this is answered
 
     def inspect(self) -> dict[str, Any]:
         self.order("inspect")

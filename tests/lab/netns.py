@@ -239,7 +239,7 @@ class Lab:
         RECORDS.mkdir(mode=0o700, exist_ok=True)
         self.directory = Path(tempfile.mkdtemp(prefix="overlay-lab-"))
         self.directory.chmod(0o755)  # some tests run programs here as another user
-        owner = {"pid": os.getpid(), "started": _started(os.getpid()), "directory": str(self.directory)}
+        owner = {"pid": os.getpid(), "started": started(os.getpid()), "directory": str(self.directory)}
         while True:
             self.prefix = "ov" + "".join(random.choices(string.ascii_lowercase, k=4))
             try:
@@ -355,12 +355,12 @@ def sweep() -> None:
                     continue
             except FileNotFoundError:
                 continue  # that lab has just ended
-            if owner and _started(owner["pid"]) == owner["started"]:
+            if owner and started(owner["pid"]) == owner["started"]:
                 continue
             _remove(record.name, Path(owner["directory"]) if owner else None)
 
 
-def _started(pid: int) -> int | None:
+def started(pid: int) -> int | None:
     """When a process started, in clock ticks since boot: with its id, this names it for good. None: no such process."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -378,7 +378,7 @@ def _remove(prefix: str, directory: Path | None) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         deadline = time.monotonic() + PATIENCE
-        while any(_started(pid) is not None for pid in living) and time.monotonic() < deadline:
+        while any(started(pid) is not None for pid in living) and time.monotonic() < deadline:
             time.sleep(0.01)
     for name in names:
         _call("ip", "netns", "delete", name)

@@ -53,9 +53,14 @@ def test_reads_addresses_and_routes(host: Namespace) -> None:
 def test_watches_changes_and_ignores_the_overlays_own(host: Namespace) -> None:
     async def main() -> None:
         changes: list[Machine] = []
+        changed = anyio.Event()
+
+        def take(machine: Machine) -> None:
+            changes.append(machine)
+            changed.set()
 
         async def watch(*, task_status: anyio.abc.TaskStatus[Machine]) -> None:
-            await watch_machine(changes.append, ignore="own0", task_status=task_status)
+            await watch_machine(take, ignore="own0", task_status=task_status)
 
         async with anyio.create_task_group() as tasks:
             await tasks.start(watch)
@@ -63,8 +68,7 @@ def test_watches_changes_and_ignores_the_overlays_own(host: Namespace) -> None:
             await anyio.to_thread.run_sync(host.run, ["ip", "address", "add", "192.0.2.77/32", "dev", "own0"])
             await anyio.to_thread.run_sync(host.run, ["ip", "address", "add", "192.0.2.9/32", "dev", "eth0"])
             with anyio.fail_after(5):
-                while not changes:
-                    await anyio.sleep(0.02)
+                await changed.wait()
             tasks.cancel_scope.cancel()
         assert Assigned("192.0.2.9", "eth0") in changes[-1].addresses
         assert all(assigned.interface != "own0" for change in changes for assigned in change.addresses)

@@ -213,7 +213,7 @@ def _behind_nat(lab: Lab, nat: Namespace, inside: str, nodes: Sequence[tuple[Nam
 
 
 def two_homes(lab: Lab) -> Network:
-    """The network of this module's drawing. Nothing of ours runs yet."""
+    """Two homes behind symmetric NATs (a and c in one, b in the other), a server, a user, a stranger: see above."""
     names = ("server", "a-nat", "b-nat", "user", "stranger", "a", "b", "c")
     spaces = {name: lab.namespace(name) for name in names}
     public = {"server": SERVER_ADDRESS, "a-nat": "198.51.100.11", "b-nat": "198.51.100.12"}

@@ -358,6 +358,21 @@ def test_a_refusal_for_now_is_tried_again_by_a_node_that_knows_its_network() -> 
     anyio.run(main)
 
 
+def test_a_first_start_that_is_refused_for_now_or_without_a_welcome() -> None:
+    async def main() -> None:
+        for answer in (Refused(code="busy", message="Later.", final=False), Ping(seq=1)):
+            setup = Setup()
+            setup.server.answer = lambda _, answer=answer: answer  # type: ignore[misc]  # bound as it is now
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(setup.server.run)
+                with pytest.raises(UserError) as caught:
+                    await setup.client.run(patient=False)
+                assert (caught.value.code, caught.value.exit_code) == ("not-welcomed", Exit.UNREACHABLE)
+                tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
 def test_the_first_start_does_not_wait_for_a_server_that_is_away() -> None:
     async def main() -> None:
         setup = Setup()

@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from overlay.errors import UserError
-from overlay.server.registry import Registry, storage_error
+from overlay.server.registry import Registry, storage_error, upgrade
 from overlay.server.schema import (
     REVISION,
     ExposureRecord,
@@ -99,18 +99,34 @@ def test_what_is_written_is_read_and_survives_a_restart(tmp_path: Path) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
-def test_the_migrations_make_the_tables_of_the_schema(tmp_path: Path) -> None:
-    path = tmp_path / "registry.sqlite"
-
-    async def make() -> None:
-        await (await Registry.open(path)).close()
-
-    anyio.run(make)
+def check_tables(path: Path) -> None:
     engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert context.get_current_revision() == REVISION
         assert compare_metadata(context, metadata) == []
+
+
+def tables(path: Path) -> dict[str, str]:
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    return {name: " ".join(sorted(sql.replace(",", " ").split())) for name, sql in rows}
+
+
+def test_a_new_registry_is_what_the_migrations_make(tmp_path: Path) -> None:
+    new, migrated = tmp_path / "new.sqlite", tmp_path / "migrated.sqlite"
+
+    async def make(path: Path) -> None:
+        await (await Registry.open(path)).close()
+
+    anyio.run(make, new)
+    engine = create_engine(f"sqlite:///{migrated}", poolclass=NullPool)
+    with engine.begin() as connection:
+        upgrade(connection, migrated, None)
+    check_tables(new)
+    check_tables(migrated)
+    assert tables(new) == tables(migrated)
+    anyio.run(make, migrated)  # and it opens
     config = Config()
     config.set_main_option("script_location", "overlay:server/migrations")
     assert ScriptDirectory.from_config(config).get_current_head() == REVISION

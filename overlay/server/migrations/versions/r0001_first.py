@@ -22,7 +22,7 @@ def upgrade() -> None:
         sa.Column("last_host", sa.Integer(), nullable=False),
         sa.Column("map_version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_network"),
-        sa.CheckConstraint("id = 1", name="ck_network_single"),
+        sa.CheckConstraint("id = 1", name=op.f("ck_network_single")),
     )
     op.create_table(
         "node",

@@ -1,0 +1,107 @@
+"""What people see of the local API's documents."""
+
+import io
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from overlay_cli.tables import node_summary, node_table, server_summary
+
+NODE: dict[str, Any] = {
+    "state": "connected",
+    "name": "a",
+    "addresses": ["10.77.0.2", "fd00::2"],
+    "domain": "local.test",
+    "interface": "overlay0",
+    "server": {"address": "203.0.113.1:443", "carrier": "tcp", "rtt_ms": 1.2},
+    "peers": [
+        {
+            "name": "b",
+            "addresses": ["10.77.0.3"],
+            "online": True,
+            "path": {"kind": "udp", "endpoint": "[2001:db8::7]:41641", "since": 1764000000.0, "mtu": 1444},
+            "rtt_ms": 3.14,
+            "last_handshake_s": 41.0,
+            "rx_bytes": 1,
+            "tx_bytes": 2_500_000,
+        },
+        {
+            "name": "c",
+            "addresses": ["10.77.0.4"],
+            "online": False,
+            "path": None,
+            "rtt_ms": None,
+            "last_handshake_s": None,
+            "rx_bytes": 0,
+            "tx_bytes": 0,
+        },
+    ],
+    "exposures": [
+        {
+            "id": "x1",
+            "public": "203.0.113.1:9000",
+            "url": None,
+            "target": "tcp://[::1]:8080",
+            "tunnel": "single",
+            "connections": 2,
+        }
+    ],
+    "warnings": ["The names of the network do not resolve here."],
+    "drops": {"bad_tag": 3, "short_header": 0},
+    "features": {"udp_gso": True, "tun_uso": False},
+    "version": "0.1.0",
+}
+SERVER: dict[str, Any] = {
+    "state": "running",
+    "name": "server",
+    "domain": "local.test",
+    "public": ["203.0.113.1:443"],
+    "addresses": ["10.77.0.1"],
+    "networks": ["10.77.0.0/16"],
+    "nodes": 3,
+    "online": 2,
+    "exposures": [],
+    "relayed_bytes": 1500,
+    "warnings": [],
+    "drops": {},
+    "features": {},
+    "version": "0.1.0",
+}
+
+
+def drawn(renderable: RenderableType) -> str:
+    file = io.StringIO()
+    Console(file=file, width=200, markup=False, highlight=False).print(renderable)
+    return file.getvalue()
+
+
+def test_a_node() -> None:
+    text = drawn(node_summary(NODE))
+    for shown in ("a.local.test", "overlay0", "203.0.113.1:443 by tcp, 1.2 ms", "udp [2001:db8::7]:41641", "41 s ago"):
+        assert shown in text
+    assert "tcp://[::1]:8080" in text, "brackets are an address, not markup"
+    assert "2.5 MB" in text and "do not resolve here" in text
+    assert "bad_tag" not in text
+
+
+def test_a_node_in_detail() -> None:
+    text = drawn(node_summary(NODE, verbose=True))
+    assert "bad_tag 3" in text and "short_header" not in text and "+udp_gso  -tun_uso" in text
+
+
+def test_a_node_without_peers() -> None:
+    assert "no peers yet" in drawn(node_summary({**NODE, "peers": [], "exposures": [], "server": None}))
+
+
+def test_a_server() -> None:
+    text = drawn(server_summary(SERVER, verbose=True))
+    assert "3, 2 online" in text and "1.5 kB" in text and "no interface" in text
+
+
+def test_nodes() -> None:
+    nodes = [
+        {"name": "a", "addresses": ["10.77.0.2"], "tags": ["x"], "online": True, "last_seen": 0.0, "key": "KEY="},
+        {"name": "b", "addresses": ["10.77.0.3"], "tags": [], "online": False, "last_seen": None, "key": "KEY="},
+    ]
+    text = drawn(node_table(nodes))
+    assert "now" in text and "never" in text

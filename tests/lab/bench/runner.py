@@ -1,0 +1,70 @@
+"""Brings contenders up and asks them in turn: every round measures all of them, each time another one first."""
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.lab.bench.contenders import PLAIN_WIRE, Contender, Ends, Overlay, Veth, Wire
+from tests.lab.bench.load import LoadFailed
+from tests.lab.bench.result import Result, Sample
+from tests.lab.engines import ping as answers
+from tests.lab.netns import Lab, wait_for
+
+Probe = Callable[[Ends], Iterable[Sample]]
+"""One measurement: load, and what came of it."""
+
+EXPECTED = (LoadFailed, OSError, AssertionError, LookupError, json.JSONDecodeError, subprocess.SubprocessError)
+"""What a contender that does not work fails with; a `TimeoutError` of a wait is an OSError. It is left out, and said."""
+
+JOIN_TIMEOUT = 20.0  # s until the first ping is answered; some negotiate for long
+
+
+@dataclass
+class Bench:
+    """How to measure. `rivals` are those of other makers, the first is the one that matters most."""
+
+    rivals: Sequence[Contender]
+    rounds: int
+    seconds: float  # of one measurement
+    quick: bool  # to see that it works, not how fast
+    say: Callable[[str], None]
+
+    def contenders(self) -> list[Contender]:
+        return [Overlay(), Veth(), *self.rivals]
+
+    @contextlib.contextmanager
+    def joined(
+        self, result: Result, contenders: Sequence[Contender], wire: Wire = PLAIN_WIRE, strangers: int = 0
+    ) -> Iterator[list[Ends]]:
+        """All contenders up at once, each on two machines of its own. One that does not come up is left out."""
+        with Lab() as lab:
+            ready = []
+            for number, contender in enumerate(contenders):
+                self.say(f"{result.suite}: {contender.name} comes up")
+                try:
+                    ends = contender.join(*wire.lay(lab, str(number)), strangers)
+                    wait_for(lambda ends=ends: answers(ends.a, ends.address_b, 1), "the first ping", JOIN_TIMEOUT)  # type: ignore[misc]
+                except EXPECTED as error:
+                    result.fail(contender.name, "did not come up", reason(error))
+                else:
+                    ready.append(ends)
+            yield ready
+
+    def ask(self, result: Result, joined: Sequence[Ends], *probes: tuple[str, Probe]) -> None:
+        """Every probe (with its name) on every contender, in every round."""
+        for at in range(self.rounds):
+            for what, probe in probes:
+                for ends in [*joined[at % len(joined) :], *joined[: at % len(joined)]] if joined else []:
+                    self.say(f"{result.suite}: {what}, {ends.contender}, round {at + 1} of {self.rounds}")
+                    try:
+                        result.add(ends.contender, at, probe(ends))
+                    except EXPECTED as error:
+                        result.fail(ends.contender, what, reason(error))
+
+
+def reason(error: BaseException) -> str:
+    """One line: the error, and the last line of what a failed command printed."""
+    notes = [line for note in getattr(error, "__notes__", ()) for line in str(note).splitlines() if line.strip()]
+    return ": ".join([type(error).__name__, str(error).splitlines()[0] if str(error) else "", *notes[-1:]])

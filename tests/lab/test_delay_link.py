@@ -1,0 +1,104 @@
+"""The long cable does what it is told, and counts every frame."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from tests.lab.delay_link import Conditions, Counters, DelayLink, program
+from tests.lab.engines import transfer
+from tests.lab.netns import Lab
+
+pytestmark = [pytest.mark.lab, pytest.mark.skipif(shutil.which("gcc") is None, reason="needs the package gcc")]
+
+A, B = "198.51.100.1", "198.51.100.2"
+DELAY = 0.010
+
+
+class Cable:
+    def __init__(self, lab: Lab) -> None:
+        self.a, self.b = lab.namespace("a"), lab.namespace("b")
+        self.link = DelayLink(lab, "w", self.a, f"{A}/24", self.b, f"{B}/24", Conditions(delay=DELAY))
+
+    def times(self, count: int = 10) -> list[float]:
+        """Round trips in ms, of the pings that came back."""
+        done = self.a.run(["ping", "-n", "-c", str(count), "-i", "0.01", "-W", "1", B], check=False)
+        return [float(line.partition("time=")[2].split()[0]) for line in done.stdout.splitlines() if "time=" in line]
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    with Lab() as lab:
+        yield Cable(lab)
+
+
+def adds_up(counters: Counters) -> bool:
+    gone = counters.lost + counters.queue_full + counters.too_large + counters.not_sent
+    return counters.received + counters.duplicated == counters.forwarded + counters.waiting + gone
+
+
+def test_delay_and_what_is_lost(cable: Cable) -> None:
+    times = cable.times()
+    assert len(times) == 10
+    assert min(times) >= 2 * DELAY * 1000
+    there, back = cable.link.counters()
+    assert adds_up(there)
+    assert adds_up(back)
+    assert (there.lost, there.overflowed) == (0, 0)
+
+    cable.link.change(loss=1.0)
+    assert cable.times(3) == []
+    after, _ = cable.link.counters()
+    assert after.lost >= 3
+    assert after.forwarded == there.forwarded
+
+    cable.link.change(loss=0.0)
+    assert len(cable.times(3)) == 3
+
+
+def test_a_transfer_over_a_bad_cable_is_whole(cable: Cable) -> None:
+    """Superpackets are cut before the cable, and its troubles are those that TCP is made for."""
+    cable.link.change(delay=0.002, loss=0.002, duplicate=0.01, reorder=0.01)
+    sent, received = transfer(cable.a, cable.b, B, 2_000_000)
+    assert sent == received
+    there, back = cable.link.counters()
+    for each in (there, back):
+        assert adds_up(each)
+        assert each.too_large == each.overflowed == 0
+    assert there.received > 1000
+    assert min(there.lost, there.duplicated, there.reordered) > 0
+
+
+def test_rate_and_queue(cable: Cable) -> None:
+    cable.link.change(delay=0.0, rate=80_000_000.0, queue=30_000)
+    script = (
+        "import socket\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        f"for _ in range(1000): s.sendto(bytes(1000), ({B!r}, 9))\n"
+    )
+    assert cable.times(1)  # the neighbours know each other
+    cable.a.run(["python3", "-c", script])
+    there, _ = cable.link.counters()
+    assert there.queue_full > 500, "a burst of 1 MB does not fit a queue of 30 KB"
+    assert adds_up(there)
+
+
+def test_conditions_in_the_units_of_the_program() -> None:
+    conditions = Conditions(delay=0.01, loss=0.001, rate=1e9, queue=5)
+    parameters = conditions.parameters()
+    assert (parameters["delay"], parameters["loss"], parameters["rate"], parameters["queue"]) == (
+        10_000,
+        1000,
+        125_000_000,
+        5,
+    )
+    assert set(parameters) == {"delay", "loss", "duplicate", "corrupt", "reorder", "hold", "rate", "queue", "seed"}
+    assert replace(conditions, hold=0.5).parameters()["hold"] == 500_000
+
+
+def test_it_says_what_it_cannot_do(cable: Cable) -> None:
+    missing = cable.link.namespace.run([str(program()), "none0", "none1"], check=False)
+    assert (missing.returncode, missing.stderr.startswith("none0: ")) == (1, True)
+    unknown = cable.link.namespace.run([str(program()), "eth0", "eth1", "speed=1"], check=False)
+    assert (unknown.returncode, "speed=1" in unknown.stderr) == (2, True)

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from anyio.abc import TaskStatus
 
 from overlay.daemon.client import LocalClient
 from overlay.daemon.state import StateDir
@@ -110,33 +111,35 @@ def test_joins_shows_itself_and_leaves(tmp_path: Path) -> None:
 
 
 def test_comes_back_without_an_invite_and_works_without_the_server(tmp_path: Path) -> None:
-    async def main() -> None:
-        server = StubServer()
+    server = StubServer()
+
+    async def first_life() -> None:
         async with server_running(server):
-            first = Node(tmp_path, server.invite(), "a")
-            async with up(first):
-                await first.until_state("connected")
-        again = Node(tmp_path)
-        async with up(again):
-            status = await again.until_state("offline")
+            node = Node(tmp_path, server.invite(), "a")
+            async with up(node):
+                await node.until_state("connected")
+
+    async def second_life() -> None:
+        node = Node(tmp_path)
+        async with up(node):
+            status = await node.until_state("offline")
             assert (status["name"], status["addresses"]) == ("a", [NODE_ADDRESS])
             assert [peer["name"] for peer in status["peers"]] == ["server"]
-            assert again.engines.last.running
-            engine = again.engines.last
+            engine = node.engines.last
+            assert engine.running
             async with anyio.create_task_group() as tasks:
-                port = server.port
-
-                async def run_server() -> None:
-                    await server.run(port=port)
-
-                tasks.start_soon(run_server)
-                await again.until_state("connected")
+                await tasks.start(server_on, server.port)
+                await node.until_state("connected")
                 assert server.hellos[-1].invite == b""
                 assert server.hellos[-1].map_version == server.map.version
-                assert again.engines.last is engine  # no session was dropped
+                assert node.engines.last is engine  # no session was dropped
                 tasks.cancel_scope.cancel()
 
-    anyio.run(main)
+    async def server_on(port: int, *, task_status: TaskStatus[None]) -> None:
+        await server.run(port=port, task_status=task_status)
+
+    anyio.run(first_life)  # each life in a loop of its own, as it has a process of its own
+    anyio.run(second_life)
 
 
 def test_a_new_identity_from_the_server_restarts_the_member(tmp_path: Path) -> None:

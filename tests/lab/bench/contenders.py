@@ -134,9 +134,7 @@ class RelayedOverlay:
             ticket = int.from_bytes(os.urandom(8), "little")
             relay.order("client", number=host.number, public_key=host.key.public_text, ticket=ticket)
             relay.peer(host.key, host.number, [f"{inner}/32"])
-            host.order(
-                "relay", endpoints=[[at, relay.port]], number=1, public_key=relay.key.public_text, ticket=ticket
-            )
+            host.order("relay", endpoints=[[at, relay.port]], number=1, public_key=relay.key.public_text, ticket=ticket)
             host.peer(relay.key, 1, ["10.9.0.1/32"])
             wait_for(lambda host=host: any(e["name"] == "Observed" for e in host.events), "the relay's answer")  # type: ignore[misc]
         theirs.peer(ours.key, NUMBER_A, [f"{INNER_A}/32"], cipher=self._cipher)

@@ -125,9 +125,7 @@ def parse_pings(output: str, count: int) -> Pings:
 def bulk(ends: Ends, seconds: float) -> Iterator[None]:
     """One TCP stream from a to b, as fast as it goes, for `seconds` or until the block ends."""
     with iperf_server(ends):
-        process = ends.a.popen(
-            iperf_command(ends, seconds), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = ends.a.popen(iperf_command(ends, seconds), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             yield
             if process.poll():

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tests.lab.bench.certificates import Identity, rsa_pair
 from tests.lab.bench.contenders import (
@@ -24,6 +25,11 @@ WIREGUARD_PORT, OUR_PORT = 51820, 41641
 WIREGUARD_MTU = 1420
 NOT_DRIVEN = ("easytier-core", "tailscaled")
 """Of those worth comparing with, the programs that this file cannot start."""
+
+
+class Rival(Contender, Protocol):
+    @property
+    def program(self) -> str: ...
 
 
 def _start(namespace: Namespace, name: str, command: Sequence[str], **environment: str) -> int:
@@ -67,6 +73,7 @@ class WireGuard:
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
+        self.program = command[0]
         self.command = command
 
     def join(self, a: Namespace, b: Namespace, strangers: int = 0) -> Ends:
@@ -103,6 +110,7 @@ class Nebula:
     """Certificates of a common authority, a static host map, everything allowed."""
 
     name = "nebula"
+    program = "nebula"
 
     def join(self, a: Namespace, b: Namespace, strangers: int = 0) -> Ends:
         folder = a.lab.directory / f"{a.short_name}-nebula"
@@ -138,6 +146,7 @@ class Tinc:
     """Version 1.0: RSA keys, a folder of hosts, a script that sets the address."""
 
     name = "tinc"
+    program = "tincd"
 
     def join(self, a: Namespace, b: Namespace, strangers: int = 0) -> Ends:
         machines = (("left", a, INNER_A, HOST_A), ("right", b, INNER_B, HOST_B))
@@ -166,6 +175,7 @@ class OpenVpn:
     """Point to point over UDP, with TLS and pinned certificates, AES-256-GCM."""
 
     name = "openvpn"
+    program = "openvpn"
 
     def join(self, a: Namespace, b: Namespace, strangers: int = 0) -> Ends:
         identities = (Identity.new("left"), Identity.new("right"))
@@ -191,18 +201,11 @@ class OpenVpn:
         return process
 
 
-def wireguard_go(program: str | None) -> WireGuard | None:
-    """`program`: a file to use instead of what is on PATH."""
-    found = program or shutil.which("wireguard-go")
-    return WireGuard("wireguard-go", [found, "--foreground"]) if found and shutil.which("wg") else None
-
-
-def found_rivals(wireguard_go_program: str | None = None) -> list[Contender]:
-    """Those on PATH that can be driven."""
-    found: list[Contender] = []
-    stock = wireguard_go(wireguard_go_program)
-    if stock is not None:
-        found.append(stock)
+def found_rivals(wireguard_go: str | None = None) -> list[Rival]:
+    """Those on PATH that can be driven. `wireguard_go`: a file to use instead of what is on PATH."""
+    found: list[Rival] = []
+    if (program := wireguard_go or shutil.which("wireguard-go")) and shutil.which("wg"):
+        found.append(WireGuard("wireguard-go", [program, "--foreground"]))
     if shutil.which("boringtun-cli") and shutil.which("wg"):
         found.append(WireGuard("boringtun", ["boringtun-cli", "--foreground", "--disable-drop-privileges"]))
     if shutil.which("nebula") and shutil.which("nebula-cert"):
@@ -212,12 +215,6 @@ def found_rivals(wireguard_go_program: str | None = None) -> list[Contender]:
     if shutil.which("openvpn"):
         found.append(OpenVpn())
     return found
-
-
-def programs() -> dict[str, str]:
-    """Contender → the program on PATH that it is."""
-    names = {"boringtun": "boringtun-cli", "nebula": "nebula", "tinc": "tincd", "openvpn": "openvpn"}
-    return {name: found for name, program in names.items() if (found := shutil.which(program))}
 
 
 def found_not_driven() -> list[str]:

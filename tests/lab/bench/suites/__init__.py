@@ -1,0 +1,21 @@
+"""The suites: each brings its contenders up, asks its questions in turn, and returns a `Result`."""
+
+from collections.abc import Callable, Mapping
+
+from tests.lab.bench.result import Result
+from tests.lab.bench.runner import Bench
+from tests.lab.bench.suites import cpu, idle, loss, memory, mtu, pps, relay, rtt, scale, tcp, wireguard
+
+SUITES: Mapping[str, Callable[[Bench], Result]] = {
+    "tcp": tcp.run,
+    "pps": pps.run,
+    "rtt": rtt.run,
+    "relay": relay.run,
+    "wireguard": wireguard.run,
+    "loss": loss.run,
+    "mtu": mtu.run,
+    "cpu": cpu.run,
+    "memory": memory.run,
+    "idle": idle.run,
+    "scale": scale.run,
+}

@@ -1,0 +1,31 @@
+"""Resident memory of one end: fresh, after load, and how much it grew while load went on."""
+
+from tests.lab.bench import load
+from tests.lab.bench.contenders import Ends
+from tests.lab.bench.machine import resident_mb
+from tests.lab.bench.result import Quantity, Result, Sample
+from tests.lab.bench.runner import Bench
+
+TITLE = "Resident memory of the receiving end"
+BEFORE = Quantity("before load", "MB", more_is_better=False)
+AFTER = Quantity("after load", "MB", more_is_better=False)
+GROWTH = Quantity("growth over the second half of the load", "MB", more_is_better=False)
+TIMES = 5.0  # as long as other runs, twice
+
+
+def run(bench: Bench) -> Result:
+    result = Result("memory", TITLE, "overlay")
+    seconds = bench.seconds if bench.quick else TIMES * bench.seconds
+
+    def probe(ends: Ends) -> list[Sample]:
+        before = resident_mb(ends.processes_b[:1])
+        load.iperf(ends, seconds, "--bidir")
+        half = resident_mb(ends.processes_b[:1])
+        load.iperf(ends, seconds, "--bidir")
+        after = resident_mb(ends.processes_b[:1])
+        return [(BEFORE, before), (AFTER, after), (GROWTH, after - half)]
+
+    tunnels = [contender for contender in bench.contenders() if contender.name != "veth"]
+    with bench.joined(result, tunnels) as joined:
+        bench.ask(result, joined, ("memory", probe))
+    return result

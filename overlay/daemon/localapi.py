@@ -94,6 +94,8 @@ async def serve_local_api(
             finally:
                 server.should_exit = server.force_exit = True
     finally:
+        # uvicorn leaves its reader behind when it is cancelled; the next owner of this descriptor would never be woken.
+        asyncio.get_running_loop().remove_reader(listener)
         listener.close()
         with suppress(OSError):
             path.unlink(missing_ok=True)

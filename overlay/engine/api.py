@@ -45,6 +45,7 @@ class PeerConfig:
     lan_endpoints: tuple[Endpoint, ...] = ()  # those of the candidates that are the peer's own interface addresses
     preshared_key: bytes | None = field(default=None, repr=False)
     persistent_keepalive: float = 0.0  # seconds, 0: off
+    epoch: int = 0  # another one: the peer started anew and knows no session of before; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

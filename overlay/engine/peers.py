@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 
 from overlay.engine.api import PeerConfig
@@ -62,7 +63,10 @@ class Peers:
             peer = Peer(config, session, selector, time.time())
             self.by_number[config.number] = peer
             self.by_key[config.public_key] = peer
-        before, peer.config = peer.config, config
+        before = peer.config
+        peer.config = config = replace(config, epoch=config.epoch or before.epoch)
+        if before.epoch != config.epoch:
+            session.renew(now)
         self._remove_networks(peer)
         for network in config.allowed:
             self.allowed.insert(network, peer)

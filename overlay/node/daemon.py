@@ -7,6 +7,7 @@ so, when the server refuses the node for good, or when the engine fails.
 import functools
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -88,6 +89,7 @@ class NodeDaemon:
             check_tun()
         self._private_key = load_or_make_key(state)
         self._ciphers: tuple[Cipher, ...] = measure()
+        self._epoch = secrets.randbits(32) | 1
         self._member = Member(
             MemberSettings(
                 private_key=self._private_key,
@@ -174,7 +176,8 @@ class NodeDaemon:
         own = None
         if network_map is not None and welcome is not None:
             own = next((node for node in network_map.nodes if node.number == welcome.number), None)
-        rtt = self._control.rtt
+        # The relay's answer to a ping is timed by the engine; the control channel's may have waited for other work.
+        rtt = snapshot.relay_rtt if snapshot is not None and snapshot.relay_rtt else self._control.rtt
         drops = dict(self._exposures.drops) | (dict(snapshot.drops) if snapshot is not None else {})
         return NodeStatus(
             state=self._state_word(),
@@ -224,6 +227,7 @@ class NodeDaemon:
             ciphers=self._ciphers,
             endpoints=self._member.lan,
             map_version=map_version,
+            epoch=self._epoch,
             software=f"overlay {__version__}",
         )
 

@@ -147,6 +147,7 @@ def _peer_config(node: MapNode, networks: list[Network], own_ciphers: tuple[str,
         cipher=choose(own_ciphers, node.ciphers),
         endpoints=tuple(dict.fromkeys(lan + observed)),
         lan_endpoints=lan,
+        epoch=node.epoch,
     )
 
 

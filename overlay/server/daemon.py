@@ -202,7 +202,7 @@ class ServerDaemon:
             clock=Clock(wall=time.time, random_bytes=secrets.token_bytes),
         )
         await tasks.start(member.run, identity)
-        network.start_relaying()
+        network.start()
         self._tell_own_endpoints()
         await tasks.start(network.hub.run)
         await exposures.start()

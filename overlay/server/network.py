@@ -77,6 +77,8 @@ class Network:
         self._clock = clock
         self._ipv4, self._ipv6 = IPv4Network(record.ipv4), IPv6Network(record.ipv6)
         self._nodes = {node.number: node for node in nodes}
+        # Of those heard of since the start; this server's own is another one each time.
+        self._epochs = {SERVER_NUMBER: int.from_bytes(clock.random_bytes(4), "big") | 1}
         self._unsaved: set[int] = set()
         self._lock = anyio.Lock()
 
@@ -89,8 +91,10 @@ class Network:
         """The server's own entry."""
         return self._nodes[SERVER_NUMBER]
 
-    def start_relaying(self) -> None:
-        """Make every registered node a client of the relay, so that traffic goes on before the nodes are back."""
+    def start(self) -> None:
+        """Tell the others that this server has started anew, and make every registered node a client of the relay, so
+        that traffic goes on before the nodes are back."""
+        self._publish(SERVER_NUMBER)
         self._relay.post(*(_client(node) for node in self._nodes.values() if node.number != SERVER_NUMBER))
 
     def count(self, drop: str) -> None:
@@ -114,6 +118,7 @@ class Network:
                 if known is not None:  # endpoints that were not written yet are newer than the registry's
                     record = msgspec.structs.replace(record, lan=known.lan, observed=known.observed)
                 self._nodes[record.number] = record
+                self._epochs[record.number] = hello.epoch
         if hello.endpoints:
             self.set_endpoints(record.number, hello.endpoints, record.observed)
         self._publish(record.number)
@@ -197,6 +202,7 @@ class Network:
                 async with self._registry.transaction() as transaction:
                     await transaction.remove_node(node.number)
                 del self._nodes[node.number]
+                self._epochs.pop(node.number, None)
                 self._unsaved.discard(node.number)
                 self._relay.post(RemoveClient(node.number))
                 self.hub.remove(node.number, _REMOVED)
@@ -277,7 +283,8 @@ class Network:
         raise UserError("node-unknown", f"There is no node '{name[:100]}'.", "See 'overlay node ls'.", Exit.FAILED)
 
     def _publish(self, number: int) -> None:
-        self.hub.change(map_node(self._nodes[number], self.networks, online=self.is_online(number)))
+        node = map_node(self._nodes[number], self.networks, online=self.is_online(number))
+        self.hub.change(msgspec.structs.replace(node, epoch=self._epochs.get(number, 0)))
 
 
 def map_node(node: NodeRecord, networks: tuple[str, str], *, online: bool) -> MapNode:

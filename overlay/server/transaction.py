@@ -65,9 +65,6 @@ class Transaction:
     async def node_with_key(self, key: bytes) -> NodeRecord | None:
         return await self._one(NodeRecord, node_table, node_table.c.key == key)
 
-    async def node_named(self, name: str) -> NodeRecord | None:
-        return await self._one(NodeRecord, node_table, node_table.c.name == name)
-
     async def names(self) -> set[str]:
         return set((await self._connection.execute(select(node_table.c.name))).scalars())
 

@@ -262,6 +262,21 @@ def test_updating_a_peer_keeps_its_session_and_removing_it_ends_it(pair: tuple[M
     assert one.snapshot().peers == ()
 
 
+def test_a_peer_that_started_anew_gets_a_new_session_at_once(pair: tuple[Machine, Machine]) -> None:
+    one, other = pair
+    acquaint(one, other)
+    exchange(one, other)
+    one.wait_for(api.HandshakeCompleted)
+    # The other end loses its sessions, as a daemon that starts anew does.
+    other.engine.post(api.RemovePeer(one.number), api.SetPeer(one.config()))
+    one.engine.post(api.SetPeer(replace(other.config(), epoch=7)))
+    one.wait_for(api.HandshakeCompleted)
+    exchange(one, other)
+    one.engine.post(api.SetPeer(other.config()))  # a map from before the peer said its epoch: nothing new
+    exchange(one, other)
+    assert not any(isinstance(event, api.HandshakeCompleted) for event in list(one.events.queue))
+
+
 def test_a_command_that_cannot_be_done_costs_only_itself(pair: tuple[Machine, Machine]) -> None:
     one, other = pair
     one.engine.post(api.SetPeer(replace(one.config(), number=9)))  # a peer with our own key

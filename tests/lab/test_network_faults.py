@@ -254,7 +254,7 @@ def test_the_clock_jumps(network: Network, newcomer: Machine, jump: str) -> None
     for clock in (jump, "+0"):
         newcomer.overlay("down", "--quiet")
         newcomer.run("faketime", "-f", clock, OVERLAY, "up", "--quiet")
-        wait_for(lambda: answers(newcomer, address), f"b answers a node whose clock is {clock}", 25)
+        wait_for(lambda: answers(newcomer, address), f"b answers a node whose clock is {clock}", 10)
     newcomer.overlay("down", "--quiet")
     network.server.overlay("node", "rm", "off")
 

@@ -244,7 +244,7 @@ def test_down_and_up_again(network: Network) -> None:
     assert b.overlay("down", check=False).returncode == 3
     b.overlay("up", "--quiet")
     assert network.address("b") == address
-    wait_for(lambda: answers(network["a"], address), "b answers a in its new session", 25)
+    wait_for(lambda: answers(network["a"], address), "b answers a in its new session", 5)
 
 
 def test_foreground_ends_with_a_signal(network: Network) -> None:

@@ -29,6 +29,7 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     ciphers: tuple[str, ...] = ("chacha20-poly1305",)  # what this machine does fast, best first
     endpoints: tuple[str, ...] = ()
     map_version: int = 0
+    epoch: int = 0  # random, another one each time the daemon starts: it has lost its sessions then; 0: not told
     software: str = ""
 
 
@@ -160,6 +161,7 @@ class MapNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lan: tuple[str, ...] = ()  # endpoints
     observed: tuple[str, ...] = ()
     online: bool = False
+    epoch: int = 0  # as in `Hello`
     tags: tuple[str, ...] = ()
 
 

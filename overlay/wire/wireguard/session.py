@@ -116,6 +116,16 @@ class Session:
         """Data wants to go: initiate, unless a handshake message of ours is younger than 5 s."""
         self._start_handshake(now)
 
+    def renew(self, now: float) -> None:
+        """The peer has lost its keys, as somebody trustworthy says: make new ones, if there are any to be lost.
+
+        Otherwise the 15 s of the new-handshake timer would pass first. The present key goes on meanwhile, in case that
+        the peer has made this handshake already. Not in the paper: stock WireGuard has nobody to say so.
+        """
+        if self.sending_keypair(now) is not None:
+            self._last_sent_handshake = -inf  # the pause is between messages to one peer, and this is another one now
+            self._start_handshake(now)
+
     def data_sent(self, keypair: Keypair, now: float, *, empty: bool) -> None:
         """A packet (or a batch) went out under `keypair`; `empty`: it was a keepalive."""
         timers = self._timers

@@ -467,6 +467,27 @@ def test_persistent_keepalives_can_be_changed_and_switched_off() -> None:
 # Together -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_peer_that_lost_its_keys_gets_new_ones_at_once_when_somebody_says_so() -> None:
+    pair = Pair()
+    pair.connect()
+    before = pair.a.session.sending_keypair(pair.now)
+    asked = pair.now
+    pair.a.session.renew(pair.now)  # within 5 s of the last handshake message
+    assert pair.a.session.sending_keypair(pair.now) is before, "the old key goes on meanwhile"
+    pair.a.drain(pair.now)
+    pair.run(1)
+    assert len(pair.sent("a", messages.INITIATION, since=asked)) == 1
+    assert pair.a.session.sending_keypair(pair.now) is not before
+
+
+def test_without_keys_there_is_nothing_to_renew() -> None:
+    pair = Pair()
+    pair.a.session.renew(pair.now)
+    pair.a.drain(pair.now)
+    pair.run(10)
+    assert pair.wire == []
+
+
 def test_a_session_survives_an_outage_of_any_length() -> None:
     for outage in (3, 30, 100, 170, 190, 600):
         pair = Pair()

@@ -266,7 +266,7 @@ def test_a_killed_node_leaves_nothing_that_the_next_start_does_not_mend(network:
     a.overlay("up", "--quiet")
     assert a.resolv_conf() != before
     a.kill_daemon()
-    assert "overlay" not in a.run("ip", "-o", "link").stdout, "the kernel takes the interface away"
+    wait_for(lambda: "overlay" not in a.run("ip", "-o", "link").stdout, "the kernel has taken the interface away")
     assert a.overlay("status", check=False).returncode == Exit.NOT_RUNNING
     a.overlay("up", "--quiet")
     assert a.run("dig", "+short", "b.local.test").stdout == f"{network.address('b')}\n"

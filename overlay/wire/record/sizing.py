@@ -11,9 +11,10 @@ which W knows nothing of; so the largest n is taken that costs `SLACK` more than
 is about 50 and more (whole superpackets) up to λ = 0.01 %, 11 at 0.1 %, 2 at 1 %, and 1, a datagram that stands alone,
 from 2 % on.
 
-λ is an average over recent events and datagrams. It does not depend on n, so that a steady path has a steady size:
-nothing is probed. A loss halves the size at the most, growth at the most doubles it in a second. Knows no clock, no
-frames and no keys.
+λ is an average over recent events and datagrams. Where it does not depend on n, as with random loss, the size of a
+steady path is steady: nothing is probed. Where it does (bursts, or more reordering than the receiver's reassembly
+holds), growth that is punished is tried again ever more slowly. A loss halves the size at the most, growth doubles it
+in a second at the most. Knows no clock, no frames and no keys.
 """
 
 from math import exp, exp2, sqrt
@@ -43,7 +44,12 @@ MEMORY_DATAGRAMS: Final = 1 << 16
 """… that has carried as many datagrams: what can tell 0.01 % of loss from none."""
 
 GROWTH_TIME: Final = 1.0
-"""s in which the size doubles at the most: from one datagram to a whole superpacket in six."""
+MAX_GROWTH_TIME: Final = 16.0
+"""s in which the size doubles at the most: from one datagram to a whole superpacket in six. Twice as many each time
+that growth ended in a loss of half the size, up to the second: at the worst, 0.2 s in 16 are spent at a bad size."""
+
+FORGIVENESS: Final = 60.0
+"""s after which such failures have faded to 1/e."""
 
 MAX_CREDIT: Final = 2.0
 """s of clean path at the most that one report proves: they come every second while data flows."""
@@ -77,8 +83,8 @@ class RecordSizer:
     """
 
     __slots__ = (
-        "_broken", "_datagrams", "_gaps", "_largest", "_last", "_payload", "_records", "_reported_at", "_settled",
-        "_size", "room",
+        "_broken", "_datagrams", "_gaps", "_grown", "_growth_time", "_largest", "_last", "_payload", "_records",
+        "_reported_at", "_settled", "_size", "room",
     )  # fmt: skip
 
     def __init__(self, payload: int) -> None:
@@ -88,6 +94,8 @@ class RecordSizer:
         self._reported_at = float("-inf")
         self._settled = float("-inf")
         self._datagrams = self._records = self._broken = self._gaps = 0.0  # fading sums of what reports told
+        self._growth_time = GROWTH_TIME
+        self._grown = False  # since it last shrank
         self._payload = payload
         self._largest = _largest(payload)
         self._size = self._largest
@@ -112,6 +120,8 @@ class RecordSizer:
     def path_changed(self, payload: int, now: float) -> None:
         """Datagrams take another way from now on: what was learnt says nothing about it."""
         self._datagrams = self._records = self._broken = self._gaps = 0.0
+        self._growth_time = GROWTH_TIME
+        self._grown = False
         self._settled = now + SETTLING
         self._payload = payload
         self._largest = _largest(payload)
@@ -167,8 +177,14 @@ class RecordSizer:
         if best * HYSTERESIS < size:
             # A few events are little evidence: each may halve the size, no more.
             self._resize_to(max(best, size * exp2(-events)))
-        elif best > size * HYSTERESIS or best >= self._largest:
-            self._resize_to(min(best, size * exp2(elapsed / GROWTH_TIME)))
+            if self._grown and self._size * 2.0 <= size:
+                self._growth_time = min(MAX_GROWTH_TIME, self._growth_time * 2.0)
+                self._grown = False
+            return
+        self._growth_time = max(GROWTH_TIME, self._growth_time * exp(-elapsed / FORGIVENESS))
+        if best > size * HYSTERESIS or best >= self._largest:
+            self._resize_to(min(best, size * exp2(elapsed / self._growth_time)))
+            self._grown |= self._size > size
 
     def _fragmentation(self) -> float:
         """Datagrams per record, on average, of what came.

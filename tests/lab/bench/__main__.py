@@ -1,4 +1,4 @@
-"""Measures how fast the network is, beside others, in network namespaces of its own. Takes minutes: be patient, be idle.
+"""Measures how fast the network is, beside others, in network namespaces of its own. Takes minutes on an idle machine.
 
 Run by `scripts/bench`.
 """
@@ -15,8 +15,8 @@ from tests.lab.bench.report import Report
 from tests.lab.bench.runner import Bench
 from tests.lab.bench.suites import SUITES
 
-ROUNDS, SECONDS = 3, 4.0
-QUICK_ROUNDS, QUICK_SECONDS = 1, 0.5
+ROUNDS, SECONDS = 3, 4
+QUICK_ROUNDS, QUICK_SECONDS = 1, 1
 NEEDS = {"iperf3": "iperf3", "ping": "iputils-ping", "ip": "iproute2", "gcc": "gcc"}  # program → Debian's package
 BUFFER = 4_000_000  # bytes that iperf3 asks for with -w 4M, less its rounding
 
@@ -25,7 +25,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--suite", action="append", choices=SUITES, help="one suite; may be repeated; default: all")
     parser.add_argument("--rounds", type=int, help=f"how often everything is measured in turn (default {ROUNDS})")
-    parser.add_argument("--seconds", type=float, help=f"length of one measurement (default {SECONDS:g})")
+    parser.add_argument("--seconds", type=int, help=f"length of one measurement (default {SECONDS})")
     parser.add_argument("--quick", action="store_true", help="to see that it works, not how fast")
     parser.add_argument("--only", action="append", metavar="NAME", help="of the others, only this one; may be repeated")
     parser.add_argument("--wireguard-go", metavar="FILE", help="use this program, not the one on PATH")
@@ -46,9 +46,9 @@ def _obstacles() -> list[str]:
 
 def _notes() -> list[str]:
     notes = [f"{program} was found, but cannot be driven: not measured" for program in rivals.found_not_driven()]
-    for name in ("rmem_max", "wmem_max"):
-        if int(Path(f"/proc/sys/net/core/{name}").read_text()) < BUFFER:
-            notes.append(f"net.core.{name} is below 4 MB: the suite pps will fail; sysctl -w net.core.{name}=4194304")
+    limits = (f"net.core.{name}" for name in ("rmem_max", "wmem_max"))
+    small = [limit for limit in limits if int(Path("/proc/sys", *limit.split(".")).read_text()) < BUFFER]
+    notes += [f"{limit} is too small for the suite pps: sysctl -w {limit}=4194304" for limit in small]
     return notes
 
 

@@ -1,5 +1,6 @@
 """Bar charts as SVG, written by hand: a panel per quantity, a bar per contender, a whisker from least to most."""
 
+import math
 from html import escape
 
 from tests.lab.bench.result import Quantity, Result
@@ -20,8 +21,7 @@ def chart(result: Result) -> str:
     height = y - PANEL_GAP + MARGIN
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
-            f' viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
             f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
             _text(MARGIN, MARGIN + 16, result.title, size=18, weight="bold"),
             *body,
@@ -65,8 +65,7 @@ def _text(x: float, y: float, text: str, *, size: int = 13, weight: str = "norma
 
 def number(value: float) -> str:
     """Three digits that matter, thousands set apart."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
     if value == 0:
         return "0"
-    return f"{value:#.3g}".rstrip(".")
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"

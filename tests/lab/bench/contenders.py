@@ -37,6 +37,7 @@ class Ends:
     processes_a: Sequence[int] = ()
     processes_b: Sequence[int] = ()
     outside: str = "eth0"  # a's interface below
+    cable: DelayLink | None = None
 
     @property
     def processes(self) -> list[int]:
@@ -58,17 +59,18 @@ class Wire:
     mtu: int = USUAL_MTU
     conditions: Conditions | None = None
 
-    def lay(self, lab: Lab, name: str) -> tuple[Namespace, Namespace]:
-        """Two new machines, named after `name`."""
+    def lay(self, lab: Lab, name: str) -> tuple[Namespace, Namespace, DelayLink | None]:
+        """Two new machines, named after `name`, and what delays their packets, if anything does."""
+        cable = None
         a, b = lab.namespace(f"{name}a"), lab.namespace(f"{name}b")
         if self.conditions is not None:
-            DelayLink(lab, f"{name}w", a, f"{HOST_A}/24", b, f"{HOST_B}/24", self.conditions)
+            cable = DelayLink(lab, f"{name}w", a, f"{HOST_A}/24", b, f"{HOST_B}/24", self.conditions)
         else:
             lab.link(a, f"{HOST_A}/24", b, f"{HOST_B}/24")
         if self.mtu != USUAL_MTU:
             for machine in (a, b):
                 machine.run(["ip", "link", "set", "eth0", "mtu", str(self.mtu)])
-        return a, b
+        return a, b, cable
 
 
 PLAIN_WIRE = Wire()

@@ -64,11 +64,12 @@ def iperf_server(ends: Ends) -> Iterator[None]:
         server.wait()
 
 
-def iperf_command(ends: Ends, seconds: float, *options: str) -> list[str]:
-    return ["iperf3", "-c", ends.address_b, "-t", f"{seconds:g}", "-J", "--connect-timeout", "5000", *options]
+def iperf_command(ends: Ends, seconds: int, *options: str) -> list[str]:
+    """iperf3 knows whole seconds only, and takes 0 for no end."""
+    return ["iperf3", "-c", ends.address_b, "-t", str(seconds), "-J", "--connect-timeout", "5000", *options]
 
 
-def iperf(ends: Ends, seconds: float, *options: str) -> dict[str, Any]:
+def iperf(ends: Ends, seconds: int, *options: str) -> dict[str, Any]:
     """One run from a to b; what iperf3 reports as its `end`."""
     with iperf_server(ends):
         command = iperf_command(ends, seconds, *options)
@@ -84,14 +85,14 @@ def iperf(ends: Ends, seconds: float, *options: str) -> dict[str, Any]:
     return measured
 
 
-def tcp(ends: Ends, seconds: float, *options: str) -> float:
+def tcp(ends: Ends, seconds: int, *options: str) -> float:
     """Gb/s that arrived; with --bidir the sum of both directions."""
     end = iperf(ends, seconds, *options)
     sums = [end["sum_received"], end.get("sum_received_bidir_reverse")]
-    return sum(each["bits_per_second"] for each in sums if each) / 1e9
+    return sum(float(each["bits_per_second"]) for each in sums if each) / 1e9
 
 
-def udp(ends: Ends, seconds: float, size: int, rate: float) -> Datagrams:
+def udp(ends: Ends, seconds: int, size: int, rate: float) -> Datagrams:
     """`rate` datagrams/s of `size` bytes each."""
     bandwidth = str(round(rate * size * 8))
     end = iperf(ends, seconds, "-u", "-l", str(size), "-b", bandwidth, "-w", "4M")
@@ -122,7 +123,7 @@ def parse_pings(output: str, count: int) -> Pings:
 
 
 @contextlib.contextmanager
-def bulk(ends: Ends, seconds: float) -> Iterator[None]:
+def bulk(ends: Ends, seconds: int) -> Iterator[None]:
     """One TCP stream from a to b, as fast as it goes, for `seconds` or until the block ends."""
     with iperf_server(ends):
         process = ends.a.popen(iperf_command(ends, seconds), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""What the bench shows: a table per suite as soon as it is done, a chart per suite in a folder, or one JSON document."""
+"""What the bench shows: a table per suite as soon as it is done, a chart of each in a folder, or a JSON document."""
 
 import json
 import sys
@@ -12,6 +12,8 @@ from rich.text import Text
 from tests.lab.bench.chart import chart, number
 from tests.lab.bench.result import Result
 
+FILE_WIDTH = 120  # columns where there is no terminal to ask
+
 
 class Report:
     """Tables go to standard output, or to standard error if that is for JSON alone."""
@@ -20,6 +22,8 @@ class Report:
         self._as_json = as_json
         self._charts = charts
         self._console = Console(stderr=as_json, highlight=False, markup=False, emoji=False)
+        if not self._console.is_terminal:
+            self._console.width = FILE_WIDTH
         self._status = self._console.status("")
         self._results: list[Result] = []
         self._machine: Mapping[str, str] = {}

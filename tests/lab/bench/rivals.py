@@ -1,4 +1,4 @@
-"""The others: programs that do the same work, each set up as its own manual has it, with its own default MTU."""
+"""The others: programs that do the same work, each set up as its manual has it, with the MTU that it would choose."""
 
 import base64
 import os
@@ -22,7 +22,7 @@ from tests.lab.engines import EngineHost, Key
 from tests.lab.netns import Namespace, wait_for
 
 WIREGUARD_PORT, OUR_PORT = 51820, 41641
-WIREGUARD_MTU = 1420
+WIREGUARD_OVERHEAD = 80  # bytes: what `wg-quick` takes off the outside interface's MTU
 NOT_DRIVEN = ("easytier-core", "tailscaled")
 """Of those worth comparing with, the programs that this file cannot start."""
 
@@ -44,6 +44,11 @@ def _has_interface(namespace: Namespace, interface: str) -> bool:
     return namespace.run(["ip", "link", "show", interface], check=False).returncode == 0
 
 
+def wireguard_mtu(namespace: Namespace) -> int:
+    """What `wg-quick` would set here."""
+    return int(namespace.run(["cat", "/sys/class/net/eth0/mtu"]).stdout) - WIREGUARD_OVERHEAD
+
+
 class WireGuardEnd:
     """One machine with a user-space WireGuard that `wg` configures."""
 
@@ -58,7 +63,7 @@ class WireGuardEnd:
         wait_for(lambda: namespace.run(["wg", "show", self.interface], check=False).returncode == 0, f"{name} is up")
         self.set("listen-port", str(WIREGUARD_PORT), "private-key", "/dev/stdin", given=self.key.private_text)
         namespace.address(self.interface, f"{address}/24")
-        settings = ["mtu", str(WIREGUARD_MTU), "txqueuelen", "1000", "up"]
+        settings = ["mtu", str(wireguard_mtu(namespace)), "txqueuelen", "1000", "up"]
         namespace.run(["ip", "link", "set", self.interface, *settings])
 
     def set(self, *words: str, given: str = "") -> None:
@@ -98,7 +103,7 @@ class OverlayWithWireGuard:
 
     def join(self, a: Namespace, b: Namespace, strangers: int = 0) -> Ends:
         theirs = WireGuardEnd(b, self._stock.name, self._stock.command, INNER_B)
-        options = ["--mtu", str(WIREGUARD_MTU)]
+        options = ["--mtu", str(wireguard_mtu(a))]
         ours = EngineHost(a, Key(), 2, port=OUR_PORT, addresses=[f"{INNER_A}/24"], options=options)
         endpoint = (HOST_B, WIREGUARD_PORT)
         ours.peer(theirs.key, 3, [f"{INNER_B}/32"], [endpoint], transport="wireguard")

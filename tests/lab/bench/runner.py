@@ -4,7 +4,8 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tests.lab.bench.contenders import PLAIN_WIRE, Contender, Ends, Overlay, Veth, Wire
 from tests.lab.bench.load import LoadFailed
@@ -16,8 +17,9 @@ Probe = Callable[[Ends], Iterable[Sample]]
 """One measurement: load, and what came of it."""
 
 EXPECTED = (LoadFailed, OSError, AssertionError, LookupError, json.JSONDecodeError, subprocess.SubprocessError)
-"""What a contender that does not work fails with; a `TimeoutError` of a wait is an OSError. It is left out, and said."""
+"""What a contender that does not work fails with (a wait's `TimeoutError` is an OSError): it is left out and named."""
 
+LAST = 3  # lines of a log that are shown
 JOIN_TIMEOUT = 20.0  # s until the first ping is answered; some negotiate for long
 
 
@@ -27,7 +29,7 @@ class Bench:
 
     rivals: Sequence[Contender]
     rounds: int
-    seconds: float  # of one measurement
+    seconds: int  # of one measurement
     quick: bool  # to see that it works, not how fast
     say: Callable[[str], None]
 
@@ -44,10 +46,13 @@ class Bench:
             for number, contender in enumerate(contenders):
                 self.say(f"{result.suite}: {contender.name} comes up")
                 try:
-                    ends = contender.join(*wire.lay(lab, str(number)), strangers)
+                    a, b, cable = wire.lay(lab, str(number))
+                    ends = replace(contender.join(a, b, strangers), cable=cable)
                     wait_for(lambda ends=ends: answers(ends.a, ends.address_b, 1), "the first ping", JOIN_TIMEOUT)  # type: ignore[misc]
                 except EXPECTED as error:
                     result.fail(contender.name, "did not come up", reason(error))
+                    last = last_words(lab.directory, f"{number}[ab]-*.log")
+                    result.failures += [f"    {line}" for line in last]
                 else:
                     ready.append(ends)
             yield ready
@@ -62,6 +67,12 @@ class Bench:
                         result.add(ends.contender, at, probe(ends))
                     except EXPECTED as error:
                         result.fail(ends.contender, what, reason(error))
+
+
+def last_words(folder: Path, logs: str) -> list[str]:
+    """The last lines of each of the logs."""
+    found = sorted(folder.glob(logs))
+    return [f"{log.name}: {line}" for log in found for line in log.read_text(errors="replace").splitlines()[-LAST:]]
 
 
 def reason(error: BaseException) -> str:

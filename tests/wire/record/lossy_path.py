@@ -50,11 +50,10 @@ class LossyPath:
         self.reader = RecordReader(KEY, "aes-256-gcm", self.window)
         self.meter = LossMeter()
         self.meter.add(1, self.reader, self.window)
-        self.segments = SEGMENTS  # per superpacket
         self.reports: list[tuple[float, LossReport]] = []
         self.sizes: list[tuple[float, int]] = []  # after each report
         self.delivered = self.wire = self._counter = 0
-        self._flowing = False
+        self._armed: float | None = None  # when the next report is looked for
         self._generation = 0
 
     def flow(self, seconds: float) -> Totals:
@@ -67,8 +66,9 @@ class LossyPath:
         self._generation += 1
         return Totals(self.delivered - before[0], self.wire - before[1])
 
-    def pause(self, seconds: float) -> None:
-        self.clock.advance(seconds)
+    def least(self, since: float) -> int:
+        """The smallest size that a report has set after that time."""
+        return min(size for when, size in self.sizes if when >= since)
 
     def _tick(self, generation: int) -> None:
         if generation != self._generation:
@@ -91,7 +91,8 @@ class LossyPath:
 
     def _arm(self) -> None:
         due = self.meter.next_timeout()
-        if due is not None:
+        if due is not None and (self._armed is None or due < self._armed):
+            self._armed = due
             self.clock.at(due, self._report)
         expiry = self.reader.next_timeout()
         if expiry is not None and expiry <= self.clock.now:
@@ -99,6 +100,7 @@ class LossyPath:
             self.meter.observe(1, 0, self.clock.now)
 
     def _report(self) -> None:
+        self._armed = None
         report = self.meter.take_report(self.clock.now)
         if report is not None:
             self.reports.append((self.clock.now, report))

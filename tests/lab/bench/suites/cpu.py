@@ -1,4 +1,4 @@
-"""CPU time of the tunnel's processes for a GB (10**9 bytes) of one TCP stream. The kernel's own work for them counts."""
+"""CPU time of the tunnel's processes for a GB (10**9 bytes) of one TCP stream, with the kernel's work for them."""
 
 from tests.lab.bench import load
 from tests.lab.bench.contenders import Ends
@@ -12,7 +12,7 @@ RECEIVING = Quantity("receiving end", "s/GB", more_is_better=False)
 BOTH = Quantity("both ends", "s/GB", more_is_better=False)
 
 
-def _probe(ends: Ends, seconds: float) -> list[Sample]:
+def _probe(ends: Ends, seconds: int) -> list[Sample]:
     before = cpu_seconds(ends.processes_a), cpu_seconds(ends.processes_b)
     carried = load.iperf(ends, seconds)["sum_received"]["bytes"] / 1e9
     if not carried:

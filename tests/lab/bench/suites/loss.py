@@ -14,7 +14,7 @@ CONGESTION_CONTROLS = ("cubic", "bbr")
 DELAY = 0.010  # s, one way
 RATE = 1e9  # bit/s
 QUEUE = 2_500_000  # bytes: one bandwidth-delay product
-TIMES = 2.0  # as long as other runs: the start is slow at 20 ms
+TIMES = 2  # as long as other runs: the start is slow at 20 ms
 
 
 def congestion_controls() -> list[str]:
@@ -33,4 +33,11 @@ def run(bench: Bench) -> Result:
         ]
         with bench.joined(result, bench.contenders(), wire) as joined:
             bench.ask(result, joined, *probes)
+            for ends in joined:
+                assert ends.cable is not None
+                overflowed = sum(each.overflowed for each in ends.cable.counters())
+                if overflowed:
+                    result.fail(
+                        ends.contender, f"{loss:.1%} lost", f"the delay link was too slow for {overflowed} frames"
+                    )
     return result

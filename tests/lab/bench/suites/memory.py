@@ -10,7 +10,7 @@ TITLE = "Resident memory of the receiving end"
 BEFORE = Quantity("before load", "MB", more_is_better=False)
 AFTER = Quantity("after load", "MB", more_is_better=False)
 GROWTH = Quantity("growth over the second half of the load", "MB", more_is_better=False)
-TIMES = 5.0  # as long as other runs, twice
+TIMES = 5  # as long as other runs, twice
 
 
 def run(bench: Bench) -> Result:

@@ -14,7 +14,7 @@ STEP = 1.3  # from one rate to the next
 REFINEMENTS = 3  # halvings of the last step: within 4 %
 FIRST_RATE, LOWEST_RATE, HIGHEST_RATE = 20_000.0, 1_000.0, 2_000_000.0  # per s
 SHORTFALL = 0.9  # of the wished rate: a sender that stays below is at its own limit
-RUN = 1.5  # s
+RUN = 2  # s
 
 
 def highest_rate(attempt: Callable[[float], load.Datagrams], refinements: int = REFINEMENTS) -> float:
@@ -65,7 +65,7 @@ def _probe(size: int, *, quick: bool) -> tuple[str, Probe]:
 
     def probe(ends: Ends) -> list[Sample]:
         if quick:
-            return [(quantity, load.udp(ends, 0.5, size, LOWEST_RATE).received)]
+            return [(quantity, load.udp(ends, 1, size, LOWEST_RATE).received)]
         return [(quantity, highest_rate(lambda rate: load.udp(ends, RUN, size, rate)))]
 
     return name, probe

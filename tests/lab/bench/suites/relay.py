@@ -19,7 +19,7 @@ PINGS, INTERVAL = 100, 0.005
 
 @contextlib.contextmanager
 def daemons(bench: Bench, result: Result, *, relayed: bool) -> Iterator[list[Ends]]:
-    """A server and two nodes, as people run them; for the relayed case the nodes' own packets to each other are dropped."""
+    """A server and two nodes, as people run them. `relayed`: what the nodes send to each other directly is dropped."""
     name = DAEMONS_RELAYED if relayed else DAEMONS
     bench.say(f"{result.suite}: {name} come up")
     with Lab() as lab:

@@ -1,5 +1,6 @@
 """Round-trip time: idle, and for a ping that shares the tunnel with a bulk stream."""
 
+import math
 import time
 
 from tests.lab.bench import load
@@ -27,7 +28,7 @@ def run(bench: Bench) -> Result:
         return [(IDLE, pings.quantile(0.5) * 1e3), (IDLE_HIGH, pings.quantile(0.99) * 1e3)]
 
     def busy(ends: Ends) -> list[Sample]:
-        with load.bulk(ends, count * INTERVAL + 10 * RAMP):
+        with load.bulk(ends, math.ceil(count * INTERVAL + 10 * RAMP)):
             time.sleep(RAMP)
             pings = load.ping(ends, count, INTERVAL)
         lost = 100 * pings.lost / count

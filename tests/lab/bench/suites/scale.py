@@ -32,7 +32,7 @@ class Crowd:
         return replace(self._contender.join(a, b, self._peers - 1), contender=self.name)
 
 
-def _cost(ends: Ends, seconds: float) -> Sequence[Sample]:
+def _cost(ends: Ends, seconds: int) -> Sequence[Sample]:
     before = cpu_seconds(ends.processes_a)
     carried = load.udp(ends, seconds, SIZE, RATE)
     spent = cpu_seconds(ends.processes_a) - before

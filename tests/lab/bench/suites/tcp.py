@@ -17,7 +17,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def throughput(name: str, seconds: float, *options: str) -> tuple[str, Probe]:
+def throughput(name: str, seconds: int, *options: str) -> tuple[str, Probe]:
     """A probe of one iperf3 run."""
     quantity = Quantity(name, "Gb/s")
 

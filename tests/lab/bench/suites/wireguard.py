@@ -1,4 +1,4 @@
-"""With a stock WireGuard at the other end (type 4 messages), beside two stock ends and two of ours that speak type 4."""
+"""A stock WireGuard at the other end (type 4 messages), beside two stock ends and two of ours that speak type 4."""
 
 from tests.lab.bench.contenders import Contender, Overlay
 from tests.lab.bench.result import Result

@@ -1,0 +1,177 @@
+"""The bench: its arithmetic by example, and the smallest suites for the shape of the outcome. Speed is not judged."""
+
+import json
+import os
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.lab.bench import __main__ as bench
+from tests.lab.bench.chart import chart, number
+from tests.lab.bench.load import Datagrams, LoadFailed, parse_pings
+from tests.lab.bench.report import Report
+from tests.lab.bench.result import Quantity, Result
+from tests.lab.bench.suites import SUITES
+from tests.lab.bench.suites.pps import LOWEST_RATE, highest_rate
+
+SPEED = Quantity("1 stream", "Gb/s")
+DELAY = Quantity("round <trip>", "ms", more_is_better=False)
+
+
+@pytest.fixture
+def result() -> Result:
+    made = Result("tcp", "Speed & more", "ours")
+    for at, (ours, theirs) in enumerate([(4.0, 2.0), (9.0, 3.0), (5.0, 5.0)]):
+        made.add("theirs", at, [(SPEED, theirs)])
+        made.add("ours", at, [(SPEED, ours), (DELAY, ours / 10)])
+    made.add("theirs", 3, [(SPEED, 100.0)])  # ours failed in that round
+    made.fail("ours", "1 stream", "no answer")
+    return made
+
+
+def test_the_subject_stands_first_and_ratios_are_of_pairs(result: Result) -> None:
+    assert result.contenders(SPEED) == ["ours", "theirs"]
+    assert result.median(SPEED, "ours") == 5.0
+    assert result.ratio(SPEED, "theirs") == 2.0
+    assert result.ratio(DELAY, "theirs") is None
+    assert result.median(DELAY, "theirs") is None
+
+
+def test_a_ratio_to_nothing_is_none() -> None:
+    made = Result("idle", "Idle", "ours")
+    made.add("ours", 0, [(SPEED, 1.0)])
+    made.add("theirs", 0, [(SPEED, 0.0)])
+    assert made.ratio(SPEED, "theirs") is None
+
+
+def test_a_chart_is_a_well_formed_picture(result: Result) -> None:
+    drawn = ElementTree.fromstring(chart(result))
+    texts = [element.text for element in drawn.iter() if element.text and element.text.strip()]
+    assert "Speed & more" in texts
+    assert "round <trip>, ms (less is better)" in texts
+    bars = [element for element in drawn.iter() if element.tag.endswith("rect")]
+    assert len(bars) == 1 + 3  # the ground, and a bar per quantity and contender
+    assert all(float(bar.attrib["width"]) >= 0 for bar in bars)
+
+
+def test_a_chart_of_nothing_but_zeros() -> None:
+    made = Result("idle", "Idle", "ours")
+    made.add("ours", 0, [(SPEED, 0.0)])
+    ElementTree.fromstring(chart(made))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.0312, "0.0312"),
+        (1.0, "1.00"),
+        (17.76, "17.8"),
+        (999.9, "1,000"),
+        (1000.4, "1,000"),
+        (123456.0, "123,456"),
+    ],
+)
+def test_numbers_have_three_digits_that_matter(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def limited_to(most: float, *, sender: float = 1e9) -> Callable[[float], Datagrams]:
+    """A tunnel that carries `most` per s, and a sender that makes `sender` at best."""
+
+    def attempt(rate: float) -> Datagrams:
+        sent = min(rate, sender)
+        received = min(sent, most)
+        return Datagrams(sent, received, 1 - received / sent)
+
+    return attempt
+
+
+@pytest.mark.parametrize("most", [3_000.0, 20_000.0, 87_654.0, 400_000.0])
+def test_the_highest_rate_is_found_within_a_few_percent(most: float) -> None:
+    assert 0.95 * most <= highest_rate(limited_to(most)) <= 1.01 * most
+
+
+def test_a_sender_at_its_limit_ends_the_search() -> None:
+    assert highest_rate(limited_to(1e6, sender=50_000.0)) == 50_000.0
+
+
+def test_a_tunnel_that_loses_at_every_rate_has_none() -> None:
+    assert highest_rate(lambda rate: Datagrams(rate, rate / 2, 0.5)) == 0.0
+    assert highest_rate(limited_to(LOWEST_RATE / 2)) == 0.0
+
+
+def test_one_hiccup_is_no_limit() -> None:
+    hiccups = iter([False, True])
+
+    def attempt(rate: float) -> Datagrams:
+        if next(hiccups, False):
+            return Datagrams(rate, 0.0, 1.0)
+        return limited_to(100_000.0)(rate)
+
+    assert highest_rate(attempt) > 95_000.0
+
+
+def test_pings() -> None:
+    lines = [f"64 bytes from 10.9.0.3: icmp_seq={at} ttl=64 time={at} ms" for at in range(1, 101)]
+    again = "64 bytes from 10.9.0.3: icmp_seq=1 ttl=64 time=500 ms (DUP!)"
+    pings = parse_pings("\n".join(["PING 10.9.0.3", *lines, again]), 104)
+    assert (len(pings.times), pings.lost) == (100, 4)
+    assert (pings.quantile(0.5), pings.quantile(0.99), pings.quantile(1.0)) == (0.050, 0.099, 0.100)
+    with pytest.raises(LoadFailed):
+        parse_pings("", 3).quantile(0.5)
+
+
+def test_the_report_says_all(result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(as_json=True, charts=tmp_path)
+    report.machine({"processor": "one"}, ["a note"])
+    report.say("busy")
+    report.add(result)
+    report.finish()
+    printed = capsys.readouterr()
+    for text in ("processor", "a note", "Speed & more", "1 stream", "5.00", "2.00", "ours: 1 stream: no answer"):
+        assert text in printed.err
+    document = json.loads(printed.out)
+    assert document["machine"] == {"processor": "one"}
+    (suite,) = document["suites"]
+    speed = suite["quantities"][0]
+    assert (speed["name"], speed["unit"], speed["more_is_better"]) == ("1 stream", "Gb/s", True)
+    assert speed["contenders"]["ours"] == {"median": 5.0, "samples": [4.0, 9.0, 5.0], "subject_ratio": 1.0}
+    assert suite["failures"] == ["ours: 1 stream: no answer"]
+    assert (tmp_path / "tcp.svg").exists()
+
+
+def test_without_root_it_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert bench.main(["--quick"]) == 4
+    said = capsys.readouterr().err
+    assert "needs root" in said
+    assert "iperf3" in said
+
+
+def test_every_suite_of_the_issue_is_there() -> None:
+    wanted = {"tcp", "pps", "rtt", "relay", "wireguard", "loss", "mtu", "cpu", "memory", "idle", "scale"}
+    assert set(SUITES) == wanted
+
+
+@pytest.mark.lab
+@pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs the package iperf3")
+def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--quick", "--only", "none", "--json", "--charts", str(tmp_path)]
+    status = bench.main([*words, "--suite", "tcp", "--suite", "cpu"])
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    tcp, cpu = document["suites"]
+    assert (status, tcp["failures"], cpu["failures"]) == (0, [], []), printed.err
+    (speed,) = tcp["quantities"]
+    assert set(speed["contenders"]) == {"overlay", "veth"}
+    assert all(each["median"] > 0 and len(each["samples"]) == 1 for each in speed["contenders"].values())
+    assert {each["name"] for each in cpu["quantities"]} == {"sending end", "receiving end", "both ends"}
+    assert {path.name for path in tmp_path.iterdir()} == {"tcp.svg", "cpu.svg"}
+    assert document["machine"]["congestion control"]

@@ -46,7 +46,7 @@ def launch(module: str, settings: "msgspec.Struct", state: Path, timeout: float)
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={**os.environ, READY_ENVIRONMENT: str(write_end)},
+                env=_environment() | {READY_ENVIRONMENT: str(write_end)},
                 pass_fds=(write_end,),
                 start_new_session=True,
             )
@@ -72,6 +72,11 @@ def launch(module: str, settings: "msgspec.Struct", state: Path, timeout: float)
             f"Its log is {state / LOG_NAME}; run the command with --foreground -v to watch it.",
         )
     return _report(line, process, state)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what the settings have already taken from it: an invite must not stay readable in the daemon's."""
+    return {name: value for name, value in os.environ.items() if name != "OVERLAY_INVITE"}
 
 
 def _report(line: bytes, process: "subprocess.Popen[bytes]", state: Path) -> dict[str, Any]:

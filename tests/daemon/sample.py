@@ -18,7 +18,9 @@ class SampleSettings(msgspec.Struct):
 def main() -> None:
     settings = read_settings(SampleSettings)
     if settings.behaviour == "ready":
-        report_ready({"pid": os.getpid(), "secret": settings.secret, "arguments": sys.argv[1:]})
+        report_ready(
+            {"pid": os.getpid(), "secret": settings.secret, "arguments": sys.argv[1:], "environment": dict(os.environ)}
+        )
     elif settings.behaviour == "refuse":
         report_error(UserError("invite-expired", "The invite has expired.", "Ask for a new one.", Exit.REFUSED))
     elif settings.behaviour == "die":

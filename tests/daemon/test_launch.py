@@ -18,10 +18,12 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
 
-def test_ready_report_and_settings_travel(tmp_path: Path) -> None:
+def test_ready_report_and_settings_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OVERLAY_INVITE", "s3cret")
     report = launch(MODULE, SampleSettings("ready", "s3cret"), tmp_path, 30)
     assert report["secret"] == "s3cret"
     assert report["arguments"] == []  # nothing in the process list
+    assert "s3cret" not in report["environment"].values()
     os.waitpid(report["pid"], 0)
 
 

@@ -35,7 +35,8 @@ class Sender:
             selector.data_sent(now)
         keypair = peer.session.sending_keypair(now) if peer.address is not None else None
         if keypair is None:
-            dropped = peer.staging.add(bytes(plain))
+            # One by one: a record of one datagram is taken before the peer has proof of where we are, larger ones not.
+            dropped = sum(peer.staging.add(bytes(plain[start:end])) for start, end in frames(plain))
             if dropped:
                 self._drops.count(drops.STAGING_FULL, dropped)
             if peer.address is not None:

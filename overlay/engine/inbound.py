@@ -287,7 +287,7 @@ class Inbound:
 
     def _deliver(self, peer: Peer, packet: memoryview, with_header: memoryview) -> None:
         """Give a checked packet to the kernel, if its source is one of the peer's addresses."""
-        source = bytes(packet[12:16]) if packet[0] >> 4 == 4 else bytes(packet[8:24])
+        source = (packet[12:16] if packet[0] >> 4 == 4 else packet[8:24]).tobytes()
         if self._peers.allowed.lookup(source) is not peer:
             self._drops.count(drops.WRONG_SOURCE)
             return

@@ -28,6 +28,7 @@ from overlay.path.budget import Budget
 from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet import ip, virtio
+from overlay.wire.packet.datagrams import merge
 from overlay.wire.packet.superpacket import join
 from overlay.wire.record import fragments
 from overlay.wire.record.frames import FRAME_HEADER_SIZE, LENGTH_SIZE, frames
@@ -241,14 +242,26 @@ class Inbound:
             self._routes.relay_heard()
 
     def _deliver_frames(self, peer: Peer, plain: memoryview) -> None:
-        for start, end in frames(plain):
+        """Give a record's packets to the kernel: neighbouring datagrams of one flow as one, all others as they are."""
+        found = frames(plain)
+        position, count = 0, len(found)
+        while position < count:
+            start, end = found[position]
+            position += 1
             packet = plain[start + FRAME_HEADER_SIZE : end]
             try:
                 virtio.validate(plain[start + LENGTH_SIZE : start + FRAME_HEADER_SIZE], packet)
             except RemoteProtocolError as error:
                 self._drops.count(error.reason)
                 continue
-            self._deliver(peer, packet, plain[start + LENGTH_SIZE : end])
+            merged = merge(plain[start:], end - start) if self._join_udp and position < count else None
+            if merged is None:
+                self._deliver(peer, packet, plain[start + LENGTH_SIZE : end])
+            else:
+                frame, number = merged
+                view = memoryview(frame)
+                self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
+                position += number - 1
 
     def _packets(self, receiver: Receiver, run: memoryview, segment: int, source: Endpoint, now: float) -> None:
         peer, reader = receiver.peer, receiver.transport
@@ -274,7 +287,7 @@ class Inbound:
 
     def _deliver(self, peer: Peer, packet: memoryview, with_header: memoryview) -> None:
         """Give a checked packet to the kernel, if its source is one of the peer's addresses."""
-        source = bytes(packet[12:16]) if packet[0] >> 4 == 4 else bytes(packet[8:24])
+        source = (packet[12:16] if packet[0] >> 4 == 4 else packet[8:24]).tobytes()
         if self._peers.allowed.lookup(source) is not peer:
             self._drops.count(drops.WRONG_SOURCE)
             return

@@ -151,11 +151,19 @@ class Peer:
 
     def next_timeout(self) -> float | None:
         """The earliest deadline of all that belongs to this peer."""
-        deadlines = [self.session.next_timeout(), self.repeat_at]
+        nearest = self.session.next_timeout()
+        deadline = self.repeat_at
+        if deadline is not None and (nearest is None or deadline < nearest):
+            nearest = deadline
         if self.selector is not None:
-            deadlines.append(self.selector.next_timeout())
-        deadlines.extend(reader.next_timeout() for reader in self.readers.values())
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+            deadline = self.selector.next_timeout()
+            if deadline is not None and (nearest is None or deadline < nearest):
+                nearest = deadline
+        for reader in self.readers.values():
+            deadline = reader.next_timeout()
+            if deadline is not None and (nearest is None or deadline < nearest):
+                nearest = deadline
+        return nearest
 
     def path(self) -> Path | None:
         if self.selector is not None:

@@ -35,7 +35,8 @@ class Sender:
             selector.data_sent(now)
         keypair = peer.session.sending_keypair(now) if peer.address is not None else None
         if keypair is None:
-            dropped = peer.staging.add(bytes(plain))
+            # One by one: a record of one datagram is taken before the peer has proof of where we are, larger ones not.
+            dropped = sum(peer.staging.add(bytes(plain[start:end])) for start, end in frames(plain))
             if dropped:
                 self._drops.count(drops.STAGING_FULL, dropped)
             if peer.address is not None:
@@ -86,15 +87,21 @@ class Sender:
             for buffers, segment in writer.write(plain):
                 self._count(self._send_whole(peer, buffers, segment))
             return
+        send, address = self._outbox.send, peer.address
+        if address is None:
+            self._drops.count(drops.NO_PATH)
+            return
         while True:
             runs = writer.write(plain, keypair.next_counter(), peer.datagram_size, peer.prefix)
             outcome = ""
             for buffers, segment in runs:
-                outcome = self._send(peer, buffers, segment)
+                outcome = send(buffers, segment, address)
                 if outcome:
                     break  # the record is lost; its other fragments would be in vain
+            if not outcome:
+                return
             if outcome != drops.SEND_TOO_LONG:
-                self._count(outcome)
+                self._drops.count(outcome)
                 return
             if not peer.shrink(now):
                 for buffers, segment in runs:

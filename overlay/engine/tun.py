@@ -73,24 +73,24 @@ class Tun:
     def fileno(self) -> int:
         return self._fd
 
-    def read(self, view: memoryview) -> int:
-        """Read one packet as a frame (its length and offload fields first) to the front of `view`.
+    def read(self, view: memoryview, at: int = 0) -> int:
+        """Read one packet as a frame (its length and offload fields first) to `view[at:]`.
 
-        `view` must have `MAX_FRAME` bytes: the kernel cuts what does not fit. Returns the frame's size in bytes, 0 when
+        There must be `MAX_FRAME` bytes: the kernel cuts what does not fit. Returns the frame's size in bytes, 0 when
         nothing waits. Raises `OSError` when the device is gone.
         """
         try:
             if self._vnet:
-                size = os.readv(self._fd, [view[4:]])
+                size = os.readv(self._fd, [view[at + 4 :]])
             else:
-                size = os.readv(self._fd, [view[14:]])
+                size = os.readv(self._fd, [view[at + 14 :]])
                 size += VIRTIO_SIZE if size else 0
-                view[4:14] = _NO_OFFLOAD
+                view[at + 4 : at + 14] = _NO_OFFLOAD
         except (BlockingIOError, InterruptedError):
             return 0
         if size <= VIRTIO_SIZE:
             raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))  # no kernel sends less than a packet: end of file
-        _LENGTH.pack_into(view, 0, size - VIRTIO_SIZE)
+        _LENGTH.pack_into(view, at, size - VIRTIO_SIZE)
         return size + 4
 
     def write(self, packet: memoryview | bytes | bytearray) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from overlay.engine import Engine, Features, api
 from overlay.engine.loop import clock
+from overlay.wire.record.buffers import SUPERPACKET_SIZE
 from overlay.wire.record.fragments import INNER_MTU
 
 
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--no-tun", action="store_true")
     parser.add_argument("--address", action="append", default=[])
     parser.add_argument("--mtu", type=int, default=INNER_MTU)
+    parser.add_argument("--gso-max-size", type=int, default=SUPERPACKET_SIZE)
     parser.add_argument("--relay-clients", action="store_true")
     parser.add_argument("--without", action="append", default=[])
     options = parser.parse_args()
@@ -116,6 +118,7 @@ def main() -> None:
             extra = ["nodad"] if ":" in address else []
             subprocess.run(["ip", "address", "add", address, "dev", engine.interface, *extra], check=True)
         link = ["ip", "link", "set", engine.interface, "mtu", str(options.mtu), "txqueuelen", "1000", "up"]
+        link += ["gso_max_size", str(options.gso_max_size)]
         subprocess.run(link, check=True)
     _say("ready", interface=engine.interface, port=engine.port, threads=threading.active_count())
     for line in sys.stdin:

@@ -11,6 +11,7 @@ from overlay.daemon.state import StateDir
 from overlay.errors import UserError
 from overlay.node.interface import Assigned, Interface, Machine, Route, local_candidates, read_machine, watch_machine
 from overlay.node.member import Identity, Member, MemberSettings
+from overlay.wire.record.buffers import SUPERPACKET_SIZE
 from tests.lab.netns import Lab, Namespace
 
 pytestmark = pytest.mark.lab
@@ -89,7 +90,9 @@ def test_configures_and_configures_anew(host: Namespace) -> None:
         }
         assert Route("10.77.0.0/16", "own0") in before.routes
         assert Route("fd12:3456:789a::/48", "own0") in before.routes
-        assert "mtu 1380" in host.run(["ip", "link", "show", "own0"]).stdout
+        link = host.run(["ip", "-d", "link", "show", "own0"]).stdout
+        assert "mtu 1380" in link
+        assert f"gso_max_size {SUPERPACKET_SIZE}" in link
         await own.configure(IDENTITY.addresses, IDENTITY.networks)
         assert await read_machine() == before
         await own.configure([ip_address("10.78.0.9")], [ip_network("10.78.0.0/16")])

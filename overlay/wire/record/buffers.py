@@ -4,8 +4,8 @@ What a writer or reader hands out points into it, so sharing a set also shares i
 **any** writer, or **any** reader, of the set. Without sharing, each key pair would keep 128 KiB of its own resident.
 """
 
-from overlay.wire.record.fragments import FRAGMENT_HEADER_SIZE, MAX_FRAGMENTS, TAG_SIZE
-from overlay.wire.record.frames import MAX_RECORD
+from overlay.wire.record.fragments import DATAGRAM_SIZE, FRAGMENT_HEADER_SIZE, MAX_FRAGMENTS, TAG_SIZE
+from overlay.wire.record.frames import FRAME_HEADER_SIZE, MAX_RECORD
 
 MAX_BOX = MAX_RECORD + TAG_SIZE
 MAX_PREFIX = 16
@@ -16,6 +16,12 @@ MAX_BATCH_SIZE = 65000
 
 MAX_BATCH_SEGMENTS = 64
 """Datagrams cut from one `sendmsg` with `UDP_SEGMENT`: `UDP_MAX_SEGMENTS` of kernels from 4.18 on (newer ones: 128)."""
+
+SUPERPACKET_SIZE = (
+    MAX_BATCH_SIZE // DATAGRAM_SIZE * (DATAGRAM_SIZE - MAX_PREFIX - FRAGMENT_HEADER_SIZE) - TAG_SIZE - FRAME_HEADER_SIZE
+)
+"""Bytes. The largest packet whose record goes out, relayed or not, in one batch. An interface that makes none larger
+(`IFLA_GSO_MAX_SIZE`) saves a second `sendmsg` and `recvmsg`, and the reassembly across two batches, for each."""
 
 _KEPT_LAYOUTS = 16
 _ARENA = 1 << 17  # what one batch of 64 KiB opens to, and one record that it completes

@@ -5,7 +5,6 @@
 little-endian. The box's associated data is this header with fragment index 0, its nonce 4 zero bytes ‖ counter.
 """
 
-from collections.abc import Iterator
 from struct import Struct
 
 from overlay.wire.packet.ip import Octets
@@ -28,7 +27,7 @@ INNER_MTU = 1380
 INDICES = bytes(range(256))
 
 
-def runs(batch: memoryview, segment: int, offset: int = 0) -> Iterator[tuple[int, int, int, int]]:
+def runs(batch: memoryview, segment: int, offset: int = 0) -> list[tuple[int, int, int, int]]:
     """Cut a received batch where message type or receiver index change: `(start, end, type, receiver index)`.
 
     `batch`, `segment`: as UDP_GRO gives them: datagrams of `segment` bytes, the last may be shorter; `offset`: bytes of
@@ -41,25 +40,23 @@ def runs(batch: memoryview, segment: int, offset: int = 0) -> Iterator[tuple[int
     """
     size = len(batch)
     if not 0 < segment < size:
-        segment = max(size, 1)
-    kind, index = _address(batch, offset, min(segment, size))
+        return [(0, size, *_address(batch, offset, size))]
+    kind, index = _address(batch, offset, segment)
     last = (size - 1) // segment * segment
-    if last <= 0:
-        yield 0, size, kind, index
-        return
     if index >= 0 and _address(batch, last + offset, size) == (kind, index):
         types = batch[offset::segment].tobytes()
         if types.count(kind) == len(types):
-            yield 0, size, kind, index
-            return
+            return [(0, size, kind, index)]
+    found: list[tuple[int, int, int, int]] = []
     start = 0
     for at in range(segment, size, segment):
-        found = _address(batch, at + offset, min(at + segment, size))
-        if found != (kind, index):
-            yield start, at, kind, index
+        address = _address(batch, at + offset, min(at + segment, size))
+        if address != (kind, index):
+            found.append((start, at, kind, index))
             start = at
-            kind, index = found
-    yield start, size, kind, index
+            kind, index = address
+    found.append((start, size, kind, index))
+    return found
 
 
 def _address(batch: Octets, at: int, end: int) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 import pytest
 
 from overlay.errors import LocalProtocolError
-from overlay.wire.record.buffers import MAX_BATCH_SEGMENTS, MAX_BATCH_SIZE, RecordBuffers
-from overlay.wire.record.frames import MAX_RECORD
+from overlay.wire.record.buffers import MAX_BATCH_SEGMENTS, MAX_BATCH_SIZE, SUPERPACKET_SIZE, RecordBuffers
+from overlay.wire.record.fragments import DATAGRAM_SIZE
+from overlay.wire.record.frames import FRAME_HEADER_SIZE, MAX_RECORD
 from overlay.wire.record.keys import Cipher, record_aead
 from overlay.wire.record.writer import RecordWriter
 from tests.wire.record.batches import KEY, RECEIVER, datagrams, writer
@@ -33,6 +34,12 @@ def test_a_record_that_fits_is_one_datagram() -> None:
         (1444, 0)
     ]
     assert len(datagrams(writer().write(memoryview(bytes(1413)), 0, 1444))) == 2
+
+
+@pytest.mark.parametrize("prefix", [b"", b"relay header 16B"])
+def test_the_largest_superpacket_asked_for_is_one_batch(prefix: bytes) -> None:
+    plain = memoryview(bytes(FRAME_HEADER_SIZE + SUPERPACKET_SIZE))
+    assert len(writer().write(plain, 0, DATAGRAM_SIZE, prefix)) == 1
 
 
 def test_a_keepalive_is_32_bytes() -> None:

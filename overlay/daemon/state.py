@@ -46,7 +46,7 @@ class StateDir:
                 # The group `overlay` may pass through to the local API's socket; nobody else, and nobody may list.
                 self.path.chmod(0o710)
         except OSError as error:
-            raise _write_error(self.path, error) from error
+            raise write_error(self.path, error) from error
         return self
 
     @contextmanager
@@ -58,7 +58,7 @@ class StateDir:
         try:
             descriptor = os.open(self.path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _write_error(self.path / _LOCK_NAME, error) from error
+            raise write_error(self.path / _LOCK_NAME, error) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,14 +101,14 @@ class StateDir:
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise _write_error(target, error) from error
+            raise write_error(target, error) from error
 
     def remove(self, name: str) -> None:
         """Remove the file if it is there."""
         try:
             (self.path / name).unlink(missing_ok=True)
         except OSError as error:
-            raise _write_error(self.path / name, error) from error
+            raise write_error(self.path / name, error) from error
 
     def read_struct(self, name: str, kind: type[T]) -> T | None:
         """The file decoded as JSON of the msgspec type `kind`, or None if there is none.
@@ -148,7 +148,8 @@ def corrupt(path: Path, detail: str) -> UserError:
     )
 
 
-def _write_error(path: Path, error: OSError) -> UserError:
+def write_error(path: Path, error: OSError) -> UserError:
+    """The error for a state file that the file system refuses to write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "Free some space on that disk and try again; the earlier state is untouched."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

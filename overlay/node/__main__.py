@@ -2,24 +2,9 @@
 
 import sys
 
-from overlay.daemon.launch import read_settings, report_error
-from overlay.errors import Exit, UserError
-
-
-def main() -> int:
-    from overlay.node.daemon import run
-    from overlay.node.settings import NodeSettings
-
-    try:
-        run(read_settings(NodeSettings), background=True)
-    except UserError as error:
-        if not report_error(error):  # it was ready before: the log is all that is left to tell
-            sys.stderr.write(f"overlay: {error.message} {error.hint}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return Exit.INTERRUPTED
-    return Exit.DONE
-
+from overlay.daemon.process import background_main
+from overlay.node.daemon import run
+from overlay.node.settings import NodeSettings
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(background_main(run, NodeSettings))

@@ -21,6 +21,7 @@ from overlay.carrier.tcp import ControlConnection, dial
 from overlay.daemon import logs
 from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
+from overlay.daemon.process import run_loop
 from overlay.daemon.state import LOG_NAME, StateDir
 from overlay.engine.api import SERVER_NUMBER, Cipher
 from overlay.errors import RemoteProtocolError, UserError
@@ -56,23 +57,9 @@ def run(settings: NodeSettings, *, background: bool = False) -> None:
         logs.configure(settings.verbosity, state.path / LOG_NAME if background else None)
         restore_system(state)
         daemon = NodeDaemon(settings, state)
-        try:
-            anyio.run(daemon.run)
-        except BaseExceptionGroup as group:
-            error = _first_user_error(group)
-            if error is None:
-                raise
-            raise error from group
+        run_loop(daemon.run)
     if daemon.interrupted:
         raise KeyboardInterrupt
-
-
-def _first_user_error(group: BaseExceptionGroup[BaseException]) -> UserError | None:
-    for error in group.exceptions:
-        found = _first_user_error(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, UserError):
-            return found
-    return None
 
 
 class NodeDaemon:

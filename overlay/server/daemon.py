@@ -24,9 +24,9 @@ from overlay.carrier.tcp import ControlConnection, serve
 from overlay.daemon import logs
 from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
+from overlay.daemon.process import run_loop
 from overlay.daemon.state import LOG_NAME, StateDir
 from overlay.engine.api import SERVER_NUMBER
-from overlay.errors import UserError
 from overlay.node.ciphers import measure
 from overlay.node.interface import Machine, check_tun, read_machine
 from overlay.node.member import Identity, Member, MemberSettings, StartEngine
@@ -63,13 +63,7 @@ def run(settings: ServerSettings, *, background: bool = False) -> None:
         daemon = ServerDaemon(
             settings, state, on_ready=report_ready if background else _show_ready, first_invite=show_invite
         )
-        try:
-            anyio.run(daemon.run)
-        except BaseExceptionGroup as group:
-            error = _first_user_error(group)
-            if error is None:
-                raise
-            raise error from group
+        run_loop(daemon.run)
     if daemon.interrupted:
         raise KeyboardInterrupt
 
@@ -308,11 +302,3 @@ def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _first_user_error(group: BaseExceptionGroup[BaseException]) -> UserError | None:
-    for error in group.exceptions:
-        found = _first_user_error(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, UserError):
-            return found
-    return None

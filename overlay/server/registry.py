@@ -21,8 +21,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from overlay.daemon.state import corrupt
-from overlay.errors import Exit, UserError
+from overlay.daemon.state import corrupt, write_error
+from overlay.errors import UserError
 from overlay.server.schema import REVISION, metadata, version_table
 from overlay.server.transaction import Transaction
 
@@ -78,7 +78,7 @@ def _prepare(path: Path) -> None:
         # SQLite would make the file with the umask's mode, and gives its own mode to the files beside it.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise _file_error(path, error) from error
+        raise write_error(path, error) from error
     engine = create_engine(f"sqlite:///{path}", poolclass=NullPool, connect_args={"timeout": _BUSY_TIMEOUT})
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
@@ -149,9 +149,9 @@ def storage_error(path: Path, error: SQLAlchemyError) -> UserError:
     cause = error.orig if isinstance(error, DBAPIError) else None
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
-        return _file_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        return write_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
-        return _file_error(path, OSError(errno.EACCES, str(cause)))
+        return write_error(path, OSError(errno.EACCES, str(cause)))
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR) or cause is None:
         # SQLITE_ERROR is a table or column that is not there: a file of somebody else's.
         return corrupt(path, str(cause or error))
@@ -160,14 +160,3 @@ def storage_error(path: Path, error: SQLAlchemyError) -> UserError:
             "state-busy", f"The registry {path} is locked by another program.", "End that program and try again."
         )
     return UserError("state-write-failed", f"Cannot use the registry {path}: {cause}.", "See whether its disk is well.")
-
-
-def _file_error(path: Path, error: OSError) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "Free some space on that disk and try again; the earlier state is untouched."
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = "Run the command with sudo, or choose a folder of your own with --state DIR."
-        return UserError("no-permission", f"Cannot write {path}: {error.strerror}.", hint, Exit.REFUSED)
-    else:
-        hint = "Choose another folder with --state DIR."
-    return UserError("state-write-failed", f"Cannot write {path}: {error.strerror}.", hint)

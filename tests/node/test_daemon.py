@@ -11,10 +11,11 @@ import pytest
 from anyio.abc import TaskStatus
 
 from overlay.daemon.client import LocalClient
+from overlay.daemon.process import unwrapped
 from overlay.daemon.state import StateDir
 from overlay.engine.api import Observed, SetPeer, SetRelay
 from overlay.errors import Exit, UserError
-from overlay.node.daemon import NodeDaemon, _first_user_error
+from overlay.node.daemon import NodeDaemon
 from overlay.node.settings import NodeSettings
 from overlay.wire.control.messages import Endpoints, Leave, Refused
 from tests.node.fake_engine import Engines
@@ -44,13 +45,7 @@ class Node:
                     return status
 
     async def run(self) -> None:
-        try:
-            await self.daemon.run()
-        except BaseExceptionGroup as group:
-            error = _first_user_error(group)
-            if error is None:
-                raise
-            raise error from group
+        await unwrapped(self.daemon.run)
 
 
 @asynccontextmanager

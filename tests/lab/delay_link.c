@@ -12,15 +12,14 @@
  * `overflowed` counts what the kernel dropped before we could receive it: if it grows, this machine is too slow for the
  * experiment.
  *
- * Checksums stay unfinished, as between two ends of a veth: the virtio-net header that comes with every frame says so and
- * goes out with it again. Superpackets are not for cables: the interfaces that send to us must cut them (gso_max_segs 1).
+ * Only finished frames are for cables: the interfaces that send to us must make checksums and cut superpackets
+ * themselves (transmit checksum offload off, which turns segmentation offload off with it).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
-#include <linux/virtio_net.h>
 #include <net/if.h>
 #include <poll.h>
 #include <stdint.h>
@@ -35,12 +34,17 @@
 
 enum {
     BATCH = 64,                  /* frames per system call */
+    TURNS = 16,                  /* batches taken in or given out before it is the turn of the others */
     FRAME_LIMIT = 9000 + 18,     /* bytes: a jumbo packet, Ethernet header, VLAN tag */
     WAITING_LIMIT = 1 << 18,     /* frames on the cable, whatever the queue's limit in bytes says */
     SOCKET_BUFFER = 32 << 20,    /* bytes */
 };
 
 static const uint64_t MILLION = 1000000, SECOND = 1000000000; /* SECOND: ns */
+
+/* While frames flow, the link wakes this often, ns, and not for each frame: a wake-up costs several times what a frame
+ * does. So a frame may come out this much late, twice. */
+static const uint64_t TICK = 100000;
 
 /* What the cable does. All are settable by name. */
 static uint64_t delay;     /* us, one way */
@@ -65,7 +69,7 @@ enum { PARAMETERS = sizeof parameters / sizeof parameters[0] };
 struct frame {
     uint64_t due;      /* ns, when it comes out at the other end */
     uint64_t sequence; /* keeps the order of those due at once */
-    size_t size;       /* of `bytes`: virtio-net header and frame */
+    size_t size;
     unsigned char bytes[];
 };
 
@@ -143,8 +147,7 @@ static int open_interface(const char *name) {
     if (setsockopt(descriptor, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size) ||
         setsockopt(descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size) ||
         setsockopt(descriptor, SOL_PACKET, PACKET_IGNORE_OUTGOING, &on, sizeof on) ||
-        setsockopt(descriptor, SOL_PACKET, PACKET_QDISC_BYPASS, &on, sizeof on) ||
-        setsockopt(descriptor, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof on))
+        setsockopt(descriptor, SOL_PACKET, PACKET_QDISC_BYPASS, &on, sizeof on))
         fail("packet socket options");
     if (bind(descriptor, (struct sockaddr *)&address, sizeof address))
         fail("bind");
@@ -165,10 +168,17 @@ static uint64_t transmitted(struct direction *direction, uint64_t time, size_t f
     return direction->free_at;
 }
 
-/* A receiver does not check a sum that is unfinished: the tunnel itself must find the damage. */
+/* Flips one bit. Of UDP over IPv4 in the payload, and the checksum goes: the receiving program has to find the damage.
+ * All else is damaged anywhere behind the Ethernet header, for the kernel's checksums to find. */
 static void damage(struct direction *direction, struct frame *frame) {
-    size_t start = sizeof(struct virtio_net_hdr) + ETH_HLEN;
+    enum { IP_SIZE = 20, UDP_SIZE = 8, PLAIN_IPV4 = 0x45, PROTOCOL = 9, CHECKSUM = IP_SIZE + 6 };
+    unsigned char *packet = frame->bytes + ETH_HLEN;
+    size_t start = ETH_HLEN;
     uint64_t bit;
+    if (frame->size > ETH_HLEN + IP_SIZE + UDP_SIZE && packet[0] == PLAIN_IPV4 && packet[PROTOCOL] == IPPROTO_UDP) {
+        packet[CHECKSUM] = packet[CHECKSUM + 1] = 0;
+        start += IP_SIZE + UDP_SIZE;
+    }
     if (frame->size <= start)
         return;
     bit = draw(direction) % ((frame->size - start) * 8);
@@ -178,7 +188,7 @@ static void damage(struct direction *direction, struct frame *frame) {
 
 static void put(struct direction *direction, const unsigned char *bytes, size_t size, uint64_t time) {
     struct frame *frame;
-    uint64_t due = transmitted(direction, time, size - sizeof(struct virtio_net_hdr));
+    uint64_t due = transmitted(direction, time, size);
     if (!due || direction->waiting == WAITING_LIMIT) {
         direction->queue_full++;
         return;
@@ -199,8 +209,9 @@ static void put(struct direction *direction, const unsigned char *bytes, size_t 
     push(direction, frame);
 }
 
-static void take_in(struct direction *direction) {
-    static unsigned char buffers[BATCH][sizeof(struct virtio_net_hdr) + FRAME_LIMIT];
+/* Receives what has come; how many frames, at most BATCH. */
+static int take_in(struct direction *direction) {
+    static unsigned char buffers[BATCH][FRAME_LIMIT];
     struct mmsghdr messages[BATCH];
     struct iovec vectors[BATCH];
     uint64_t time;
@@ -215,13 +226,12 @@ static void take_in(struct direction *direction) {
     if (count < 0) {
         if (errno != EAGAIN && errno != EINTR && errno != ENETDOWN)
             fail("receive");
-        return;
+        return 0;
     }
     time = now();
     for (int i = 0; i < count; i++) {
-        const struct virtio_net_hdr *offload = (const struct virtio_net_hdr *)buffers[i];
         direction->received++;
-        if (messages[i].msg_hdr.msg_flags & MSG_TRUNC || offload->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
+        if (messages[i].msg_hdr.msg_flags & MSG_TRUNC) {
             direction->too_large++;
             continue;
         }
@@ -235,9 +245,10 @@ static void take_in(struct direction *direction) {
             put(direction, buffers[i], messages[i].msg_len, time);
         }
     }
+    return count;
 }
 
-/* Sends what is due; 0 if more was due than one call takes. */
+/* Sends what is due; how many frames, at most BATCH. */
 static int give_out(struct direction *direction) {
     struct mmsghdr messages[BATCH];
     struct iovec vectors[BATCH];
@@ -264,7 +275,7 @@ static int give_out(struct direction *direction) {
     }
     for (int i = 0; i < count; i++)
         free(frames[i]);
-    return count < BATCH;
+    return count;
 }
 
 static void count_overflow(struct direction *direction) {
@@ -338,6 +349,7 @@ int main(int count, char **words) {
     }
     directions[0].to = directions[1].from;
     directions[1].to = directions[0].from;
+    int busy = 0;
     report(directions); /* the word that it is ready */
     for (;;) {
         struct pollfd events[] = {
@@ -353,15 +365,23 @@ int main(int count, char **words) {
         if (next < time)
             next = time;
         pause = (struct timespec){(time_t)((next - time) / SECOND), (long)((next - time) % SECOND)};
+        if (busy) {
+            struct timespec tick = {0, (long)TICK};
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &tick, NULL);
+            pause = (struct timespec){0, 0};
+        }
         if (ppoll(events, 3, &pause, NULL) < 0 && errno != EINTR)
             fail("poll");
+        busy = 0;
         if (events[0].revents && !obey(directions))
             return 0;
         for (int i = 0; i < 2; i++) {
-            if (events[1 + i].revents)
-                take_in(&directions[i]);
-            while (!give_out(&directions[i]))
-                ;
+            int count = BATCH;
+            for (int turn = 0; turn < TURNS && count == BATCH; turn++)
+                busy += count = take_in(&directions[i]);
+            count = BATCH;
+            for (int turn = 0; turn < TURNS && count == BATCH; turn++)
+                busy += count = give_out(&directions[i]);
         }
     }
 }

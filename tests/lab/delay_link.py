@@ -4,12 +4,15 @@ The work is done by `delay_link.c`, compiled at first use. A `DelayLink` runs in
 machines; it knows nothing of what travels on it.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import json
 import os
 import select
 import shutil
+import socket
+import struct
 import subprocess
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +21,7 @@ from pathlib import Path
 from tests.lab.netns import Addresses, Lab, Namespace
 
 SOURCE = Path(__file__).with_suffix(".c")
+SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17  # linux/sockios.h, linux/ethtool.h
 ANSWER_TIMEOUT = 10.0  # s; it answers at once, unless the machine is very busy
 
 _Counters = dict[str, int | str]
@@ -30,7 +34,7 @@ class Conditions:
     delay: float = 0.0  # s, one way
     loss: float = 0.0
     duplicate: float = 0.0
-    corrupt: float = 0.0  # one bit flipped, behind the Ethernet header
+    corrupt: float = 0.0  # one bit flipped; of UDP over IPv4 so that no checksum of the kernel's shows it
     reorder: float = 0.0  # held back by `hold`
     hold: float = 0.001  # s
     rate: float = 0.0  # bit/s; 0: no limit
@@ -81,6 +85,17 @@ def program() -> Path:
     return made
 
 
+def _finish_frames(machine: Namespace, interface: str) -> None:
+    """The machine's kernel makes checksums and cuts superpackets before the cable, as a network card would.
+
+    This is `ethtool --offload INTERFACE tx off`: without checksums the kernel allows no segmentation offload either.
+    """
+    order = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, 0))
+    request = struct.pack("16sP16x", interface.encode(), ctypes.addressof(order))
+    with machine.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, SIOCETHTOOL, request)
+
+
 class DelayLink:
     """A cable with `conditions` between two machines: `middle` is the namespace that it runs in.
 
@@ -104,8 +119,7 @@ class DelayLink:
         self.interface_a, port_a = lab.link(a, addresses_a, self.namespace, [])
         port_b, self.interface_b = lab.link(self.namespace, [], b, addresses_b)
         for machine, interface in ((a, self.interface_a), (b, self.interface_b)):
-            # The machine's kernel cuts its superpackets before the cable, as a network card would.
-            machine.run(["ip", "link", "set", interface, "gso_max_segs", "1"])
+            _finish_frames(machine, interface)
         parameters = [f"{name}={value}" for name, value in conditions.parameters().items()]
         self._process: subprocess.Popen[str] = self.namespace.popen(
             [str(program()), port_a, port_b, *parameters], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1

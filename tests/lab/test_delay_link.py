@@ -1,6 +1,9 @@
 """The long cable does what it is told, and counts every frame."""
 
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,7 +11,7 @@ import pytest
 
 from tests.lab.delay_link import Conditions, Counters, DelayLink, program
 from tests.lab.engines import transfer
-from tests.lab.netns import Lab
+from tests.lab.netns import Lab, Namespace
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(shutil.which("gcc") is None, reason="needs the package gcc")]
 
@@ -70,6 +73,30 @@ def test_a_transfer_over_a_bad_cable_is_whole(cable: Cable) -> None:
     assert min(there.lost, there.duplicated, there.reordered) > 0
 
 
+def test_damage_reaches_the_program(cable: Cable) -> None:
+    """Of UDP over IPv4: the kernel would drop it for its checksum, and a tunnel's own check would never be asked."""
+    cable.link.change(delay=0.0, corrupt=1.0)
+    script = (
+        "import socket\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "s.settimeout(5)\n"
+        f"s.bind(({B!r}, 5001))\n"
+        "print('bound', flush=True)\n"
+        "print(sum(bin(byte).count('1') for byte in s.recv(2000)), flush=True)\n"
+    )
+    receiving = cable.b.popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert receiving.stdout is not None
+    assert receiving.stdout.readline() == "bound\n"
+    cable.a.run(["ip", "neighbour", "add", B, "lladdr", mac_address(cable.b), "dev", "eth0"])  # no damaged ARP
+    with cable.a.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+        sending.sendto(bytes(1000), (B, 5001))
+    assert receiving.stdout.readline() == "1\n"  # one bit of 8000
+
+
+def mac_address(machine: Namespace) -> str:
+    return str(machine.run(["cat", "/sys/class/net/eth0/address"]).stdout).strip()
+
+
 def test_rate_and_queue(cable: Cable) -> None:
     cable.link.change(delay=0.0, rate=80_000_000.0, queue=30_000)
     script = (
@@ -78,7 +105,7 @@ def test_rate_and_queue(cable: Cable) -> None:
         f"for _ in range(1000): s.sendto(bytes(1000), ({B!r}, 9))\n"
     )
     assert cable.times(1)  # the neighbours know each other
-    cable.a.run(["python3", "-c", script])
+    cable.a.run([sys.executable, "-c", script])
     there, _ = cable.link.counters()
     assert there.queue_full > 500, "a burst of 1 MB does not fit a queue of 30 KB"
     assert adds_up(there)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -161,7 +160,6 @@ def test_every_suite_of_the_issue_is_there() -> None:
 
 
 @pytest.mark.lab
-@pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs the package iperf3")
 def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--quick", "--only", "none", "--json", "--charts", str(tmp_path)]
     status = bench.main([*words, "--suite", "tcp", "--suite", "cpu"])

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -18,13 +17,7 @@ from tests.lab.engines import EngineHost, Key, ping, transfer, wait_for_ping
 from tests.lab.netns import Lab, Namespace, wait_for
 from tests.lab.wireguard import WireGuardGo
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(
-        shutil.which("wireguard-go") is None or shutil.which("wg") is None,
-        reason="needs the packages wireguard-go and wireguard-tools",
-    ),
-]
+pytestmark = pytest.mark.lab
 
 OURS, THEIRS = "10.9.0.2", "10.9.0.3"
 OURS6, THEIRS6 = "fd00:9::2", "fd00:9::3"

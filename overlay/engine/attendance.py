@@ -43,6 +43,7 @@ class Attendance:
 
     def attend(self, peer: Peer, now: float) -> None:
         """Drain the peer's session and selector, then arm its timer."""
+        self._observe(peer, now)
         for _ in range(_ROUNDS):
             # The session first: a new path sends what waits, and needs the new key's writer for that.
             on_session = self._attend_session(peer, now)
@@ -74,7 +75,18 @@ class Attendance:
             deadline = reader.next_timeout()
             if deadline is not None and deadline <= now:
                 reader.expire(now)
+        self._observe(peer, now)
+        report = peer.meter.take_report(now)
+        if report is not None:
+            self._sender.report(peer, report, now)
         self.attend(peer, now)
+
+    def _observe(self, peer: Peer, now: float) -> None:
+        """Have the peer's loss meter see what its readers did."""
+        for index, reader in peer.readers.items():
+            if reader.taken or reader.lost:
+                taken, reader.taken = reader.taken, 0
+                peer.meter.observe(index, taken, now)
 
     def _attend_path(self, peer: Peer, now: float) -> bool:
         selector = peer.selector
@@ -108,7 +120,7 @@ class Attendance:
                 case events.KeypairAdded(keypair):
                     self._peers.add_keypair(peer, keypair)
                 case events.KeypairRemoved(index):
-                    self._peers.remove_keypair(peer, index)
+                    self._peers.remove_keypair(peer, index, now)
                 case events.HandshakeCompleted():
                     peer.handshake_over()
                     self._routes.follow(peer, now)  # the moment to try a larger datagram size again

@@ -15,6 +15,7 @@ INTERNAL_ERROR: Final = "internal_error"
 NO_PEER: Final = "no_peer"  # no peer has the destination address
 NO_PATH: Final = "no_path"  # the peer has no way to it right now
 NOT_IP: Final = "not_ip"  # neither IPv4 nor IPv6, or too short to say
+ACK_SUPERSEDED: Final = "ack_superseded"  # a later acknowledgement in the same record says it all
 STAGING_FULL: Final = "staging_full"  # waited for a key; the oldest made room
 STAGED_GIVEN_UP: Final = "staged_given_up"  # waited for a key that did not come
 

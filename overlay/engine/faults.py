@@ -27,15 +27,15 @@ class Faults:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if error is None:
-            return False
+        return isinstance(error, Exception) and self.caught(error)
+
+    def caught(self, error: Exception) -> bool:
+        """The same for who has a `try` of their own, where entering a context for each item costs too much. True."""
         if isinstance(error, RemoteProtocolError):
             self._drops.count(error.reason)
             return True
-        if not isinstance(error, Exception):
-            return False
         self._drops.count(drops.INTERNAL_ERROR)
-        place = (type(error), *_place(trace))
+        place = (type(error), *_place(error.__traceback__))
         if place not in self._seen:
             self._seen.add(place)
             logger.error("unexpected error in the engine; going on without this item", exc_info=error)

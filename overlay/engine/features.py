@@ -21,6 +21,7 @@ class Features:
     udp_gro: bool = True  # UDP_GRO (Linux 5.0)
     udp_buffers: bool = True  # SO_RCVBUFFORCE, SO_SNDBUFFORCE: needs CAP_NET_ADMIN
     udp_ipv6: bool = True
+    udp_msghdr: bool = True  # records are sent on message headers made once; without, through `socket.sendmsg`
 
     def without(self, names: Iterable[str]) -> Self:
         """The same, less `names`. Raises `ValueError` for a name that is none."""

@@ -16,13 +16,14 @@ from overlay.engine.attendance import Attendance
 from overlay.engine.drops import Drops
 from overlay.engine.exchange import DiscoExchange
 from overlay.engine.faults import Faults
+from overlay.engine.msghdr import Run
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer, Receiver
 from overlay.engine.peers import Peers
 from overlay.engine.relay_role import Client, RelayRole
 from overlay.engine.routes import Routes
 from overlay.engine.tun import Tun
-from overlay.engine.udp import MAX_RUN, UdpSocket
+from overlay.engine.udp import UdpSocket
 from overlay.errors import RemoteProtocolError
 from overlay.path.budget import Budget
 from overlay.wire.disco import DISCO_TYPE
@@ -31,7 +32,8 @@ from overlay.wire.packet import ip, virtio
 from overlay.wire.packet.datagrams import merge
 from overlay.wire.packet.superpacket import join
 from overlay.wire.record import fragments
-from overlay.wire.record.frames import FRAME_HEADER_SIZE, LENGTH_SIZE, frames
+from overlay.wire.record.frames import LENGTH_SIZE, frames
+from overlay.wire.record.reports import is_report, parse_report
 from overlay.wire.relay import RELAY_HEADER_SIZE, RELAY_TYPE, parse_header, tickets_equal
 from overlay.wire.wireguard import transport
 from overlay.wire.wireguard.device import Device
@@ -44,6 +46,7 @@ HANDSHAKE_BURST: Final = 500.0
 """Handshake messages looked at per second, and at once. Those that are junk, or that get a cookie instead of an answer,
 cost some 20 µs; how many get curve arithmetic is the device's own, much lower bound."""
 
+_unpack_header = fragments.FRAGMENT_HEADER.unpack_from
 _INITIATION: Final = 1
 _COOKIE_REPLY: Final = 3
 
@@ -74,21 +77,27 @@ class Inbound:
         self._number = number
         self._join_tcp = tun is not None and tun.features.tun_vnet
         self._join_udp = tun is not None and tun.features.tun_uso
-        self._view = memoryview(bytearray(MAX_RUN))
         self._budget = Budget(HANDSHAKE_RATE, HANDSHAKE_BURST)
 
     def receive(self, sock: UdpSocket, now: float) -> None:
         """Take what the socket holds, up to a turn's share."""
         for _ in range(RUNS_PER_TURN):
             try:
-                received = sock.receive(self._view)
+                run = sock.receive()
             except OSError:
                 self._drops.count(drops.RECEIVE_ERROR)
                 continue
-            if received is None:
+            if run is None:
                 return
-            size, segment, source = received
-            self.run(self._view[:size], segment, source, now)
+            try:
+                expected = run.whole and self._record(run, now)
+            except Exception as error:
+                self._faults.caught(error)
+                continue
+            if expected:
+                run.hit()
+            else:
+                self.run(run.joined(), run.segment, run.source, now)
 
     def run(self, batch: memoryview, segment: int, source: Endpoint, now: float) -> None:
         """Deal with a run as a socket gave it: datagrams of `segment` bytes, the last maybe shorter. Never raises on
@@ -112,6 +121,66 @@ class Inbound:
                         self._handshake(datagram, source, None, now)
             else:
                 self._drops.count(drops.UNKNOWN_TYPE, _count(run, segment))
+
+    def _record(self, run: Run, now: float) -> bool:
+        """Deal with a run that is one whole record, as nearly all are at speed. False, and nothing happened: it is
+        something else, or not authentic; look closer.
+
+        What only one header is asked for here, the AEAD bears out for all: box bytes of another record, of another
+        order or of another key would not open.
+        """
+        headers, offset = run.headers, run.offset
+        kind, index, count, reserved, receiver_index, counter = _unpack_header(headers, offset)
+        if kind != fragments.MESSAGE_TYPE or index or reserved or count != run.count:
+            return False
+        receiver = self._peers.receivers.get(receiver_index)
+        if receiver is None or now >= receiver.expires:
+            return False
+        peer, reader = receiver.peer, receiver.record
+        selector = peer.selector
+        if reader is None or selector is None:
+            return False
+        source: Endpoint | None = run.source
+        if offset:
+            if headers[0] != RELAY_TYPE:
+                return False
+            header, routes = parse_header(headers[: offset + fragments.FRAGMENT_HEADER_SIZE]), self._routes
+            if routes.role is not None or routes.home is None or not tickets_equal(routes.ticket, header.ticket):
+                return False
+            source = None
+        elif count > 1 and not selector.proven(run.source):
+            return False
+        plain = reader.open(headers[offset : offset + fragments.FRAGMENT_HEADER_SIZE], count, counter, run.box())
+        if plain is None:
+            return False
+        self._opened(receiver, source, plain, now)
+        return True
+
+    def _opened(self, receiver: Receiver, source: Endpoint | None, plain: memoryview, now: float) -> None:
+        """An authentic record: tell the peer's machines, and deliver what it holds. No `source`: relayed."""
+        peer = receiver.peer
+        data = False
+        if plain:
+            if is_report(plain):
+                with self._faults:
+                    report = parse_report(plain)
+                    if report is not None:
+                        peer.sizer.report_received(report, now)
+            else:
+                data = True
+                try:
+                    self._deliver_frames(peer, plain)
+                except Exception as error:
+                    self._faults.caught(error)
+        if receiver.turn is now and receiver.source is source and (receiver.data or not data):
+            return  # the same was said in this turn
+        receiver.turn, receiver.source, receiver.data = now, source, data
+        self._peers.touched.add(peer)
+        peer.session.data_received(receiver.keypair, now, empty=not data)
+        if peer.selector is not None:
+            peer.selector.data_received(source, now, empty=not data)
+        if source is None:
+            self._routes.relay_heard()
 
     # --- relayed ------------------------------------------------------------------------------------------------------
 
@@ -226,20 +295,9 @@ class Inbound:
         if reader is None or selector is None:
             return
         proven = source is None or selector.proven(source)
-        records = reader.receive(run, segment, offset, now, multi=proven)
         self._peers.touched.add(peer)
-        if not records:
-            return
-        empty = True
-        for plain in records:
-            if plain:
-                empty = False
-                with self._faults:
-                    self._deliver_frames(peer, plain)
-        peer.session.data_received(receiver.keypair, now, empty=empty)
-        selector.data_received(source, now, empty=empty)
-        if source is None:
-            self._routes.relay_heard()
+        for plain in reader.receive(run, segment, offset, now, multi=proven):
+            self._opened(receiver, source, plain, now)
 
     def _deliver_frames(self, peer: Peer, plain: memoryview) -> None:
         """Give a record's packets to the kernel: neighbouring datagrams of one flow as one, all others as they are."""
@@ -248,20 +306,21 @@ class Inbound:
         while position < count:
             start, end = found[position]
             position += 1
-            packet = plain[start + FRAME_HEADER_SIZE : end]
+            with_header = plain[start + LENGTH_SIZE : end]
+            packet = with_header[virtio.VIRTIO_HEADER_SIZE :]
             try:
-                virtio.validate(plain[start + LENGTH_SIZE : start + FRAME_HEADER_SIZE], packet)
+                virtio.validate(with_header, packet)
             except RemoteProtocolError as error:
                 self._drops.count(error.reason)
                 continue
-            merged = merge(plain[start:], end - start) if self._join_udp and position < count else None
-            if merged is None:
-                self._deliver(peer, packet, plain[start + LENGTH_SIZE : end])
-            else:
-                frame, number = merged
-                view = memoryview(frame)
-                self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
-                position += number - 1
+            if position < count and self._join_udp:
+                merged = merge(plain[start:], end - start)
+                if merged is not None:
+                    frame, number = merged
+                    with_header = memoryview(frame)
+                    packet = with_header[virtio.VIRTIO_HEADER_SIZE :]
+                    position += number - 1
+            self._deliver(peer, packet, with_header)
 
     def _packets(self, receiver: Receiver, run: memoryview, segment: int, source: Endpoint, now: float) -> None:
         peer, reader = receiver.peer, receiver.transport

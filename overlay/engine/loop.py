@@ -79,6 +79,9 @@ class Loop:
         self._outbox = Outbox(sockets, self._drops)
         self._peers = Peers(self._device, self._drops, os.urandom, tun.mtu if tun is not None else lambda: 0)
         role = RelayRole(config.number, sockets, self._drops, os.urandom) if config.relay_clients else None
+        if role is not None:
+            for sock in sockets.all():
+                sock.forwards()
         self._routes = Routes(role)
         self._sender = Sender(self._peers, self._outbox, self._routes, self._drops)
         self._disco = DiscoExchange(
@@ -217,7 +220,7 @@ class Loop:
             case api.SetPeer(peer):
                 self._attendance.reroute(self._peers.set(peer, now), now)
             case api.RemovePeer(number):
-                self._peers.remove(number)
+                self._peers.remove(number, now)
             case api.SetRelay(endpoints, number, public_key, ticket):
                 self._set_relay(endpoints, number, public_key, ticket, now)
             case api.SetClient(number, public_key, ticket):

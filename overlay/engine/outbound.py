@@ -4,6 +4,7 @@ A packet is read to where its record's plaintext will be sealed from: nothing is
 the cipher. Work per turn is bounded, so that a busy interface leaves the sockets their share.
 """
 
+from struct import Struct
 from typing import Final
 
 from overlay.engine import drops
@@ -14,6 +15,7 @@ from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.engine.sender import Sender
 from overlay.engine.tun import MAX_FRAME, Tun
+from overlay.wire.packet.acks import ACK_SIZES, ack_flow, supersedes
 from overlay.wire.record.frames import FRAME_HEADER_SIZE
 
 PACKETS_PER_TURN: Final = 128
@@ -29,6 +31,8 @@ _ALONE: Final = 2048
 
 _ROOM: Final = 1 << 16
 
+_address4 = Struct("4s").unpack_from
+
 
 class Outbound:
     def __init__(self, tun: Tun, peers: Peers, sender: Sender, outbox: Outbox, counted: Drops, faults: Faults) -> None:
@@ -43,9 +47,10 @@ class Outbound:
 
     def read(self, now: float) -> None:
         """Take what the TUN holds, up to a turn's share. Raises `OSError` when the device is gone."""
-        view, read = self._view, self._tun.read
+        buffer, view, read, hosts = self._buffer, self._view, self._tun.read, self._peers.allowed.hosts
         peer: Peer | None = None  # whose frames stand in view[start:end] and wait for more
         start = end = taken = count = 0
+        acks: dict[bytes, int] = {}  # flow → where its acknowledgement stands in view[start:end]
         for _ in range(PACKETS_PER_TURN):
             if peer is None:
                 start = end = 0
@@ -53,10 +58,17 @@ class Outbound:
             if not size:
                 break
             taken += size
-            found = self._owner(end + FRAME_HEADER_SIZE, size - FRAME_HEADER_SIZE)
+            at = end + FRAME_HEADER_SIZE
+            found = None
+            if buffer[at] >> 4 == 4:
+                found = hosts.get(_address4(buffer, at + 16)[0])
             if found is None:
-                continue
+                found = self._owner(at, size - FRAME_HEADER_SIZE)
+                if found is None:
+                    continue
             if found is peer and size <= _ALONE:
+                if size in ACK_SIZES and self._superseded(acks, start, end, size):
+                    continue
                 end += size
                 count += 1
                 if end - start >= GATHERED or end > _ROOM:
@@ -75,8 +87,27 @@ class Outbound:
             elif end > _ROOM:
                 self._send(peer, start, end, count, now)
                 peer = None
+            else:
+                acks.clear()
+                if size in ACK_SIZES:
+                    self._superseded(acks, start, start, size)
         if peer is not None:
             self._send(peer, start, end, count, now)
+
+    def _superseded(self, acks: dict[bytes, int], start: int, at: int, size: int) -> bool:
+        """Did the frame at `at` take the place of an earlier acknowledgement of the same record? It stays there else,
+        and is remembered if it is an acknowledgement."""
+        buffer = self._buffer
+        flow = ack_flow(buffer, at, size)
+        if flow is None:
+            return False
+        earlier = acks.get(flow)
+        if earlier is not None and earlier >= start and supersedes(buffer, at, earlier, size):
+            buffer[earlier : earlier + size] = buffer[at : at + size]
+            self._drops.count(drops.ACK_SUPERSEDED)
+            return True
+        acks[flow] = at
+        return False
 
     def _owner(self, at: int, size: int) -> Peer | None:
         """The peer that has the destination of the packet at `at`."""
@@ -95,5 +126,7 @@ class Outbound:
         return peer
 
     def _send(self, peer: Peer, start: int, end: int, count: int, now: float) -> None:
-        with self._faults:
+        try:
             self._sender.data(peer, self._view[start:end], count, now)
+        except Exception as error:
+            self._faults.caught(error)

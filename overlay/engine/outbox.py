@@ -12,6 +12,7 @@ from overlay.engine import drops
 from overlay.engine.drops import Drops
 from overlay.engine.udp import Buffers, UdpSocket, UdpSockets
 from overlay.wire.endpoint import Endpoint
+from overlay.wire.record.buffers import Layout
 
 MAX_WAITING: Final = 1 << 20
 """Bytes that wait per socket. One turn of the loop makes no more; what answers to what is received adds little."""
@@ -48,6 +49,14 @@ class Outbox:
         if outcome == drops.SEND_BLOCKED:
             return self._keep(self._queues[sock], buffers, segment, endpoint)
         return outcome
+
+    def send_record(self, layout: Layout, size: int, endpoint: Endpoint) -> str:
+        """As `send`, for the box of `size` bytes that was sealed into `layout`."""
+        for buffers, segment in layout.batches(size):
+            outcome = self.send(buffers, segment, endpoint)
+            if outcome:
+                return outcome  # the record is lost; its other fragments would be in vain
+        return ""
 
     def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
         """As `UdpSocket.send_fragmented`; never waits."""

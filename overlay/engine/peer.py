@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from overlay.engine.api import PathSnapshot, PeerConfig
+from overlay.engine.channel import Channel
 from overlay.engine.staging import Staging
 from overlay.engine.transport import TransportReader, TransportWriter
 from overlay.path.selector import Selector
 from overlay.path.types import Path
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.record.fragments import DATAGRAM_SIZE
+from overlay.wire.record.fragments import DATAGRAM_SIZE, FRAGMENT_HEADER_SIZE
 from overlay.wire.record.reader import RecordReader
+from overlay.wire.record.reports import LossMeter
+from overlay.wire.record.sizing import RecordSizer
 from overlay.wire.record.writer import RecordWriter
 from overlay.wire.wireguard.keypair import Keypair
 from overlay.wire.wireguard.session import Session
@@ -39,6 +42,10 @@ class Receiver:
     expires: float
     record: RecordReader | None  # type 5
     transport: TransportReader | None  # type 4
+    # What the peer's machines were told last: in which turn (its `now`, by identity), from where, and whether of data.
+    turn: float = 0.0
+    source: Endpoint | None = None
+    data: bool = False
 
 
 class Peer:
@@ -48,20 +55,24 @@ class Peer:
         "_sizes",
         "address",
         "armed",
+        "channel",
         "config",
         "datagram_size",
         "handshake",
+        "meter",
         "path_since",
         "prefix",
         "readers",
+        "record_writers",
         "repeat_at",
         "repeats",
         "rx_bytes",
         "selector",
         "session",
+        "sizer",
         "staging",
+        "transport_writers",
         "tx_bytes",
-        "writers",
     )
 
     def __init__(self, config: PeerConfig, session: Session, selector: Selector | None, wall_time: float) -> None:
@@ -82,7 +93,14 @@ class Peer:
         self.repeat_at: float | None = None
         self.repeats = 0
         self.readers: dict[int, RecordReader] = {}  # by local index
-        self.writers: dict[int, RecordWriter | TransportWriter] = {}
+        self.record_writers: dict[int, RecordWriter] = {}
+        self.transport_writers: dict[int, TransportWriter] = {}
+        self.channel: Channel | None = None
+        """What the records of this turn are sent with; None: to be looked up anew."""
+        self.meter = LossMeter()
+        """What to tell the peer of the records that come from it."""
+        self.sizer = RecordSizer(self._payload())
+        """How large the records to it may be."""
         self.rx_bytes = 0
         self.tx_bytes = 0
         self._sizes: dict[Endpoint, tuple[int, float]] = {}  # found smaller: (size, when)
@@ -104,12 +122,16 @@ class Peer:
         self.address = address
         self.prefix = prefix
         self._choose_size(now)
+        if changed:
+            self.sizer.path_changed(self._payload(), now)
+        self.datagram_size_changed()
         return changed
 
     def forget_sizes(self) -> None:
         """The way out of this machine changed: what paths could not carry says nothing any more."""
         self._sizes.clear()
         self.datagram_size = DATAGRAM_SIZE
+        self.datagram_size_changed()
 
     def shrink(self, now: float) -> bool:
         """The path refused `datagram_size`: take the next smaller one. False: there is none."""
@@ -120,7 +142,17 @@ class Peer:
             self._sizes.clear()
         self._sizes[self.address] = (smaller, now)
         self.datagram_size = smaller
+        self.datagram_size_changed()
         return True
+
+    def datagram_size_changed(self) -> None:
+        """`datagram_size` or `prefix` may be others now."""
+        self.channel = None
+        self.sizer.payload_changed(self._payload())
+
+    def _payload(self) -> int:
+        """Bytes of box that a datagram holds."""
+        return self.datagram_size - len(self.prefix) - FRAGMENT_HEADER_SIZE
 
     def _choose_size(self, now: float) -> None:
         self.datagram_size = DATAGRAM_SIZE
@@ -159,6 +191,9 @@ class Peer:
             deadline = self.selector.next_timeout()
             if deadline is not None and (nearest is None or deadline < nearest):
                 nearest = deadline
+        deadline = self.meter.next_timeout()
+        if deadline is not None and (nearest is None or deadline < nearest):
+            nearest = deadline
         for reader in self.readers.values():
             deadline = reader.next_timeout()
             if deadline is not None and (nearest is None or deadline < nearest):

@@ -52,10 +52,10 @@ class Peers:
             (known.config.public_key, known.config.transport, known.config.cipher)
             != (config.public_key, config.transport, config.cipher)
         ):
-            self.remove(config.number)
+            self.remove(config.number, now)
         owner = self.by_key.get(config.public_key)
         if owner is not None and owner.number != config.number:
-            self.remove(owner.number)  # the node came back under another number
+            self.remove(owner.number, now)  # the node came back under another number
         session = self._device.add_peer(config.public_key, config.preshared_key, config.persistent_keepalive, now=now)
         peer = self.by_number.get(config.number)
         if peer is None:
@@ -79,7 +79,7 @@ class Peers:
         self.touched.add(peer)
         return peer
 
-    def remove(self, number: int) -> None:
+    def remove(self, number: int, now: float) -> None:
         """Forget a peer with all its keys; unknown numbers are forgotten already."""
         peer = self.by_number.pop(number, None)
         if peer is None:
@@ -88,8 +88,8 @@ class Peers:
         del self.by_key[peer.config.public_key]
         self._remove_networks(peer)
         self.touched.discard(peer)
-        for index in list(peer.writers):
-            self.remove_keypair(peer, index)
+        for index in [*peer.record_writers, *peer.transport_writers]:
+            self.remove_keypair(peer, index, now)
 
     def is_inner(self, endpoint: Endpoint) -> bool:
         """Is this an address inside the network? A path to there would lead through itself."""
@@ -108,20 +108,24 @@ class Peers:
             receiver.record = peer.readers[index] = RecordReader(
                 keypair.receive_key, cipher, keypair.replay, buffers=self._record_buffers
             )
-            peer.writers[index] = RecordWriter(
+            peer.record_writers[index] = RecordWriter(
                 keypair.send_key, cipher, keypair.remote_index, buffers=self._record_buffers
             )
+            peer.meter.add(index, receiver.record, keypair.replay)
         else:
             receiver.transport = TransportReader(keypair.receive_key, keypair.replay, self._transport_buffers)
-            peer.writers[index] = TransportWriter(keypair, self._mtu(), self._transport_buffers)
+            peer.transport_writers[index] = TransportWriter(keypair, self._mtu(), self._transport_buffers)
         self.receivers[index] = receiver
 
-    def remove_keypair(self, peer: Peer, index: int) -> None:
+    def remove_keypair(self, peer: Peer, index: int, now: float) -> None:
         """The key pair is dead; what it counted stays counted."""
         receiver = self.receivers.pop(index, None)
         if receiver is not None:
             for reader in (receiver.record, receiver.transport):
                 if reader is not None:
                     self._drops.merge(reader.drops)
+        peer.meter.remove(index, now)
+        peer.channel = None
         peer.readers.pop(index, None)
-        peer.writers.pop(index, None)
+        peer.record_writers.pop(index, None)
+        peer.transport_writers.pop(index, None)

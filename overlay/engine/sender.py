@@ -7,14 +7,17 @@ ones, and the record once more: nothing of the first try can be opened, so nothi
 from typing import Final
 
 from overlay.engine import drops
+from overlay.engine.channel import Channel
 from overlay.engine.drops import Drops
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.engine.routes import Routes
-from overlay.engine.transport import TransportWriter
 from overlay.engine.udp import Buffers
+from overlay.wire.endpoint import Endpoint
+from overlay.wire.record.cut import cut
 from overlay.wire.record.frames import FRAME_HEADER_SIZE, frames
+from overlay.wire.record.reports import LossReport
 from overlay.wire.wireguard.keypair import Keypair
 
 _NOTHING: Final = memoryview(b"")
@@ -28,32 +31,40 @@ class Sender:
         self._drops = counted
 
     def data(self, peer: Peer, plain: memoryview, count: int, now: float) -> None:
-        """Send `count` frames (one record's worth), or keep them until there is a key and a path."""
-        self._peers.touched.add(peer)
-        selector = peer.selector
-        if selector is not None:
-            selector.data_sent(now)
-        keypair = peer.session.sending_keypair(now) if peer.address is not None else None
-        if keypair is None:
-            # One by one: a record of one datagram is taken before the peer has proof of where we are, larger ones not.
-            dropped = sum(peer.staging.add(bytes(plain[start:end])) for start, end in frames(plain))
-            if dropped:
-                self._drops.count(drops.STAGING_FULL, dropped)
-            if peer.address is not None:
-                peer.session.request_handshake(now)
+        """Send `count` frames (one record's worth, writable), or keep them until there is a key and a path."""
+        channel = peer.channel
+        if channel is None or channel.turn is not now:
+            channel = self._open(peer, now)
+        if channel is not None:
+            if len(plain) <= peer.sizer.room:
+                self._send_record(peer, channel, plain, now)
+            else:
+                for piece in cut(plain, peer.sizer.room):
+                    self._send_record(peer, peer.channel or channel, piece, now)
+        elif not self._send_packets(peer, plain, now):
+            self._stage(peer, plain, now)
             return
-        self._seal(peer, keypair, plain, now)
         peer.tx_bytes += len(plain) - count * FRAME_HEADER_SIZE
-        peer.session.data_sent(keypair, now, empty=False)
-        if peer.prefix:
-            self._routes.relay_used(now)
 
     def keepalive(self, peer: Peer, keypair: Keypair, now: float) -> None:
         """An empty record, or an empty packet."""
+        self._alone(peer, keypair, _NOTHING, now)
+
+    def report(self, peer: Peer, report: LossReport, now: float) -> None:
+        """Tell the peer what its records met with, if there is a key: it counts as a keepalive does."""
+        keypair = peer.session.sending_keypair(now)
+        if keypair is not None:
+            self._alone(peer, keypair, memoryview(report.encode()), now)
+
+    def _alone(self, peer: Peer, keypair: Keypair, plain: memoryview, now: float) -> None:
+        """A record or packet that carries no data."""
         if peer.address is None:
             self._drops.count(drops.NO_PATH)
+        elif peer.selector is not None:
+            self._send_record(peer, self._channel(peer, keypair, peer.address, now), plain, now)
         else:
-            self._seal(peer, keypair, _NOTHING, now)
+            for buffers, segment in peer.transport_writers[keypair.local_index].write(plain):
+                self._count(self._send_whole(peer, buffers, segment))
         peer.session.data_sent(keypair, now, empty=True)
 
     def flush(self, peer: Peer, now: float) -> None:
@@ -81,32 +92,74 @@ class Sender:
         if peer.handshake is not None and peer.address is not None:
             self._count(self._outbox.send((peer.prefix, peer.handshake), 0, peer.address))
 
-    def _seal(self, peer: Peer, keypair: Keypair, plain: memoryview, now: float) -> None:
-        writer = peer.writers[keypair.local_index]
-        if isinstance(writer, TransportWriter):
-            for buffers, segment in writer.write(plain):
-                self._count(self._send_whole(peer, buffers, segment))
-            return
-        send, address = self._outbox.send, peer.address
-        if address is None:
-            self._drops.count(drops.NO_PATH)
-            return
+    def _open(self, peer: Peer, now: float) -> Channel | None:
+        """Data goes to the peer in this turn: tell its machines, once, and look up what sending takes.
+
+        None: there is no key or no path, or the peer is a stock WireGuard peer.
+        """
+        self._peers.touched.add(peer)
+        peer.channel = None
+        selector = peer.selector
+        if selector is None:
+            return None
+        selector.data_sent(now)
+        address = peer.address
+        keypair = peer.session.sending_keypair(now) if address is not None else None
+        if keypair is None or address is None:
+            return None
+        channel = peer.channel = self._channel(peer, keypair, address, now)
+        peer.session.data_sent(keypair, now, empty=False)
+        if peer.prefix:
+            self._routes.relay_used(now)
+        return channel
+
+    def _channel(self, peer: Peer, keypair: Keypair, address: Endpoint, now: float) -> Channel:
+        writer = peer.record_writers[keypair.local_index]
+        layout = writer.buffers.layout(peer.datagram_size, len(peer.prefix))
+        return Channel(now, keypair, writer, layout, peer.prefix, address, self._outbox.sockets.to(address))
+
+    def _send_record(self, peer: Peer, channel: Channel, plain: memoryview, now: float) -> None:
         while True:
-            runs = writer.write(plain, keypair.next_counter(), peer.datagram_size, peer.prefix)
-            outcome = ""
-            for buffers, segment in runs:
-                outcome = send(buffers, segment, address)
-                if outcome:
-                    break  # the record is lost; its other fragments would be in vain
+            layout = channel.layout
+            size = channel.seal(plain, channel.keypair.next_counter(), layout, channel.prefix)
+            message, name = channel.message, channel.name
+            if (
+                size <= channel.limit
+                and not self._outbox.blocked
+                and message is not None
+                and name is not None
+                and not message.send(channel.descriptor, name, size)
+            ):
+                return
+            outcome = self._outbox.send_record(layout, size, channel.address)
             if not outcome:
                 return
             if outcome != drops.SEND_TOO_LONG:
                 self._drops.count(outcome)
                 return
             if not peer.shrink(now):
-                for buffers, segment in runs:
+                for buffers, segment in layout.batches(size):
                     self._count(self._send_whole(peer, buffers, segment))
                 return
+            channel = peer.channel = self._channel(peer, channel.keypair, channel.address, now)
+
+    def _send_packets(self, peer: Peer, plain: memoryview, now: float) -> bool:
+        """To a stock WireGuard peer: each packet in a message of its own. False: there is no key, or no endpoint."""
+        keypair = peer.session.sending_keypair(now) if peer.selector is None and peer.address is not None else None
+        if keypair is None:
+            return False
+        for buffers, segment in peer.transport_writers[keypair.local_index].write(plain):
+            self._count(self._send_whole(peer, buffers, segment))
+        peer.session.data_sent(keypair, now, empty=not plain)
+        return True
+
+    def _stage(self, peer: Peer, plain: memoryview, now: float) -> None:
+        # One by one: a record of one datagram is taken before the peer has proof of where we are, larger ones not.
+        dropped = sum(peer.staging.add(bytearray(plain[start:end])) for start, end in frames(plain))
+        if dropped:
+            self._drops.count(drops.STAGING_FULL, dropped)
+        if peer.address is not None:
+            peer.session.request_handshake(now)
 
     def _send(self, peer: Peer, buffers: Buffers, segment: int) -> str:
         if peer.address is None:

@@ -20,13 +20,13 @@ class Staging:
     __slots__ = ("_frames", "_size")
 
     def __init__(self) -> None:
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[bytearray] = deque()
         self._size = 0
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def add(self, frame: bytes) -> int:
+    def add(self, frame: bytearray) -> int:
         """Keep a frame; returns how many older ones had to go for it."""
         self._frames.append(frame)
         self._size += len(frame)
@@ -36,7 +36,7 @@ class Staging:
             dropped += 1
         return dropped
 
-    def take(self) -> list[bytes]:
+    def take(self) -> list[bytearray]:
         """All, oldest first; nothing is left."""
         taken = list(self._frames)
         self._frames.clear()

@@ -46,8 +46,11 @@ MAX_FRAME: Final = 4 + VIRTIO_SIZE + MAX_PACKET
 _GSO_TYPE_AT: Final = 1
 _GSO_UDP_L4: Final = 5
 _NO_OFFLOAD: Final = bytes(VIRTIO_SIZE)
-_LENGTH: Final = struct.Struct("<I")
+_MAX_SLOTS: Final = 1024
 _NAME_LIMIT: Final = 15  # IFNAMSIZ less its final zero
+
+_pack_length = struct.Struct("<I").pack_into
+_readv = os.readv
 
 
 class Device(Protocol):
@@ -66,6 +69,8 @@ class Tun:
         self._fd = device.fileno()
         self._vnet = features.tun_vnet
         self._uso = features.tun_uso
+        self._view = memoryview(b"")
+        self._slots: dict[int, list[memoryview]] = {}
         self.name = name
         self.features = features
         os.set_blocking(self._fd, False)
@@ -79,19 +84,28 @@ class Tun:
         There must be `MAX_FRAME` bytes: the kernel cuts what does not fit. Returns the frame's size in bytes, 0 when
         nothing waits. Raises `OSError` when the device is gone.
         """
+        slot = self._slots.get(at)
+        if slot is None or view is not self._view:
+            slot = self._slot(view, at)
         try:
-            if self._vnet:
-                size = os.readv(self._fd, [view[at + 4 :]])
-            else:
-                size = os.readv(self._fd, [view[at + 14 :]])
-                size += VIRTIO_SIZE if size else 0
-                view[at + 4 : at + 14] = _NO_OFFLOAD
+            size = _readv(self._fd, slot)
         except (BlockingIOError, InterruptedError):
             return 0
+        if not self._vnet:
+            size += VIRTIO_SIZE if size else 0
+            view[at + 4 : at + 14] = _NO_OFFLOAD
         if size <= VIRTIO_SIZE:
             raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))  # no kernel sends less than a packet: end of file
-        _LENGTH.pack_into(view, at, size - VIRTIO_SIZE)
+        _pack_length(view, at, size - VIRTIO_SIZE)
         return size + 4
+
+    def _slot(self, view: memoryview, at: int) -> list[memoryview]:
+        """Where a packet is read to: made once for each place, since packets come to the same few ones."""
+        if view is not self._view or len(self._slots) >= _MAX_SLOTS:
+            self._slots.clear()
+            self._view = view
+        slot = self._slots[at] = [view[at + 4 if self._vnet else at + 4 + VIRTIO_SIZE :]]
+        return slot
 
     def write(self, packet: memoryview | bytes | bytearray) -> str:
         """Write `virtio_net_hdr | IP packet`, offload fields already checked. Returns "" or the reason of a drop."""

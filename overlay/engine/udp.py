@@ -17,14 +17,13 @@ from typing import Final
 
 from overlay.engine import drops
 from overlay.engine.features import Features
+from overlay.engine.msghdr import SOL_UDP, UDP_GRO, UDP_SEGMENT, Name, Names, RecordMessage, Run
 from overlay.errors import Exit, UserError
 from overlay.wire.endpoint import Endpoint
+from overlay.wire.record.buffers import Layout
 
 logger = logging.getLogger(__name__)
 
-SOL_UDP: Final = 17
-UDP_SEGMENT: Final = 103
-UDP_GRO: Final = 104
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 IP_MTU_DISCOVER: Final = 10
@@ -35,10 +34,7 @@ PMTUDISC_DO: Final = 2  # DF, and EMSGSIZE above the known path MTU
 SOCKET_BUFFER: Final = 7 << 20
 """Bytes asked for in either direction: a superpacket in flight per 0.1 ms at 10 Gb/s for 5 ms of our not looking."""
 
-MAX_RUN: Final = 65536
-"""Bytes of receive buffer that a run needs at most."""
-
-_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(4)
+_MAX_MESSAGES: Final = 16
 _PORT_ATTEMPTS: Final = 16
 
 _REASONS: Final = {
@@ -65,6 +61,10 @@ class UdpSocket:
         """Takes `sock` over and probes what of `wanted` it can do."""
         sock.setblocking(False)
         self._socket = sock
+        self._descriptor = sock.fileno()
+        self._run = Run()
+        self._names = Names(sock.family)
+        self._messages: dict[Layout, RecordMessage] = {}
         self._ipv6 = sock.family == socket.AF_INET6
         self._ancillary: dict[int, list[tuple[int, int, bytes]]] = {}
         self._set_fragmentation(PMTUDISC_DO)
@@ -82,20 +82,34 @@ class UdpSocket:
     def port(self) -> int:
         return int(self._socket.getsockname()[1])
 
-    def receive(self, view: memoryview) -> tuple[int, int, Endpoint] | None:
-        """Read one run into `view` (at least `MAX_RUN` bytes): its size, segment size and source; None: nothing waits.
+    def receive(self) -> Run | None:
+        """The next run, valid until the next call; None: nothing waits.
 
         Raises `OSError` for an error that the socket reports; the next call may work.
         """
+        return self._run if self._run.receive(self._descriptor) else None
+
+    def record_limit(self, layout: Layout) -> int:
+        """Bytes of the largest box that `message(layout)` sends: a batch, or a datagram where nothing segments."""
+        if not self.features.udp_msghdr:
+            return 0
+        return layout.payload * (layout.fragments_per_batch if self.features.udp_gso else 1)
+
+    def message(self, layout: Layout) -> RecordMessage:
+        """What sends the records of `layout` on this socket in one call each."""
+        message = self._messages.get(layout)
+        if message is None:
+            if len(self._messages) >= _MAX_MESSAGES:
+                self._messages.clear()
+            message = self._messages[layout] = RecordMessage(layout)
+        return message
+
+    def name(self, endpoint: Endpoint) -> Name | None:
+        """The endpoint for `RecordMessage.send`; None: it is none of this family."""
         try:
-            size, ancillary, _, address = self._socket.recvmsg_into([view], _ANCILLARY_SIZE)
-        except (BlockingIOError, InterruptedError):
+            return self._names[endpoint]
+        except OSError:
             return None
-        segment = size
-        for level, kind, data in ancillary:
-            if level == SOL_UDP and kind == UDP_GRO:
-                segment = int.from_bytes(data[:4], "little" if _LITTLE else "big") or size
-        return size, segment, (address[0], address[1])
 
     def send(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
         """Send a run: `buffers` joined, cut each `segment` bytes; 0: one datagram. Returns "" or the reason of a drop.
@@ -122,6 +136,10 @@ class UdpSocket:
             return self._send_singly(buffers, segment, endpoint)
         finally:
             self._set_fragmentation(PMTUDISC_DO)
+
+    def forwards(self) -> None:
+        """What is relayed goes on to others from here: leave it as it comes."""
+        self._run.keep_relayed()
 
     def close(self) -> None:
         self._socket.close()
@@ -185,9 +203,6 @@ class UdpSocket:
                     forced = False
             self._socket.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER)  # cut to net.core.[rw]mem_max
         return forced
-
-
-_LITTLE: Final = struct.pack("=H", 1) == b"\1\0"
 
 
 def _reason(error: OSError) -> str:

@@ -24,11 +24,14 @@ from tests.engine.test_udp import Refusal, reluctant
 class Driven:
     """One engine's loop, with keys and addresses as `Machine` has them."""
 
-    def __init__(self, number: int, refusal: Refusal = lambda call, arguments: 0) -> None:
+    def __init__(self, number: int, refusal: Refusal | None = None) -> None:
         self.machine = Machine(number)
         self.tun, self.kernel = fake_tun(Features())
         self.kernel.setblocking(False)
-        self.sockets: UdpSockets = open_udp(0, Features(), reluctant(refusal))
+        if refusal is None:
+            self.sockets: UdpSockets = open_udp(0, Features())
+        else:  # a kernel that refuses is asked through the socket's own methods
+            self.sockets = open_udp(0, Features(udp_msghdr=False), reluctant(refusal))
         self.commands: deque[api.Command] = deque()
         self.events: list[api.Event] = []
         self.wakeup = os.eventfd(0, os.EFD_NONBLOCK)
@@ -73,7 +76,7 @@ Make = Callable[..., Driven]
 def make() -> Iterator[Make]:
     made: list[Driven] = []
 
-    def build(number: int, refusal: Refusal = lambda call, arguments: 0) -> Driven:
+    def build(number: int, refusal: Refusal | None = None) -> Driven:
         made.append(Driven(number, refusal))
         return made[-1]
 

@@ -11,8 +11,9 @@ import pytest
 from overlay.engine import drops
 from overlay.engine.drops import Drops
 from overlay.engine.features import Features
+from overlay.engine.msghdr import UDP_GRO, UDP_SEGMENT
 from overlay.engine.outbox import MAX_WAITING, Outbox
-from overlay.engine.udp import MAX_RUN, UDP_GRO, UDP_SEGMENT, UdpSocket, UdpSockets, datagrams, open_udp
+from overlay.engine.udp import UdpSocket, UdpSockets, datagrams, open_udp
 from overlay.errors import UserError
 
 Refusal = Callable[[str, tuple[Any, ...]], int]
@@ -67,11 +68,9 @@ def receiver() -> Iterator[UdpSockets]:
 
 def received(sock: UdpSocket) -> list[bytes]:
     """All that is there, as datagrams."""
-    buffer = memoryview(bytearray(MAX_RUN))
     found: list[bytes] = []
-    while (run := sock.receive(buffer)) is not None:
-        size, segment, _ = run
-        found += datagrams([bytes(buffer[:size])], segment)
+    while (run := sock.receive()) is not None:
+        found += datagrams([bytes(run.joined())], run.segment)
     return found
 
 
@@ -85,12 +84,12 @@ def test_a_run_arrives_as_a_run(receiver: UdpSockets) -> None:
     sender = open_udp(0, Features())
     outcome, parts = send_run(sender, receiver, 40)
     assert outcome == ""
-    buffer = memoryview(bytearray(MAX_RUN))
-    run = receiver.ipv4.receive(buffer)
+    run = receiver.ipv4.receive()
     if receiver.features.udp_gro and sender.features.udp_gso:
-        assert run == (40_004, 1000, ("127.0.0.1", sender.port))
-        assert buffer[:40_004] == b"".join(parts)
-    assert receiver.ipv4.receive(buffer) is None
+        assert run is not None
+        assert (run.size, run.segment, run.source) == (40_004, 1000, ("127.0.0.1", sender.port))
+        assert run.joined() == b"".join(parts)
+    assert receiver.ipv4.receive() is None
     sender.close()
 
 
@@ -99,9 +98,10 @@ def test_both_families_share_a_port(receiver: UdpSockets) -> None:
         pytest.skip("this machine has no IPv6")
     sender = open_udp(0, Features())
     assert sender.send([b"six"], 0, ("::1", receiver.port)) == ""
-    buffer = memoryview(bytearray(MAX_RUN))
-    assert receiver.ipv6.receive(buffer) == (3, 3, ("::1", sender.port))
-    assert receiver.ipv4.receive(buffer) is None
+    run = receiver.ipv6.receive()
+    assert run is not None
+    assert (bytes(run.joined()), run.segment, run.source) == (b"six", 3, ("::1", sender.port))
+    assert receiver.ipv4.receive() is None
     sender.close()
 
 

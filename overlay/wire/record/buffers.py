@@ -4,6 +4,7 @@ What a writer or reader hands out points into it, so sharing a set also shares i
 **any** writer, or **any** reader, of the set. Without sharing, each key pair would keep 128 KiB of its own resident.
 """
 
+from overlay.errors import LocalProtocolError
 from overlay.wire.record.fragments import DATAGRAM_SIZE, FRAGMENT_HEADER_SIZE, MAX_FRAGMENTS, TAG_SIZE
 from overlay.wire.record.frames import FRAME_HEADER_SIZE, MAX_RECORD
 
@@ -26,43 +27,78 @@ SUPERPACKET_SIZE = (
 _KEPT_LAYOUTS = 16
 _ARENA = 1 << 17  # what one batch of 64 KiB opens to, and one record that it completes
 
-Iovec = list[memoryview | bytes]
+Iovec = list[memoryview]
 
 
 class Layout:
-    """How boxes are cut for one datagram size and prefix length: header and box views side by side, made once."""
+    """How boxes are cut for one datagram size and prefix length, made once.
 
-    __slots__ = ("fragments_per_batch", "iovec", "max_fragments", "payload")
+    `headers`: prefix and fragment header of each fragment, side by side, `stride` bytes each. `box`: where boxes are
+    sealed to. `iovec`: views of a header and of its fragment's `payload` bytes of box, in turn. `datagram_size` in
+    bytes of UDP payload.
+    """
+
+    __slots__ = (
+        "box",
+        "datagram_size",
+        "fragments_per_batch",
+        "headers",
+        "iovec",
+        "max_fragments",
+        "payload",
+        "stride",
+    )
 
     def __init__(self, buffers: "RecordBuffers", datagram_size: int, stride: int) -> None:
+        self.datagram_size = datagram_size
+        self.stride = stride
         self.payload = payload = datagram_size - stride
         self.max_fragments = min(MAX_FRAGMENTS, -(-MAX_BOX // payload))
-        self.fragments_per_batch = min(MAX_BATCH_SEGMENTS, MAX_BATCH_SIZE // datagram_size)
+        self.fragments_per_batch = max(1, min(MAX_BATCH_SEGMENTS, MAX_BATCH_SIZE // datagram_size))
+        self.headers = buffers.headers
+        self.box = buffers.box
         self.iovec: Iovec = []
         headers = memoryview(buffers.headers)
         for index in range(self.max_fragments):
             self.iovec.append(headers[index * stride : (index + 1) * stride])
             self.iovec.append(buffers.box[index * payload : (index + 1) * payload])
 
+    def batches(self, size: int) -> list[tuple[Iovec, int]]:
+        """A box of `size` bytes, sealed with its headers, as pairs of an iovec for one `sendmsg` and the segment size
+        for `UDP_SEGMENT`; 0: the batch is a single datagram. At most 64 segments and 65,000 bytes a batch."""
+        payload, limit = self.payload, self.fragments_per_batch
+        count = -(-size // payload)
+        iovec = self.iovec[: 2 * count]
+        iovec[-1] = self.box[(count - 1) * payload : size]
+        return [
+            (iovec[2 * first : 2 * (first + limit)], self.datagram_size if min(count - first, limit) > 1 else 0)
+            for first in range(0, count, limit)
+        ]
+
 
 class RecordBuffers:
-    """`box` and `headers`: a sealed record and the prefix + header of each fragment; `datagram`: a fragment that holds
-    a whole record; `arena`: opened records. Pages are touched, and so resident, only as far as they were used."""
+    """`box` and `headers`: a sealed record and the prefix + header of each fragment; `arena`: opened records. Pages are
+    touched, and so resident, only as far as they were used."""
 
-    __slots__ = ("_layouts", "arena", "box", "datagram", "headers")
+    __slots__ = ("_layouts", "arena", "box", "headers")
 
     def __init__(self) -> None:
         self.box = memoryview(bytearray(MAX_BOX))
-        self.datagram = memoryview(bytearray(MAX_BATCH_SIZE))
         self.headers = bytearray(MAX_FRAGMENTS * (MAX_PREFIX + FRAGMENT_HEADER_SIZE))
         self.arena = memoryview(bytearray(_ARENA))
         self._layouts: dict[tuple[int, int], Layout] = {}
 
-    def layout(self, datagram_size: int, stride: int) -> Layout:
-        """The layout for datagrams of `datagram_size` bytes of which `stride` are prefix and fragment header."""
-        found = self._layouts.get((datagram_size, stride))
+    def layout(self, datagram_size: int, prefix_size: int) -> Layout:
+        """The layout for datagrams of `datagram_size` bytes with `prefix_size` bytes before each fragment.
+
+        Raises `LocalProtocolError` where no byte of a box would fit, or more than a batch takes.
+        """
+        found = self._layouts.get((datagram_size, prefix_size))
         if found is None:
+            stride = prefix_size + FRAGMENT_HEADER_SIZE
+            if not stride < datagram_size <= MAX_BATCH_SIZE or prefix_size > MAX_PREFIX:
+                raise LocalProtocolError(f"datagram size {datagram_size} with a prefix of {prefix_size} bytes")
             if len(self._layouts) >= _KEPT_LAYOUTS:
                 self._layouts.clear()  # datagram sizes change when a path is probed, not per record
-            found = self._layouts[datagram_size, stride] = Layout(self, datagram_size, stride)
+            found = self._layouts[datagram_size, prefix_size] = Layout(self, datagram_size, stride)
         return found

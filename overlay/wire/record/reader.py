@@ -21,12 +21,18 @@ from overlay.wire.record.frames import MAX_RECORD
 from overlay.wire.record.keys import Cipher, record_aead
 from overlay.wire.wireguard.replay import ReplayWindow
 
-MAX_OPEN_RECORDS = 8
-"""Records of one session in reassembly at once: reordering on a path mixes neighbours, not dozens. With `MAX_BOX` this
-bounds a session's memory: 8 × 64 KiB of box bytes, and an object per fragment."""
+MAX_OPEN_BYTES = 8 * MAX_BOX
+MAX_OPEN_RECORDS = 128
+"""Box bytes, and records, of one session in reassembly at once: reordering on a path mixes neighbours, and these are a
+few superpackets, or many of the small records that a path with loss gets. They bound a session's memory, with an object
+per fragment."""
 
-MAX_AGE = 1.0
-"""Seconds from a record's first fragment: TCP inside has retransmitted a lost segment long before."""
+MAX_AGE = 0.25
+"""Seconds from a record's first fragment: what comes later than that is lost to TCP inside, too, whose own
+retransmission is on its way by then."""
+
+REMEMBERED = 64
+"""Records given up last: a late fragment of one must not open it again, and evict another that may still be whole."""
 
 _unpack_header = FRAGMENT_HEADER.unpack_from
 _pack_header = FRAGMENT_HEADER.pack
@@ -38,9 +44,9 @@ class _OpenRecord:
 
     __slots__ = ("born", "have", "missing", "pieces", "size")
 
-    def __init__(self, count: int, now: float) -> None:
+    def __init__(self, now: float) -> None:
         self.born = now
-        self.missing = count
+        self.missing = 0
         self.have = 0  # bit per fragment index
         self.pieces: dict[int, bytes] = {}  # first fragment index → box bytes of a run of fragments
         self.size = 0
@@ -50,6 +56,7 @@ class RecordReader:
     """Opens the records of one key pair's receiving direction.
 
     `drops`: counted by name. `completed` and `lost`: records opened, and records given up with fragments missing.
+    `taken`: datagrams given to it since whoever reads that set it to 0.
     `buffers`: scratch memory shared with other writers and readers of the same thread; its own, if none is given.
     """
 
@@ -64,12 +71,15 @@ class RecordReader:
         self.drops: Counter[str] = Counter()
         self.completed = 0
         self.lost = 0
+        self.taken = 0
         self._decrypt_into = record_aead(keypair_receive_key, cipher).decrypt_into
         self._replay = replay
         self._arena = (buffers if buffers is not None else RecordBuffers()).arena
         self._arena_used = 0
         self._nonce = bytearray(12)
         self._open: dict[bytes, _OpenRecord] = {}  # by header with fragment index 0; least recently touched first
+        self._open_bytes = 0
+        self._given_up: dict[bytes, None] = {}  # oldest first
         self._deadline = 0.0  # no open record expires before
 
     def receive(self, batch: memoryview, segment: int, offset: int, now: float, *, multi: bool) -> list[memoryview]:
@@ -87,6 +97,8 @@ class RecordReader:
         size = len(batch)
         if not 0 < segment < size:
             segment = size
+        if segment:
+            self.taken += -(-size // segment)
         head = offset + FRAGMENT_HEADER_SIZE
         if segment <= head:
             self.drops["short_fragment"] += -(-size // segment) if size else 1
@@ -123,11 +135,34 @@ class RecordReader:
                     length = min(following, size) - at - run * head
                     self._collect(header, counter, index, count, box, length, now, opened)
                 elif self._open_box(header, counter, b"".join(box), opened):
-                    self._open.pop(header, None)
+                    self._close(header)
             at = following
         if at < size:
             self.drops["short_fragment"] += 1
         return opened
+
+    def open(self, header: Octets, count: int, counter: int, box: memoryview) -> memoryview | None:
+        """Open a record whose `count` fragments came all together and in order; None, and nothing counted: not
+        authentic, or seen before, or too large.
+
+        `header`: the first fragment's, whose values they are. Valid as what `receive` returns.
+        """
+        size = len(box) - TAG_SIZE
+        if not 0 <= size <= MAX_RECORD or not self._replay.check(counter):
+            return None
+        plain = self._arena[:size]
+        _pack_counter(self._nonce, 4, counter)
+        try:
+            self._decrypt_into(self._nonce, box, header, plain)
+        except InvalidTag:
+            return None
+        if not self._replay.accept(counter):
+            return None
+        self.completed += 1
+        self.taken += count
+        if self._open:
+            self._close(bytes(header))
+        return plain
 
     def expire(self, now: float) -> None:
         """Give up the records that are too old. Call at `next_timeout`."""
@@ -183,7 +218,11 @@ class RecordReader:
         """
         record = self._open.pop(header, None)
         if record is None:
-            record = self._make_room(count, now)
+            if header in self._given_up:
+                self.drops["late_fragment"] += len(box)
+                return
+            record = self._make_room(now)
+            record.missing = count
         self._open[header] = record
         if record.have >> index & ((1 << len(box)) - 1):
             for position, piece in enumerate(box, index):
@@ -200,22 +239,34 @@ class RecordReader:
         if record.missing:
             record.pieces[index] = b"".join(box)
             record.size += length
+            self._open_bytes += length
+            while self._open_bytes > MAX_OPEN_BYTES:
+                self._give_up(next(iter(self._open)), "record_evicted")
             return
         parts: list[tuple[int, list[bytes] | list[memoryview]]] = [(at, [piece]) for at, piece in record.pieces.items()]
         parts.append((index, box))
         parts.sort(key=lambda part: part[0])
-        del self._open[header]
+        self._close(header)
         self._open_box(header, counter, b"".join([piece for _, pieces in parts for piece in pieces]), out)
 
-    def _make_room(self, count: int, now: float) -> _OpenRecord:
+    def _make_room(self, now: float) -> _OpenRecord:
         if len(self._open) >= MAX_OPEN_RECORDS:
             self._give_up(next(iter(self._open)), "record_evicted")
         if not self._open:
             self._deadline = now + MAX_AGE
-        return _OpenRecord(count, now)
+        return _OpenRecord(now)
+
+    def _close(self, header: bytes) -> None:
+        """The record is in reassembly no longer, if it was."""
+        record = self._open.pop(header, None)
+        if record is not None:
+            self._open_bytes -= record.size
 
     def _give_up(self, header: bytes, reason: str) -> None:
-        del self._open[header]
+        self._close(header)
+        if len(self._given_up) >= REMEMBERED:
+            del self._given_up[next(iter(self._given_up))]
+        self._given_up[header] = None
         self.drops[reason] += 1
         self.lost += 1
 

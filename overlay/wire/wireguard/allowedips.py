@@ -17,8 +17,9 @@ class AllowedIPs(Generic[T]):
     """Networks of both families. A value may have many networks; a network has one value, the last inserted."""
 
     def __init__(self) -> None:
-        # Host routes of both families: 4 and 16 bytes cannot be taken for each other.
-        self._hosts: dict[bytes, T] = {}
+        self.hosts: dict[bytes, T] = {}
+        """Host routes of both families (4 and 16 bytes cannot be taken for each other), which win over all others: for
+        who looks one up per packet, and asks `lookup` only where there is none."""
         # By address size: (bits to shift an address right by, prefix -> value), fewest bits first.
         self._prefixes: dict[int, list[tuple[int, dict[int, T]]]] = {4: [], 16: []}
 
@@ -27,7 +28,7 @@ class AllowedIPs(Generic[T]):
         address = network.network_address.packed
         shift = network.max_prefixlen - network.prefixlen
         if shift == 0:
-            self._hosts[address] = value
+            self.hosts[address] = value
             return
         tables = self._prefixes[len(address)]
         table = next((table for known_shift, table in tables if known_shift == shift), None)
@@ -39,7 +40,8 @@ class AllowedIPs(Generic[T]):
 
     def remove_value(self, value: T) -> None:
         """Take all networks from `value`."""
-        self._hosts = {host: owner for host, owner in self._hosts.items() if owner != value}
+        for host in [host for host, owner in self.hosts.items() if owner == value]:
+            del self.hosts[host]
         for size, tables in self._prefixes.items():
             kept = [
                 (shift, {prefix: owner for prefix, owner in table.items() if owner != value}) for shift, table in tables
@@ -48,7 +50,7 @@ class AllowedIPs(Generic[T]):
 
     def lookup(self, address: bytes) -> T | None:
         """The value of the longest network that contains `address` (4 or 16 bytes); None if there is none."""
-        value = self._hosts.get(address)
+        value = self.hosts.get(address)
         if value is not None:
             return value
         tables = self._prefixes.get(len(address))
@@ -61,4 +63,4 @@ class AllowedIPs(Generic[T]):
         return None
 
     def __len__(self) -> int:
-        return len(self._hosts) + sum(len(table) for tables in self._prefixes.values() for _, table in tables)
+        return len(self.hosts) + sum(len(table) for tables in self._prefixes.values() for _, table in tables)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from overlay.errors import LocalProtocolError
 from overlay.wire.wireguard.constants import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
-from overlay.wire.wireguard.replay import ReplayWindow
+from overlay.wire.wireguard.gaps import GapWindow
 
 
 class Keypair:
@@ -48,7 +48,7 @@ class Keypair:
         # One sum, compared everywhere: `now - created` would round differently from a deadline and miss it by a hair.
         self.expires = created + REJECT_AFTER_TIME
         self.send_counter = 0
-        self.replay = ReplayWindow()
+        self.replay = GapWindow()
 
     def next_counter(self) -> int:
         """Take the next counter. Raises `LocalProtocolError` when none is left; such a key is no `sending_keypair`."""

@@ -7,7 +7,7 @@ import pytest
 from overlay.wire.record.buffers import MAX_BOX, RecordBuffers
 from overlay.wire.record.fragments import FRAGMENT_HEADER
 from overlay.wire.record.frames import MAX_RECORD
-from overlay.wire.record.reader import MAX_AGE, MAX_OPEN_RECORDS, RecordReader
+from overlay.wire.record.reader import MAX_AGE, MAX_OPEN_BYTES, MAX_OPEN_RECORDS, RecordReader
 from overlay.wire.wireguard.replay import ReplayWindow
 from tests.wire.record.batches import KEY, RECEIVER, batches, datagrams, reader, receive, writer
 
@@ -49,7 +49,7 @@ def test_all_that_one_call_opened_stays_valid_together() -> None:
 
 
 def test_a_batch_may_complete_more_than_the_arena_holds() -> None:
-    records = [record(counter, MAX_RECORD, 1444) for counter in range(MAX_OPEN_RECORDS)]
+    records = [record(counter, MAX_RECORD, 1444) for counter in range(MAX_OPEN_BYTES // MAX_BOX)]
     ours = reader()
     assert receive(ours, [datagram for _, sent in records for datagram in sent[1:]]) == []
     opened = ours.receive(memoryview(b"".join(sent[0] for _, sent in records)), 1444, 0, 0.0, multi=True)
@@ -103,7 +103,7 @@ def test_a_duplicated_fragment_is_dropped() -> None:
     assert ours.drops["duplicate_fragment"] == 4
 
 
-def test_a_lost_fragment_loses_the_record_after_a_second() -> None:
+def test_a_lost_fragment_loses_the_record_after_a_while() -> None:
     ours = reader()
     _, sent = record(0)
     assert receive(ours, sent[:-1], now=10.0) == []
@@ -115,13 +115,22 @@ def test_a_lost_fragment_loses_the_record_after_a_second() -> None:
     assert receive(ours, sent[-1:], now=11.0) == []
 
 
+def test_a_late_fragment_of_a_lost_record_opens_nothing() -> None:
+    ours = reader()
+    _, sent = record(0)
+    receive(ours, sent[1:-1], now=10.0)
+    ours.expire(10.0 + MAX_AGE)
+    assert receive(ours, [sent[0], sent[-1]], now=10.5) == []
+    assert (ours.lost, ours.drops["late_fragment"], ours.next_timeout()) == (1, 2, None)
+
+
 def test_old_records_expire_without_a_timer_too() -> None:
     ours = reader()
     receive(ours, record(0)[1][:-1], now=10.0)
-    receive(ours, record(1)[1][:-1], now=10.5)
-    receive(ours, record(2)[1], now=11.1)
+    receive(ours, record(1)[1][:-1], now=10.0 + MAX_AGE / 2)
+    receive(ours, record(2)[1], now=10.0 + MAX_AGE * 1.1)
     assert ours.drops["record_expired"] == 1
-    assert ours.next_timeout() == 11.5
+    assert ours.next_timeout() == 10.0 + MAX_AGE * 1.5
 
 
 def test_only_so_many_records_are_open_and_the_idle_one_makes_room() -> None:

@@ -27,6 +27,7 @@ from overlay.engine.peers import Peers
 from overlay.engine.relay_role import RelayRole
 from overlay.engine.routes import Routes
 from overlay.engine.sender import Sender
+from overlay.engine.slack import sharpen_timers
 from overlay.engine.timers import Timers
 from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket, UdpSockets
@@ -41,7 +42,8 @@ logger = logging.getLogger(__name__)
 MAX_SLEEP: Final = 60.0
 """s that epoll sleeps at most; bounds what a clock that counts differently from epoll's (suspend) can cost."""
 
-COMMANDS_PER_TURN: Final = 256
+COMMANDS_SHARE: Final = 0.0005
+"""s of a turn that commands take at most, and one command more: packets wait no longer for a whole network map."""
 
 
 def clock() -> float:
@@ -123,6 +125,7 @@ class Loop:
 
     def run(self) -> None:
         """Turn until stopped. Raises what makes going on pointless: the TUN device is gone, say."""
+        sharpen_timers()
         while not self._stopping:
             self.turn(MAX_SLEEP)
 
@@ -206,7 +209,8 @@ class Loop:
     # --- commands -----------------------------------------------------------------------------------------------------
 
     def _take_commands(self, now: float) -> None:
-        for _ in range(COMMANDS_PER_TURN):
+        end = time.monotonic() + COMMANDS_SHARE
+        while time.monotonic() < end:
             try:
                 command = self._commands.popleft()
             except IndexError:

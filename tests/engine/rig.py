@@ -39,6 +39,13 @@ def udp4(source: str, destination: str, payload: bytes, ports: tuple[int, int] =
     return header + datagram
 
 
+def acknowledgement(source: str, destination: str, port: int, number: int) -> bytes:
+    """An IPv4 packet with a TCP header that acknowledges up to `number`, and nothing else; without checksums."""
+    addresses = ip_address(source).packed + ip_address(destination).packed
+    tcp = struct.pack(">HHIIBBHHH", port, 443, 1, number, 5 << 4, 0x10, 500, 0, 0)
+    return struct.pack(">BBHHHBBH", 0x45, 0, 40, 1, 0x4000, 64, 6, 0) + addresses + tcp
+
+
 def udp6(source: str, destination: str, payload: bytes) -> bytes:
     addresses = ip_address(source).packed + ip_address(destination).packed
     length = 8 + len(payload)

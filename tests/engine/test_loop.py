@@ -13,11 +13,11 @@ from overlay.engine import api
 from overlay.engine.features import Features
 from overlay.engine.inbound import HANDSHAKE_BURST, RUNS_PER_TURN
 from overlay.engine.loop import Loop, clock
-from overlay.engine.outbound import PACKETS_PER_TURN
+from overlay.engine.outbound import PACKETS_PER_TURN, RAPID, RATE_WINDOW
 from overlay.engine.udp import UdpSockets, open_udp
 from overlay.path.budget import Budget
 from overlay.wire.packet.virtio import GSO_UDP_L4, NEEDS_CSUM, NO_OFFLOAD, VIRTIO_HEADER, VIRTIO_HEADER_SIZE
-from tests.engine.rig import Machine, fake_tun, udp4
+from tests.engine.rig import Machine, acknowledgement, fake_tun, udp4
 from tests.engine.test_udp import Refusal, reluctant
 
 
@@ -243,6 +243,43 @@ def test_small_packets_that_wait_share_a_record(make: Make) -> None:
     assert receiver.record.completed - before == 1  # 92 bytes a frame, 8192 bytes a record
 
 
+def test_of_acknowledgements_that_wait_only_the_last_is_sent(make: Make) -> None:
+    one, other = make(2), make(3)
+    introduce(one, other)
+
+    def packets(*numbers: int) -> list[bytes]:
+        ends = one.machine.address, other.machine.address
+        return [acknowledgement(*ends, port, number) for number in numbers for port in (1, 2)]
+
+    for packet in packets(1000, 2000, 2000, 3000):
+        one.kernel.send(NO_OFFLOAD + packet)
+    one.loop.turn(0.01)
+    found: list[bytes] = []
+
+    def arrived() -> bool:
+        found.extend(other.received())
+        return len(found) >= 4
+
+    turn_until(arrived, one, other)
+    # 2000 takes the place of 1000; its duplicate stays, and 3000 takes the duplicate's.
+    assert found == packets(2000, 3000)
+    assert one.snapshot().drops["ack_superseded"] == 4
+
+
+def test_rapid_packets_are_waited_for_and_slow_ones_not(make: Make) -> None:
+    outbound = make(2).loop._outbound
+    assert outbound is not None
+    now = clock()
+    for _ in range(4):
+        now += RATE_WINDOW
+        outbound._measure(int(2 * RAPID * RATE_WINDOW), now)
+    assert outbound._rapid_until > now
+    for _ in range(4):
+        now += RATE_WINDOW
+        outbound._measure(int(RAPID * RATE_WINDOW / 2), now)
+    assert outbound._rapid_until <= now
+
+
 def test_a_busy_tun_leaves_the_sockets_their_turn(make: Make) -> None:
     one = make(2)
     packet = NO_OFFLOAD + udp4("10.0.0.2", "10.0.0.3", b"")
@@ -313,9 +350,9 @@ def test_a_bug_in_the_work_on_one_packet_does_not_end_the_loop(
 def test_many_commands_do_not_hold_up_a_turn(make: Make) -> None:
     one = make(2)
     done: list[int] = []
-    for index in range(600):
+    for index in range(5000):
         one.post(api.Inspect(lambda snapshot, index=index: done.append(index)))  # type: ignore[misc]
     one.loop.turn(0.0)
-    assert 0 < len(done) < 600
-    turn_until(lambda: len(done) == 600, one)
-    assert done == list(range(600))
+    assert 0 < len(done) < 5000
+    turn_until(lambda: len(done) == 5000, one)
+    assert done == list(range(5000))

@@ -30,7 +30,7 @@ from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet import ip, virtio
 from overlay.wire.packet.datagrams import merge
-from overlay.wire.packet.superpacket import join
+from overlay.wire.packet.join import join
 from overlay.wire.record import fragments
 from overlay.wire.record.frames import LENGTH_SIZE, frames
 from overlay.wire.record.reports import is_report, parse_report

@@ -14,6 +14,19 @@ def test_complement_is_the_checksum_of_rfc_1071(data: bytes) -> None:
     assert checksum.complement(checksum.sum16(data)) == internet_checksum(data)
 
 
+@given(st.binary(min_size=350, max_size=2000), st.integers(1, 600))
+def test_sums_of_pieces_are_those_of_each_piece(data: bytes, size: int) -> None:
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    assert checksum.sums(memoryview(data), size) == [checksum.sum16(piece) for piece in pieces]
+
+
+@given(st.integers(0, 3000))
+def test_all_quarters_but_the_first_keep_words_whole(size: int) -> None:
+    first, *others = (int(part) for part in checksum.quarters(size).split("s")[:-1])
+    assert first + sum(others) == size
+    assert all(part % 2 == 0 for part in others)
+
+
 def test_udp_sends_a_checksum_of_zero_as_all_ones() -> None:
     assert checksum.complement(0xFFFF) == 0
     assert checksum.complement_udp(0xFFFF) == 0xFFFF

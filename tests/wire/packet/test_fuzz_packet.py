@@ -1,5 +1,6 @@
 """Hostile bytes in, nothing but `RemoteProtocolError` out."""
 
+from collections import Counter
 from contextlib import suppress
 
 from hypothesis import example, given
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 
 from overlay.errors import RemoteProtocolError
 from overlay.wire.packet import ip, virtio
-from overlay.wire.packet.superpacket import join, join_frames, split
+from overlay.wire.packet.join import join, join_frames, join_padded
+from overlay.wire.packet.superpacket import split
 from tests.wire.packet.packets import TCP, UDP, Flow
 
 seeds = st.builds(
@@ -83,6 +85,16 @@ def test_join_takes_anything_and_loses_nothing(packets: list[bytes]) -> None:
     assert sum(len(frame) - 10 for frame in frames) <= sum(map(len, packets))
     after = [packet for frame in frames for packet in split(memoryview(frame))]
     assert sorted(map(len, after)) == sorted(map(len, packets))
+
+
+@given(st.lists(hostile, max_size=6), st.integers(1, 200))
+def test_join_takes_any_padded_bytes(packets: list[bytes], stride: int) -> None:
+    drops: Counter[str] = Counter()
+    run = b"".join(packet[10:] for packet in packets)
+    frames = join_padded(memoryview(run), stride, drops)
+    after = [packet for frame in frames for packet in split(memoryview(frame))]
+    assert len(after) + drops.total() == -(-len(run) // stride)
+    assert sum(map(len, after)) <= len(run)
 
 
 @given(st.lists(damaged_frames(), max_size=6))

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from overlay.wire.packet import virtio
 from overlay.wire.packet.ip import Octets
-from overlay.wire.packet.superpacket import MAX_SUPERPACKET, MAX_UDP_SEGMENTS, join, join_frames, split
+from overlay.wire.packet.join import join, join_frames
+from overlay.wire.packet.superpacket import MAX_SUPERPACKET, MAX_UDP_SEGMENTS, split
 from tests.wire.packet.packets import ACK, FIN, PSH, TCP, UDP, Flow
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlay.wire.packet import virtio
-from overlay.wire.packet.superpacket import join_frames, split
+from overlay.wire.packet.join import join_frames
+from overlay.wire.packet.superpacket import split
 from overlay.wire.record.cut import cut
 from overlay.wire.record.frames import FRAME_HEADER_SIZE, LENGTH_SIZE, frames
 from tests.wire.packet.packets import ACK, CWR, FIN, PSH, TCP, UDP, Flow

@@ -28,9 +28,9 @@ from overlay.errors import RemoteProtocolError
 from overlay.path.budget import Budget
 from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.packet import ip, virtio
+from overlay.wire.packet import virtio
 from overlay.wire.packet.datagrams import merge
-from overlay.wire.packet.join import join
+from overlay.wire.packet.join import join_padded
 from overlay.wire.record import fragments
 from overlay.wire.record.frames import LENGTH_SIZE, frames
 from overlay.wire.record.reports import is_report, parse_report
@@ -327,21 +327,15 @@ class Inbound:
         if reader is None:
             return
         opened = reader.receive(run, segment)
-        if not opened:
+        if opened is None:
             return
-        packets: list[memoryview] = []
-        for padded in opened:
-            if padded:
-                try:
-                    packets.append(ip.trim(padded))
-                except RemoteProtocolError as error:
-                    self._drops.count(error.reason)
-        if packets:
-            for joined in join(packets, tcp=self._join_tcp, udp=self._join_udp):
+        if opened:
+            stride = segment - transport.OVERHEAD
+            for joined in join_padded(opened, stride, reader.drops, tcp=self._join_tcp, udp=self._join_udp):
                 view = memoryview(joined)
                 self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
         self._peers.touched.add(peer)
-        peer.session.data_received(receiver.keypair, now, empty=not any(opened))
+        peer.session.data_received(receiver.keypair, now, empty=not opened)
         self._roam(peer, source, now)
 
     def _deliver(self, peer: Peer, packet: memoryview, with_header: memoryview) -> None:

@@ -50,12 +50,15 @@ class Keypair:
         self.send_counter = 0
         self.replay = GapWindow()
 
-    def next_counter(self) -> int:
-        """Take the next counter. Raises `LocalProtocolError` when none is left; such a key is no `sending_keypair`."""
+    def next_counter(self, count: int = 1) -> int:
+        """Take the next counter, or the next `count` of them, and return the first.
+
+        Raises `LocalProtocolError` when so many are not left; a key without any is no `sending_keypair`.
+        """
         counter = self.send_counter
-        if counter >= REJECT_AFTER_MESSAGES:
+        if counter + count > REJECT_AFTER_MESSAGES:
             raise LocalProtocolError("the counters of this key are used up")
-        self.send_counter = counter + 1
+        self.send_counter = counter + count
         return counter
 
     def expired(self, now: float) -> bool:

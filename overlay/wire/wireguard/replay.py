@@ -8,6 +8,7 @@ from overlay.wire.wireguard.constants import REJECT_AFTER_MESSAGES, REPLAY_WINDO
 _WORD_BITS = 6
 _WORDS = (REPLAY_WINDOW >> _WORD_BITS) + 1  # one word more than the window, so that it slides by whole words
 _BIT = tuple(1 << bit for bit in range(64))
+_ALL_BITS = (1 << 64) - 1
 
 
 class ReplayWindow:
@@ -29,6 +30,28 @@ class ReplayWindow:
         if self._newest - counter > REPLAY_WINDOW:
             return False
         return not self._ring[(counter >> _WORD_BITS) % _WORDS] & _BIT[counter & 63]
+
+    def all_new(self, first: int, count: int) -> bool:
+        """Are `first` and the `count` − 1 counters after it all newer than any that was accepted?"""
+        return first > self._newest and first + count <= REJECT_AFTER_MESSAGES
+
+    def accept_all(self, first: int, count: int) -> None:
+        """Take `count` counters from `first` on, of packets that were **authenticated**, and of which `all_new` holds.
+
+        A few steps for 64 of them, where `accept` takes as many for each.
+        """
+        if not count:
+            return
+        ring = self._ring
+        newest_word = self._newest >> _WORD_BITS
+        self._newest = first + count - 1
+        last_word = self._newest >> _WORD_BITS
+        for passed in range(newest_word + 1, min(last_word, newest_word + _WORDS) + 1):
+            ring[passed % _WORDS] = 0
+        bits = (1 << count) - 1 << (first & 63)
+        for word in range(first >> _WORD_BITS, last_word + 1):
+            ring[word % _WORDS] |= bits & _ALL_BITS
+            bits >>= 64
 
     def accept(self, counter: int) -> bool:
         """Take `counter` of a packet that was **authenticated**; False: a replay, too old, or past the limit."""

@@ -19,12 +19,13 @@ HEADER_SIZE = 16
 MINIMUM_SIZE = HEADER_SIZE + TAG_SIZE
 OVERHEAD = HEADER_SIZE + TAG_SIZE
 
-_HEADER = struct.Struct("<IIQ")
+HEADER = struct.Struct("<IIQ")
+"""`TYPE`, receiver index, counter."""
 
 
 def pack_header_into(buffer: bytearray | memoryview, offset: int, receiver_index: int, counter: int) -> None:
     """Write the header of 16 bytes at `offset`."""
-    _HEADER.pack_into(buffer, offset, TYPE, receiver_index, counter)
+    HEADER.pack_into(buffer, offset, TYPE, receiver_index, counter)
 
 
 def parse_header(datagram: bytes | bytearray | memoryview) -> tuple[int, int]:
@@ -35,7 +36,7 @@ def parse_header(datagram: bytes | bytearray | memoryview) -> tuple[int, int]:
     """
     if len(datagram) < HEADER_SIZE:
         raise RemoteProtocolError("short_header")
-    type_, receiver_index, counter = _HEADER.unpack_from(datagram)
+    type_, receiver_index, counter = HEADER.unpack_from(datagram)
     if type_ != TYPE:
         raise RemoteProtocolError("unknown_type")
     if len(datagram) < MINIMUM_SIZE:

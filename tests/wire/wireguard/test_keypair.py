@@ -25,6 +25,16 @@ def test_counters_are_given_once_and_end() -> None:
         keypair.next_counter()
 
 
+def test_counters_are_given_in_rows_or_not_at_all() -> None:
+    keypair = make(1)
+    assert keypair.next_counter(40) == 0
+    assert keypair.next_counter() == 40
+    keypair.send_counter = REJECT_AFTER_MESSAGES - 2
+    with pytest.raises(LocalProtocolError):
+        keypair.next_counter(3)
+    assert keypair.next_counter(2) == REJECT_AFTER_MESSAGES - 2
+
+
 def test_expiry() -> None:
     keypair = make(1, created=0.1)
     assert not keypair.expired(0.1 + REJECT_AFTER_TIME - 1e-6)

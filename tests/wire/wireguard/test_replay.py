@@ -45,6 +45,29 @@ def test_it_judges_like_a_set_around_a_moving_middle(start: int, steps: list[int
         assert window.accept(counter) == model.accept(counter)
 
 
+@given(st.lists(st.tuples(near | edges | anywhere, st.integers(0, 200)), max_size=30))
+def test_many_at_once_are_judged_like_one_by_one(spans: list[tuple[int, int]]) -> None:
+    window, one_by_one = ReplayWindow(), ReplayWindow()
+    for first, count in spans:
+        new = window.all_new(first, count)
+        assert new == (first > one_by_one._newest and first + count <= REJECT_AFTER_MESSAGES)
+        if new:
+            window.accept_all(first, count)
+            assert all(one_by_one.accept(counter) for counter in range(first, first + count))
+        else:
+            assert window.accept(first) == one_by_one.accept(first)
+        assert window._newest == one_by_one._newest
+        for counter in (first - 1, first, first + count - 1, first + count):
+            assert window.check(max(0, counter)) == one_by_one.check(max(0, counter))
+
+
+def test_a_row_longer_than_the_window() -> None:
+    window = ReplayWindow()
+    window.accept_all(1, 3 * REPLAY_WINDOW)
+    assert not any(window.check(counter) for counter in range(3 * REPLAY_WINDOW + 1))
+    assert window.check(3 * REPLAY_WINDOW + 1)
+
+
 @given(st.permutations(range(200)))
 def test_within_the_window_any_order_is_accepted_once(order: list[int]) -> None:
     window = ReplayWindow()

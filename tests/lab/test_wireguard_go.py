@@ -15,6 +15,7 @@ import pytest
 from overlay.wire.wireguard.primitives import hash_, mac
 from tests.lab.engines import EngineHost, Key, ping, transfer, wait_for_ping
 from tests.lab.netns import Lab, Namespace, wait_for
+from tests.lab.tcp import set_timestamps, tcp_errors
 from tests.lab.wireguard import WireGuardGo
 
 pytestmark = pytest.mark.lab
@@ -107,6 +108,25 @@ def test_ping_tcp_and_a_forced_rekey(lab: Lab, initiator: str, with_psk: bool) -
     wait_for(lambda: pair.completed() > before, "a new key on our side")
     wait_for(lambda: pair.wireguard.latest_handshake(pair.our_key) > handshake, "a new key on wireguard-go's side")
     pair.talk()
+    pair.check_clean()
+
+
+@pytest.mark.parametrize("timestamps", [True, False], ids=["timestamps", "no timestamps"])
+def test_superpackets_cut_for_it_are_what_was_sent(lab: Lab, timestamps: bool) -> None:
+    pair = Pair(lab, initiator="ours", preshared_key=None)
+    pair.talk()
+    set_timestamps(pair.a, pair.b, on=timestamps)
+    for sender, receiver, address in (
+        (pair.a, pair.b, THEIRS),
+        (pair.a, pair.b, THEIRS6),
+        (pair.b, pair.a, OURS),
+        (pair.b, pair.a, OURS6),
+    ):
+        sent, received = transfer(sender, receiver, address, 20_000_000)
+        assert sent == received
+    for machine in (pair.a, pair.b):
+        assert tcp_errors(machine) == 0
+    assert not {"bad_tag", "tun_refused", "bad_ip_length", "bad_offload"} & set(pair.engine.inspect()["drops"])
     pair.check_clean()
 
 

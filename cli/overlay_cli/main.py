@@ -36,7 +36,7 @@ def _overview(context: typer.Context) -> None:
         raise typer.Exit(Exit.USAGE)
 
 
-app.command(epilog="Example: sudo overlay server --public vpn.example.org")(server)
+app.command(epilog="Example: sudo overlay server --public vpn.example.org --relay-rate 100Mbit")(server)
 app.command(epilog="Example: overlay invite --uses 5 --expires 7d --tag laptop")(invite)
 app.command(epilog="Example: sudo overlay up ov1_…   (or: sudo overlay up - < invite.txt)")(up)
 app.command(epilog="Example: sudo overlay down")(down)

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overlay_cli.durations import format_duration
+from overlay_cli.rates import format_rate
 
 _STATE_STYLES = {"connected": "green", "running": "green", "offline": "yellow", "starting": "yellow", "stopped": "red"}
 
@@ -40,7 +41,7 @@ def server_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderab
         Text("addresses  " + "  ".join(status["addresses"])),
         Text("networks   " + "  ".join(status["networks"])),
         Text(f"nodes      {status['nodes']}, {status['online']} online"),
-        Text(f"relayed    {_size(status['relayed_bytes'])}"),
+        Text(f"relayed    {_size(status['relayed_bytes'])}{_rate(status['relay_rate_bit_s'])}"),
         *_warnings(status),
     ]
     if status["exposures"]:
@@ -126,6 +127,10 @@ def _path(path: dict[str, Any] | None) -> str:
     if path is None:
         return "–"
     return str(path["kind"]) if path["endpoint"] is None else f"{path['kind']} {path['endpoint']}"
+
+
+def _rate(bits: float | None) -> str:
+    return "" if bits is None else f", {format_rate(bits / 8)} per node at most"
 
 
 def _size(count: int) -> str:

@@ -29,6 +29,7 @@ class EngineConfig:
     interface: str | None  # TUN name wished for ("overlay%d" lets the kernel number it); None: no TUN
     port: int = 0  # UDP port, for both address families; 0: the kernel picks
     relay_clients: bool = False  # this engine is a relay: it forwards type 6 between clients
+    relay_rate: float = 0.0  # bytes per second that each client may send through it (UDP payload); 0: no bound
     timestamp_floor: int = 0  # TAI64N never goes below this many ns since the epoch (kept in the state folder)
 
 
@@ -115,6 +116,7 @@ class EngineSnapshot:
     drops: Mapping[str, int]  # named reasons
     features: Mapping[str, bool]  # kernel features found: "tun_tso", "tun_uso", "udp_gso", "udp_gro", …
     relayed_bytes: int
+    relay_waiting: int  # bytes that wait at this relay, with what it costs to hold them
     timestamp: int  # highest TAI64N given out, ns since the epoch: to be kept as the next `timestamp_floor`
 
 

@@ -47,7 +47,8 @@ RELAY_BAD_TICKET: Final = "relay_bad_ticket"
 RELAY_NO_CLIENT: Final = "relay_no_client"  # destination number unknown
 RELAY_CLIENT_AWAY: Final = "relay_client_away"  # known, but not bound to an address now
 RELAY_REFLECTED: Final = "relay_reflected"  # to the sender itself
-RELAY_SOCKET_FULL: Final = "relay_socket_full"
+RELAY_QUEUE_FULL: Final = "relay_queue_full"  # the socket took no more, and the sender has its share waiting
+RELAY_RATE: Final = "relay_rate"  # the sender is over its rate, and has its share waiting
 
 # → TUN
 TUN_DOWN: Final = "tun_down"

@@ -5,10 +5,8 @@ that its own headers bear out. What is not authentic costs a counter and, where 
 a bounded budget.
 """
 
-import itertools
 import socket
 from collections.abc import Iterator
-from struct import iter_unpack
 from typing import Final
 
 from overlay.engine import drops
@@ -20,7 +18,7 @@ from overlay.engine.msghdr import Run
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer, Receiver
 from overlay.engine.peers import Peers
-from overlay.engine.relay_role import Client, RelayRole
+from overlay.engine.relay_queue import RUNS_TAKEN_PER_TURN
 from overlay.engine.routes import Routes
 from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket
@@ -34,7 +32,7 @@ from overlay.wire.packet.join import join_padded
 from overlay.wire.record import fragments
 from overlay.wire.record.frames import LENGTH_SIZE, frames
 from overlay.wire.record.reports import is_report, parse_report
-from overlay.wire.relay import RELAY_HEADER_SIZE, RELAY_TYPE, parse_header, tickets_equal
+from overlay.wire.relay import RELAY_HEADER_SIZE, RELAY_TYPE, header_runs, parse_header, tickets_equal
 from overlay.wire.wireguard import transport
 from overlay.wire.wireguard.device import Device
 
@@ -81,7 +79,7 @@ class Inbound:
 
     def receive(self, sock: UdpSocket, now: float) -> None:
         """Take what the socket holds, up to a turn's share."""
-        for _ in range(RUNS_PER_TURN):
+        for _ in range(RUNS_PER_TURN if self._routes.role is None else RUNS_TAKEN_PER_TURN):
             try:
                 run = sock.receive()
             except OSError:
@@ -102,15 +100,22 @@ class Inbound:
     def run(self, batch: memoryview, segment: int, source: Endpoint, now: float) -> None:
         """Deal with a run as a socket gave it: datagrams of `segment` bytes, the last maybe shorter. Never raises on
         what a peer sent. Writes into `batch` where it forwards."""
+        if batch and batch[0] == RELAY_TYPE:
+            for start, end in header_runs(batch, segment):
+                run = batch[start:end]
+                if run[0] == RELAY_TYPE:
+                    with self._faults:
+                        self._relayed(run, segment, source, now)
+                else:
+                    self.run(run, segment, source, now)
+            return
         for start, end, kind, index in fragments.runs(batch, segment):
             run = batch[start:end]
             if index >= 0:
                 with self._faults:
                     self._transport(run, segment, 0, kind, index, source, now)
             elif kind == RELAY_TYPE:
-                for run_start, run_end in header_runs(run, segment):
-                    with self._faults:
-                        self._relayed(run[run_start:run_end], segment, source, now)
+                self.run(run, segment, source, now)
             elif kind == DISCO_TYPE:
                 for datagram in _datagrams(run, segment):
                     with self._faults:
@@ -190,21 +195,18 @@ class Inbound:
         role, routes = self._routes.role, self._routes
         if role is not None:
             sender = role.sender(header, source)
-            if not isinstance(sender, Client):
+            if isinstance(sender, str):
                 self._drops.count(sender, _count(run, segment))
             elif header.number == self._number:
                 self._relayed_here(run, segment, sender.number, now)
             else:
-                self._forward(role, sender, header.number, run, segment, now)
+                outcome = role.forward(sender, header.number, run, segment, now)
+                if outcome:
+                    self._drops.count(outcome, _count(run, segment))
         elif routes.home is not None and tickets_equal(routes.ticket, header.ticket):
             self._relayed_here(run, segment, header.number, now)
         else:
             self._drops.count(drops.RELAY_NOT_OURS, _count(run, segment))
-
-    def _forward(self, role: RelayRole, sender: Client, number: int, run: memoryview, segment: int, now: float) -> None:
-        outcome = role.forward(sender, number, run, segment, now)
-        if outcome:
-            self._drops.count(outcome, _count(run, segment))
 
     def _relayed_here(self, run: memoryview, segment: int, number: int, now: float) -> None:
         """Messages for us that node `number` sent through a relay."""
@@ -349,28 +351,6 @@ class Inbound:
             self._drops.count(outcome)
         else:
             peer.rx_bytes += len(packet)
-
-
-def header_runs(run: memoryview, segment: int) -> Iterator[tuple[int, int]]:
-    """Cut a run of relayed datagrams where the relay header changes: byte offsets `(start, end)`.
-
-    Exact, unlike `fragments.runs`: a relay cannot find out later that a datagram was somebody else's.
-    """
-    size = len(run)
-    if size <= segment or segment <= RELAY_HEADER_SIZE:
-        yield 0, size
-        return
-    whole = size // segment * segment
-    headers = [header for (header,) in iter_unpack(f"{RELAY_HEADER_SIZE}s{segment - RELAY_HEADER_SIZE}x", run[:whole])]
-    if whole < size:
-        headers.append(bytes(run[whole : whole + RELAY_HEADER_SIZE]))
-    if headers.count(headers[0]) == len(headers):
-        yield 0, size
-        return
-    at = 0
-    for _, group in itertools.groupby(headers):
-        start, at = at, at + segment * len(list(group))
-        yield start, min(at, size)
 
 
 def _datagrams(run: memoryview, segment: int) -> Iterator[memoryview]:

@@ -80,10 +80,10 @@ class Loop:
         self._timers = Timers()
         self._outbox = Outbox(sockets, self._drops)
         self._peers = Peers(self._device, self._drops, os.urandom, tun.mtu if tun is not None else lambda: 0)
-        role = RelayRole(config.number, sockets, self._drops, os.urandom) if config.relay_clients else None
-        if role is not None:
-            for sock in sockets.all():
-                sock.forwards()
+        role = None
+        if config.relay_clients:
+            role = RelayRole(config.number, self._outbox, self._drops, os.urandom, config.relay_rate)
+        self._relayed = None if role is None else role.queues
         self._routes = Routes(role)
         self._sender = Sender(self._peers, self._outbox, self._routes, self._drops)
         self._disco = DiscoExchange(
@@ -153,7 +153,10 @@ class Loop:
 
     def _socket_ready(self, sock: UdpSocket, mask: int, now: float) -> None:
         if mask & select.EPOLLOUT:
-            self._outbox.flush(sock)
+            if self._relayed is not None:
+                self._relayed.flush(sock, now)
+            else:
+                self._outbox.flush(sock)
         if mask & (select.EPOLLIN | select.EPOLLERR):
             self._inbound.receive(sock, now)
 
@@ -171,14 +174,16 @@ class Loop:
 
     def _watch_blocked(self) -> None:
         """While a socket's buffer is full, wait for room in it, and leave packets in the TUN's own queue."""
-        if not self._outbox.blocked and not self._was_blocked:
+        relayed = self._relayed
+        blocked = self._outbox.blocked or (relayed is not None and relayed.blocked)
+        if not blocked and not self._was_blocked:
             return
-        self._was_blocked = self._outbox.blocked
+        self._was_blocked = blocked
         for descriptor, sock in self._by_fd.items():
-            wanted = select.EPOLLIN | (select.EPOLLOUT if self._outbox.waiting(sock) else 0)
-            self._epoll.modify(descriptor, wanted)
+            waiting = self._outbox.waiting(sock) or (relayed is not None and relayed.waiting(sock))
+            self._epoll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if waiting else 0))
         if self._tun is not None:
-            self._epoll.modify(self._tun.fileno(), 0 if self._was_blocked else select.EPOLLIN)
+            self._epoll.modify(self._tun.fileno(), 0 if self._outbox.blocked else select.EPOLLIN)
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
@@ -190,6 +195,8 @@ class Loop:
                         self._attendance.timeout(waiter, now)
                 elif waiter is self._routes.home:
                     self._disco.attend_home(now)
+                elif waiter is self._relayed:
+                    self._relayed.handle_timeout(now)
 
     def _attend(self, now: float) -> None:
         routes, touched = self._routes, self._peers.touched
@@ -205,6 +212,8 @@ class Loop:
                 self._attendance.attend(touched.pop(), now)
         if routes.home is not None:
             self._timers.arm(routes.home, routes.home.next_timeout())
+        if self._relayed is not None:
+            self._timers.arm(self._relayed, self._relayed.end_turn(now))
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -277,7 +286,7 @@ class Loop:
             features.update({name: on for name, on in self._tun.features.as_dict().items() if name.startswith("tun_")})
         else:
             features = {name: on for name, on in features.items() if not name.startswith("tun_")}
-        home, role = self._routes.home, self._routes.role
+        home, relayed = self._routes.home, self._relayed
         return api.EngineSnapshot(
             interface=None if self._tun is None else self._tun.name,
             port=self._sockets.port,
@@ -285,7 +294,8 @@ class Loop:
             relay_rtt=None if home is None else home.rtt,
             drops=dict(counts),
             features=features,
-            relayed_bytes=0 if role is None else role.relayed_bytes,
+            relayed_bytes=0 if relayed is None else relayed.sent_bytes,
+            relay_waiting=0 if relayed is None else relayed.held,
             timestamp=self._timestamper.highest,
         )
 

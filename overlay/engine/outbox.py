@@ -2,7 +2,7 @@
 
 The kernel's TUN queue is where packets should wait: there TCP feels it. So own traffic that finds the buffer full is
 kept, the loop stops taking packets from the TUN until the queue is empty, and nothing is lost to a burst. What is
-relayed for others does not come here: it is forwarded at once or dropped.
+relayed for others has queues of its own (`relay_queue`); while those wait for the socket, too, the two go by turns.
 """
 
 from collections import deque
@@ -19,9 +19,10 @@ MAX_WAITING: Final = 1 << 20
 
 
 class _Queue:
-    __slots__ = ("runs", "size")
+    __slots__ = ("runs", "shared", "size")
 
     def __init__(self) -> None:
+        self.shared = False  # others wait for the socket: nothing goes past the queue
         self.runs: deque[tuple[bytes, int, Endpoint]] = deque()
         self.size = 0
 
@@ -35,15 +36,17 @@ class Outbox:
         self._queues = {sock: _Queue() for sock in sockets.all()}
         self.blocked = False
         """Some socket has runs waiting: take nothing more from the TUN, and call `flush` when it is writable."""
+        self.busy = False
+        """The same, or others wait for some socket: what goes out now has to go through `send`."""
 
     def send(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
         """Send a run or keep it (a copy) for later. Returns "" or the reason why it went nowhere, not yet counted."""
         sock = self.sockets.to(endpoint)
         if sock is None:
             return drops.SEND_NO_FAMILY
-        if self.blocked:
+        if self.busy:
             queue = self._queues[sock]
-            if queue.runs:
+            if queue.runs or queue.shared:
                 return self._keep(queue, buffers, segment, endpoint)
         outcome = sock.send(buffers, segment, endpoint)
         if outcome == drops.SEND_BLOCKED:
@@ -66,19 +69,27 @@ class Outbox:
     def waiting(self, sock: UdpSocket) -> bool:
         return bool(self._queues[sock].runs)
 
-    def flush(self, sock: UdpSocket) -> None:
-        """The socket is writable: send what waits, as far as it takes it."""
+    def share(self, sock: UdpSocket, *, shared: bool) -> None:
+        """Others wait for the socket, or do no more. While they do, whoever flushes for them flushes this queue too."""
+        self._queues[sock].shared = shared
+        self._look_whether_busy()
+
+    def flush(self, sock: UdpSocket, most: int | None = None) -> bool:
+        """The socket is writable: send what waits, `most` runs if given. False: it takes no more."""
         queue = self._queues[sock]
-        while queue.runs:
+        while queue.runs and most != 0:
+            if most is not None:
+                most -= 1
             data, segment, endpoint = queue.runs[0]
             outcome = sock.send([data], segment, endpoint)
             if outcome == drops.SEND_BLOCKED:
-                return
+                return False
             queue.runs.popleft()
             queue.size -= len(data)
             if outcome:
                 self._drops.count(outcome)
-        self.blocked = any(other.runs for other in self._queues.values())
+        self._look_whether_busy()
+        return True
 
     def _keep(self, queue: _Queue, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
         data = b"".join(buffers)
@@ -86,5 +97,10 @@ class Outbox:
             return drops.SEND_BLOCKED
         queue.runs.append((data, segment, endpoint))
         queue.size += len(data)
-        self.blocked = True
+        self.blocked = self.busy = True
         return ""
+
+    def _look_whether_busy(self) -> None:
+        queues = self._queues.values()
+        self.blocked = any(queue.runs for queue in queues)
+        self.busy = self.blocked or any(queue.shared for queue in queues)

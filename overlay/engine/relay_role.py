@@ -2,46 +2,39 @@
 
 `(source address, ticket) → client` holds for an address that a disco ping of the client's own came from. A binding in
 use moves to another address only after that one answered a ping of ours: a ping can be recorded and sent again from
-elsewhere, and would otherwise take a client's traffic away. Nothing is queued: a run is forwarded at once, in place,
-with one system call, or dropped.
+elsewhere, and would otherwise take a client's traffic away. What may go on goes to `relay_queue`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 from overlay.engine import drops
 from overlay.engine.drops import Drops
-from overlay.engine.udp import UdpSockets
+from overlay.engine.outbox import Outbox
+from overlay.engine.relay_queue import Client, RelayQueues
 from overlay.wire.disco import TXID_SIZE
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.relay import RELAY_HEADER_SIZE, RelayHeader, pack_header, tickets_equal
+from overlay.wire.relay import RelayHeader, pack_header, tickets_equal
 
 BINDING_LIFE: Final = 90.0
 """s after the last ping: clients ping each 25 s, so that three were lost. Then the NAT may have given the port away."""
 
 
-@dataclass(slots=True)
-class Client:
-    """A node that may send through us."""
-
-    number: int
-    public_key: bytes
-    ticket: int = field(repr=False)
-    address: Endpoint | None = None
-    heard: float = float("-inf")  # last ping from `address`
-    challenge: tuple[Endpoint, bytes] | None = None  # (address, txid) that has to answer before it is bound
-
-
 class RelayRole:
     """All clients of this relay."""
 
-    def __init__(self, number: int, sockets: UdpSockets, counted: Drops, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        number: int,
+        outbox: Outbox,
+        counted: Drops,
+        random_bytes: Callable[[int], bytes],
+        rate: float = 0.0,
+    ) -> None:
+        """`rate`: bytes per second that each client may send through us; 0: as many as it likes."""
         self.clients: dict[int, Client] = {}
-        self.relayed_bytes = 0
+        self.queues = RelayQueues(outbox, counted, rate)
         self._number = number
-        self._sockets = sockets
-        self._drops = counted
         self._random_bytes = random_bytes
         self._bound: dict[Endpoint, Client] = {}
 
@@ -52,12 +45,16 @@ class RelayRole:
             client.ticket = ticket
             return
         self.remove_client(number)
-        self.clients[number] = Client(number, public_key, ticket)
+        self.clients[number] = Client(number, public_key, ticket, budget=self.queues.new_budget())
 
     def remove_client(self, number: int) -> None:
         client = self.clients.pop(number, None)
-        if client is not None and client.address is not None:
+        if client is None:
+            return
+        if client.address is not None:
             self._bound.pop(client.address, None)
+            client.address = None  # what waits for it goes nowhere
+        self.queues.remove(client)
 
     def route(self, number: int, now: float) -> tuple[Endpoint, bytes] | None:
         """Where our own traffic to a client goes, and the header before each message; None: it is not bound."""
@@ -114,7 +111,7 @@ class RelayRole:
         return client
 
     def forward(self, sender: Client, number: int, run: memoryview, segment: int, now: float) -> str:
-        """Send a run (datagrams of one header, `segment` bytes each) on to client `number`. Rewrites it in place.
+        """Send a run (datagrams of one header, `segment` bytes each) on to client `number`. May rewrite it in place.
 
         Returns "" or the reason of the drop.
         """
@@ -123,22 +120,6 @@ class RelayRole:
             return drops.RELAY_NO_CLIENT
         if client is sender:
             return drops.RELAY_REFLECTED
-        address = client.address
-        if address is None or now > client.heard + BINDING_LIFE:
+        if client.address is None or now > client.heard + BINDING_LIFE:
             return drops.RELAY_CLIENT_AWAY
-        sock = self._sockets.to(address)
-        if sock is None:
-            return drops.SEND_NO_FAMILY
-        header = pack_header(sender.number, client.ticket)
-        size = len(run)
-        for at in range(0, size, segment):
-            run[at : at + RELAY_HEADER_SIZE] = header
-        cut = segment if size > segment else 0
-        outcome = sock.send((run,), cut, address)
-        if outcome == drops.SEND_TOO_LONG:
-            # The sender cannot know of the way behind us, nor can we cut what we cannot read: IP may.
-            outcome = sock.send_fragmented((run,), cut, address)
-        if outcome:
-            return drops.RELAY_SOCKET_FULL if outcome in (drops.SEND_BLOCKED, drops.SEND_NO_BUFFERS) else outcome
-        self.relayed_bytes += size
-        return ""
+        return self.queues.send(sender, client, pack_header(sender.number, client.ticket), run, segment, now)

@@ -125,7 +125,7 @@ class Sender:
             message, name = channel.message, channel.name
             if (
                 size <= channel.limit
-                and not self._outbox.blocked
+                and not self._outbox.busy
                 and message is not None
                 and name is not None
                 and not message.send(channel.descriptor, name, size)

@@ -137,9 +137,14 @@ class UdpSocket:
         finally:
             self._set_fragmentation(PMTUDISC_DO)
 
-    def forwards(self) -> None:
-        """What is relayed goes on to others from here: leave it as it comes."""
+    def forwards(self, send_buffer: int) -> None:
+        """What is relayed goes on to others from here: leave it as it comes, and have the kernel hold `send_buffer`
+        bytes of what goes out at most (and as much again of its own bookkeeping)."""
         self._run.keep_relayed()
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, send_buffer)
+        except OSError:  # not privileged: the plain option is cut to net.core.wmem_max, which is less still
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
 
     def close(self) -> None:
         self._socket.close()

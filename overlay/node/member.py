@@ -75,6 +75,7 @@ class MemberSettings:
     interface: str | None = "overlay%d"  # None: no TUN, no names
     port: int = 0  # UDP; 0: the kernel picks
     relay_clients: bool = False  # the server's part: forward between nodes
+    relay_rate: float = 0.0  # bytes per second that it forwards for each node; 0: no bound
     names: bool = True  # run the resolver and point the system at it
 
 
@@ -302,6 +303,7 @@ class Member:
             interface=self.settings.interface,
             port=self.settings.port,
             relay_clients=self.settings.relay_clients,
+            relay_rate=self.settings.relay_rate,
             timestamp_floor=self._floor,
         )
 

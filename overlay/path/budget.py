@@ -12,17 +12,17 @@ class Budget:
         self._tokens = burst
         self._filled = float("-inf")
 
-    def take(self, now: float) -> bool:
-        """Take one token, if there is one."""
+    def take(self, now: float, cost: float = 1.0) -> bool:
+        """Take `cost` tokens, at most `burst`, if there are so many."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._filled) * self._rate)
         self._filled = max(self._filled, now)
-        if self._tokens < 1.0:
+        if self._tokens < cost:
             return False
-        self._tokens -= 1.0
+        self._tokens -= cost
         return True
 
-    def available_at(self, now: float) -> float:
-        """When `take` will succeed: `now` or later."""
-        missing = 1.0 - (self._tokens + max(0.0, now - self._filled) * self._rate)
-        # A hair later than computed: a caller that wakes exactly then must find the token, whatever the rounding.
-        return now if missing <= 0.0 else now + missing / self._rate + 1e-6
+    def available_at(self, now: float, cost: float = 1.0) -> float:
+        """When `take` of `cost` tokens, at most `burst`, will succeed: `now` or later."""
+        missing = cost - (self._tokens + max(0.0, now - self._filled) * self._rate)
+        # A hair later than computed: a caller that wakes exactly then must find the tokens, whatever the rounding.
+        return now if missing <= 0.0 else now + (missing + 1e-9 * self._burst) / self._rate + 1e-6

@@ -157,6 +157,8 @@ class ServerDaemon:
             "online": sum(1 for node in nodes if node["online"]),
             "exposures": network.exposures.status(),
             "relayed_bytes": snapshot.relayed_bytes if snapshot is not None else 0,
+            "relay_waiting_bytes": snapshot.relay_waiting if snapshot is not None else 0,
+            "relay_rate_bit_s": self._settings.relay_rate * 8 or None,
             "drops": dict(drops),
             "features": dict(snapshot.features) if snapshot is not None else {},
             "warnings": [*self._reach.warnings, *self._member.warnings],
@@ -213,6 +215,7 @@ class ServerDaemon:
             interface=(self._settings.interface or "overlay%d") if self._settings.tun else None,
             port=port,
             relay_clients=True,
+            relay_rate=self._settings.relay_rate,
             names=False,
         )
         return Member(settings, self._state, on_endpoints=self._tell_own_endpoints, start_engine=self._start_engine)

@@ -16,4 +16,5 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""  # the server's own, as a node; default "server"
     interface: str = ""  # default the first free overlay0, overlay1, …
     tun: bool = True
+    relay_rate: float = 0.0  # bytes per second relayed for each node; 0: no bound
     verbosity: int = 0  # as in `overlay.daemon.logs.configure`

@@ -140,6 +140,23 @@ def test_command_line_over_environment_over_file(tmp_path: Path) -> None:
     assert "'line'" in answer_to_invite(tmp_path, "--expires", "line", environment=environment)
 
 
+def test_a_rate_from_wherever_it_comes_is_read_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(*arguments: str) -> str:
+        assert main(["server", "--json", "--state", str(tmp_path / "new"), *arguments]) == 2
+        error = json.loads(capsys.readouterr().out)["error"]
+        assert error["code"] == "bad-rate" and not (tmp_path / "new" / "lock").exists()
+        return str(error["message"])
+
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.toml").write_text('relay-rate = "file"\n')
+    assert "'file'" in refusal()
+    monkeypatch.setenv("OVERLAY_RELAY_RATE", "environment")
+    assert "'environment'" in refusal()
+    assert "'100'" in refusal("--relay-rate", "100")
+
+
 def test_state_from_the_environment(tmp_path: Path) -> None:
     code, _, err = run("status", environment={"OVERLAY_STATE": str(tmp_path)})
     assert code == 3 and str(tmp_path) in err

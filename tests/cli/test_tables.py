@@ -62,6 +62,8 @@ SERVER: dict[str, Any] = {
     "online": 2,
     "exposures": [],
     "relayed_bytes": 1500,
+    "relay_waiting_bytes": 0,
+    "relay_rate_bit_s": None,
     "warnings": [],
     "drops": {},
     "features": {},
@@ -95,7 +97,8 @@ def test_a_node_without_peers() -> None:
 
 def test_a_server() -> None:
     text = drawn(server_summary(SERVER, verbose=True))
-    assert "3, 2 online" in text and "1.5 kB" in text and "no interface" in text
+    assert "3, 2 online" in text and "1.5 kB\n" in text and "no interface" in text
+    assert "1.5 kB, 100 Mbit/s per node at most" in drawn(server_summary({**SERVER, "relay_rate_bit_s": 1e8}))
 
 
 def test_nodes() -> None:

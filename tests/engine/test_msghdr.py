@@ -98,7 +98,7 @@ def test_runs_of_another_kind_come_as_they_are(ends: tuple[UdpSockets, UdpSocket
 
 def test_what_is_to_be_forwarded_stays_joined(ends: tuple[UdpSockets, UdpSockets]) -> None:
     one, other = ends
-    other.ipv4.forwards()
+    other.ipv4.forwards(1 << 20)
     for counter in range(3):
         sent = send(one.ipv4, other.port, bytes(30_000), counter, RELAY_HEADER)
         run = take(other.ipv4)

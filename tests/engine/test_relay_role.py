@@ -7,8 +7,9 @@ import pytest
 
 from overlay.engine.drops import Drops
 from overlay.engine.features import Features
-from overlay.engine.inbound import header_runs
-from overlay.engine.relay_role import BINDING_LIFE, Client, RelayRole
+from overlay.engine.outbox import Outbox
+from overlay.engine.relay_queue import Client
+from overlay.engine.relay_role import BINDING_LIFE, RelayRole
 from overlay.engine.udp import UdpSockets, open_udp
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.relay import RelayHeader, pack_header
@@ -27,7 +28,8 @@ def sockets() -> Iterator[UdpSockets]:
 
 @pytest.fixture
 def role(sockets: UdpSockets) -> RelayRole:
-    role = RelayRole(1, sockets, Drops(), lambda size: b"t" * size)
+    counted = Drops()
+    role = RelayRole(1, Outbox(sockets, counted), counted, lambda size: b"t" * size)
     role.set_client(2, b"a" * 32, TICKET_A)
     role.set_client(3, b"b" * 32, TICKET_B)
     return role
@@ -93,7 +95,7 @@ def test_a_run_goes_on_with_new_headers_in_one_piece(role: RelayRole) -> None:
         run = b"".join(pack_header(3, TICKET_A) + body for body in bodies)
         assert role.forward(role.clients[2], 3, memoryview(bytearray(run)), 116, 1.0) == ""
         assert [receiver.recv(2000) for _ in bodies] == [pack_header(2, TICKET_B) + body for body in bodies]
-        assert role.relayed_bytes == len(run)
+        assert role.queues.sent_bytes == len(run)
 
 
 def test_what_cannot_be_forwarded_has_a_reason(role: RelayRole) -> None:
@@ -104,25 +106,3 @@ def test_what_cannot_be_forwarded_has_a_reason(role: RelayRole) -> None:
     assert role.forward(sender, 3, run, 40, 0.0) == "relay_client_away"
     role.ping_received(3, B, 0.0)
     assert role.forward(sender, 3, run, 40, BINDING_LIFE + 1) == "relay_client_away"
-
-
-def test_a_full_socket_drops_and_queues_nothing(role: RelayRole, sockets: UdpSockets) -> None:
-    class Full:
-        def send(self, buffers: object, segment: int, endpoint: Endpoint) -> str:
-            return "send_blocked"
-
-    role.ping_received(3, B, 0.0)
-    sockets.to = lambda endpoint: Full()  # type: ignore[method-assign, assignment, return-value]
-    assert role.forward(role.clients[2], 3, memoryview(bytearray(40)), 40, 0.0) == "relay_socket_full"
-    assert role.relayed_bytes == 0
-
-
-def test_runs_of_one_header_are_cut_exactly() -> None:
-    one, other = pack_header(2, 7) + bytes(84), pack_header(3, 7) + bytes(84)
-    run = one * 3 + other + one * 2 + one[:50]
-    pieces = list(header_runs(memoryview(run), 100))
-    assert pieces == [(0, 300), (300, 400), (400, 650)]
-    assert list(header_runs(memoryview(one * 5), 100)) == [(0, 500)]
-    assert list(header_runs(memoryview(one), 100)) == [(0, 100)]
-    assert list(header_runs(memoryview(one + b"\x06"), 100)) == [(0, 100), (100, 101)]
-    assert list(header_runs(memoryview(bytes(30)), 10)) == [(0, 30)]

@@ -44,6 +44,7 @@ class FakeEngine:
             drops={"bad_tag": 2},
             features={"udp_gso": True},
             relayed_bytes=0,
+            relay_waiting=0,
             timestamp=self.timestamp,
         )
 

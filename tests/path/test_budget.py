@@ -33,3 +33,24 @@ def test_time_that_goes_back_gives_nothing() -> None:
     assert budget.take(10.0)
     assert not budget.take(5.0)
     assert budget.available_at(5.0) > 5.0
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 1.0), st.integers(1, 1000)), max_size=100), st.floats(10.0, 1e8))
+def test_costs_are_bounded_in_every_interval_and_the_promise_is_kept(
+    steps: list[tuple[float, int]], rate: float
+) -> None:
+    budget, now = Budget(rate, burst=1000.0), 1e5
+    taken: list[tuple[float, int]] = []
+    for pause, cost in steps:
+        now += pause
+        if not budget.take(now, cost):
+            promised = budget.available_at(now, cost)
+            assert promised > now
+            now = promised
+            assert budget.take(now, cost)
+        taken.append((now, cost))
+    for first in range(len(taken)):
+        spent = 0
+        for when, cost in taken[first:]:
+            spent += cost
+            assert spent <= 1000 + rate * (when - taken[first][0] + 1e-9) + 1e-3

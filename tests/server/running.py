@@ -54,6 +54,7 @@ class NotingEngine:
                         drops={"short_header": 1},
                         features={},
                         relayed_bytes=5,
+                        relay_waiting=7,
                         timestamp=0,
                     )
                 )

@@ -216,6 +216,7 @@ def test_the_local_api_shows_what_there_is(tmp_path: Path) -> None:
         assert (status["state"], status["nodes"], status["online"]) == ("running", 2, 2)
         assert status["public"] == ["vpn.test:7"] and status["listen"][0].startswith("127.0.0.1:")
         assert status["relayed_bytes"] == 5 and status["drops"]["short_header"] == 1
+        assert status["relay_waiting_bytes"] == 7 and status["relay_rate_bit_s"] is None
         for wrong in ({"uses": "1"}, {"uses": True}, {"expires_s": "x"}, {"tags": "x"}, {"uses": 0}):
             with pytest.raises(UserError) as caught:
                 await server.request("POST", "/v1/invites", wrong)
@@ -234,6 +235,14 @@ def test_the_local_api_shows_what_there_is(tmp_path: Path) -> None:
         await test(server)
 
     with_server(tmp_path, listening, public=("vpn.test:7",))
+
+
+def test_what_a_node_may_send_through_the_server_can_be_bounded(tmp_path: Path) -> None:
+    async def test(server: Running) -> None:
+        assert server.engine is not None and server.engine.config.relay_rate == 12.5e6
+        assert (await server.request("GET", "/v1/status"))["relay_rate_bit_s"] == 100e6
+
+    with_server(tmp_path, test, relay_rate=12.5e6)
 
 
 def test_exposures_over_the_control_connection(tmp_path: Path) -> None:

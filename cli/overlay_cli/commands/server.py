@@ -52,6 +52,16 @@ def server(
     no_tun: Annotated[
         bool, typer.Option("--no-tun", envvar="OVERLAY_NO_TUN", help="Do without a network interface: relay only.")
     ] = False,
+    relay_rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE",
+            envvar="OVERLAY_RELAY_RATE",
+            help="The most that this server relays for each node, per second: 800kbit, 100Mbit, 1Gbit. "
+            "[default: as much as the line takes]",
+            show_default=False,
+        ),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, for service managers and for a look.")
     ] = False,
@@ -61,6 +71,7 @@ def server(
 ) -> None:
     """Run the server of a network. The first start makes the network and prints the first invite."""
     from overlay.server.settings import ServerSettings
+    from overlay_cli.rates import parse_rate
 
     settings = ServerSettings(
         state=str(state.absolute()),
@@ -69,6 +80,7 @@ def server(
         domain=domain or "",
         range=range or "",
         tun=not no_tun,
+        relay_rate=parse_rate(relay_rate) if relay_rate else 0.0,
         verbosity=verbosity(verbose, quiet),
     )
     if foreground:

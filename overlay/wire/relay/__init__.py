@@ -10,14 +10,17 @@ from overlay.wire.relay.header import (
     parse_header,
     tickets_equal,
 )
+from overlay.wire.relay.runs import header_runs, rewrite
 
 __all__ = [
     "MAX_TICKET",
     "RELAY_HEADER_SIZE",
     "RELAY_TYPE",
     "RelayHeader",
+    "header_runs",
     "pack_header",
     "pack_header_into",
     "parse_header",
+    "rewrite",
     "tickets_equal",
 ]

@@ -31,6 +31,7 @@ from overlay.engine.slack import sharpen_timers
 from overlay.engine.timers import Timers
 from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket, UdpSockets
+from overlay.engine.unreachable import Unreachable
 from overlay.errors import UserError
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.wireguard.device import Device
@@ -89,8 +90,16 @@ class Loop:
         self._disco = DiscoExchange(
             private_key, config.number, self._peers, self._outbox, self._routes, self._drops, os.urandom, on_event
         )
+        unreachable = Unreachable(tun, self._drops)
         self._attendance = Attendance(
-            self._peers, self._sender, self._disco, self._routes, self._timers, self._drops, on_event
+            self._peers,
+            self._sender,
+            self._disco,
+            self._routes,
+            self._timers,
+            unreachable,
+            self._drops,
+            on_event,
         )
         self._inbound = Inbound(
             self._device,
@@ -106,7 +115,9 @@ class Loop:
         )
         self._outbound = None
         if tun is not None:
-            self._outbound = Outbound(tun, self._peers, self._sender, self._outbox, self._drops, self._faults)
+            self._outbound = Outbound(
+                tun, self._peers, self._sender, self._outbox, unreachable, self._drops, self._faults
+            )
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
         self._was_blocked = False

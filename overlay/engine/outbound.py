@@ -16,6 +16,8 @@ from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.engine.sender import Sender
 from overlay.engine.tun import MAX_FRAME, Tun
+from overlay.engine.unreachable import Unreachable
+from overlay.wire.packet import icmp
 from overlay.wire.packet.acks import ACK_SIZES, ack_flow, supersedes
 from overlay.wire.record.frames import FRAME_HEADER_SIZE
 
@@ -45,11 +47,21 @@ _address4 = Struct("4s").unpack_from
 
 
 class Outbound:
-    def __init__(self, tun: Tun, peers: Peers, sender: Sender, outbox: Outbox, counted: Drops, faults: Faults) -> None:
+    def __init__(
+        self,
+        tun: Tun,
+        peers: Peers,
+        sender: Sender,
+        outbox: Outbox,
+        unreachable: Unreachable,
+        counted: Drops,
+        faults: Faults,
+    ) -> None:
         self._tun = tun
         self._peers = peers
         self._sender = sender
         self._outbox = outbox
+        self._unreachable = unreachable
         self._drops = counted
         self._faults = faults
         self._buffer = bytearray(_ROOM + MAX_FRAME)
@@ -84,6 +96,7 @@ class Outbound:
             if found is None:
                 found = self._owner(at, size - FRAME_HEADER_SIZE)
                 if found is None:
+                    self._nowhere(end, end + size, now)
                     continue
             if found is peer and size <= _ALONE:
                 if size in ACK_SIZES and self._superseded(acks, start, end, size):
@@ -149,12 +162,22 @@ class Outbound:
         elif version == 6 and size >= 40:
             destination = bytes(buffer[at + 24 : at + 40])
         else:
-            self._drops.count(drops.NOT_IP)
             return None
-        peer = self._peers.allowed.lookup(destination)
-        if peer is None:
+        return self._peers.allowed.lookup(destination)
+
+    def _nowhere(self, start: int, end: int, now: float) -> None:
+        """The frame there is for no peer: say so to who sent it."""
+        frame = self._view[start:end]
+        packet = frame[FRAME_HEADER_SIZE:]
+        version = packet[0] >> 4
+        if not (version == 4 and len(packet) >= 20 or version == 6 and len(packet) >= 40):
+            self._drops.count(drops.NOT_IP)
+        elif not icmp.is_unicast(packet):
+            self._drops.count(drops.NOT_UNICAST)
+        else:
             self._drops.count(drops.NO_PEER)
-        return peer
+            with self._faults:
+                self._unreachable.answer(frame, now)
 
     def _send(self, peer: Peer, start: int, end: int, count: int, now: float) -> None:
         try:

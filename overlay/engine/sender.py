@@ -155,7 +155,7 @@ class Sender:
 
     def _stage(self, peer: Peer, plain: memoryview, now: float) -> None:
         # One by one: a record of one datagram is taken before the peer has proof of where we are, larger ones not.
-        dropped = sum(peer.staging.add(bytearray(plain[start:end])) for start, end in frames(plain))
+        dropped = sum(peer.staging.add(bytearray(plain[start:end]), now) for start, end in frames(plain))
         if dropped:
             self._drops.count(drops.STAGING_FULL, dropped)
         if peer.address is not None:

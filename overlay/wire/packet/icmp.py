@@ -60,18 +60,18 @@ def unreachable(packet: Octets) -> bytes | None:
     return _unreachable6(packet) if _answerable6(packet) else None
 
 
-def is_to_many(packet: Octets) -> bool:
-    """Is the destination of this IP packet (whose fixed header is there) a multicast or broadcast address?"""
+def is_unicast(packet: Octets) -> bool:
+    """Is the destination of this IP packet (whose fixed header is there) neither multicast nor broadcast?"""
     if packet[0] >> 4 == 4:
-        return packet[16] >> 4 == 14 or bytes(packet[16:20]) == b"\xff\xff\xff\xff"
-    return packet[24] == 0xFF
+        return packet[16] >> 4 != 14 and bytes(packet[16:20]) != b"\xff\xff\xff\xff"
+    return packet[24] != 0xFF
 
 
 def _answerable4(packet: Octets) -> bool:
     first = packet[12]
     if first == 0 or first == 127 or first >= 224:  # no single host: "this" network, loopback, multicast, class E
         return False
-    if is_to_many(packet) or packet[6] & 0x1F or packet[7]:
+    if not is_unicast(packet) or packet[6] & 0x1F or packet[7]:
         return False
     if packet[9] != ICMP:
         return True
@@ -83,7 +83,7 @@ def _answerable6(packet: Octets) -> bool:
     source = bytes(packet[8:24])
     if source[0] == 0xFF or source[:15] == bytes(15) and source[15] <= 1:  # multicast, unspecified, loopback
         return False
-    if is_to_many(packet):
+    if not is_unicast(packet):
         return False
     length = len(packet)
     protocol, at = packet[6], 40

@@ -34,7 +34,7 @@ def test_unreachable(frame: bytes) -> None:
     assert ip.destination(error) == ip.source(packet)
     assert ip.source(error) == ip.destination(packet)
     assert ip.total_length(error) == len(error) <= (576 if packet[0] >> 4 == 4 else 1280)
-    assert not icmp.is_to_many(error)
+    assert icmp.is_unicast(error)
     assert icmp.unreachable(error) is None
 
 

@@ -78,7 +78,7 @@ def test_no_error_to_a_source_that_is_no_single_ipv4_host(source: bytes) -> None
 @pytest.mark.parametrize("destination", [bytes([224, 0, 0, 251]), bytes([239, 255, 255, 250]), b"\xff" * 4])
 def test_no_error_about_ipv4_to_many(destination: bytes) -> None:
     packet = with_addresses(Flow(protocol=UDP).packet(b""), destination=destination)
-    assert icmp.is_to_many(packet)
+    assert not icmp.is_unicast(packet)
     assert icmp.unreachable(packet) is None
 
 
@@ -89,13 +89,13 @@ def test_no_error_to_a_source_that_is_no_single_ipv6_host(source: bytes) -> None
 
 def test_no_error_about_ipv6_multicast() -> None:
     packet = with_addresses(Flow(version=6, protocol=UDP).packet(b""), destination=address6("ff02" + "0" * 26 + "fb"))
-    assert icmp.is_to_many(packet)
+    assert not icmp.is_unicast(packet)
     assert icmp.unreachable(packet) is None
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_single_hosts_are_not_many(version: int) -> None:
-    assert not icmp.is_to_many(Flow(version=version).packet(b""))
+    assert icmp.is_unicast(Flow(version=version).packet(b""))
 
 
 @pytest.mark.parametrize("kind", range(256))

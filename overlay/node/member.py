@@ -75,6 +75,7 @@ class MemberSettings:
     interface: str | None = "overlay%d"  # None: no TUN, no names
     port: int = 0  # UDP; 0: the kernel picks
     relay_clients: bool = False  # the server's part: forward between nodes
+    copy_dscp: bool = False  # outer headers show the DSCP of the packets inside
     names: bool = True  # run the resolver and point the system at it
 
 
@@ -302,6 +303,7 @@ class Member:
             interface=self.settings.interface,
             port=self.settings.port,
             relay_clients=self.settings.relay_clients,
+            copy_dscp=self.settings.copy_dscp,
             timestamp_floor=self._floor,
         )
 

@@ -213,6 +213,7 @@ class ServerDaemon:
             interface=(self._settings.interface or "overlay%d") if self._settings.tun else None,
             port=port,
             relay_clients=True,
+            copy_dscp=self._settings.dscp == "copy",
             names=False,
         )
         return Member(settings, self._state, on_endpoints=self._tell_own_endpoints, start_engine=self._start_engine)

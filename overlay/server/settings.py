@@ -2,6 +2,8 @@
 msgspec alone.
 """
 
+from typing import Literal
+
 import msgspec
 
 
@@ -16,4 +18,5 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""  # the server's own, as a node; default "server"
     interface: str = ""  # default the first free overlay0, overlay1, …
     tun: bool = True
+    dscp: Literal["hide", "copy"] = "hide"  # of packets inside, in the headers outside
     verbosity: int = 0  # as in `overlay.daemon.logs.configure`

@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--mtu", type=int, default=INNER_MTU)
     parser.add_argument("--gso-max-size", type=int, default=SUPERPACKET_SIZE)
     parser.add_argument("--relay-clients", action="store_true")
+    parser.add_argument("--copy-dscp", action="store_true")
     parser.add_argument("--without", action="append", default=[])
     options = parser.parse_args()
 
@@ -108,6 +109,7 @@ def main() -> None:
             interface=None if options.no_tun else options.interface,
             port=options.port,
             relay_clients=options.relay_clients,
+            copy_dscp=options.copy_dscp,
         ),
         on_event,
         wanted=Features().without(options.without),

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from overlay_cli import output
-from overlay_cli.options import Json, Quiet, ServerState, Verbose, verbosity
+from overlay_cli.options import Dscp, Json, Quiet, ServerState, Verbose, verbosity
 
 START_TIMEOUT = 60.0
 
@@ -52,6 +52,7 @@ def server(
     no_tun: Annotated[
         bool, typer.Option("--no-tun", envvar="OVERLAY_NO_TUN", help="Do without a network interface: relay only.")
     ] = False,
+    dscp: Dscp = "hide",
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, for service managers and for a look.")
     ] = False,
@@ -69,6 +70,7 @@ def server(
         domain=domain or "",
         range=range or "",
         tun=not no_tun,
+        dscp=dscp,
         verbosity=verbosity(verbose, quiet),
     )
     if foreground:

@@ -29,9 +29,7 @@ class EngineConfig:
     interface: str | None  # TUN name wished for ("overlay%d" lets the kernel number it); None: no TUN
     port: int = 0  # UDP port, for both address families; 0: the kernel picks
     relay_clients: bool = False  # this engine is a relay: it forwards type 6 between clients
-    copy_dscp: bool = (
-        False  # outer headers show the DSCP of the packets inside (RFC 2983); the ECN field they always do
-    )
+    copy_dscp: bool = False  # outer headers show the inner packets' DSCP (RFC 2983); their ECN field they always show
     timestamp_floor: int = 0  # TAI64N never goes below this many ns since the epoch (kept in the state folder)
 
 

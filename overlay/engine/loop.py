@@ -34,6 +34,7 @@ from overlay.engine.udp import UdpSocket, UdpSockets
 from overlay.engine.unreachable import Unreachable
 from overlay.errors import UserError
 from overlay.wire.endpoint import Endpoint
+from overlay.wire.packet import ecn
 from overlay.wire.wireguard.device import Device
 from overlay.wire.wireguard.primitives import clamp
 from overlay.wire.wireguard.tai64n import Timestamper
@@ -86,7 +87,8 @@ class Loop:
             for sock in sockets.all():
                 sock.forwards()
         self._routes = Routes(role)
-        self._sender = Sender(self._peers, self._outbox, self._routes, self._drops)
+        class_mask = ecn.CLASS_MASK if config.copy_dscp else ecn.ECN_MASK
+        self._sender = Sender(self._peers, self._outbox, self._routes, self._drops, class_mask)
         self._disco = DiscoExchange(
             private_key, config.number, self._peers, self._outbox, self._routes, self._drops, os.urandom, on_event
         )
@@ -116,7 +118,7 @@ class Loop:
         self._outbound = None
         if tun is not None:
             self._outbound = Outbound(
-                tun, self._peers, self._sender, self._outbox, unreachable, self._drops, self._faults
+                tun, self._peers, self._sender, self._outbox, unreachable, self._drops, self._faults, class_mask
             )
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}

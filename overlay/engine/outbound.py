@@ -56,7 +56,9 @@ class Outbound:
         unreachable: Unreachable,
         counted: Drops,
         faults: Faults,
+        class_mask: int,
     ) -> None:
+        """`class_mask`: what of the inner traffic class outer headers get; a record's packets are alike in that."""
         self._tun = tun
         self._peers = peers
         self._sender = sender
@@ -64,6 +66,7 @@ class Outbound:
         self._unreachable = unreachable
         self._drops = counted
         self._faults = faults
+        self._class_mask = class_mask
         self._buffer = bytearray(_ROOM + MAX_FRAME)
         self._view = memoryview(self._buffer)
         self._packets = 0  # since `_measured`
@@ -74,7 +77,8 @@ class Outbound:
         """Take what the TUN holds, up to a turn's share. Raises `OSError` when the device is gone."""
         buffer, view, read, hosts = self._buffer, self._view, self._tun.read, self._peers.allowed.hosts
         peer: Peer | None = None  # whose frames stand in view[start:end] and wait for more
-        start = end = taken = count = 0
+        start = end = taken = count = gathered_class = 0
+        mask = self._class_mask
         acks: dict[bytes, int] = {}  # flow → where its acknowledgement stands in view[start:end]
         patient = now < self._rapid_until
         for packets in range(PACKETS_PER_TURN):
@@ -93,12 +97,15 @@ class Outbound:
             found = None
             if buffer[at] >> 4 == 4:
                 found = hosts.get(_address4(buffer, at + 16)[0])
+                traffic_class = buffer[at + 1] & mask
+            else:
+                traffic_class = ((buffer[at] & 15) << 4 | buffer[at + 1] >> 4) & mask
             if found is None:
                 found = self._owner(at, size - FRAME_HEADER_SIZE)
                 if found is None:
                     self._nowhere(end, end + size, now)
                     continue
-            if found is peer and size <= _ALONE:
+            if found is peer and size <= _ALONE and traffic_class == gathered_class:
                 if size in ACK_SIZES and self._superseded(acks, start, end, size):
                     continue
                 end += size
@@ -110,7 +117,7 @@ class Outbound:
             if peer is not None:
                 self._send(peer, start, end, count, now)
             start, end, count = end, end + size, 1
-            peer = found
+            peer, gathered_class = found, traffic_class
             if size > _ALONE:
                 self._send(peer, start, end, count, now)
                 peer = None

@@ -22,7 +22,7 @@ class _Queue:
     __slots__ = ("runs", "size")
 
     def __init__(self) -> None:
-        self.runs: deque[tuple[bytes, int, Endpoint]] = deque()
+        self.runs: deque[tuple[bytes, int, Endpoint, int]] = deque()
         self.size = 0
 
 
@@ -36,7 +36,7 @@ class Outbox:
         self.blocked = False
         """Some socket has runs waiting: take nothing more from the TUN, and call `flush` when it is writable."""
 
-    def send(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def send(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int = 0) -> str:
         """Send a run or keep it (a copy) for later. Returns "" or the reason why it went nowhere, not yet counted."""
         sock = self.sockets.to(endpoint)
         if sock is None:
@@ -44,24 +44,24 @@ class Outbox:
         if self.blocked:
             queue = self._queues[sock]
             if queue.runs:
-                return self._keep(queue, buffers, segment, endpoint)
-        outcome = sock.send(buffers, segment, endpoint)
+                return self._keep(queue, buffers, segment, endpoint, traffic_class)
+        outcome = sock.send(buffers, segment, endpoint, traffic_class)
         if outcome == drops.SEND_BLOCKED:
-            return self._keep(self._queues[sock], buffers, segment, endpoint)
+            return self._keep(self._queues[sock], buffers, segment, endpoint, traffic_class)
         return outcome
 
-    def send_record(self, layout: Layout, size: int, endpoint: Endpoint) -> str:
+    def send_record(self, layout: Layout, size: int, endpoint: Endpoint, traffic_class: int) -> str:
         """As `send`, for the box of `size` bytes that was sealed into `layout`."""
         for buffers, segment in layout.batches(size):
-            outcome = self.send(buffers, segment, endpoint)
+            outcome = self.send(buffers, segment, endpoint, traffic_class)
             if outcome:
                 return outcome  # the record is lost; its other fragments would be in vain
         return ""
 
-    def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int) -> str:
         """As `UdpSocket.send_fragmented`; never waits."""
         sock = self.sockets.to(endpoint)
-        return drops.SEND_NO_FAMILY if sock is None else sock.send_fragmented(buffers, segment, endpoint)
+        return drops.SEND_NO_FAMILY if sock is None else sock.send_fragmented(buffers, segment, endpoint, traffic_class)
 
     def waiting(self, sock: UdpSocket) -> bool:
         return bool(self._queues[sock].runs)
@@ -70,8 +70,8 @@ class Outbox:
         """The socket is writable: send what waits, as far as it takes it."""
         queue = self._queues[sock]
         while queue.runs:
-            data, segment, endpoint = queue.runs[0]
-            outcome = sock.send([data], segment, endpoint)
+            data, segment, endpoint, traffic_class = queue.runs[0]
+            outcome = sock.send([data], segment, endpoint, traffic_class)
             if outcome == drops.SEND_BLOCKED:
                 return
             queue.runs.popleft()
@@ -80,11 +80,11 @@ class Outbox:
                 self._drops.count(outcome)
         self.blocked = any(other.runs for other in self._queues.values())
 
-    def _keep(self, queue: _Queue, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def _keep(self, queue: _Queue, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int) -> str:
         data = b"".join(buffers)
         if queue.size + len(data) > MAX_WAITING:
             return drops.SEND_BLOCKED
-        queue.runs.append((data, segment, endpoint))
+        queue.runs.append((data, segment, endpoint, traffic_class))
         queue.size += len(data)
         self.blocked = True
         return ""

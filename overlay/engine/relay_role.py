@@ -113,7 +113,9 @@ class RelayRole:
             return drops.RELAY_BAD_TICKET
         return client
 
-    def forward(self, sender: Client, number: int, run: memoryview, segment: int, now: float) -> str:
+    def forward(
+        self, sender: Client, number: int, run: memoryview, segment: int, now: float, traffic_class: int = 0
+    ) -> str:
         """Send a run (datagrams of one header, `segment` bytes each) on to client `number`. Rewrites it in place.
 
         Returns "" or the reason of the drop.
@@ -134,10 +136,10 @@ class RelayRole:
         for at in range(0, size, segment):
             run[at : at + RELAY_HEADER_SIZE] = header
         cut = segment if size > segment else 0
-        outcome = sock.send((run,), cut, address)
+        outcome = sock.send((run,), cut, address, traffic_class)
         if outcome == drops.SEND_TOO_LONG:
             # The sender cannot know of the way behind us, nor can we cut what we cannot read: IP may.
-            outcome = sock.send_fragmented((run,), cut, address)
+            outcome = sock.send_fragmented((run,), cut, address, traffic_class)
         if outcome:
             return drops.RELAY_SOCKET_FULL if outcome in (drops.SEND_BLOCKED, drops.SEND_NO_BUFFERS) else outcome
         self.relayed_bytes += size

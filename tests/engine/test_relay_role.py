@@ -108,7 +108,7 @@ def test_what_cannot_be_forwarded_has_a_reason(role: RelayRole) -> None:
 
 def test_a_full_socket_drops_and_queues_nothing(role: RelayRole, sockets: UdpSockets) -> None:
     class Full:
-        def send(self, buffers: object, segment: int, endpoint: Endpoint) -> str:
+        def send(self, buffers: object, segment: int, endpoint: Endpoint, traffic_class: int) -> str:
             return "send_blocked"
 
     role.ping_received(3, B, 0.0)

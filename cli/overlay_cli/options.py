@@ -5,7 +5,7 @@ environment leave open.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -100,6 +100,15 @@ def _state_option(kind: str) -> Any:
 
 NodeState = Annotated[Path, _state_option("node")]
 ServerState = Annotated[Path, _state_option("server")]
+DscpMode = Literal["hide", "copy"]
+Dscp = Annotated[
+    DscpMode,
+    typer.Option(
+        "--dscp",
+        envvar="OVERLAY_DSCP",
+        help="Whether routers on the way see what class of service the packets inside ask for: their DSCP.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; -vv even more.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]

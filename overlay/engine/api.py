@@ -30,6 +30,7 @@ class EngineConfig:
     port: int = 0  # UDP port, for both address families; 0: the kernel picks
     relay_clients: bool = False  # this engine is a relay: it forwards type 6 between clients
     relay_rate: float = 0.0  # bytes per second that each client may send through it (UDP payload); 0: no bound
+    copy_dscp: bool = False  # outer headers show the inner packets' DSCP (RFC 2983); their ECN field they always show
     timestamp_floor: int = 0  # TAI64N never goes below this many ns since the epoch (kept in the state folder)
 
 

@@ -15,6 +15,7 @@ from overlay.engine.peers import Peers
 from overlay.engine.routes import Routes
 from overlay.engine.sender import Sender
 from overlay.engine.timers import Timers
+from overlay.engine.unreachable import Unreachable
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.wireguard import events
 
@@ -30,6 +31,7 @@ class Attendance:
         disco: DiscoExchange,
         routes: Routes,
         timers: Timers,
+        unreachable: Unreachable,
         counted: Drops,
         on_event: Callable[[Event], None],
     ) -> None:
@@ -38,6 +40,7 @@ class Attendance:
         self._disco = disco
         self._routes = routes
         self._timers = timers
+        self._unreachable = unreachable
         self._drops = counted
         self._on_event = on_event
 
@@ -71,6 +74,9 @@ class Attendance:
             peer.selector.handle_timeout(now)
         if peer.repeat_due(now):
             self._sender.again(peer)
+        gives_up = peer.gives_up_at()
+        if gives_up is not None and gives_up <= now:
+            self._give_up(peer, drops.NO_PATH if peer.address is None else drops.STAGED_GIVEN_UP, now)
         for reader in peer.readers.values():
             deadline = reader.next_timeout()
             if deadline is not None and deadline <= now:
@@ -128,5 +134,13 @@ class Attendance:
                     self._sender.flush(peer, now)
                 case events.DropStaged():
                     peer.handshake_over()
-                    self._drops.count(drops.STAGED_GIVEN_UP, len(peer.staging.take()))
+                    self._give_up(peer, drops.STAGED_GIVEN_UP, now)
         return bool(found)
+
+    def _give_up(self, peer: Peer, reason: str, now: float) -> None:
+        """What waits for this peer goes nowhere: its senders are told."""
+        frames = peer.staging.take()
+        if frames:
+            self._drops.count(reason, len(frames))
+        for frame in frames:
+            self._unreachable.answer(memoryview(frame), now)

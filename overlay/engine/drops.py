@@ -13,11 +13,13 @@ INTERNAL_ERROR: Final = "internal_error"
 
 # TUN → peer
 NO_PEER: Final = "no_peer"  # no peer has the destination address
+NOT_UNICAST: Final = "not_unicast"  # multicast or broadcast: the network has none
 NO_PATH: Final = "no_path"  # the peer has no way to it right now
 NOT_IP: Final = "not_ip"  # neither IPv4 nor IPv6, or too short to say
 ACK_SUPERSEDED: Final = "ack_superseded"  # a later acknowledgement in the same record says it all
 STAGING_FULL: Final = "staging_full"  # waited for a key; the oldest made room
 STAGED_GIVEN_UP: Final = "staged_given_up"  # waited for a key that did not come
+ICMP_RATE: Final = "icmp_rate"  # an error to a program of this machine, beyond so many a second
 
 # socket out
 SEND_BLOCKED: Final = "send_blocked"  # socket buffer full, and so is the queue behind it
@@ -33,6 +35,7 @@ UNKNOWN_TYPE: Final = "unknown_type"
 UNKNOWN_INDEX: Final = "unknown_index"  # type 4 or 5 for no key of ours
 WRONG_TRANSPORT: Final = "wrong_transport"  # type 4 from a record peer, or the other way round
 KEY_EXPIRED: Final = "key_expired"
+ECN_NOT_ECT_CE: Final = "ecn_not_ect_ce"  # congestion on the path, and a packet that can be told only by its loss
 WRONG_SOURCE: Final = "wrong_source"  # inner source address is not one of the peer's
 HANDSHAKE_RATE: Final = "handshake_rate"
 INNER_ENDPOINT: Final = "inner_endpoint"  # a candidate inside the network itself; never pinged, so never used

@@ -26,10 +26,10 @@ from overlay.errors import RemoteProtocolError
 from overlay.path.budget import Budget
 from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.packet import virtio
+from overlay.wire.packet import ecn, virtio
 from overlay.wire.packet.datagrams import merge
 from overlay.wire.packet.join import join_padded
-from overlay.wire.record import fragments
+from overlay.wire.record import fragments, marks
 from overlay.wire.record.frames import LENGTH_SIZE, frames
 from overlay.wire.record.reports import is_report, parse_report
 from overlay.wire.relay import RELAY_HEADER_SIZE, RELAY_TYPE, header_runs, parse_header, tickets_equal
@@ -76,6 +76,8 @@ class Inbound:
         self._join_tcp = tun is not None and tun.features.tun_vnet
         self._join_udp = tun is not None and tun.features.tun_uso
         self._budget = Budget(HANDSHAKE_RATE, HANDSHAKE_BURST)
+        self._traffic_class = 0
+        """Of the run at hand: DSCP and ECN of its outer headers."""
 
     def receive(self, sock: UdpSocket, now: float) -> None:
         """Take what the socket holds, up to a turn's share."""
@@ -87,6 +89,7 @@ class Inbound:
                 continue
             if run is None:
                 return
+            self._traffic_class = run.traffic_class
             try:
                 expected = run.whole and self._record(run, now)
             except Exception as error:
@@ -158,11 +161,14 @@ class Inbound:
         plain = reader.open(headers[offset : offset + fragments.FRAGMENT_HEADER_SIZE], count, counter, run.box())
         if plain is None:
             return False
-        self._opened(receiver, source, plain, now)
+        self._opened(receiver, source, plain, run.traffic_class & ecn.ECN_MASK, now)
         return True
 
-    def _opened(self, receiver: Receiver, source: Endpoint | None, plain: memoryview, now: float) -> None:
-        """An authentic record: tell the peer's machines, and deliver what it holds. No `source`: relayed."""
+    def _opened(self, receiver: Receiver, source: Endpoint | None, plain: memoryview, field: int, now: float) -> None:
+        """An authentic record: tell the peer's machines, and deliver what it holds. No `source`: relayed.
+
+        `field`: the ECN field that it came with.
+        """
         peer = receiver.peer
         data = False
         if plain:
@@ -174,7 +180,10 @@ class Inbound:
             else:
                 data = True
                 try:
-                    self._deliver_frames(peer, plain)
+                    if field & 1:  # as `ecn.changes_inner` says: for all others there is nothing to do
+                        self._deliver_marked(peer, plain, field)
+                    else:
+                        self._deliver_frames(peer, plain)
                 except Exception as error:
                     self._faults.caught(error)
         if receiver.turn is now and receiver.source is source and (receiver.data or not data):
@@ -200,7 +209,7 @@ class Inbound:
             elif header.number == self._number:
                 self._relayed_here(run, segment, sender.number, now)
             else:
-                outcome = role.forward(sender, header.number, run, segment, now)
+                outcome = role.forward(sender, header.number, run, segment, now, self._traffic_class)
                 if outcome:
                     self._drops.count(outcome, _count(run, segment))
         elif routes.home is not None and tickets_equal(routes.ticket, header.ticket):
@@ -298,8 +307,17 @@ class Inbound:
             return
         proven = source is None or selector.proven(source)
         self._peers.touched.add(peer)
-        for plain in reader.receive(run, segment, offset, now, multi=proven):
-            self._opened(receiver, source, plain, now)
+        field = self._traffic_class & ecn.ECN_MASK
+        for index, plain in enumerate(reader.receive(run, segment, offset, now, multi=proven, field=field)):
+            self._opened(receiver, source, plain, reader.marks.get(index, field) if reader.marks else field, now)
+
+    def _deliver_marked(self, peer: Peer, plain: memoryview, field: int) -> None:
+        """As `_deliver_frames`, for a record whose outer ECN field may change inner headers."""
+        stretches, dropped = marks.decapsulate(plain, field)
+        if dropped:
+            self._drops.count(drops.ECN_NOT_ECT_CE, dropped)
+        for stretch in stretches:
+            self._deliver_frames(peer, stretch)
 
     def _deliver_frames(self, peer: Peer, plain: memoryview) -> None:
         """Give a record's packets to the kernel: neighbouring datagrams of one flow as one, all others as they are."""
@@ -333,12 +351,28 @@ class Inbound:
             return
         if opened:
             stride = segment - transport.OVERHEAD
+            field = self._traffic_class & ecn.ECN_MASK
+            if field & 1:
+                opened = self._decapsulated(opened, stride, field)
             for joined in join_padded(opened, stride, reader.drops, tcp=self._join_tcp, udp=self._join_udp):
                 view = memoryview(joined)
                 self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
         self._peers.touched.add(peer)
         peer.session.data_received(receiver.keypair, now, empty=not opened)
         self._roam(peer, source, now)
+
+    def _decapsulated(self, packets: memoryview, stride: int, field: int) -> memoryview:
+        """Packets side by side, each padded to `stride` bytes, with the outer ECN field brought into each."""
+        kept = [
+            packet
+            for at in range(0, len(packets), stride)
+            if ecn.decapsulate(packet := packets[at : at + stride], field)
+        ]
+        dropped = -(-len(packets) // stride) - len(kept)
+        if not dropped:
+            return packets
+        self._drops.count(drops.ECN_NOT_ECT_CE, dropped)
+        return memoryview(b"".join(kept))
 
     def _deliver(self, peer: Peer, packet: memoryview, with_header: memoryview) -> None:
         """Give a checked packet to the kernel, if its source is one of the peer's addresses."""

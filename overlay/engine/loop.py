@@ -31,8 +31,10 @@ from overlay.engine.slack import sharpen_timers
 from overlay.engine.timers import Timers
 from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket, UdpSockets
+from overlay.engine.unreachable import Unreachable
 from overlay.errors import UserError
 from overlay.wire.endpoint import Endpoint
+from overlay.wire.packet import ecn
 from overlay.wire.wireguard.device import Device
 from overlay.wire.wireguard.primitives import clamp
 from overlay.wire.wireguard.tai64n import Timestamper
@@ -85,12 +87,21 @@ class Loop:
             role = RelayRole(config.number, self._outbox, self._drops, os.urandom, config.relay_rate)
         self._relayed = None if role is None else role.queues
         self._routes = Routes(role)
-        self._sender = Sender(self._peers, self._outbox, self._routes, self._drops)
+        class_mask = ecn.CLASS_MASK if config.copy_dscp else ecn.ECN_MASK
+        self._sender = Sender(self._peers, self._outbox, self._routes, self._drops, class_mask)
         self._disco = DiscoExchange(
             private_key, config.number, self._peers, self._outbox, self._routes, self._drops, os.urandom, on_event
         )
+        unreachable = Unreachable(tun, self._drops)
         self._attendance = Attendance(
-            self._peers, self._sender, self._disco, self._routes, self._timers, self._drops, on_event
+            self._peers,
+            self._sender,
+            self._disco,
+            self._routes,
+            self._timers,
+            unreachable,
+            self._drops,
+            on_event,
         )
         self._inbound = Inbound(
             self._device,
@@ -106,7 +117,9 @@ class Loop:
         )
         self._outbound = None
         if tun is not None:
-            self._outbound = Outbound(tun, self._peers, self._sender, self._outbox, self._drops, self._faults)
+            self._outbound = Outbound(
+                tun, self._peers, self._sender, self._outbox, unreachable, self._drops, self._faults, class_mask
+            )
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
         self._was_blocked = False

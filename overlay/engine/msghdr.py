@@ -24,6 +24,11 @@ from overlay.wire.relay import RELAY_HEADER_SIZE, RELAY_TYPE
 SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103
 UDP_GRO: Final = 104
+TRAFFIC_CLASS: Final = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TOS),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS),
+}
+"""Level and type of the control message with a datagram's DSCP and ECN: an int on the way out, an int or byte in."""
 
 MAX_RUN: Final = 65536
 """Bytes that `UDP_GRO` joins at most."""
@@ -106,7 +111,8 @@ class RecordMessage:
     """Sends the records of one layout: what `RecordWriter.seal` left in the layout's buffers, in one call."""
 
     __slots__ = (
-        "_control", "_control_address", "_control_size", "_header", "_iovecs", "_payload", "_reference",
+        "_alone_size", "_control", "_control_address", "_control_size", "_header", "_iovecs", "_payload", "_reference",
+        "_segmentation", "_traffic_class",
     )  # fmt: skip
 
     def __init__(self, layout: Layout) -> None:
@@ -114,16 +120,16 @@ class RecordMessage:
         self._iovecs = _Iovecs(layout.iovec)
         self._header = bytearray(_MSGHDR.size)
         self._reference = ctypes.c_void_p(address_of(self._header))
-        data = struct.pack("=H", layout.datagram_size)
-        size = socket.CMSG_LEN(len(data))
-        self._control = bytearray(struct.pack("@Nii", size, SOL_UDP, UDP_SEGMENT) + data).ljust(
-            socket.CMSG_SPACE(len(data)), b"\0"
-        )
+        self._segmentation = _control_message(SOL_UDP, UDP_SEGMENT, struct.pack("=H", layout.datagram_size))
+        self._control = bytearray(_CONTROL_SIZE)
         self._control_address = address_of(self._control)
-        self._control_size = len(self._control)
+        self._alone_size = self._control_size = 0  # bytes of control data for one datagram, and for several
+        self._traffic_class = -1
 
-    def send(self, descriptor: int, name: "Name", size: int) -> int:
+    def send(self, descriptor: int, name: "Name", size: int, traffic_class: int = 0) -> int:
         """Send a box of `size` bytes, at most a batch's, to `name`. Returns 0 or an errno."""
+        if traffic_class != self._traffic_class:
+            self._set_traffic_class(traffic_class, name.family)
         payload = self._payload
         count = -(-size // payload)
         last = (2 * count - 1) * _IOVEC_SIZE + _LENGTH_AT
@@ -132,22 +138,38 @@ class RecordMessage:
         _pack_length(array, last, size - (count - 1) * payload)
         _pack_msghdr(
             self._header, 0, name.address, name.size, iovecs.address, 2 * count,
-            self._control_address, self._control_size if count > 1 else 0, 0,
+            self._control_address, self._control_size if count > 1 else self._alone_size, 0,
         )  # fmt: skip
         sent = _sendmsg(descriptor, self._reference, 0)
         _pack_length(array, last, payload)
         return 0 if sent >= 0 else _get_errno()
 
+    def _set_traffic_class(self, traffic_class: int, family: socket.AddressFamily) -> None:
+        self._traffic_class = traffic_class
+        marking = b""
+        if traffic_class:
+            marking = _control_message(*TRAFFIC_CLASS[family], struct.pack("@i", traffic_class))
+        control = marking + self._segmentation
+        self._control[: len(control)] = control
+        self._alone_size, self._control_size = len(marking), len(control)
+
+
+def _control_message(level: int, kind: int, data: bytes) -> bytes:
+    """A `struct cmsghdr` and its data, padded."""
+    head = _CMSG.pack(socket.CMSG_LEN(len(data)), level, kind)
+    return (head + data).ljust(socket.CMSG_SPACE(len(data)), b"\0")
+
 
 class Name:
     """A `struct sockaddr` where the kernel can read it."""
 
-    __slots__ = ("_bytes", "address", "size")
+    __slots__ = ("_bytes", "address", "family", "size")
 
     def __init__(self, endpoint: Endpoint, family: socket.AddressFamily) -> None:
         """Raises `OSError` for an endpoint that is none."""
         self._bytes = bytearray(pack_endpoint(endpoint, family))
         self.address = address_of(self._bytes)
+        self.family = family
         self.size = len(self._bytes)
 
 
@@ -180,14 +202,16 @@ class Run:
     """
 
     __slots__ = (
-        "_apart", "_boxes", "_control", "_control_address", "_header", "_linear", "_linear_iovecs", "_misses", "_name",
-        "_name_address", "_reference", "_scatter", "_segments", "_sources", "_stride", "_strides", "count", "headers",
-        "offset", "segment", "size", "source", "whole",
+        "_apart", "_boxes", "_control", "_control_address", "_controls", "_header", "_linear", "_linear_iovecs",
+        "_misses", "_name", "_name_address", "_reference", "_scatter", "_seen", "_sources", "_stride", "_strides",
+        "_told", "count", "headers", "offset", "segment", "size", "source", "traffic_class", "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.size = self.segment = 0
         self.source: Endpoint = ("", 0)
+        self.traffic_class = 0
+        """DSCP and ECN of all of its datagrams: the kernel joins none that differ in it."""
         self.whole = False
         """Does every datagram have a header and at least one byte of box, where `headers` and `box` say?"""
         self.count = 0
@@ -210,7 +234,9 @@ class Run:
         self._control = bytearray(_CONTROL_SIZE)
         self._control_address = address_of(self._control)
         self._sources: dict[bytes, Endpoint] = {}
-        self._segments: dict[bytes, int] = {}
+        self._controls: dict[bytes, tuple[int, int]] = {}
+        self._seen = b""  # the control data of the run before: most runs are like it
+        self._told = 0  # the segment size that it told of
         self._strides = {MESSAGE_TYPE: FRAGMENT_HEADER_SIZE, RELAY_TYPE: RELAY_HEADER_SIZE + FRAGMENT_HEADER_SIZE}
 
     def keep_relayed(self) -> None:
@@ -232,11 +258,11 @@ class Run:
             if number == errno.EAGAIN or number == errno.EINTR:
                 return False
             raise OSError(number, os.strerror(number))
-        self.size = segment = size
-        (control,) = _LENGTH.unpack_from(header, _CONTROL_LENGTH_AT)
-        if control:
-            segment = self._segment(bytes(self._control[:control])) or size
-        self.segment = segment
+        self.size = size
+        (control_size,) = _LENGTH.unpack_from(header, _CONTROL_LENGTH_AT)
+        if control_size != len(self._seen) or not self._control.startswith(self._seen):
+            self._see(bytes(self._control[:control_size]))
+        self.segment = segment = self._told or size
         name = bytes(self._name)
         source = self._sources.get(name)
         self.source = source if source is not None else self._learn(name)
@@ -292,20 +318,28 @@ class Run:
             self.headers, self.offset = scatter.headers, stride - FRAGMENT_HEADER_SIZE
             self._boxes, self._stride = scatter.box, stride
 
-    def _segment(self, control: bytes) -> int:
-        """The segment size that the control data tells of; 0: none."""
-        segment = self._segments.get(control)
-        if segment is None:
-            segment, at = 0, 0
-            while at + _CMSG.size <= len(control):
-                length, level, kind = _CMSG.unpack_from(control, at)
-                if level == SOL_UDP and kind == UDP_GRO:
-                    segment = int.from_bytes(control[at + _CMSG.size : at + _CMSG.size + 4], sys.byteorder)
-                at += max(_CMSG.size, -(-length // _ALIGNMENT) * _ALIGNMENT)
-            if len(self._segments) >= _MAX_KEPT:
-                self._segments.clear()
-            self._segments[control] = segment
-        return segment
+    def _see(self, control: bytes) -> None:
+        """Other control data than before came."""
+        known = self._controls.get(control)
+        if known is None:
+            if len(self._controls) >= _MAX_KEPT:
+                self._controls.clear()
+            known = self._controls[control] = self._read_control(control)
+        self._seen = control
+        self._told, self.traffic_class = known
+
+    def _read_control(self, control: bytes) -> tuple[int, int]:
+        """What control data tells: the segment size (0: nothing to cut), and the traffic class."""
+        segment = traffic_class = at = 0
+        while at + _CMSG.size <= len(control):
+            length, level, kind = _CMSG.unpack_from(control, at)
+            data = control[at + _CMSG.size : at + length]
+            if (level, kind) == (SOL_UDP, UDP_GRO):
+                segment = int.from_bytes(data, sys.byteorder)
+            elif (level, kind) in TRAFFIC_CLASS.values():
+                traffic_class = int.from_bytes(data, sys.byteorder)
+            at += max(_CMSG.size, -(-length // _ALIGNMENT) * _ALIGNMENT)
+        return segment, traffic_class
 
     def _learn(self, name: bytes) -> Endpoint:
         if len(self._sources) >= _MAX_KEPT:

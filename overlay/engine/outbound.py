@@ -16,6 +16,8 @@ from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.engine.sender import Sender
 from overlay.engine.tun import MAX_FRAME, Tun
+from overlay.engine.unreachable import Unreachable
+from overlay.wire.packet import icmp
 from overlay.wire.packet.acks import ACK_SIZES, ack_flow, supersedes
 from overlay.wire.record.frames import FRAME_HEADER_SIZE
 
@@ -45,13 +47,26 @@ _address4 = Struct("4s").unpack_from
 
 
 class Outbound:
-    def __init__(self, tun: Tun, peers: Peers, sender: Sender, outbox: Outbox, counted: Drops, faults: Faults) -> None:
+    def __init__(
+        self,
+        tun: Tun,
+        peers: Peers,
+        sender: Sender,
+        outbox: Outbox,
+        unreachable: Unreachable,
+        counted: Drops,
+        faults: Faults,
+        class_mask: int,
+    ) -> None:
+        """`class_mask`: what of the inner traffic class outer headers get; a record's packets are alike in that."""
         self._tun = tun
         self._peers = peers
         self._sender = sender
         self._outbox = outbox
+        self._unreachable = unreachable
         self._drops = counted
         self._faults = faults
+        self._class_mask = class_mask
         self._buffer = bytearray(_ROOM + MAX_FRAME)
         self._view = memoryview(self._buffer)
         self._packets = 0  # since `_measured`
@@ -62,7 +77,8 @@ class Outbound:
         """Take what the TUN holds, up to a turn's share. Raises `OSError` when the device is gone."""
         buffer, view, read, hosts = self._buffer, self._view, self._tun.read, self._peers.allowed.hosts
         peer: Peer | None = None  # whose frames stand in view[start:end] and wait for more
-        start = end = taken = count = 0
+        start = end = taken = count = gathered_class = 0
+        mask = self._class_mask
         acks: dict[bytes, int] = {}  # flow → where its acknowledgement stands in view[start:end]
         patient = now < self._rapid_until
         for packets in range(PACKETS_PER_TURN):
@@ -81,11 +97,15 @@ class Outbound:
             found = None
             if buffer[at] >> 4 == 4:
                 found = hosts.get(_address4(buffer, at + 16)[0])
+                traffic_class = buffer[at + 1] & mask
+            else:
+                traffic_class = ((buffer[at] & 15) << 4 | buffer[at + 1] >> 4) & mask
             if found is None:
                 found = self._owner(at, size - FRAME_HEADER_SIZE)
                 if found is None:
+                    self._nowhere(end, end + size, now)
                     continue
-            if found is peer and size <= _ALONE:
+            if found is peer and size <= _ALONE and traffic_class == gathered_class:
                 if size in ACK_SIZES and self._superseded(acks, start, end, size):
                     continue
                 end += size
@@ -97,7 +117,7 @@ class Outbound:
             if peer is not None:
                 self._send(peer, start, end, count, now)
             start, end, count = end, end + size, 1
-            peer = found
+            peer, gathered_class = found, traffic_class
             if size > _ALONE:
                 self._send(peer, start, end, count, now)
                 peer = None
@@ -149,12 +169,22 @@ class Outbound:
         elif version == 6 and size >= 40:
             destination = bytes(buffer[at + 24 : at + 40])
         else:
-            self._drops.count(drops.NOT_IP)
             return None
-        peer = self._peers.allowed.lookup(destination)
-        if peer is None:
+        return self._peers.allowed.lookup(destination)
+
+    def _nowhere(self, start: int, end: int, now: float) -> None:
+        """The frame there is for no peer: say so to who sent it."""
+        frame = self._view[start:end]
+        packet = frame[FRAME_HEADER_SIZE:]
+        version = packet[0] >> 4
+        if not (version == 4 and len(packet) >= 20 or version == 6 and len(packet) >= 40):
+            self._drops.count(drops.NOT_IP)
+        elif not icmp.is_unicast(packet):
+            self._drops.count(drops.NOT_UNICAST)
+        else:
             self._drops.count(drops.NO_PEER)
-        return peer
+            with self._faults:
+                self._unreachable.answer(frame, now)
 
     def _send(self, peer: Peer, start: int, end: int, count: int, now: float) -> None:
         try:

@@ -23,7 +23,7 @@ class _Queue:
 
     def __init__(self) -> None:
         self.shared = False  # others wait for the socket: nothing goes past the queue
-        self.runs: deque[tuple[bytes, int, Endpoint]] = deque()
+        self.runs: deque[tuple[bytes, int, Endpoint, int]] = deque()
         self.size = 0
 
 
@@ -39,7 +39,7 @@ class Outbox:
         self.busy = False
         """The same, or others wait for some socket: what goes out now has to go through `send`."""
 
-    def send(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def send(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int = 0) -> str:
         """Send a run or keep it (a copy) for later. Returns "" or the reason why it went nowhere, not yet counted."""
         sock = self.sockets.to(endpoint)
         if sock is None:
@@ -47,24 +47,24 @@ class Outbox:
         if self.busy:
             queue = self._queues[sock]
             if queue.runs or queue.shared:
-                return self._keep(queue, buffers, segment, endpoint)
-        outcome = sock.send(buffers, segment, endpoint)
+                return self._keep(queue, buffers, segment, endpoint, traffic_class)
+        outcome = sock.send(buffers, segment, endpoint, traffic_class)
         if outcome == drops.SEND_BLOCKED:
-            return self._keep(self._queues[sock], buffers, segment, endpoint)
+            return self._keep(self._queues[sock], buffers, segment, endpoint, traffic_class)
         return outcome
 
-    def send_record(self, layout: Layout, size: int, endpoint: Endpoint) -> str:
+    def send_record(self, layout: Layout, size: int, endpoint: Endpoint, traffic_class: int) -> str:
         """As `send`, for the box of `size` bytes that was sealed into `layout`."""
         for buffers, segment in layout.batches(size):
-            outcome = self.send(buffers, segment, endpoint)
+            outcome = self.send(buffers, segment, endpoint, traffic_class)
             if outcome:
                 return outcome  # the record is lost; its other fragments would be in vain
         return ""
 
-    def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int) -> str:
         """As `UdpSocket.send_fragmented`; never waits."""
         sock = self.sockets.to(endpoint)
-        return drops.SEND_NO_FAMILY if sock is None else sock.send_fragmented(buffers, segment, endpoint)
+        return drops.SEND_NO_FAMILY if sock is None else sock.send_fragmented(buffers, segment, endpoint, traffic_class)
 
     def waiting(self, sock: UdpSocket) -> bool:
         return bool(self._queues[sock].runs)
@@ -80,8 +80,8 @@ class Outbox:
         while queue.runs and most != 0:
             if most is not None:
                 most -= 1
-            data, segment, endpoint = queue.runs[0]
-            outcome = sock.send([data], segment, endpoint)
+            data, segment, endpoint, traffic_class = queue.runs[0]
+            outcome = sock.send([data], segment, endpoint, traffic_class)
             if outcome == drops.SEND_BLOCKED:
                 return False
             queue.runs.popleft()
@@ -91,11 +91,11 @@ class Outbox:
         self._look_whether_busy()
         return True
 
-    def _keep(self, queue: _Queue, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def _keep(self, queue: _Queue, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int) -> str:
         data = b"".join(buffers)
         if queue.size + len(data) > MAX_WAITING:
             return drops.SEND_BLOCKED
-        queue.runs.append((data, segment, endpoint))
+        queue.runs.append((data, segment, endpoint, traffic_class))
         queue.size += len(data)
         self.blocked = self.busy = True
         return ""

@@ -30,6 +30,13 @@ HANDSHAKE_REPEATS: Final = (0.4, 1.2)
 own retry, with a new one, comes after 5 s: too long for a first packet to a node that its relay did not know yet.
 If the first did arrive, the peer drops the repeats as replays. Stock WireGuard peers get none."""
 
+PATH_PATIENCE: Final = 3.0
+"""s that packets wait for a way to the peer: as long as a host on a LAN waits for a neighbour (RFC 4861 §10)."""
+
+KEY_PATIENCE: Final = 15.0
+"""s that packets wait for an answer to our initiations: three of them, 5 s apart. The session asks on; what is sent
+then waits anew."""
+
 _MAX_SIZES: Final = 16
 
 
@@ -124,6 +131,8 @@ class Peer:
         self._choose_size(now)
         if changed:
             self.sizer.path_changed(self._payload(), now)
+            if self.staging:
+                self.staging.since = now  # another way is another chance
         self.datagram_size_changed()
         return changed
 
@@ -181,9 +190,20 @@ class Peer:
         self.repeat_at = now + HANDSHAKE_REPEATS[self.repeats] if self.repeats < len(HANDSHAKE_REPEATS) else None
         return True
 
+    def gives_up_at(self) -> float | None:
+        """When what waits for this peer has waited long enough; None: nothing does."""
+        since = self.staging.since
+        if since is None:
+            return None
+        return since + (PATH_PATIENCE if self.address is None else KEY_PATIENCE)
+
     def next_timeout(self) -> float | None:
         """The earliest deadline of all that belongs to this peer."""
         nearest = self.session.next_timeout()
+        if self.staging.since is not None:
+            deadline = self.gives_up_at()
+            if deadline is not None and (nearest is None or deadline < nearest):
+                nearest = deadline
         deadline = self.repeat_at
         if deadline is not None and (nearest is None or deadline < nearest):
             nearest = deadline

@@ -68,6 +68,7 @@ class _Waiting:
     receiver: Client
     data: bytes
     segment: int
+    traffic_class: int
 
 
 class _Exit:
@@ -108,8 +109,18 @@ class RelayQueues:
         """What a client may send, if there is a rate."""
         return Budget(self._rate, max(MAX_RUN, self._rate * RATE_BURST_TIME)) if self._rate else None
 
-    def send(self, sender: Client, receiver: Client, header: bytes, run: memoryview, segment: int, now: float) -> str:
+    def send(
+        self,
+        sender: Client,
+        receiver: Client,
+        header: bytes,
+        run: memoryview,
+        segment: int,
+        now: float,
+        traffic_class: int = 0,
+    ) -> str:
         """Send a run on to where `receiver` is bound, or keep it for later. Puts `header` over that of each datagram.
+        `traffic_class`: that it came with, and goes on with.
 
         Returns "" or the reason of the drop.
         """
@@ -127,7 +138,7 @@ class RelayQueues:
         if not contended and not over_rate and sender.number not in way.queue:
             way.sent += 1
             rewrite(run, segment, header)
-            outcome = self._send_now(sock, run, segment, address)
+            outcome = self._send_now(sock, run, segment, address, traffic_class)
             if outcome == drops.SEND_BLOCKED or outcome == drops.SEND_NO_BUFFERS:
                 self._set_full(sock, way, outcome, now)
             else:
@@ -137,7 +148,7 @@ class RelayQueues:
         if not way.queue.room(sender.number, size, self._limit):
             return drops.RELAY_RATE if over_rate or not contended else drops.RELAY_QUEUE_FULL
         rewrite(run, segment, header)
-        way.queue.push(sender.number, _Waiting(receiver, bytes(run), segment), size, now, budget)
+        way.queue.push(sender.number, _Waiting(receiver, bytes(run), segment, traffic_class), size, now, budget)
         return ""
 
     def remove(self, sender: Client) -> None:
@@ -180,7 +191,7 @@ class RelayQueues:
             way.queue.pop(now, sent=False)
             self._count(drops.RELAY_CLIENT_AWAY, waiting)
             return True
-        outcome = self._send_now(sock, waiting.data, waiting.segment, address)
+        outcome = self._send_now(sock, waiting.data, waiting.segment, address, waiting.traffic_class)
         if outcome == drops.SEND_BLOCKED or outcome == drops.SEND_NO_BUFFERS:
             self._set_full(sock, way, outcome, now)
             return False
@@ -212,12 +223,14 @@ class RelayQueues:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _send_now(self, sock: UdpSocket, run: bytes | memoryview, segment: int, address: Endpoint) -> str:
+    def _send_now(
+        self, sock: UdpSocket, run: bytes | memoryview, segment: int, address: Endpoint, traffic_class: int
+    ) -> str:
         cut = segment if len(run) > segment else 0
-        outcome = sock.send((run,), cut, address)
+        outcome = sock.send((run,), cut, address, traffic_class)
         if outcome == drops.SEND_TOO_LONG:
             # The sender cannot know of the way behind us, nor can we cut what we cannot read: IP may.
-            outcome = sock.send_fragmented((run,), cut, address)
+            outcome = sock.send_fragmented((run,), cut, address, traffic_class)
         if not outcome:
             self.sent_bytes += len(run)
         return outcome

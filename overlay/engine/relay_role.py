@@ -110,7 +110,9 @@ class RelayRole:
             return drops.RELAY_BAD_TICKET
         return client
 
-    def forward(self, sender: Client, number: int, run: memoryview, segment: int, now: float) -> str:
+    def forward(
+        self, sender: Client, number: int, run: memoryview, segment: int, now: float, traffic_class: int = 0
+    ) -> str:
         """Send a run (datagrams of one header, `segment` bytes each) on to client `number`. May rewrite it in place.
 
         Returns "" or the reason of the drop.
@@ -122,4 +124,5 @@ class RelayRole:
             return drops.RELAY_REFLECTED
         if client.address is None or now > client.heard + BINDING_LIFE:
             return drops.RELAY_CLIENT_AWAY
-        return self.queues.send(sender, client, pack_header(sender.number, client.ticket), run, segment, now)
+        header = pack_header(sender.number, client.ticket)
+        return self.queues.send(sender, client, header, run, segment, now, traffic_class)

@@ -24,24 +24,31 @@ _NOTHING: Final = memoryview(b"")
 
 
 class Sender:
-    def __init__(self, peers: Peers, outbox: Outbox, routes: Routes, counted: Drops) -> None:
+    def __init__(self, peers: Peers, outbox: Outbox, routes: Routes, counted: Drops, class_mask: int) -> None:
+        """`class_mask`: what of the inner traffic class outer headers get: the ECN field, or the DSCP as well."""
         self._peers = peers
         self._outbox = outbox
         self._routes = routes
         self._drops = counted
+        self._class_mask = class_mask
 
     def data(self, peer: Peer, plain: memoryview, count: int, now: float) -> None:
-        """Send `count` frames (one record's worth, writable), or keep them until there is a key and a path."""
+        """Send `count` frames (one record's worth, writable), or keep them until there is a key and a path.
+
+        As far as outer headers show it, their packets have one traffic class.
+        """
+        first, second = plain[FRAME_HEADER_SIZE], plain[FRAME_HEADER_SIZE + 1]
+        traffic_class = (second if first >> 4 == 4 else (first & 15) << 4 | second >> 4) & self._class_mask
         channel = peer.channel
         if channel is None or channel.turn is not now:
             channel = self._open(peer, now)
         if channel is not None:
             if len(plain) <= peer.sizer.room:
-                self._send_record(peer, channel, plain, now)
+                self._send_record(peer, channel, plain, traffic_class, now)
             else:
                 for piece in cut(plain, peer.sizer.room):
-                    self._send_record(peer, peer.channel or channel, piece, now)
-        elif not self._send_packets(peer, plain, now):
+                    self._send_record(peer, peer.channel or channel, piece, traffic_class, now)
+        elif not self._send_packets(peer, plain, traffic_class, now):
             self._stage(peer, plain, now)
             return
         peer.tx_bytes += len(plain) - count * FRAME_HEADER_SIZE
@@ -61,10 +68,10 @@ class Sender:
         if peer.address is None:
             self._drops.count(drops.NO_PATH)
         elif peer.selector is not None:
-            self._send_record(peer, self._channel(peer, keypair, peer.address, now), plain, now)
+            self._send_record(peer, self._channel(peer, keypair, peer.address, now), plain, 0, now)
         else:
             for buffers, segment in peer.transport_writers[keypair.local_index].write(plain):
-                self._count(self._send_whole(peer, buffers, segment))
+                self._count(self._send_whole(peer, buffers, segment, 0))
         peer.session.data_sent(keypair, now, empty=True)
 
     def flush(self, peer: Peer, now: float) -> None:
@@ -118,7 +125,7 @@ class Sender:
         layout = writer.buffers.layout(peer.datagram_size, len(peer.prefix))
         return Channel(now, keypair, writer, layout, peer.prefix, address, self._outbox.sockets.to(address))
 
-    def _send_record(self, peer: Peer, channel: Channel, plain: memoryview, now: float) -> None:
+    def _send_record(self, peer: Peer, channel: Channel, plain: memoryview, traffic_class: int, now: float) -> None:
         while True:
             layout = channel.layout
             size = channel.seal(plain, channel.keypair.next_counter(), layout, channel.prefix)
@@ -128,10 +135,10 @@ class Sender:
                 and not self._outbox.busy
                 and message is not None
                 and name is not None
-                and not message.send(channel.descriptor, name, size)
+                and not message.send(channel.descriptor, name, size, traffic_class)
             ):
                 return
-            outcome = self._outbox.send_record(layout, size, channel.address)
+            outcome = self._outbox.send_record(layout, size, channel.address, traffic_class)
             if not outcome:
                 return
             if outcome != drops.SEND_TOO_LONG:
@@ -139,38 +146,35 @@ class Sender:
                 return
             if not peer.shrink(now):
                 for buffers, segment in layout.batches(size):
-                    self._count(self._send_whole(peer, buffers, segment))
+                    self._count(self._send_whole(peer, buffers, segment, traffic_class))
                 return
             channel = peer.channel = self._channel(peer, channel.keypair, channel.address, now)
 
-    def _send_packets(self, peer: Peer, plain: memoryview, now: float) -> bool:
+    def _send_packets(self, peer: Peer, plain: memoryview, traffic_class: int, now: float) -> bool:
         """To a stock WireGuard peer: each packet in a message of its own. False: there is no key, or no endpoint."""
         keypair = peer.session.sending_keypair(now) if peer.selector is None and peer.address is not None else None
         if keypair is None:
             return False
         for buffers, segment in peer.transport_writers[keypair.local_index].write(plain):
-            self._count(self._send_whole(peer, buffers, segment))
+            self._count(self._send_whole(peer, buffers, segment, traffic_class))
         peer.session.data_sent(keypair, now, empty=not plain)
         return True
 
     def _stage(self, peer: Peer, plain: memoryview, now: float) -> None:
         # One by one: a record of one datagram is taken before the peer has proof of where we are, larger ones not.
-        dropped = sum(peer.staging.add(bytearray(plain[start:end])) for start, end in frames(plain))
+        dropped = sum(peer.staging.add(bytearray(plain[start:end]), now) for start, end in frames(plain))
         if dropped:
             self._drops.count(drops.STAGING_FULL, dropped)
         if peer.address is not None:
             peer.session.request_handshake(now)
 
-    def _send(self, peer: Peer, buffers: Buffers, segment: int) -> str:
+    def _send_whole(self, peer: Peer, buffers: Buffers, segment: int, traffic_class: int) -> str:
+        """What cannot be cut smaller: where the path refuses it, IP may fragment it."""
         if peer.address is None:
             return drops.NO_PATH
-        return self._outbox.send(buffers, segment, peer.address)
-
-    def _send_whole(self, peer: Peer, buffers: Buffers, segment: int) -> str:
-        """What cannot be cut smaller: where the path refuses it, IP may fragment it."""
-        outcome = self._send(peer, buffers, segment)
-        if outcome == drops.SEND_TOO_LONG and peer.address is not None:
-            outcome = self._outbox.send_fragmented(buffers, segment, peer.address)
+        outcome = self._outbox.send(buffers, segment, peer.address, traffic_class)
+        if outcome == drops.SEND_TOO_LONG:
+            outcome = self._outbox.send_fragmented(buffers, segment, peer.address, traffic_class)
         return outcome
 
     def _count(self, outcome: str) -> None:

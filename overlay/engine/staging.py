@@ -17,17 +17,21 @@ MAX_BYTES: Final = 1 << 20
 class Staging:
     """One peer's waiting frames."""
 
-    __slots__ = ("_frames", "_size")
+    __slots__ = ("_frames", "_size", "since")
 
     def __init__(self) -> None:
+        self.since: float | None = None
+        """When the wait began; None: nothing waits."""
         self._frames: deque[bytearray] = deque()
         self._size = 0
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def add(self, frame: bytearray) -> int:
+    def add(self, frame: bytearray, now: float) -> int:
         """Keep a frame; returns how many older ones had to go for it."""
+        if self.since is None:
+            self.since = now
         self._frames.append(frame)
         self._size += len(frame)
         dropped = 0
@@ -41,4 +45,5 @@ class Staging:
         taken = list(self._frames)
         self._frames.clear()
         self._size = 0
+        self.since = None
         return taken

@@ -17,7 +17,7 @@ from typing import Final
 
 from overlay.engine import drops
 from overlay.engine.features import Features
-from overlay.engine.msghdr import SOL_UDP, UDP_GRO, UDP_SEGMENT, Name, Names, RecordMessage, Run
+from overlay.engine.msghdr import SOL_UDP, TRAFFIC_CLASS, UDP_GRO, UDP_SEGMENT, Name, Names, RecordMessage, Run
 from overlay.errors import Exit, UserError
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.record.buffers import Layout
@@ -66,8 +66,9 @@ class UdpSocket:
         self._names = Names(sock.family)
         self._messages: dict[Layout, RecordMessage] = {}
         self._ipv6 = sock.family == socket.AF_INET6
-        self._ancillary: dict[int, list[tuple[int, int, bytes]]] = {}
+        self._ancillary: dict[tuple[int, int], list[tuple[int, int, bytes]]] = {(0, 0): []}
         self._set_fragmentation(PMTUDISC_DO)
+        self._ask_traffic_class()
         self.features = replace(
             wanted,
             udp_gso=wanted.udp_gso and self._has_segmentation(),
@@ -111,29 +112,26 @@ class UdpSocket:
         except OSError:
             return None
 
-    def send(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def send(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int = 0) -> str:
         """Send a run: `buffers` joined, cut each `segment` bytes; 0: one datagram. Returns "" or the reason of a drop.
 
         When a run has to go one by one, the reason is that of its first datagram that did not go; later ones did not.
         """
         try:
-            if not segment:
-                self._socket.sendmsg(buffers, (), 0, endpoint)
-            elif self.features.udp_gso:
-                self._socket.sendmsg(buffers, self._segmentation(segment), 0, endpoint)
-            else:
-                return self._send_singly(buffers, segment, endpoint)
+            if segment and not self.features.udp_gso:
+                return self._send_singly(buffers, segment, endpoint, traffic_class)
+            self._socket.sendmsg(buffers, self._control(segment, traffic_class), 0, endpoint)
         except OSError as error:
             if segment and error.errno in (errno.EIO, errno.EINVAL):
-                return self._send_without_offload(error, buffers, segment, endpoint)
+                return self._send_without_offload(error, buffers, segment, endpoint, traffic_class)
             return _reason(error)
         return ""
 
-    def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int = 0) -> str:
         """As `send`, but IP may fragment: the last resort for what cannot be cut smaller."""
         self._set_fragmentation(PMTUDISC_DONT)
         try:
-            return self._send_singly(buffers, segment, endpoint)
+            return self._send_singly(buffers, segment, endpoint, traffic_class)
         finally:
             self._set_fragmentation(PMTUDISC_DO)
 
@@ -149,30 +147,47 @@ class UdpSocket:
     def close(self) -> None:
         self._socket.close()
 
-    def _send_without_offload(self, error: OSError, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def _send_without_offload(
+        self, error: OSError, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int
+    ) -> str:
         """The kernel refused a run. EIO: the outgoing device has no checksum offload. EINVAL: on older kernels also a
         segment above the path MTU, so that one is only known by what becomes of the single datagrams."""
-        outcome = self._send_singly(buffers, segment, endpoint)
+        outcome = self._send_singly(buffers, segment, endpoint, traffic_class)
         if error.errno == errno.EIO or not outcome:
             logger.warning("no segmentation offload on this UDP socket (%s); sending one by one", error.strerror)
             self.features = replace(self.features, udp_gso=False)
         return outcome
 
-    def _send_singly(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def _send_singly(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int) -> str:
+        control = self._control(0, traffic_class)
         for datagram in datagrams(buffers, segment):
             try:
-                self._socket.sendto(datagram, endpoint)
+                if control:
+                    self._socket.sendmsg((datagram,), control, 0, endpoint)
+                else:
+                    self._socket.sendto(datagram, endpoint)
             except OSError as error:
                 return _reason(error)
         return ""
 
-    def _segmentation(self, segment: int) -> list[tuple[int, int, bytes]]:
-        ancillary = self._ancillary.get(segment)
+    def _control(self, segment: int, traffic_class: int) -> list[tuple[int, int, bytes]]:
+        ancillary = self._ancillary.get((segment, traffic_class))
         if ancillary is None:
             if len(self._ancillary) >= 4096:
                 self._ancillary.clear()
-            ancillary = self._ancillary[segment] = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", segment))]
+            ancillary = self._ancillary[segment, traffic_class] = []
+            if segment:
+                ancillary.append((SOL_UDP, UDP_SEGMENT, struct.pack("=H", segment)))
+            if traffic_class:
+                ancillary.append((*TRAFFIC_CLASS[self._socket.family], struct.pack("@i", traffic_class)))
         return ancillary
+
+    def _ask_traffic_class(self) -> None:
+        """Have each run tell its DSCP and ECN."""
+        if self._ipv6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+        else:
+            self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
 
     def _set_fragmentation(self, mode: int) -> None:
         if self._ipv6:
@@ -236,10 +251,10 @@ class UdpSockets:
         """The socket that reaches `endpoint`; None: this machine lacks its family."""
         return self.ipv6 if ":" in endpoint[0] else self.ipv4
 
-    def send(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def send(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int = 0) -> str:
         """As `UdpSocket.send`."""
         sock = self.to(endpoint)
-        return drops.SEND_NO_FAMILY if sock is None else sock.send(buffers, segment, endpoint)
+        return drops.SEND_NO_FAMILY if sock is None else sock.send(buffers, segment, endpoint, traffic_class)
 
     @property
     def features(self) -> Features:

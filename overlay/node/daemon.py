@@ -82,6 +82,7 @@ class NodeDaemon:
                 private_key=self._private_key,
                 interface=settings.interface or "overlay%d",
                 port=settings.port,
+                copy_dscp=settings.dscp == "copy",
                 names=settings.names,
             ),
             state,

@@ -76,6 +76,7 @@ class MemberSettings:
     port: int = 0  # UDP; 0: the kernel picks
     relay_clients: bool = False  # the server's part: forward between nodes
     relay_rate: float = 0.0  # bytes per second that it forwards for each node; 0: no bound
+    copy_dscp: bool = False  # outer headers show the DSCP of the packets inside
     names: bool = True  # run the resolver and point the system at it
 
 
@@ -304,6 +305,7 @@ class Member:
             port=self.settings.port,
             relay_clients=self.settings.relay_clients,
             relay_rate=self.settings.relay_rate,
+            copy_dscp=self.settings.copy_dscp,
             timestamp_floor=self._floor,
         )
 

@@ -1,5 +1,7 @@
 """What the starter of a node's daemon hands over. Imported by the command line: it costs msgspec alone."""
 
+from typing import Literal
+
 import msgspec
 
 
@@ -9,6 +11,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""  # for this machine; "": its host name
     interface: str = ""  # "": the first free overlay0, overlay1, …
     port: int = 0  # of the engine, UDP; 0: the kernel picks
+    dscp: Literal["hide", "copy"] = "hide"  # of packets inside, in the headers outside
     names: bool = True  # resolve the network's names on this machine
     verbosity: int = 0  # −1 quiet, 0, 1, 2
 

@@ -216,6 +216,7 @@ class ServerDaemon:
             port=port,
             relay_clients=True,
             relay_rate=self._settings.relay_rate,
+            copy_dscp=self._settings.dscp == "copy",
             names=False,
         )
         return Member(settings, self._state, on_endpoints=self._tell_own_endpoints, start_engine=self._start_engine)

@@ -2,6 +2,8 @@
 msgspec alone.
 """
 
+from typing import Literal
+
 import msgspec
 
 
@@ -17,4 +19,5 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     interface: str = ""  # default the first free overlay0, overlay1, …
     tun: bool = True
     relay_rate: float = 0.0  # bytes per second relayed for each node; 0: no bound
+    dscp: Literal["hide", "copy"] = "hide"  # of packets inside, in the headers outside
     verbosity: int = 0  # as in `overlay.daemon.logs.configure`

@@ -186,6 +186,17 @@ def test_a_mistake_in_the_file(
     assert error["code"] == code and names in error["message"] + error["hint"]
 
 
+@pytest.mark.parametrize("command", ["up", "server"])
+def test_dscp_is_hidden_or_copied_and_nothing_else(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--dscp", "lower", "--state", str(tmp_path)]) == 2
+    assert "'lower' is not one of 'hide', 'copy'" in capsys.readouterr().err
+    (tmp_path / "config.toml").write_text('dscp = "higher"\n')
+    assert main([command, "--state", str(tmp_path)]) == 2
+    assert "'higher'" in capsys.readouterr().err
+
+
 # what a start costs --------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from overlay.engine import Engine, Features, api
 from overlay.errors import LocalProtocolError, UserError
+from overlay.wire.packet import icmp
 from overlay.wire.packet.virtio import GSO_UDP_L4, NEEDS_CSUM, VIRTIO_HEADER
 from overlay.wire.relay import pack_header
 from tests.engine.rig import PATIENCE, Machine, acquaint, udp4, udp6
@@ -84,11 +85,14 @@ def test_a_packet_from_an_address_that_is_not_the_peers_does_not_reach_the_kerne
 def test_packets_for_nobody_are_counted(pair: tuple[Machine, Machine]) -> None:
     one, other = pair
     acquaint(one, other)
-    one.send(udp4(one.address, "10.9.9.9", b"nobody"))
+    to_nobody = udp4(one.address, "10.9.9.9", b"nobody")
+    one.send(to_nobody)
+    assert one.receive() == icmp.unreachable(to_nobody)
+    one.send(udp4(one.address, "224.0.0.251", b"everybody"))
     one.send(b"\x00" * 40)
     exchange(one, other)
     counted = one.snapshot().drops
-    assert (counted["no_peer"], counted["not_ip"]) == (1, 1)
+    assert (counted["no_peer"], counted["not_unicast"], counted["not_ip"]) == (1, 1, 1)
 
 
 def test_offload_fields_that_the_packet_does_not_bear_out_do_not_reach_the_kernel(

@@ -24,7 +24,7 @@ from tests.engine.test_udp import Refusal, reluctant
 class Driven:
     """One engine's loop, with keys and addresses as `Machine` has them."""
 
-    def __init__(self, number: int, refusal: Refusal | None = None) -> None:
+    def __init__(self, number: int, refusal: Refusal | None = None, *, copy_dscp: bool = False) -> None:
         self.machine = Machine(number)
         self.tun, self.kernel = fake_tun(Features())
         self.kernel.setblocking(False)
@@ -35,7 +35,9 @@ class Driven:
         self.commands: deque[api.Command] = deque()
         self.events: list[api.Event] = []
         self.wakeup = os.eventfd(0, os.EFD_NONBLOCK)
-        config = api.EngineConfig(private_key=self.machine.private_key, number=number, interface="fake0")
+        config = api.EngineConfig(
+            private_key=self.machine.private_key, number=number, interface="fake0", copy_dscp=copy_dscp
+        )
         self.loop = Loop(config, self.tun, self.sockets, self.wakeup, self.commands, self.events.append)
 
     def post(self, *commands: api.Command) -> None:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from overlay.engine.api import PeerConfig
-from overlay.engine.peer import DATAGRAM_SIZES, HANDSHAKE_REPEATS, SIZE_LIFE, Peer
+from overlay.engine.peer import DATAGRAM_SIZES, HANDSHAKE_REPEATS, KEY_PATIENCE, PATH_PATIENCE, SIZE_LIFE, Peer
 from overlay.path.selector import Selector
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.wireguard.device import Device
@@ -78,3 +78,22 @@ def test_the_path_of_a_stock_peer_is_where_it_is() -> None:
     snapshot = peer.path_snapshot()
     assert snapshot is not None
     assert (snapshot.kind, snapshot.endpoint, snapshot.mtu) == ("udp", ONE, 1444)
+
+
+def test_how_long_packets_wait_depends_on_what_they_wait_for() -> None:
+    peer = make()
+    assert peer.gives_up_at() is None
+    peer.staging.add(bytearray(b"first"), 10.0)
+    peer.staging.add(bytearray(b"second"), 12.0)
+    assert peer.gives_up_at() == 10.0 + PATH_PATIENCE
+    deadline = peer.next_timeout()
+    assert deadline is not None
+    assert deadline <= 10.0 + PATH_PATIENCE
+    peer.set_route(ONE, b"", 12.5)
+    assert peer.gives_up_at() == 12.5 + KEY_PATIENCE
+    peer.set_route(ONE, b"", 20.0)  # the same way: no other chance
+    assert peer.gives_up_at() == 12.5 + KEY_PATIENCE
+    peer.set_route(None, b"", 21.0)
+    assert peer.gives_up_at() == 21.0 + PATH_PATIENCE
+    peer.staging.take()
+    assert peer.gives_up_at() is None

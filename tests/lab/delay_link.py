@@ -85,7 +85,7 @@ def program() -> Path:
     return made
 
 
-def _finish_frames(machine: Namespace, interface: str) -> None:
+def finish_frames(machine: Namespace, interface: str) -> None:
     """The machine's kernel makes checksums and cuts superpackets before the cable, as a network card would.
 
     This is `ethtool --offload INTERFACE tx off`: without checksums the kernel allows no segmentation offload either.
@@ -119,7 +119,7 @@ class DelayLink:
         self.interface_a, port_a = lab.link(a, addresses_a, self.namespace, [])
         port_b, self.interface_b = lab.link(self.namespace, [], b, addresses_b)
         for machine, interface in ((a, self.interface_a), (b, self.interface_b)):
-            _finish_frames(machine, interface)
+            finish_frames(machine, interface)
         parameters = [f"{name}={value}" for name, value in conditions.parameters().items()]
         self._process: subprocess.Popen[str] = self.namespace.popen(
             [str(program()), port_a, port_b, *parameters], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1

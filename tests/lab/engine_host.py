@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--gso-max-size", type=int, default=SUPERPACKET_SIZE)
     parser.add_argument("--relay-clients", action="store_true")
     parser.add_argument("--relay-rate", type=float, default=0.0)
+    parser.add_argument("--copy-dscp", action="store_true")
     parser.add_argument("--without", action="append", default=[])
     options = parser.parse_args()
 
@@ -110,6 +111,7 @@ def main() -> None:
             port=options.port,
             relay_clients=options.relay_clients,
             relay_rate=options.relay_rate,
+            copy_dscp=options.copy_dscp,
         ),
         on_event,
         wanted=Features().without(options.without),

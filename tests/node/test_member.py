@@ -106,6 +106,20 @@ def test_peers_of_a_map() -> None:
     )
 
 
+@pytest.mark.parametrize("copy_dscp", [False, True])
+def test_the_engine_is_told_whether_to_show_the_dscp(tmp_path: Path, copy_dscp: bool) -> None:
+    engines = Engines()
+    settings = MemberSettings(private_key=KEY, interface=None, copy_dscp=copy_dscp)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(Member(settings, StateDir(tmp_path).open(), start_engine=engines).run, IDENTITY)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+    assert engines.last.config.copy_dscp == copy_dscp
+
+
 def test_addresses_outside_the_networks_are_nobodys() -> None:
     peers = peer_configs(network_map(node(3, addresses=("10.77.0.3", "192.168.1.1", "2001:db8::1"))), 2)
     assert peers[3].allowed == (ip_network("10.77.0.3/32"),)

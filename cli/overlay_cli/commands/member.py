@@ -8,7 +8,7 @@ import typer
 
 from overlay.errors import Exit, UserError
 from overlay_cli import output
-from overlay_cli.options import Json, NodeState, Quiet, Verbose, verbosity
+from overlay_cli.options import Dscp, Json, NodeState, Quiet, Verbose, verbosity
 
 START_TIMEOUT = 60.0
 """Seconds for the daemon to say that it is connected, or why not: its own patience with a silent server is shorter."""
@@ -45,6 +45,7 @@ def up(
             show_default=False,
         ),
     ] = None,
+    dscp: Dscp = "hide",
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, for service managers and for a look.")
     ] = False,
@@ -60,6 +61,7 @@ def up(
         invite=_read_invite(invite),
         name=name or "",
         interface=interface or "",
+        dscp=dscp,
         verbosity=verbosity(verbose, quiet),
     )
     if foreground:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from overlay_cli import output
-from overlay_cli.options import Json, Quiet, ServerState, Verbose, verbosity
+from overlay_cli.options import Dscp, Json, Quiet, ServerState, Verbose, verbosity
 
 START_TIMEOUT = 60.0
 
@@ -62,6 +62,7 @@ def server(
             show_default=False,
         ),
     ] = None,
+    dscp: Dscp = "hide",
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, for service managers and for a look.")
     ] = False,
@@ -81,6 +82,7 @@ def server(
         range=range or "",
         tun=not no_tun,
         relay_rate=parse_rate(relay_rate) if relay_rate else 0.0,
+        dscp=dscp,
         verbosity=verbosity(verbose, quiet),
     )
     if foreground:

@@ -14,6 +14,7 @@ from struct import Struct
 
 from cryptography.exceptions import InvalidTag
 
+from overlay.wire.packet import ecn
 from overlay.wire.packet.ip import Octets
 from overlay.wire.record.buffers import MAX_BOX, RecordBuffers
 from overlay.wire.record.fragments import FRAGMENT_HEADER, FRAGMENT_HEADER_SIZE, INDICES, MESSAGE_TYPE, TAG_SIZE
@@ -42,10 +43,11 @@ _pack_counter = Struct("<Q").pack_into
 class _OpenRecord:
     """A record of which fragments are missing."""
 
-    __slots__ = ("born", "have", "missing", "pieces", "size")
+    __slots__ = ("born", "ecn", "have", "missing", "pieces", "size")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, field: int) -> None:
         self.born = now
+        self.ecn = field  # of its datagrams' outer headers
         self.missing = 0
         self.have = 0  # bit per fragment index
         self.pieces: dict[int, bytes] = {}  # first fragment index → box bytes of a run of fragments
@@ -72,6 +74,9 @@ class RecordReader:
         self.completed = 0
         self.lost = 0
         self.taken = 0
+        self.marks: dict[int, int] = {}
+        """ECN fields of records that `receive` returned, by position, where they came in runs of several fields."""
+        self._ecn = 0
         self._decrypt_into = record_aead(keypair_receive_key, cipher).decrypt_into
         self._replay = replay
         self._arena = (buffers if buffers is not None else RecordBuffers()).arena
@@ -82,17 +87,23 @@ class RecordReader:
         self._given_up: dict[bytes, None] = {}  # oldest first
         self._deadline = 0.0  # no open record expires before
 
-    def receive(self, batch: memoryview, segment: int, offset: int, now: float, *, multi: bool) -> list[memoryview]:
+    def receive(
+        self, batch: memoryview, segment: int, offset: int, now: float, *, multi: bool, field: int = 0
+    ) -> list[memoryview]:
         """Take a run of datagrams of this key pair; return the plaintext of each record that is now whole.
 
         `batch`, `segment`: as `UDP_GRO` gives them: datagrams of `segment` bytes side by side, the last may be shorter.
         `offset`: bytes of prefix before each fragment (0, or 16 of relay header). `multi` False: the source address is
-        not proven, and only records of one fragment are taken. Plaintexts are writable, in order, and all valid until
-        the next call; an empty one is a keepalive. Never raises on what a peer sent.
+        not proven, and only records of one fragment are taken. `field`: the ECN field of the outer headers.
+        Plaintexts are writable, in order, and all valid until the next call; an empty one is a keepalive. Never raises
+        on what a peer sent.
         """
         if self._open and now >= self._deadline:
             self.expire(now)
         self._arena_used = 0
+        self._ecn = field
+        if self.marks:
+            self.marks.clear()
         opened: list[memoryview] = []
         size = len(batch)
         if not 0 < segment < size:
@@ -223,6 +234,8 @@ class RecordReader:
                 return
             record = self._make_room(now)
             record.missing = count
+        elif record.ecn != self._ecn:
+            record.ecn = ecn.joined(record.ecn, self._ecn)
         self._open[header] = record
         if record.have >> index & ((1 << len(box)) - 1):
             for position, piece in enumerate(box, index):
@@ -247,14 +260,16 @@ class RecordReader:
         parts.append((index, box))
         parts.sort(key=lambda part: part[0])
         self._close(header)
-        self._open_box(header, counter, b"".join([piece for _, pieces in parts for piece in pieces]), out)
+        opened = self._open_box(header, counter, b"".join([piece for _, pieces in parts for piece in pieces]), out)
+        if opened and record.ecn != self._ecn:
+            self.marks[len(out) - 1] = record.ecn
 
     def _make_room(self, now: float) -> _OpenRecord:
         if len(self._open) >= MAX_OPEN_RECORDS:
             self._give_up(next(iter(self._open)), "record_evicted")
         if not self._open:
             self._deadline = now + MAX_AGE
-        return _OpenRecord(now)
+        return _OpenRecord(now, self._ecn)
 
     def _close(self, header: bytes) -> None:
         """The record is in reassembly no longer, if it was."""

@@ -28,6 +28,7 @@ from overlay.engine.relay_role import RelayRole
 from overlay.engine.routes import Routes
 from overlay.engine.sender import Sender
 from overlay.engine.slack import sharpen_timers
+from overlay.engine.taps import Taps
 from overlay.engine.timers import Timers
 from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket, UdpSockets
@@ -107,6 +108,7 @@ class Loop:
         self._outbound = None
         if tun is not None:
             self._outbound = Outbound(tun, self._peers, self._sender, self._outbox, self._drops, self._faults)
+        self._taps = Taps(tun, sockets.all(), self._peers, role)
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
         self._was_blocked = False
@@ -239,6 +241,11 @@ class Loop:
                 self._link_changed(now)
             case api.Inspect(reply):
                 reply(self._snapshot(now))
+            case api.StartTap(tap):
+                self._taps.start(tap)
+            case api.StopTap(tap, stopped):
+                self._taps.stop(tap)
+                stopped()
 
     def _set_relay(
         self, endpoints: tuple[Endpoint, ...], number: int, public_key: bytes, ticket: int, now: float

@@ -6,7 +6,7 @@ and so on until the capture ends. `Started` comes first; `Counts` comes after pa
 far. Knows how packets are described, and nothing of what is in them.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 import anyio
@@ -72,10 +72,15 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(CaptureMessage)
 
 
-def encode(message: CaptureMessage) -> bytes:
-    """One message as it travels."""
-    body = _encoder.encode(message)
-    return len(body).to_bytes(_LENGTH_SIZE, "little") + body
+def encode(messages: Iterable[CaptureMessage]) -> bytearray:
+    """Messages as they travel."""
+    buffer = bytearray()
+    for message in messages:
+        start = len(buffer)
+        buffer += bytes(_LENGTH_SIZE)
+        _encoder.encode_into(message, buffer, -1)  # at its end: packets are large, and each copy costs
+        buffer[start : start + _LENGTH_SIZE] = (len(buffer) - start - _LENGTH_SIZE).to_bytes(_LENGTH_SIZE, "little")
+    return buffer
 
 
 class CaptureReader:
@@ -84,7 +89,7 @@ class CaptureReader:
     def __init__(self) -> None:
         self._held = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[CaptureMessage]:
+    def feed(self, data: bytes | bytearray) -> Iterator[CaptureMessage]:
         """The messages that are complete with `data`. Raises `UserError` ("bad-answer") for what is none."""
         held = self._held
         held += data
@@ -126,7 +131,7 @@ class CaptureWish(msgspec.Struct, frozen=True):
     snaplen: int = LARGEST_SNAPLEN  # bytes of each packet
 
 
-Write = Callable[[bytes], Awaitable[None]]
+Write = Callable[[bytes | bytearray], Awaitable[None]]
 
 
 class Capturing(Protocol):
@@ -180,7 +185,7 @@ class _Stream(Response):
         self._produce = produce
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def write(data: bytes) -> None:
+        async def write(data: bytes | bytearray) -> None:
             # Returns when the caller's buffer takes more: here a slow one holds up the rest of the capture.
             await send({"type": "http.response.body", "body": data, "more_body": True})
 

@@ -17,6 +17,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP  # noqa: E402
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6, ipv6nh  # noqa: E402
 from scapy.packet import NoPayload, Packet, Padding, Raw  # noqa: E402
 
+from overlay.daemon.capture import Host  # noqa: E402
 from overlay_cli.capture.layers import (  # noqa: E402
     TYPES,
     CookieReply,
@@ -28,7 +29,7 @@ from overlay_cli.capture.layers import (  # noqa: E402
     Relay,
     TransportData,
 )
-from overlay_cli.capture.packets import CapturedMessage, CapturedPacket  # noqa: E402
+from overlay_cli.capture.packets import CapturedPacket  # noqa: E402
 
 Document = dict[str, Any]
 
@@ -50,9 +51,8 @@ NO_NAMES = Names({}, {})
 
 def scapy_packet(packet: CapturedPacket) -> Packet:
     """Taken apart as far as it goes; `Raw` where it does not. For our own messages that is the message alone."""
-    message = isinstance(packet, CapturedMessage)
-    data = packet.message if isinstance(packet, CapturedMessage) else packet.data
-    layer = Message if message else IPv6 if data[:1] and data[0] >> 4 == 6 else IP
+    data = packet.data if packet.ends is None else packet.message
+    layer = Message if packet.ends is not None else IPv6 if data[:1] and data[0] >> 4 == 6 else IP
     try:
         return layer(data)
     except Exception:  # scapy's dissectors raise whatever a hostile packet brings them to
@@ -69,10 +69,10 @@ def document(packet: CapturedPacket, interface: str, names: Names) -> Document:
         "length": packet.size,
     }
     try:
-        if isinstance(packet, CapturedMessage):
-            found.update(_outer(packet, taken_apart, names))
-        else:
+        if packet.ends is None:
             found.update(_inner(packet, taken_apart, names))
+        else:
+            found.update(_outer(packet, packet.ends, taken_apart, names))
     except Exception as error:  # a field of a hostile packet that scapy shows as nobody expects
         found["malformed"] = type(error).__name__
     return found
@@ -143,7 +143,7 @@ def _upper(layer: Packet, length: int) -> Document:
             return {**found, "info": _echo(layer.type == 8), "id": int(layer.id), "seq": int(layer.seq)}
         return {**found, "info": clean(layer.sprintf("%ICMP.type% %ICMP.code%"))}
     if isinstance(layer, ICMPv6EchoRequest | ICMPv6EchoReply):
-        echo = {"info": _echo(isinstance(layer, ICMPv6EchoRequest)), "id": int(layer.id), "seq": int(layer.seq)}
+        echo = {"info": _echo(layer.type == 128), "id": int(layer.id), "seq": int(layer.seq)}
         return {"payload": max(0, length - 8), **echo}
     return {"payload": max(0, length), **_info(layer)}
 
@@ -178,8 +178,7 @@ def _length(layer: Packet) -> int:
 # our own messages ----------------------------------------------------------------------------------------------------
 
 
-def _outer(packet: CapturedMessage, message: Packet, names: Names) -> Document:
-    ends = (packet.local, packet.remote) if packet.outbound else (packet.remote, packet.local)
+def _outer(packet: CapturedPacket, ends: tuple[Host, Host], message: Packet, names: Names) -> Document:
     (source, source_port), (destination, destination_port) = ends
     return {
         "version": 6 if ":" in source else 4,

@@ -7,31 +7,27 @@ headers before them are made here, with checksums that are right.
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from overlay.daemon.capture import Host, Inner, Outer
 
 _OFFLOAD: Final = struct.Struct("<BBHHHH")  # virtio-net header: VIRTIO 1.2 §5.1.6
 _NEEDS_CHECKSUM: Final = 1
-_GSO_NAMES: Final = {1: "TCP", 4: "TCP", 5: "UDP"}
-_GSO_ECN: Final = 0x80
 _UDP: Final = 17
 _HOP_LIMIT: Final = 64
+_IPV4_HEADERS: Final = 20 + 8  # bytes, with UDP's
+_IPV6_HEADERS: Final = 40 + 8
 
 
-@dataclass(frozen=True, slots=True)
-class Offload:
+class Offload(NamedTuple):
     """What the kernel leaves to a network card."""
 
-    checksum: bool  # has to be filled in
-    kind: str  # of a superpacket, "TCP" or "UDP"; "": it is none
-    segment: int  # bytes of payload of each of a superpacket's segments; 0: it is none
+    checksum: bool = False  # has to be filled in
+    segment: int = 0  # bytes of payload of each of a superpacket's segments; 0: it is none
 
 
-@dataclass(frozen=True, slots=True)
-class CapturedPacket:
+class CapturedPacket(NamedTuple):
     """`data` begins with the IP header and may be cut; `size` is the bytes that there were."""
 
     time: int  # Unix time, ns
@@ -39,18 +35,16 @@ class CapturedPacket:
     size: int
     data: bytes
     offload: Offload
+    ends: tuple["Host", "Host"] | None  # source and destination of one of our own messages; None: an inner packet
+
+    @property
+    def message(self) -> bytes:
+        """UDP payload of one of our messages, maybe cut."""
+        ipv6 = self.ends is not None and ":" in self.ends[0][0]
+        return self.data[_IPV6_HEADERS if ipv6 else _IPV4_HEADERS :]
 
 
-@dataclass(frozen=True, slots=True)
-class CapturedMessage(CapturedPacket):
-    """One of our messages."""
-
-    local: "Host"
-    remote: "Host"
-    message: bytes  # UDP payload, maybe cut as `data` is
-
-
-_NO_OFFLOAD: Final = Offload(False, "", 0)
+_NO_OFFLOAD: Final = Offload()
 
 
 def inner_packet(inner: "Inner") -> CapturedPacket:
@@ -58,52 +52,55 @@ def inner_packet(inner: "Inner") -> CapturedPacket:
     if len(inner.data) < _OFFLOAD.size:
         raise ValueError("an inner packet without a virtio-net header")
     flags, kind, _, segment, _, _ = _OFFLOAD.unpack_from(inner.data)
-    kind &= ~_GSO_ECN
-    offload = Offload(bool(flags & _NEEDS_CHECKSUM), _GSO_NAMES.get(kind, ""), segment if kind else 0)
-    return CapturedPacket(inner.time, inner.outbound, inner.size, inner.data[_OFFLOAD.size :], offload)
+    offload = Offload(bool(flags & _NEEDS_CHECKSUM), segment if kind else 0) if flags or kind else _NO_OFFLOAD
+    return CapturedPacket(inner.time, inner.outbound, inner.size, inner.data[_OFFLOAD.size :], offload, None)
 
 
-def outer_packets(outer: "Outer", snaplen: int) -> Iterator[CapturedMessage]:
+def outer_packets(outer: "Outer", snaplen: int) -> Iterator[CapturedPacket]:
     """A run's datagrams, each with at most `snaplen` bytes from its IP header on."""
     ends = (outer.local, outer.remote) if outer.outbound else (outer.remote, outer.local)
+    headers = _Headers(*ends)
     segment = max(outer.segment, 1)
     for at in range(0, max(len(outer.data), 1), segment):
-        payload = outer.data[at : at + segment]
-        packet = _with_headers(payload, *ends)
-        headers = len(packet) - len(payload)
-        yield CapturedMessage(
-            outer.time,
-            outer.outbound,
-            len(packet),
-            packet[:snaplen],
-            _NO_OFFLOAD,
-            outer.local,
-            outer.remote,
-            payload[: max(0, snaplen - headers)],
+        packet = headers.before(outer.data[at : at + segment])
+        yield CapturedPacket(outer.time, outer.outbound, len(packet), packet[:snaplen], _NO_OFFLOAD, ends)
+
+
+class _Headers:
+    """IP and UDP headers between two ends. All of it but the last checksum is the same for payloads of one length."""
+
+    def __init__(self, source: "Host", destination: "Host") -> None:
+        self._ipv6 = ":" in source[0]
+        family = socket.AF_INET6 if self._ipv6 else socket.AF_INET
+        self._addresses = b"".join(
+            socket.inet_pton(family, address.partition("%")[0]) for address, _ in (source, destination)
         )
+        self._ports = source[1], destination[1]
+        self._length = -1
+        self._head = b""
+        self._sum = 0
+
+    def before(self, payload: bytes) -> bytes:
+        if len(payload) != self._length:
+            self._prepare(len(payload))
+        # 0 stands for no checksum (RFC 768): a sum of 0xFFFF says the same as one of 0.
+        checksum = 0xFFFF - (self._sum + _sum16(payload)) % 0xFFFF
+        return b"".join((self._head, checksum.to_bytes(2, "big"), payload))
+
+    def _prepare(self, payload: int) -> None:
+        self._length = payload
+        length = 8 + payload
+        if self._ipv6:
+            header = struct.pack(">IHBB", 6 << 28, length, _UDP, _HOP_LIMIT) + self._addresses
+        else:
+            header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + length, 0, 0x4000, _HOP_LIMIT, _UDP, 0) + self._addresses
+            checksum = 0xFFFF - _sum16(header) % 0xFFFF
+            header = header[:10] + checksum.to_bytes(2, "big") + header[12:]
+        udp = struct.pack(">HHH", *self._ports, length)
+        self._head = header + udp
+        self._sum = _sum16(self._addresses + struct.pack(">HH", _UDP, length) + udp)
 
 
-def _with_headers(payload: bytes, source: "Host", destination: "Host") -> bytes:
-    length = 8 + len(payload)
-    udp = struct.pack(">HHHH", source[1], destination[1], length, 0)
-    if ":" in source[0]:
-        addresses = b"".join(
-            socket.inet_pton(socket.AF_INET6, address.partition("%")[0]) for address, _ in (source, destination)
-        )
-        header = struct.pack(">IHBB", 6 << 28, length, _UDP, _HOP_LIMIT) + addresses
-        pseudo = addresses + struct.pack(">II", length, _UDP)
-    else:
-        addresses = socket.inet_aton(source[0]) + socket.inet_aton(destination[0])
-        header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + length, 0, 0x4000, _HOP_LIMIT, _UDP, 0) + addresses
-        header = header[:10] + _checksum(header).to_bytes(2, "big") + header[12:]
-        pseudo = addresses + struct.pack(">HH", _UDP, length)
-    checksum = _checksum(pseudo + udp + payload) or 0xFFFF  # 0 stands for none (RFC 768)
-    return header + udp[:6] + checksum.to_bytes(2, "big") + payload
-
-
-def _checksum(data: bytes) -> int:
-    """The internet checksum (RFC 1071). 2**16 is 1 modulo 0xFFFF: the sum of the words is the number's remainder."""
-    if len(data) % 2:
-        data += b"\0"
-    rest = int.from_bytes(data, "big") % 0xFFFF
-    return 0xFFFF - (rest or (0xFFFF if any(data) else 0))
+def _sum16(data: bytes) -> int:
+    """The sum of the 16-bit words (RFC 1071) modulo 0xFFFF: 2**16 is 1 there, so that the number is its words' sum."""
+    return int.from_bytes(data + b"\0" if len(data) % 2 else data, "big") % 0xFFFF

@@ -12,7 +12,15 @@ from collections.abc import Iterable
 from typing import Final
 
 LINKTYPE_RAW: Final = 101
-"""Packets begin with an IPv4 or IPv6 header."""
+"""Packets begin with an IPv4 or IPv6 header. libpcap reads one interface of it in a file, but (1.10) no second one."""
+
+LINKTYPE_LINUX_SLL: Final = 113
+"""Packets begin with what Linux has for devices of all kinds, and then an IPv4 or IPv6 header; see `cooked`."""
+
+_SLL: Final = struct.Struct(">HHH8sH")
+_SLL_HOST, _SLL_OUTGOING = 0, 4
+_ARPHRD_NONE: Final = 0xFFFE  # a device without hardware addresses, as a TUN is
+_ETHERTYPE_IPV4, _ETHERTYPE_IPV6 = 0x0800, 0x86DD
 
 _SECTION_HEADER: Final = 0x0A0D0D0A
 _INTERFACE_DESCRIPTION: Final = 1
@@ -29,6 +37,12 @@ _SHB_OS, _SHB_APPLICATION = 3, 4
 _ISB_IFRECV, _ISB_IFDROP, _ISB_USRDELIV = 4, 5, 8
 _NANOSECONDS: Final = 9  # 10 to the power of minus that
 
+SLL_SIZE: Final = _SLL.size
+
+_PACKET_HEAD: Final = struct.Struct("<IIIIIII")
+_PACKET_TAIL: Final = struct.Struct("<HHIHHI")  # the option of the direction, the end of options, the length again
+_PACKET_SIZE: Final = _PACKET_HEAD.size + _PACKET_TAIL.size
+
 Option = tuple[int, bytes]
 
 
@@ -38,20 +52,31 @@ def section_header(application: str, system: str) -> bytes:
     return _block(_SECTION_HEADER, body, [(_SHB_OS, system.encode()), (_SHB_APPLICATION, application.encode())])
 
 
-def interface(name: str, description: str, snaplen: int) -> bytes:
+def cooked(data: bytes, *, outbound: bool) -> bytes:
+    """An IP packet as `LINKTYPE_LINUX_SLL` has it: 16 bytes more."""
+    direction = _SLL_OUTGOING if outbound else _SLL_HOST
+    kind = _ETHERTYPE_IPV6 if data[:1] and data[0] >> 4 == 6 else _ETHERTYPE_IPV4
+    return _SLL.pack(direction, _ARPHRD_NONE, 0, b"", kind) + data
+
+
+def interface(name: str, description: str, snaplen: int, linktype: int) -> bytes:
     """Interfaces are numbered from 0 as they come."""
     options = [
         (_IF_NAME, name.encode()),
         (_IF_DESCRIPTION, description.encode()),
         (_IF_TSRESOL, bytes([_NANOSECONDS])),
     ]
-    return _block(_INTERFACE_DESCRIPTION, struct.pack("<HHI", LINKTYPE_RAW, 0, snaplen), options)
+    return _block(_INTERFACE_DESCRIPTION, struct.pack("<HHI", linktype, 0, snaplen), options)
 
 
 def packet(number: int, time: int, data: bytes, size: int, *, outbound: bool) -> bytes:
     """A packet of interface `number` at `time` (Unix time, ns); `size`: bytes before it was cut to `data`."""
-    head = struct.pack("<IIIII", number, time >> 32, time & 0xFFFFFFFF, len(data), size)
-    return _block(_ENHANCED_PACKET, head + data, [(_EPB_FLAGS, struct.pack("<I", _OUTBOUND if outbound else _INBOUND))])
+    kept = len(data)
+    padding = -kept % 4
+    length = _PACKET_SIZE + kept + padding
+    head = _PACKET_HEAD.pack(_ENHANCED_PACKET, length, number, time >> 32, time & 0xFFFFFFFF, kept, size)
+    direction = _OUTBOUND if outbound else _INBOUND
+    return b"".join((head, data, bytes(padding), _PACKET_TAIL.pack(_EPB_FLAGS, 4, direction, 0, 0, length)))
 
 
 def statistics(number: int, time: int, *, seen: int, dropped: int, delivered: int) -> bytes:

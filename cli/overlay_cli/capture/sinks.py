@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from overlay.errors import Exit, UserError
 from overlay_cli.capture import pcapng
-from overlay_cli.capture.packets import CapturedMessage, CapturedPacket
+from overlay_cli.capture.packets import CapturedPacket
 
 if TYPE_CHECKING:
     from overlay.daemon.capture import Counts, Started
@@ -53,7 +53,7 @@ class Printer:
     def take(self, packet: CapturedPacket) -> None:
         from overlay_cli.capture.lines import line
 
-        interface = OUTER_NAME if isinstance(packet, CapturedMessage) else self._interface
+        interface = self._interface if packet.ends is None else OUTER_NAME
         document = self._decode.document(packet, interface, self._names)
         sys.stdout.write((json.dumps(document, ensure_ascii=False) if self._as_json else line(document)) + "\n")
         if self._details and not self._as_json:
@@ -94,17 +94,21 @@ class File:
         self._write(pcapng.section_header("overlay", f"{platform.system()} {platform.release()}"))
         if started.interface is not None:
             self._inner_number = 0
-            self._write(pcapng.interface(started.interface, "inner packets as the TUN has them", self._snaplen))
+            self._write(self._interface(started.interface, "inner packets as the TUN has them"))
         if self._outer:
             self._outer_number = 0 if self._inner_number is None else 1
-            self._write(pcapng.interface(OUTER_NAME, f"messages on UDP port {started.port}", self._snaplen))
+            self._write(self._interface(OUTER_NAME, f"messages on UDP port {started.port}"))
         self.flush()
 
     def take(self, packet: CapturedPacket) -> None:
-        number = self._outer_number if isinstance(packet, CapturedMessage) else self._inner_number
-        if number is not None:
-            self._delivered[number] += 1
-            self._write(pcapng.packet(number, packet.time, packet.data, packet.size, outbound=packet.outbound))
+        number = self._inner_number if packet.ends is None else self._outer_number
+        if number is None:
+            return
+        self._delivered[number] += 1
+        data, size, outbound = packet.data, packet.size, packet.outbound
+        if self._outer:
+            data, size = pcapng.cooked(data, outbound=outbound), size + pcapng.SLL_SIZE
+        self._write(pcapng.packet(number, packet.time, data, size, outbound=outbound))
 
     def flush(self) -> None:
         self._write(b"", flush=True)
@@ -121,6 +125,11 @@ class File:
         self.flush()
         if self._path != STANDARD_OUTPUT:
             self._file.close()
+
+    def _interface(self, name: str, description: str) -> bytes:
+        # libpcap wants the same of all interfaces, and takes raw IP of one alone.
+        linktype = pcapng.LINKTYPE_LINUX_SLL if self._outer else pcapng.LINKTYPE_RAW
+        return pcapng.interface(name, description, self._snaplen + pcapng.SLL_SIZE * self._outer, linktype)
 
     def _write(self, data: bytes, *, flush: bool = False) -> None:
         try:

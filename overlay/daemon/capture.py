@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -188,6 +189,7 @@ class _Stream(Response):
         async def write(data: bytes | bytearray) -> None:
             # Returns when the caller's buffer takes more: here a slow one holds up the rest of the capture.
             await send({"type": "http.response.body", "body": data, "more_body": True})
+            await anyio.lowlevel.checkpoint()  # otherwise it need not wait at all, and nobody else had a turn
 
         async def until_gone() -> None:
             while (await receive())["type"] != "http.disconnect":

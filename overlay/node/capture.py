@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import Final
 
 import anyio
-import anyio.lowlevel
 
 from overlay.daemon.capture import CaptureWish, Counts, Host, Inner, Outer, Started, Write, encode
 from overlay.engine.api import Command, StartTap, StopTap
@@ -166,7 +165,6 @@ class Capture:
             chunk = encode(map(self._message, items))
             passed += len(chunk)
             await write(chunk)
-            await anyio.lowlevel.checkpoint()
         await write(encode([Counts(*tap.counts)]))
         return passed >= most
 

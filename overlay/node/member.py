@@ -153,9 +153,17 @@ def _peer_config(node: MapNode, networks: list[Network], own_ciphers: tuple[str,
     )
 
 
-def names_of(node: MapNode, domain: str) -> frozenset[str]:
-    """All that a person may call a peer: name, full name, addresses, number."""
-    return frozenset({node.name, f"{node.name}.{domain}", *node.addresses, str(node.number)})
+def find_node(network_map: NetworkMap | None, text: str) -> MapNode | None:
+    """The node that a person means: by name, full name, overlay address or number."""
+    if network_map is None:
+        return None
+    with suppress(ValueError):
+        text = str(ip_address(text))
+    wanted = text.lower().rstrip(".")
+    for node in network_map.nodes:
+        if wanted in (node.name, f"{node.name}.{network_map.domain}", *node.addresses, str(node.number)):
+            return node
+    return None
 
 
 def _unknown_peer(message: str) -> UserError:
@@ -309,13 +317,12 @@ class Member:
 
     def find_peer(self, text: str) -> dict[str, Any]:
         """As `overlay.daemon.capture.Capturing` has it. Raises `UserError` ("peer-unknown")."""
-        network_map, own = self._map, self.identity
-        for node in network_map.nodes if network_map is not None else ():
-            if text in names_of(node, network_map.domain if network_map is not None else ""):
-                if own is not None and node.number == own.number:
-                    raise _unknown_peer(f"'{text}' is this machine itself, not a peer of it.")
-                return {"number": node.number, "name": node.name, "addresses": node.addresses}
-        raise _unknown_peer(f"There is no peer '{text[:100]}'.")
+        node = find_node(self._map, text)
+        if node is None:
+            raise _unknown_peer(f"There is no peer '{text[:100]}'.")
+        if self.identity is not None and node.number == self.identity.number:
+            raise _unknown_peer(f"'{text}' is this machine itself, not a peer of it.")
+        return {"number": node.number, "name": node.name, "addresses": node.addresses}
 
     def capture(self, wish: CaptureWish) -> Callable[[Write], Awaitable[None]]:
         """As `overlay.daemon.capture.Capturing` has it. Raises `UserError`: "not-up", those of `Captures.new`."""

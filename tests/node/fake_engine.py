@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from overlay.engine.api import Command, EngineConfig, EngineSnapshot, Event, Inspect, PeerSnapshot
+from overlay.engine.api import Command, EngineConfig, EngineSnapshot, Event, Inspect, PeerSnapshot, StopTap
 
 
 class FakeEngine:
@@ -25,6 +25,8 @@ class FakeEngine:
         for command in commands:
             if isinstance(command, Inspect):
                 command.reply(self.snapshot())
+            elif isinstance(command, StopTap):
+                command.stopped()
             else:
                 self.commands.append(command)
 

@@ -6,7 +6,7 @@ and so on until the capture ends. `Started` comes first; `Counts` comes after pa
 far. Knows how packets are described, and nothing of what is in them.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 import anyio
@@ -133,6 +133,7 @@ class CaptureWish(msgspec.Struct, frozen=True):
 
 
 Write = Callable[[bytes | bytearray], Awaitable[None]]
+Produce = Callable[[Write], Coroutine[Any, Any, None]]
 
 
 class Capturing(Protocol):
@@ -141,7 +142,7 @@ class Capturing(Protocol):
     def find_peer(self, text: str) -> dict[str, Any]:
         """The peer of that name, overlay address or number: `{"number", "name", "addresses"}`."""
 
-    def capture(self, wish: CaptureWish) -> Callable[[Write], Awaitable[None]]:
+    def capture(self, wish: CaptureWish) -> Produce:
         """What writes the stream until it is stopped or cancelled."""
 
     def stop_capture(self, id: str) -> None:
@@ -180,7 +181,7 @@ class _Stream(Response):
 
     media_type = "application/octet-stream"
 
-    def __init__(self, produce: Callable[[Write], Awaitable[None]]) -> None:
+    def __init__(self, produce: Produce) -> None:
         super().__init__()
         del self.headers["content-length"]  # nobody knows
         self._produce = produce

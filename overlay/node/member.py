@@ -13,7 +13,7 @@ to make of them for the engine; does not know where maps come from, nor any cont
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -23,7 +23,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
-from overlay.daemon.capture import CaptureWish, Write
+from overlay.daemon.capture import CaptureWish, Produce
 from overlay.daemon.state import StateDir, corrupt
 from overlay.engine.api import (
     Command,
@@ -324,7 +324,7 @@ class Member:
             raise _unknown_peer(f"'{text}' is this machine itself, not a peer of it.")
         return {"number": node.number, "name": node.name, "addresses": node.addresses}
 
-    def capture(self, wish: CaptureWish) -> Callable[[Write], Awaitable[None]]:
+    def capture(self, wish: CaptureWish) -> Produce:
         """As `overlay.daemon.capture.Capturing` has it. Raises `UserError`: "not-up", those of `Captures.new`."""
         if self._engine is None:
             raise UserError(

@@ -19,6 +19,7 @@ from overlay.daemon.capture import (
     Counts,
     Inner,
     Outer,
+    Produce,
     Started,
     Write,
     capture_routes,
@@ -70,7 +71,7 @@ def test_a_message_without_end_is_refused() -> None:
 class Source:
     """Captures for a test: what it was asked for, and how it went."""
 
-    def __init__(self, produce: Callable[[Write], Awaitable[None]]) -> None:
+    def __init__(self, produce: Produce) -> None:
         self.wishes: list[CaptureWish] = []
         self.stopped: list[str] = []
         self.stopping = anyio.Event()
@@ -81,7 +82,7 @@ class Source:
             raise UserError("peer-unknown", f"There is no peer '{text}'.")
         return {"number": 3, "name": "b", "addresses": ["10.77.0.3"]}
 
-    def capture(self, wish: CaptureWish) -> Callable[[Write], Awaitable[None]]:
+    def capture(self, wish: CaptureWish) -> Produce:
         self.wishes.append(wish)
         return self._produce
 

@@ -149,7 +149,7 @@ def test_a_capture_ends_when_the_engine_does_and_there_is_none_without(tmp_path:
                 await anyio.wait_all_tasks_blocked()
                 (start,) = (command for command in engine.take() if isinstance(command, StartTap))
                 assert start.tap.outer and not start.tap.inner
-        assert [type(message) for message in CaptureReader().feed(written)] == [Started, Counts]
+        assert [type(message) for message in CaptureReader().feed(written)] == [Started, Counts, Counts]
         with pytest.raises(UserError) as caught:
             setup.member.capture(CaptureWish(outer=True))
         assert caught.value.code == "not-up"

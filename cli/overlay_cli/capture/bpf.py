@@ -32,7 +32,7 @@ class _PacketHeader(ctypes.Structure):
 
 
 class Filter:
-    """A compiled filter expression."""
+    """A compiled filter expression. libpcap keeps it until the process ends: a command has one."""
 
     def __init__(self, expression: str) -> None:
         """Raises `UserError`: "filter-wrong" (wrong usage), "libpcap-missing"."""
@@ -63,10 +63,6 @@ class Filter:
         self._header.length = length
         return bool(self._library.pcap_offline_filter(ctypes.byref(self._program), ctypes.byref(self._header), packet))
 
-    def __del__(self) -> None:
-        if self._program.instructions:
-            self._library.pcap_freecode(ctypes.byref(self._program))
-
 
 def _load() -> ctypes.CDLL:
     for name in _LIBRARIES:
@@ -92,8 +88,6 @@ def _load() -> ctypes.CDLL:
             ctypes.POINTER(_PacketHeader),
             ctypes.c_char_p,
         )
-        library.pcap_freecode.argtypes = (ctypes.POINTER(_Program),)
-        library.pcap_freecode.restype = None
         return library
     raise UserError(
         "libpcap-missing",

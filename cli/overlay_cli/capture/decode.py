@@ -53,6 +53,8 @@ def scapy_packet(packet: CapturedPacket) -> Packet:
     """Taken apart as far as it goes; `Raw` where it does not. For our own messages that is the message alone."""
     data = packet.data if packet.ends is None else packet.message
     layer = Message if packet.ends is not None else IPv6 if data[:1] and data[0] >> 4 == 6 else IP
+    if not data:
+        return Raw(data)  # a layer without bytes is one with scapy's defaults
     try:
         return layer(data)
     except Exception:  # scapy's dissectors raise whatever a hostile packet brings them to
@@ -198,7 +200,7 @@ def _message(layer: Packet, names: Names) -> Document:
         data = bytes(layer)
         kind = data[0] if data else None
         if kind in TYPES:
-            return {"type": kind, "name": TYPES[kind], "malformed": "too short"}
+            return {"type": kind, "name": TYPES[kind], "malformed": "too short, or relayed and may not be"}
         return {"type": kind, "name": "unknown"}
     found: Document = {"type": int(layer.type), "name": TYPES[int(layer.type)]}
     if isinstance(layer, HandshakeInitiation | HandshakeResponse):

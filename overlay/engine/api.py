@@ -128,9 +128,10 @@ class Inspect:
 
 @dataclass(frozen=True, slots=True)
 class StartTap:
-    """Feed this tap from now on."""
+    """Feed this tap. `started` is called on the engine thread once it is fed; it must only hand over."""
 
     tap: Tap
+    started: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

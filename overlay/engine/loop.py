@@ -241,8 +241,9 @@ class Loop:
                 self._link_changed(now)
             case api.Inspect(reply):
                 reply(self._snapshot(now))
-            case api.StartTap(tap):
+            case api.StartTap(tap, started):
                 self._taps.start(tap)
+                started()
             case api.StopTap(tap, stopped):
                 self._taps.stop(tap)
                 stopped()

@@ -38,8 +38,8 @@ is enough for some 60 MB/s of superpackets, or 20,000 small packets a second; th
 ROUND: Final = 1 << 20
 """Bytes written before the pause."""
 
-STOP_TIMEOUT: Final = 1.0
-"""s that the engine may take to stop a tap."""
+ENGINE_TIMEOUT: Final = 1.0
+"""s that the engine may take to start or stop a tap; its loop turns in milliseconds."""
 
 _MAX_ADDRESSES: Final = 256
 
@@ -86,7 +86,7 @@ class Captures:
         running = list(self._running.values())
         for capture in running:
             capture.stop()
-        with anyio.move_on_after(STOP_TIMEOUT):
+        with anyio.move_on_after(ENGINE_TIMEOUT):
             for capture in running:
                 await capture.ended.wait()
 
@@ -128,8 +128,11 @@ class Capture:
             snaplen=wish.snaplen,
         )
         self._running[self._started.id] = self
-        self._post(StartTap(tap))
         try:
+            started = anyio.Event()
+            self._post(StartTap(tap, lambda: hand_over(started.set)))
+            with anyio.move_on_after(ENGINE_TIMEOUT):
+                await started.wait()
             await write(encode([self._started]))
             while not self._stopping.is_set():
                 await self._waiting.wait()
@@ -143,7 +146,7 @@ class Capture:
                     await self._stopping.wait()
             stopped = anyio.Event()
             self._post(StopTap(tap, lambda: hand_over(stopped.set)))
-            with anyio.move_on_after(STOP_TIMEOUT):
+            with anyio.move_on_after(ENGINE_TIMEOUT):
                 await stopped.wait()
             while await self._pass_on(tap, write, ROUND):
                 pass

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from overlay.engine.api import Command, EngineConfig, EngineSnapshot, Event, Inspect, PeerSnapshot, StopTap
+from overlay.engine.api import Command, EngineConfig, EngineSnapshot, Event, Inspect, PeerSnapshot, StartTap, StopTap
 
 
 class FakeEngine:
@@ -28,6 +28,8 @@ class FakeEngine:
             elif isinstance(command, StopTap):
                 command.stopped()
             else:
+                if isinstance(command, StartTap):
+                    command.started()
                 self.commands.append(command)
 
     def stop(self) -> None:

@@ -34,6 +34,7 @@ class PlayedEngine:
         for command in commands:
             if isinstance(command, StartTap):
                 self.taps.append(command.tap)
+                command.started()
             elif isinstance(command, StopTap):
                 self.taps = [tap for tap in self.taps if tap is not command.tap]
                 command.stopped()

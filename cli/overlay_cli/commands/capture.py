@@ -1,8 +1,10 @@
 """`overlay capture`: what passes the network's interface and, with `--outer`, our messages on the wire."""
 
+import math
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 WHOLE = 1 << 18
 """Bytes; no packet is longer."""
+
+LAST_WORDS = 1.0
+"""s after Ctrl-C in which packets from before it are still printed: printing may be far behind."""
 
 
 def capture(
@@ -100,7 +105,7 @@ def capture(
     run = _Run(client, sink, wanted, snaplen=snaplen, count=count, to_the_end=write is not None)
     wish = {"outer": outer, "snaplen": snaplen, "peer": None if peer is None else peer["number"]}
     try:
-        run.run(wish, announce=None if quiet or json else described)
+        run.run(wish, announce=None if quiet else described)
     finally:
         if run.id and not quiet:
             output.note(f"{run.captured} packet{'s' * (run.captured != 1)} captured, {run.dropped} dropped")
@@ -121,7 +126,7 @@ class _Run:
         count: int | None,
         to_the_end: bool,
     ) -> None:
-        """`to_the_end`: when told to stop, take what was captured until then."""
+        """`to_the_end`: take all that was captured before the end, however long that takes."""
         self.id = ""
         self.captured = 0
         self._client = client
@@ -133,6 +138,7 @@ class _Run:
         self._counts: Counts | None = None
         self._stopped = False
         self._enough = False
+        self._show_until = math.inf
 
     @property
     def dropped(self) -> int:
@@ -180,7 +186,7 @@ class _Run:
                 output.note(f"Capturing on {_interfaces(message)}{announce}. Ctrl-C ends.")
 
     def _show(self, packet: "CapturedPacket") -> None:
-        if self._enough or (self._stopped and not self._to_the_end):
+        if self._enough or time.monotonic() > self._show_until:
             return
         if self._wanted is not None and not self._wanted.fits(packet.data, packet.size):
             return
@@ -194,6 +200,8 @@ class _Run:
         """Have the daemon end the stream: with what waits and the last counts."""
         if not self._stopped:
             self._stopped = True
+            if not self._to_the_end:
+                self._show_until = time.monotonic() + LAST_WORDS
             self._client.request("DELETE", f"/v1/captures/{self.id}")
 
     @contextmanager

@@ -48,7 +48,7 @@ def ip6(upper: Any) -> bytes:
     return bytes(IPv6(src="fd12::2", dst="fd12::3") / upper)
 
 
-TCP_OPTIONS = [("MSS", 1340), ("SAckOK", b""), ("NOP", None), ("WScale", 7)]
+TCP_OPTIONS = [("MSS", 9), ("SAckOK", b""), ("NOP", None), ("WScale", 7)]
 
 SACK = [("Timestamp", (5, 0)), ("SAck", (1, 2, 3, 4))]
 
@@ -57,8 +57,8 @@ SACK = [("Timestamp", (5, 0)), ("SAck", (1, 2, 3, 4))]
     ("data", "expected"),
     [
         (
-            ip4(TCP(sport=4, dport=5, flags="S", seq=7, window=512, options=TCP_OPTIONS)),
-            "IP 10.77.0.2.4 > 10.77.0.3.5: Flags [S], seq 7, win 512, options [mss 1340,sackOK,nop,wscale 7,eol], length 0",
+            ip4(TCP(sport=4, dport=5, flags="S", seq=7, window=5, options=TCP_OPTIONS)),
+            "IP 10.77.0.2.4 > 10.77.0.3.5: Flags [S], seq 7, win 5, options [mss 9,sackOK,nop,wscale 7,eol], length 0",
         ),
         (
             ip4(TCP(sport=443, dport=5000, flags="PA", seq=2**32 - 1, ack=9, window=1) / b"data"),

@@ -114,6 +114,10 @@ class Tap:
         return taken
 
     @property
+    def waiting(self) -> bool:
+        return bool(self._queue)
+
+    @property
     def counts(self) -> Counts:
         return Counts(*self._inner, *self._outer)
 

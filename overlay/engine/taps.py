@@ -8,6 +8,7 @@ not keep it.
 from collections.abc import Callable
 from typing import Any, Final
 
+from overlay.engine.msghdr import Name, RecordMessage, Run
 from overlay.engine.peers import Peers
 from overlay.engine.relay_role import RelayRole
 from overlay.engine.tap import Octets, Tap
@@ -17,6 +18,7 @@ from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet.virtio import VIRTIO_HEADER_SIZE
 from overlay.wire.record import fragments
+from overlay.wire.record.buffers import Layout
 from overlay.wire.relay import RELAY_TYPE
 from overlay.wire.wireguard import transport
 
@@ -56,6 +58,7 @@ class Taps:
             _replace(self._tun, self._inner, {"read": self._tapped_read, "write": self._tapped_write})
         for sock in self._sockets:
             _replace(sock, self._outer, {"receive": self._tapped_receive})
+            _replace(sock, self._outer, {"message": self._tapped_message})
             _replace(sock, self._outer, {"send": self._tapped_send, "send_fragmented": self._tapped_send})
 
     # --- in a packet's way --------------------------------------------------------------------------------------------
@@ -78,13 +81,18 @@ class Taps:
 
         return tapped
 
-    def _tapped_receive(self, receive: Callable[[memoryview], tuple[int, int, Endpoint] | None]) -> Callable[..., Any]:
-        def tapped(view: memoryview) -> tuple[int, int, Endpoint] | None:
-            received = receive(view)
-            if received is not None:
-                size, segment, source = received
-                self._outer_passed((view[:size],), segment, source, False)
-            return received
+    def _tapped_receive(self, receive: Callable[[], Run | None]) -> Callable[[], Run | None]:
+        def tapped() -> Run | None:
+            run = receive()
+            if run is not None:
+                self._outer_passed(run.pieces(), run.segment, run.source, False)
+            return run
+
+        return tapped
+
+    def _tapped_message(self, message: Callable[[Layout], RecordMessage]) -> Callable[[Layout], "_TappedMessage"]:
+        def tapped(layout: Layout) -> _TappedMessage:
+            return _TappedMessage(message(layout), layout, self._outer_passed)
 
         return tapped
 
@@ -146,6 +154,24 @@ class Taps:
         if peer is None:
             return False
         return (peer.address == endpoint and not peer.relayed) or endpoint in peer.config.endpoints
+
+
+class _TappedMessage:
+    """In the place of a `RecordMessage`, for the one turn that its sender keeps it."""
+
+    def __init__(
+        self, message: RecordMessage, layout: Layout, passed: Callable[[Buffers, int, Endpoint, bool], None]
+    ) -> None:
+        self._message = message
+        self._layout = layout
+        self._passed = passed
+
+    def send(self, descriptor: int, name: Name, size: int) -> int:
+        failed = self._message.send(descriptor, name, size)
+        if not failed:
+            for buffers, segment in self._layout.batches(size):
+                self._passed(buffers, segment, name.endpoint, True)
+        return failed
 
 
 def _replace(target: object, taps: list[Tap], hooks: dict[str, Callable[[Any], Callable[..., Any]]]) -> None:

@@ -105,6 +105,8 @@ def test_inner_packets_both_ways() -> None:
 def test_our_messages_both_ways() -> None:
     with Machine(1) as one, Machine(2) as two:
         acquaint(one, two)
+        one.send(packet())
+        two.receive()  # from now on each knows where the other is: records of several datagrams are taken
         with watching(one, inner=False, outer=True) as watcher:
             one.send(packet(4000))
             two.receive()

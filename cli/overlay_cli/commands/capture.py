@@ -136,6 +136,7 @@ class _Run:
         self._count = count
         self._to_the_end = to_the_end
         self._counts: Counts | None = None
+        self._outer = False
         self._stopped = False
         self._enough = False
         self._show_until = math.inf
@@ -149,6 +150,7 @@ class _Run:
         from overlay.daemon.capture import CaptureReader, Counts
 
         reader = CaptureReader()
+        self._outer = wish["outer"]
         with self._signals():
             try:
                 with self._client.stream("POST", "/v1/captures", wish) as chunks:
@@ -183,7 +185,7 @@ class _Run:
             self.id = message.id
             self._sink.start(message)
             if announce is not None:
-                output.note(f"Capturing on {_interfaces(message)}{announce}. Ctrl-C ends.")
+                output.note(f"Capturing on {_interfaces(message, outer=self._outer)}{announce}. Ctrl-C ends.")
 
     def _show(self, packet: "CapturedPacket") -> None:
         if self._enough or time.monotonic() > self._show_until:
@@ -252,10 +254,10 @@ def _find_peer(client: "LocalClient", word: str) -> dict[str, Any] | None:
         raise
 
 
-def _interfaces(started: "Started") -> str:
+def _interfaces(started: "Started", *, outer: bool) -> str:
     from overlay_cli.capture.sinks import OUTER_NAME
 
-    return started.interface or OUTER_NAME
+    return " and ".join([*([started.interface] if started.interface else []), *([OUTER_NAME] if outer else [])])
 
 
 def _running_state(context: typer.Context, state: Path) -> Path:

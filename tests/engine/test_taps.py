@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from overlay.engine import api
+from overlay.engine import Features, api
 from overlay.engine.loop import Loop
 from overlay.engine.tap import InnerPacket, OuterRun, Tap
 from overlay.wire.disco import DISCO_TYPE
@@ -102,8 +102,11 @@ def test_inner_packets_both_ways() -> None:
         assert watcher.tap.counts == (2, 0, 0, 0)
 
 
-def test_our_messages_both_ways() -> None:
-    with Machine(1) as one, Machine(2) as two:
+@pytest.mark.parametrize("without", [(), ("udp_msghdr",), ("udp_gso", "udp_gro")], ids=str)
+def test_our_messages_both_ways(without: tuple[str, ...]) -> None:
+    """Whichever way they go out and come in."""
+    wanted = Features().without(without)
+    with Machine(1, wanted=wanted) as one, Machine(2, wanted=wanted) as two:
         acquaint(one, two)
         one.send(packet())
         two.receive()  # from now on each knows where the other is: records of several datagrams are taken

@@ -11,6 +11,7 @@ import typer
 
 from overlay.errors import Exit, UserError
 from overlay_cli import output
+from overlay_cli.commands.capture import capture
 from overlay_cli.commands.expose import expose_app
 from overlay_cli.commands.member import down, status, up
 from overlay_cli.commands.node import node_app
@@ -42,6 +43,7 @@ app.command(epilog="Example: sudo overlay up ov1_…   (or: sudo overlay up - < 
 app.command(epilog="Example: sudo overlay down")(down)
 app.command(epilog="Example: overlay status --json")(status)
 app.add_typer(expose_app, name="expose")
+app.command(epilog="Example: sudo overlay capture b -w b.pcapng icmp or tcp port 443")(capture)
 app.add_typer(node_app, name="node")
 app.command(epilog="Example: overlay version --json")(version)
 

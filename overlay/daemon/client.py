@@ -3,12 +3,17 @@
 import http.client
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from overlay.daemon.launch import error_from
 from overlay.daemon.state import SOCKET_NAME
 from overlay.errors import Exit, UserError
+
+_PATIENCE = 10.0  # s
+_LARGEST_CHUNK = 1 << 18
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -28,18 +33,38 @@ class LocalClient:
     def __init__(self, state: Path) -> None:
         self._state = state
 
-    def request(self, method: str, path: str, body: Any = None, timeout: float = 10.0) -> dict[str, Any]:
+    def request(self, method: str, path: str, body: Any = None, timeout: float = _PATIENCE) -> dict[str, Any]:
         """Returns the JSON document that the daemon answers.
 
         Raises the daemon's `UserError`, or "not-running" (exit 3), "no-permission" (exit 4), "no-answer" of its own.
         """
-        connection = _UnixConnection(str(self._state / SOCKET_NAME), timeout)
+        with closing(_UnixConnection(str(self._state / SOCKET_NAME), timeout)) as connection, self._explained():
+            document: dict[str, Any] = json.loads(_ask(connection, method, path, body).read() or b"{}")
+            return document
+
+    @contextmanager
+    def stream(self, method: str, path: str, body: Any = None) -> Iterator[Iterator[bytes]]:
+        """The bytes of an answer that goes on for any time, as they come. Raises as `request` does; the iterator raises
+        "no-answer" when the daemon ends before its answer is complete.
+        """
+        with closing(_UnixConnection(str(self._state / SOCKET_NAME), _PATIENCE)) as connection:
+            with self._explained():
+                response = _ask(connection, method, path, body)
+                connection.sock.settimeout(None)
+            yield self._chunks(response)
+
+    def _chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        while True:
+            with self._explained():
+                chunk = response.read1(_LARGEST_CHUNK)
+            if not chunk:
+                return
+            yield chunk
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            payload = None if body is None else json.dumps(body)
-            headers = {"Content-Type": "application/json"} if payload is not None else {}
-            connection.request(method, path, payload, headers)
-            response = connection.getresponse()
-            document = json.loads(response.read() or b"{}")
+            yield
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise UserError(
                 "not-running",
@@ -60,9 +85,14 @@ class LocalClient:
                 f"The daemon of {self._state} does not answer as it should ({error}).",
                 f"See its log in {self._state}; if it hangs, end it and start it again.",
             ) from error
-        finally:
-            connection.close()
-        if response.status >= 400:
-            raise error_from(document.get("error", {}))
-        result: dict[str, Any] = document
-        return result
+
+
+def _ask(connection: _UnixConnection, method: str, path: str, body: Any) -> http.client.HTTPResponse:
+    """The answer, if it is a good one. Raises the daemon's `UserError`."""
+    payload = None if body is None else json.dumps(body)
+    headers = {"Content-Type": "application/json"} if payload is not None else {}
+    connection.request(method, path, payload, headers)
+    response = connection.getresponse()
+    if response.status >= 400:
+        raise error_from(json.loads(response.read() or b"{}").get("error", {}))
+    return response

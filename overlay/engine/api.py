@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
+from overlay.engine.tap import Tap
 from overlay.path.types import PathKind as PathKind
 from overlay.wire.endpoint import Endpoint
 
@@ -128,7 +129,23 @@ class Inspect:
     reply: Callable[[EngineSnapshot], None]
 
 
-Command = SetPeer | RemovePeer | SetRelay | SetClient | RemoveClient | LinkChanged | Inspect
+@dataclass(frozen=True, slots=True)
+class StartTap:
+    """Feed this tap. `started` is called on the engine thread once it is fed; it must only hand over."""
+
+    tap: Tap
+    started: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class StopTap:
+    """Feed it no longer. `stopped` is called on the engine thread once nothing more is put; it must only hand over."""
+
+    tap: Tap
+    stopped: Callable[[], None] = lambda: None
+
+
+Command = SetPeer | RemovePeer | SetRelay | SetClient | RemoveClient | LinkChanged | Inspect | StartTap | StopTap
 
 
 @dataclass(frozen=True, slots=True)

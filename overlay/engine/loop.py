@@ -28,6 +28,7 @@ from overlay.engine.relay_role import RelayRole
 from overlay.engine.routes import Routes
 from overlay.engine.sender import Sender
 from overlay.engine.slack import sharpen_timers
+from overlay.engine.taps import Taps
 from overlay.engine.timers import Timers
 from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket, UdpSockets
@@ -120,6 +121,7 @@ class Loop:
             self._outbound = Outbound(
                 tun, self._peers, self._sender, self._outbox, unreachable, self._drops, self._faults, class_mask
             )
+        self._taps = Taps(tun, sockets.all(), self._peers, role)
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
         self._was_blocked = False
@@ -261,6 +263,12 @@ class Loop:
                 self._link_changed(now)
             case api.Inspect(reply):
                 reply(self._snapshot(now))
+            case api.StartTap(tap, started):
+                self._taps.start(tap)
+                started()
+            case api.StopTap(tap, stopped):
+                self._taps.stop(tap)
+                stopped()
 
     def _set_relay(
         self, endpoints: tuple[Endpoint, ...], number: int, public_key: bytes, ticket: int, now: float

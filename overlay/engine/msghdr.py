@@ -163,10 +163,11 @@ def _control_message(level: int, kind: int, data: bytes) -> bytes:
 class Name:
     """A `struct sockaddr` where the kernel can read it."""
 
-    __slots__ = ("_bytes", "address", "family", "size")
+    __slots__ = ("_bytes", "address", "endpoint", "family", "size")
 
     def __init__(self, endpoint: Endpoint, family: socket.AddressFamily) -> None:
         """Raises `OSError` for an endpoint that is none."""
+        self.endpoint = endpoint
         self._bytes = bytearray(pack_endpoint(endpoint, family))
         self.address = address_of(self._bytes)
         self.family = family
@@ -288,15 +289,8 @@ class Run:
         scatter, size = self._scatter, self.size
         if scatter is None or not self._apart:
             return self._linear[:size]
+        self._linear[:size] = b"".join(self.pieces())
         self._apart = False
-        views = scatter.iovecs.views
-        count, rest = divmod(size, scatter.datagram_size)
-        pieces = views[: 2 * count]
-        if rest:
-            pieces.append(views[2 * count][:rest])
-            if rest > scatter.stride:
-                pieces.append(views[2 * count + 1][: rest - scatter.stride])
-        self._linear[:size] = b"".join(pieces)
         if size > scatter.datagram_size:
             self._misses += 1
             if self._misses >= _MAX_MISSES:
@@ -305,6 +299,20 @@ class Run:
                 self._misses = 0
                 self.whole = False
         return self._linear[:size]
+
+    def pieces(self) -> list[memoryview]:
+        """All of the run as it came, when joined. Valid until the next `receive`; asking changes nothing."""
+        scatter, size = self._scatter, self.size
+        if scatter is None or not self._apart:
+            return [self._linear[:size]]
+        views = scatter.iovecs.views
+        count, rest = divmod(size, scatter.datagram_size)
+        pieces = views[: 2 * count]
+        if rest:
+            pieces.append(views[2 * count][:rest])
+            if rest > scatter.stride:
+                pieces.append(views[2 * count + 1][: rest - scatter.stride])
+        return pieces
 
     def hit(self) -> None:
         """What was expected came."""

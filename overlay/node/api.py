@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from overlay.daemon.capture import Capturing, capture_routes
 from overlay.daemon.localapi import json_object, on_user_error
 from overlay.errors import Exit, UserError
 from overlay.node.status import ExposureStatus, NodeStatus
@@ -23,7 +24,7 @@ class Node(Protocol):
     async def unexpose(self, name: str) -> None: ...
 
 
-def make_api(node: Node) -> Starlette:
+def make_api(node: Node, capturing: Capturing) -> Starlette:
     """The application for `serve_local_api`."""
 
     async def status(_request: Request) -> Response:
@@ -51,6 +52,7 @@ def make_api(node: Node) -> Starlette:
             Route("/v1/exposures", exposures, methods=["GET"]),
             Route("/v1/exposures", expose, methods=["POST"]),
             Route("/v1/exposures/{id}", unexpose, methods=["DELETE"]),
+            *capture_routes(capturing),
         ],
         exception_handlers={UserError: on_user_error},
     )

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
+from overlay.daemon.capture import CaptureWish, Produce
 from overlay.daemon.state import StateDir, corrupt
 from overlay.engine.api import (
     Command,
@@ -39,7 +40,8 @@ from overlay.engine.api import (
     SetPeer,
     SetRelay,
 )
-from overlay.errors import UserError
+from overlay.errors import Exit, UserError
+from overlay.node.capture import Captures
 from overlay.node.ciphers import choose
 from overlay.node.interface import (
     Address,
@@ -153,6 +155,23 @@ def _peer_config(node: MapNode, networks: list[Network], own_ciphers: tuple[str,
     )
 
 
+def find_node(network_map: NetworkMap | None, text: str) -> MapNode | None:
+    """The node that a person means: by name, full name, overlay address or number."""
+    if network_map is None:
+        return None
+    with suppress(ValueError):
+        text = str(ip_address(text))
+    wanted = text.lower().rstrip(".")
+    for node in network_map.nodes:
+        if wanted in (node.name, f"{node.name}.{network_map.domain}", *node.addresses, str(node.number)):
+            return node
+    return None
+
+
+def _unknown_peer(message: str) -> UserError:
+    return UserError("peer-unknown", message, "'overlay status' lists the peers.", Exit.FAILED)
+
+
 class Member:
     """See the module's docstring. All methods are for the event loop's thread."""
 
@@ -175,6 +194,7 @@ class Member:
         self._on_link_changed = on_link_changed
         self._start_engine = start_engine or _default_engine
         self._engine: RunningEngine | None = None
+        self._captures = Captures(self.post)
         self._map: NetworkMap | None = None
         self._relay: Relay | None = None
         self._posted: dict[int, PeerConfig] = {}
@@ -295,6 +315,32 @@ class Member:
             )
         return tuple(found)
 
+    # what is captured ------------------------------------------------------------------------------------------------
+
+    def find_peer(self, text: str) -> dict[str, Any]:
+        """As `overlay.daemon.capture.Capturing` has it. Raises `UserError` ("peer-unknown")."""
+        node = find_node(self._map, text)
+        if node is None:
+            raise _unknown_peer(f"There is no peer '{text[:100]}'.")
+        if self.identity is not None and node.number == self.identity.number:
+            raise _unknown_peer(f"'{text}' is this machine itself, not a peer of it.")
+        return {"number": node.number, "name": node.name, "addresses": node.addresses}
+
+    def capture(self, wish: CaptureWish) -> Produce:
+        """As `overlay.daemon.capture.Capturing` has it. Raises `UserError`: "not-up", those of `Captures.new`."""
+        if self._engine is None:
+            raise UserError(
+                "not-up",
+                "The network is not up on this machine yet.",
+                "Try again when 'overlay status' says 'connected'.",
+            )
+        nodes = self._map.nodes if self._map is not None else ()
+        return self._captures.new(wish, self._engine.interface, self._engine.port, nodes).run
+
+    def stop_capture(self, id: str) -> None:
+        """As `overlay.daemon.capture.Capturing` has it."""
+        self._captures.stop(id)
+
     # inside ----------------------------------------------------------------------------------------------------------
 
     def _engine_config(self, identity: Identity) -> EngineConfig:
@@ -410,6 +456,7 @@ class Member:
     async def _take_down(self, engine: RunningEngine) -> None:
         if self._failure is None:
             await self._save_floor()
+        await self._captures.close()
         await anyio.to_thread.run_sync(engine.stop)
         self._engine, self.identity, self._names = None, None, None
         self._interface_warnings = ()

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from overlay.daemon.capture import Capturing, capture_routes
 from overlay.daemon.localapi import json_object, on_user_error
 from overlay.errors import Exit, UserError
 from overlay.server.invites import DEFAULT_EXPIRY, DEFAULT_USES
@@ -28,7 +29,7 @@ class Daemon(Protocol):
     def shut_down(self) -> None: ...
 
 
-def make_api(daemon: Daemon, network: Administration) -> Starlette:
+def make_api(daemon: Daemon, network: Administration, capturing: Capturing) -> Starlette:
     """The application for `serve_local_api`."""
 
     async def status(_request: Request) -> Response:
@@ -72,6 +73,7 @@ def make_api(daemon: Daemon, network: Administration) -> Starlette:
             Route("/v1/nodes", nodes),
             Route("/v1/nodes/{name}", remove_node, methods=["DELETE"]),
             Route("/v1/nodes/{name}", rename_node, methods=["PATCH"]),
+            *capture_routes(capturing),
         ],
         exception_handlers={UserError: on_user_error},
     )

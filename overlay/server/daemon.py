@@ -204,7 +204,7 @@ class ServerDaemon:
         await exposures.start()
         tasks.start_soon(exposures.run)
         tasks.start_soon(network.run)
-        await tasks.start(serve_local_api, make_api(self, network), self._state.path)
+        await tasks.start(serve_local_api, make_api(self, network, member), self._state.path)
         for listener in listeners:
             tasks.start_soon(partial(serve, listener, self._keys.node_key, self._converse, drops=self._drops))
         await self._say_ready(network, first=len(nodes) == 1)

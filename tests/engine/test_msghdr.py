@@ -138,3 +138,17 @@ def test_no_addresses() -> None:
             pack_endpoint((wrong, 1), socket.AF_INET)
     with pytest.raises(ValueError, match="family"):
         unpack_endpoint(struct.pack("=H", socket.AF_UNIX) + bytes(26))
+
+
+def test_asking_for_the_pieces_changes_nothing(ends: tuple[UdpSockets, UdpSockets]) -> None:
+    """What a tap copies is what came, whether it was taken apart or not, and the run is as it was after."""
+    one, other = ends
+    whole = []
+    for counter, size in enumerate((60_000, 60_000, 4001)):
+        sent = send(one.ipv4, other.port, bytes([counter]) * size, counter)
+        run = take(other.ipv4)
+        assert b"".join(run.pieces()) == b"".join(run.pieces()) == sent
+        whole.append(run.whole)
+        assert bytes(run.joined()) == sent
+        assert b"".join(run.pieces()) == sent
+    assert whole == [False, True, True]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from overlay.engine.api import Command, EngineConfig, EngineSnapshot, Event, Inspect, PeerSnapshot
+from overlay.engine.api import Command, EngineConfig, EngineSnapshot, Event, Inspect, PeerSnapshot, StartTap, StopTap
 
 
 class FakeEngine:
@@ -25,7 +25,11 @@ class FakeEngine:
         for command in commands:
             if isinstance(command, Inspect):
                 command.reply(self.snapshot())
+            elif isinstance(command, StopTap):
+                command.stopped()
             else:
+                if isinstance(command, StartTap):
+                    command.started()
                 self.commands.append(command)
 
     def stop(self) -> None:

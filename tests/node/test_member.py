@@ -11,6 +11,7 @@ import anyio
 import msgspec
 import pytest
 
+from overlay.daemon.capture import CaptureReader, CaptureWish, Counts, Started
 from overlay.daemon.state import StateDir
 from overlay.engine.api import (
     EngineConfig,
@@ -23,6 +24,7 @@ from overlay.engine.api import (
     RemovePeer,
     SetPeer,
     SetRelay,
+    StartTap,
 )
 from overlay.errors import UserError
 from overlay.node.interface import Assigned, Machine
@@ -123,6 +125,50 @@ def test_the_engine_is_told_whether_to_show_the_dscp(tmp_path: Path, copy_dscp: 
 def test_addresses_outside_the_networks_are_nobodys() -> None:
     peers = peer_configs(network_map(node(3, addresses=("10.77.0.3", "192.168.1.1", "2001:db8::1"))), 2)
     assert peers[3].allowed == (ip_network("10.77.0.3/32"),)
+
+
+@pytest.mark.parametrize("text", ["n3", "N3", "n3.local.test", "n3.local.test.", "10.77.0.3", "FD12:0::3", "3"])
+def test_a_peer_is_found_by_all_its_names(tmp_path: Path, text: str) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as setup:
+            setup.member.apply_map(network_map(node(2), node(3)))
+            assert setup.member.find_peer(text)["number"] == 3
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("text", ["", "n", "n4", "10.77.0.4", "n2", "2", "10.77.0.2"])
+def test_who_is_no_peer_is_one_sentence(tmp_path: Path, text: str) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as setup:
+            setup.member.apply_map(network_map(node(2), node(3)))
+            with pytest.raises(UserError, match="peer") as caught:
+                setup.member.find_peer(text)
+            assert caught.value.code == "peer-unknown"
+
+    anyio.run(main)
+
+
+def test_a_capture_ends_when_the_engine_does_and_there_is_none_without(tmp_path: Path) -> None:
+    async def main() -> None:
+        written = bytearray()
+
+        async def write(data: bytes | bytearray) -> None:
+            written.extend(data)
+
+        async with anyio.create_task_group() as tasks:
+            async with running(tmp_path) as setup:
+                engine = setup.engines.last
+                tasks.start_soon(setup.member.capture(CaptureWish(outer=True)), write)
+                await anyio.wait_all_tasks_blocked()
+                (start,) = (command for command in engine.take() if isinstance(command, StartTap))
+                assert start.tap.outer and not start.tap.inner
+        assert [type(message) for message in CaptureReader().feed(written)] == [Started, Counts, Counts]
+        with pytest.raises(UserError) as caught:
+            setup.member.capture(CaptureWish(outer=True))
+        assert caught.value.code == "not-up"
+
+    anyio.run(main)
 
 
 def test_a_map_becomes_commands_and_only_changes_are_posted(tmp_path: Path) -> None:

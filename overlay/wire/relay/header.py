@@ -18,6 +18,7 @@ MAX_TICKET = 2**64 - 1
 
 _HEADER = struct.Struct("<BBHIQ")
 RELAY_HEADER_SIZE = _HEADER.size  # bytes
+_TICKET_AT = RELAY_HEADER_SIZE - 8
 _RELAYED_TYPES = frozenset(range(1, 6))  # no relay in a relay (loops), no disco (what it finds would be the relay)
 
 
@@ -66,3 +67,26 @@ def parse_header(datagram: bytes | bytearray | memoryview) -> RelayHeader:
 def tickets_equal(one: int, other: int) -> bool:
     """Compare in constant time, so that a ticket cannot be guessed byte by byte."""
     return hmac.compare_digest(one.to_bytes(8, "little"), other.to_bytes(8, "little"))
+
+
+def blank_tickets(run: bytes, segment: int) -> bytes:
+    """The run (datagrams of `segment` > 0 bytes, the last maybe shorter) with zeros for the tickets of its type 6
+    datagrams: what somebody may be shown of it."""
+    kinds = run[::segment]
+    relayed = kinds.count(RELAY_TYPE)
+    if not relayed:
+        return run
+    blanked = bytearray(run)
+    if relayed == len(kinds) and segment >= RELAY_HEADER_SIZE:
+        for at in range(_TICKET_AT, RELAY_HEADER_SIZE):
+            blanked[at::segment] = bytes(len(range(at, len(run), segment)))
+        return bytes(blanked)
+    for number, kind in enumerate(kinds):
+        if kind == RELAY_TYPE:
+            start, end = (
+                number * segment + _TICKET_AT,
+                min((number + 1) * segment, number * segment + RELAY_HEADER_SIZE),
+            )
+            size = max(0, min(end, len(run)) - start)
+            blanked[start : start + size] = bytes(size)
+    return bytes(blanked)

@@ -9,6 +9,7 @@ from overlay.wire.relay import (
     MAX_TICKET,
     RELAY_HEADER_SIZE,
     RelayHeader,
+    blank_tickets,
     pack_header,
     pack_header_into,
     parse_header,
@@ -81,3 +82,21 @@ def test_the_ticket_is_not_shown() -> None:
 def test_tickets_are_compared(one: int, other: int) -> None:
     assert tickets_equal(one, one)
     assert tickets_equal(one, other) == (one == other)
+
+
+@given(st.lists(st.binary(max_size=60), min_size=1, max_size=6), st.integers(1, 60))
+def test_tickets_are_blanked_and_nothing_else(messages: list[bytes], segment: int) -> None:
+    run = b"".join(message.ljust(segment, b"\x06")[:segment] for message in messages[:-1]) + messages[-1][:segment]
+    blanked = blank_tickets(run, segment)
+    assert len(blanked) == len(run)
+    for at in range(0, len(run), segment):
+        before, after = run[at : at + segment], blanked[at : at + segment]
+        if before[:1] == b"\x06":
+            assert after == before[:8] + bytes(len(before[8:16])) + before[16:]
+        else:
+            assert after == before
+
+
+def test_tickets_of_a_whole_run_are_blanked() -> None:
+    run = (pack_header(2, MAX_TICKET) + b"x" * 20) * 3 + pack_header(2, MAX_TICKET) + b"y"
+    assert blank_tickets(run, 36) == (pack_header(2, 0) + b"x" * 20) * 3 + pack_header(2, 0) + b"y"

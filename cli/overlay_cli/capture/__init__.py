@@ -1,0 +1,1 @@
+"""What `overlay capture` makes of a capture's stream: packets, filters, lines of text, pcapng files."""

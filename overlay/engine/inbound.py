@@ -28,7 +28,7 @@ from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet import ecn, virtio
 from overlay.wire.packet.datagrams import merge
-from overlay.wire.packet.join import join_padded
+from overlay.wire.packet.join import join_frames, join_padded
 from overlay.wire.record import fragments, marks
 from overlay.wire.record.frames import LENGTH_SIZE, frames
 from overlay.wire.record.reports import is_report, parse_report
@@ -161,15 +161,18 @@ class Inbound:
         plain = reader.open(headers[offset : offset + fragments.FRAGMENT_HEADER_SIZE], count, counter, run.box())
         if plain is None:
             return False
-        self._opened(receiver, source, plain, run.traffic_class & ecn.ECN_MASK, now)
+        self._deliver_all(peer, self._opened(receiver, source, plain, run.traffic_class & ecn.ECN_MASK, now))
         return True
 
-    def _opened(self, receiver: Receiver, source: Endpoint | None, plain: memoryview, field: int, now: float) -> None:
-        """An authentic record: tell the peer's machines, and deliver what it holds. No `source`: relayed.
+    def _opened(
+        self, receiver: Receiver, source: Endpoint | None, plain: memoryview, field: int, now: float
+    ) -> list[memoryview]:
+        """An authentic record: tell the peer's machines. Returns what it holds for the kernel. No `source`: relayed.
 
         `field`: the ECN field that it came with.
         """
         peer = receiver.peer
+        found: list[memoryview] = []
         data = False
         if plain:
             if is_report(plain):
@@ -181,13 +184,13 @@ class Inbound:
                 data = True
                 try:
                     if field & 1:  # as `ecn.changes_inner` says: for all others there is nothing to do
-                        self._deliver_marked(peer, plain, field)
+                        self._take_marked(plain, field, found)
                     else:
-                        self._deliver_frames(peer, plain)
+                        self._take_frames(plain, found)
                 except Exception as error:
                     self._faults.caught(error)
         if receiver.turn is now and receiver.source is source and (receiver.data or not data):
-            return  # the same was said in this turn
+            return found  # the same was said in this turn
         receiver.turn, receiver.source, receiver.data = now, source, data
         self._peers.touched.add(peer)
         peer.session.data_received(receiver.keypair, now, empty=not data)
@@ -195,6 +198,7 @@ class Inbound:
             peer.selector.data_received(source, now, empty=not data)
         if source is None:
             self._routes.relay_heard()
+        return found
 
     # --- relayed ------------------------------------------------------------------------------------------------------
 
@@ -308,28 +312,31 @@ class Inbound:
         proven = source is None or selector.proven(source)
         self._peers.touched.add(peer)
         field = self._traffic_class & ecn.ECN_MASK
+        found: list[memoryview] = []
         for index, plain in enumerate(reader.receive(run, segment, offset, now, multi=proven, field=field)):
-            self._opened(receiver, source, plain, reader.marks.get(index, field) if reader.marks else field, now)
+            mark = reader.marks.get(index, field) if reader.marks else field
+            found += self._opened(receiver, source, plain, mark, now)
+        self._deliver_all(peer, found)
 
-    def _deliver_marked(self, peer: Peer, plain: memoryview, field: int) -> None:
-        """As `_deliver_frames`, for a record whose outer ECN field may change inner headers."""
+    def _take_marked(self, plain: memoryview, field: int, found: list[memoryview]) -> None:
+        """As `_take_frames`, for a record whose outer ECN field may change inner headers."""
         stretches, dropped = marks.decapsulate(plain, field)
         if dropped:
             self._drops.count(drops.ECN_NOT_ECT_CE, dropped)
         for stretch in stretches:
-            self._deliver_frames(peer, stretch)
+            self._take_frames(stretch, found)
 
-    def _deliver_frames(self, peer: Peer, plain: memoryview) -> None:
-        """Give a record's packets to the kernel: neighbouring datagrams of one flow as one, all others as they are."""
-        found = frames(plain)
-        position, count = 0, len(found)
+    def _take_frames(self, plain: memoryview, found: list[memoryview]) -> None:
+        """Add a record's checked packets to `found`: neighbouring datagrams of one flow as one, all others as they
+        are."""
+        cuts = frames(plain)
+        position, count = 0, len(cuts)
         while position < count:
-            start, end = found[position]
+            start, end = cuts[position]
             position += 1
             with_header = plain[start + LENGTH_SIZE : end]
-            packet = with_header[virtio.VIRTIO_HEADER_SIZE :]
             try:
-                virtio.validate(with_header, packet)
+                virtio.validate(with_header, with_header[virtio.VIRTIO_HEADER_SIZE :])
             except RemoteProtocolError as error:
                 self._drops.count(error.reason)
                 continue
@@ -338,9 +345,19 @@ class Inbound:
                 if merged is not None:
                     frame, number = merged
                     with_header = memoryview(frame)
-                    packet = with_header[virtio.VIRTIO_HEADER_SIZE :]
                     position += number - 1
-            self._deliver(peer, packet, with_header)
+            found.append(with_header)
+
+    def _deliver_all(self, peer: Peer, found: list[memoryview]) -> None:
+        """Give checked packets to the kernel, neighbours of a flow put together: a path with loss brings segments one
+        by one."""
+        if len(found) > 1 and self._join_tcp:
+            for joined in join_frames(found, tcp=True, udp=self._join_udp):
+                view = memoryview(joined)
+                self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
+            return
+        for view in found:
+            self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
 
     def _packets(self, receiver: Receiver, run: memoryview, segment: int, source: Endpoint, now: float) -> None:
         peer, reader = receiver.peer, receiver.transport

@@ -130,14 +130,14 @@ def sent_together(one: Driven, other: Driven, classes: list[int], family: int = 
     """How many packets, and with which outer class, came in each record when `one` found packets of these classes."""
     records: list[tuple[int, int]] = []
     inbound = other.loop._inbound
-    before = inbound._deliver_frames
+    before = inbound._take_frames
     expected = len(classes)
 
-    def watch(peer: object, plain: memoryview) -> None:
+    def watch(plain: memoryview, found: list[memoryview]) -> None:
         records.append((bytes(plain).count(b"packet"), inbound._traffic_class))
-        before(peer, plain)  # type: ignore[arg-type]
+        before(plain, found)
 
-    inbound._deliver_frames = watch  # type: ignore[method-assign]
+    inbound._take_frames = watch  # type: ignore[method-assign]
     for index, traffic_class in enumerate(classes):
         if family == 4:
             packet = udp4(one.machine.address, other.machine.address, b"packet %d" % index)
@@ -146,7 +146,7 @@ def sent_together(one: Driven, other: Driven, classes: list[int], family: int = 
         one.kernel.send(NO_OFFLOAD + with_class(packet, traffic_class))
     one.loop.turn(0.01)
     turn_until(lambda: sum(count for count, _ in records) == expected, other)
-    inbound._deliver_frames = before  # type: ignore[method-assign]
+    inbound._take_frames = before  # type: ignore[method-assign]
     return records
 
 

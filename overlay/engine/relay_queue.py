@@ -43,8 +43,8 @@ RATE_QUEUE_TIME: Final = 0.2
 RETRY_TIME: Final = 0.002
 """s after which it is tried again where the kernel had no memory: nothing tells when it has."""
 
-RUNS_TAKEN_PER_TURN: Final = 32
-RUNS_SENT_PER_TURN: Final = 16
+RUNS_TAKEN_PER_TURN: Final = 16
+RUNS_SENT_PER_TURN: Final = 8
 """Runs that a relay takes from a socket, and sends on, before the others get their turn of the loop."""
 
 
@@ -146,7 +146,9 @@ class RelayQueues:
                     budget.take(now, size)
                 return outcome
         if not way.queue.room(sender.number, size, self._limit):
-            return drops.RELAY_RATE if over_rate or not contended else drops.RELAY_QUEUE_FULL
+            # Where the socket takes more, it is the rate that had so much wait.
+            held_by_rate = over_rate or (budget is not None and not way.full)
+            return drops.RELAY_RATE if held_by_rate else drops.RELAY_QUEUE_FULL
         rewrite(run, segment, header)
         way.queue.push(sender.number, _Waiting(receiver, bytes(run), segment, traffic_class), size, now, budget)
         return ""

@@ -322,6 +322,18 @@ def test_far_above_the_rate_drops_are_named(slow: Relay) -> None:
     assert slow.send(3, *[b"other"] * 60) == ""
 
 
+def test_the_rate_is_to_blame_where_the_socket_takes_more(slow: Relay) -> None:
+    for number in range(10, 10 + RUNS_SENT_PER_TURN):
+        slow.client(number)
+        assert slow.send(number, b"x") == ""  # a turn's share for this socket
+    outcomes = [slow.send(2, *[b"flood"] * 60) for _ in range(4)]
+    assert outcomes == ["", "", "relay_rate", "relay_rate"]
+    slow.full()
+    slow.queues.flush(slow.socket, 0.0)
+    assert slow.send(2, b"x", now=1.0) == ""
+    assert slow.send(2, *[b"flood"] * 60, now=1.0) == "relay_queue_full", "there are tokens for it"
+
+
 @pytest.mark.parametrize("rate", [8_000.0, 1.25e6, 125e6])
 def test_in_the_long_run_the_rate_is_what_goes_through(rate: float) -> None:
     with Relay(rate=rate) as relay:

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.path.budget import Budget
@@ -35,6 +35,7 @@ def test_time_that_goes_back_gives_nothing() -> None:
     assert budget.available_at(5.0) > 5.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.0, 1.0), st.integers(1, 1000)), max_size=100), st.floats(10.0, 1e8))
 def test_costs_are_bounded_in_every_interval_and_the_promise_is_kept(
     steps: list[tuple[float, int]], rate: float

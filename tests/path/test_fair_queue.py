@@ -1,6 +1,6 @@
 """Deficit round robin in virtual time: shares, order, bounds, rates."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.path.budget import Budget
@@ -36,6 +36,7 @@ def test_who_sends_much_waits_behind_itself() -> None:
     assert (2, 0) in drain(waiting)[:2]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), sizes), max_size=200))
 def test_all_comes_out_and_each_flow_in_order(pushed: list[tuple[int, int]]) -> None:
     waiting = queue()
@@ -48,6 +49,7 @@ def test_all_comes_out_and_each_flow_in_order(pushed: list[tuple[int, int]]) -> 
         assert serials == sorted(serials) and key not in waiting
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(sizes, min_size=40, max_size=40), min_size=2, max_size=6), st.integers(1, 60))
 def test_flows_that_always_have_something_waiting_get_the_same(flows: list[list[int]], served: int) -> None:
     """At any moment, whatever the sizes: within two turns of each other (Shreedhar and Varghese 1995, theorem 2)."""
@@ -67,6 +69,7 @@ def test_flows_that_always_have_something_waiting_get_the_same(flows: list[list[
         assert max(sent) - min(sent) <= 2 * QUANTUM + QUANTUM
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8), sizes, st.integers(0, 30))
 def test_a_newcomer_waits_one_round(busy: int, size: int, before: int) -> None:
     waiting = queue()
@@ -85,6 +88,7 @@ def test_a_newcomer_waits_one_round(busy: int, size: int, before: int) -> None:
     assert ahead <= busy * 2 * QUANTUM
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), sizes, st.booleans()), max_size=300))
 def test_bounds_hold_whatever_comes(steps: list[tuple[int, int, bool]]) -> None:
     waiting = queue(flow_limit=5000, total_limit=12_000)
@@ -102,6 +106,7 @@ def test_bounds_hold_whatever_comes(steps: list[tuple[int, int, bool]]) -> None:
         assert len(waiting) == len([each for each in held.values() if each])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50))
 def test_flows_that_want_all_leave_room_for_the_next(greedy: int) -> None:
     total = 200 * (100 + ITEM_OVERHEAD)
@@ -151,6 +156,7 @@ def test_a_flow_that_is_removed_is_gone_and_the_others_go_on() -> None:
 # --- rates ------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(sizes, st.floats(0.0, 2.0)), min_size=1, max_size=80),
     st.floats(100.0, 1e6),

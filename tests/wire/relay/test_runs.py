@@ -1,6 +1,6 @@
 """Header runs and rewriting, against the plain way to do each."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.wire.relay import RELAY_HEADER_SIZE, header_runs, pack_header, rewrite
@@ -28,6 +28,7 @@ runs = st.tuples(
 ).map(lambda drawn: (b"".join(header.ljust(drawn[1], b"x") for header in drawn[0]), *drawn[1:]))
 
 
+@settings(deadline=None)
 @given(runs)
 def test_each_piece_has_one_header_and_its_neighbour_another(drawn: tuple[bytes, int, int]) -> None:
     data, segment, cut = drawn
@@ -42,6 +43,7 @@ def test_each_piece_has_one_header_and_its_neighbour_another(drawn: tuple[bytes,
     assert all(one != other for one, other in zip(headers, headers[1:], strict=False))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100), st.integers(RELAY_HEADER_SIZE + 1, 120), st.integers(0, 102))
 def test_rewriting_changes_the_headers_and_nothing_else(count: int, segment: int, cut: int) -> None:
     datagrams = [pack_header(9, 1) + bytes([index]) * (segment - RELAY_HEADER_SIZE) for index in range(count)]
@@ -52,6 +54,7 @@ def test_rewriting_changes_the_headers_and_nothing_else(count: int, segment: int
     assert run == b"".join(header + datagram[RELAY_HEADER_SIZE:] for datagram in datagrams)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=3000), st.integers(0, 200))
 def test_fuzz_header_runs(data: bytes, segment: int) -> None:
     """Fuzz target: any bytes are cut somewhere, whole."""

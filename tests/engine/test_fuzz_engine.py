@@ -33,6 +33,7 @@ def check(driven: Driven, parts: list[tuple[bool, int, bool, int, int, bytes]], 
         prefix = pack_header(3, 77) if relayed else b""
         header = struct.pack("<BBBBIQ", kind, fragment, count, 0, index if known else 9, fragment)
         run += prefix + header + body
+    driven.loop._inbound._traffic_class = segment & 0xFF
     driven.loop._inbound.run(memoryview(bytearray(run[:65000])), segment, ("127.0.0.1", 9), clock())
     driven.loop.turn(0.0)
     assert "internal_error" not in driven.loop._drops.counts

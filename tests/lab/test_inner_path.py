@@ -60,11 +60,13 @@ def test_an_address_that_no_peer_has_is_unreachable_at_once(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("rp_filter", [0, 1, 2])
-def test_a_strict_reverse_path_filter_lets_the_error_in(lab: Lab, rp_filter: int) -> None:
+def test_reverse_path_filter_and_firewall_let_the_error_in(lab: Lab, rp_filter: int) -> None:
     a, _, one, other = direct_pair(lab)
     for scope in ("all", one.ready["interface"]):
         a.set(f"net.ipv4.conf.{scope}.rp_filter", rp_filter)
+    a.firewall(one.ready["interface"])
     assert connect(a, NOBODY) == errno.EHOSTUNREACH
+    assert connect(a, NOBODY6) == errno.EHOSTUNREACH
     check_clean(one, other)
 
 

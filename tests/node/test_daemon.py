@@ -27,7 +27,7 @@ class Node:
         self.engines = Engines()
         self.state = StateDir(folder).open()
         self.client = LocalClient(folder)
-        settings = NodeSettings(state=str(folder), invite=invite, name=name, names=False)
+        settings = NodeSettings(state=str(folder), invite=invite, name=name, dscp="copy", names=False)
         self.daemon = NodeDaemon(settings, self.state, start_engine=self.engines)
 
     async def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def test_joins_shows_itself_and_leaves(tmp_path: Path) -> None:
                 assert status["drops"] == {"bad_tag": 2}
                 hello = server.hellos[0]
                 assert (hello.name, hello.name_chosen, hello.invite) == ("a", True, bytes(16))
+                assert node.engines.last.config.copy_dscp
                 commands = node.engines.last.commands
                 assert sorted(each.peer.number for each in commands if isinstance(each, SetPeer)) == [1, 3]
                 relays = [each for each in commands if isinstance(each, SetRelay)]

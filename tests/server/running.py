@@ -113,7 +113,11 @@ async def running(
     """A server on loopback. `tun`: it believes that it has an interface."""
     server = Running(state)
     settings = ServerSettings(
-        state=str(state), listen=(f"127.0.0.1:{port}",), public=public, tun=tun, **{"range": "10.77.0.0/16", **more}
+        state=str(state),
+        listen=(f"127.0.0.1:{port}",),
+        public=public,
+        tun=tun,
+        **{"range": "10.77.0.0/16", "dscp": "copy", **more},
     )
 
     async def read_host() -> Machine:

@@ -85,6 +85,7 @@ def test_the_server_is_a_node_and_relays_for_the_others(tmp_path: Path) -> None:
 
     async def join(server: Running) -> None:
         assert server.engine is not None and server.engine.config.relay_clients
+        assert server.engine.config.copy_dscp
         assert server.engine.config.number == 1
         a = await server.node().connect(await server.invite(), name="a")
         nodes.append(a)

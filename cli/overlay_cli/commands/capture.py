@@ -15,7 +15,7 @@ import typer
 
 from overlay.errors import UserError
 from overlay_cli import output
-from overlay_cli.options import Json, NodeState, Quiet, Verbose
+from overlay_cli.options import NodeState, Quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,11 +84,13 @@ def capture(
     numeric: Annotated[
         bool, typer.Option("--numeric", "-n", envvar="OVERLAY_NUMERIC", help="Addresses instead of the nodes' names.")
     ] = False,
-    json: Json = False,
-    verbose: Verbose = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document per packet, a line each.")] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="All fields below each line.", show_default=False)
+    ] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Show the packets of the network as they pass, until Ctrl-C. --json: one document per line; -v: all fields.
+    """Show the packets of the network as they pass, until Ctrl-C.
 
     Superpackets, which the kernel hands over whole, are shown whole.
     """

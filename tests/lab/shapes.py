@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final, NamedTuple, Protocol
@@ -104,12 +104,18 @@ DESTINATION: Final[Option] = (
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A TCP connection with `size` bytes each way at once. `sysctls`: of `net.ipv4.`, for both machines."""
+    """A TCP connection with `size` bytes each way at once.
+
+    `sysctls`: of `net.ipv4.`, for both machines. `window`: bytes that either end buffers (0: as the kernel likes), and
+    `halfway`: called once half of the bytes came; with both, what is called happens while there is much to send.
+    """
 
     version: int
     size: int = 1_500_000
     options: Sequence[Option] = ()
     sysctls: Mapping[str, int] = field(default_factory=dict)
+    window: int = 0
+    halfway: Callable[[], None] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -118,7 +124,7 @@ class Stream:
     def carry(self, way: Way, seed: int) -> tuple[str, str]:
         there, back = Random(seed).randbytes(self.size), Random(seed + 1).randbytes(self.size)
         with self._connection(way) as (client, server):
-            received = _pump({client: there, server: back}, {client: len(back), server: len(there)})
+            received = _pump({client: there, server: back}, {client: len(back), server: len(there)}, self.halfway)
         return _digest(there + back), _digest(received[server] + received[client])
 
     @contextlib.contextmanager
@@ -131,6 +137,9 @@ class Stream:
             client = stack.enter_context(_socket(way.sender, self.version, socket.SOCK_STREAM))
             for each in (listener, client):
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if self.window:
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.window)
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.window)
                 for option in self.options:
                     each.setsockopt(*option)
             listener.bind((way.target[self.version], PORT))
@@ -154,8 +163,13 @@ def _sysctl(machine: Namespace, name: str, value: int) -> Iterator[None]:
         machine.set(name, before)
 
 
-def _pump(sending: Mapping[socket.socket, bytes], wanted: Mapping[socket.socket, int]) -> dict[socket.socket, bytes]:
+def _pump(
+    sending: Mapping[socket.socket, bytes],
+    wanted: Mapping[socket.socket, int],
+    halfway: Callable[[], None] | None,
+) -> dict[socket.socket, bytes]:
     """Send and receive on all sockets at once; what each received. Raises `TimeoutError`."""
+    half = sum(wanted.values()) // 2
     left = {each: memoryview(data) for each, data in sending.items()}
     received = {each: bytearray() for each in wanted}
     deadline = time.monotonic() + PATIENCE
@@ -169,6 +183,9 @@ def _pump(sending: Mapping[socket.socket, bytes], wanted: Mapping[socket.socket,
             data = each.recv(1 << 18)
             assert data, "the connection ended early"
             received[each] += data
+        if halfway is not None and sum(map(len, received.values())) >= half:
+            halfway()
+            halfway = None
     return {each: bytes(data) for each, data in received.items()}
 
 

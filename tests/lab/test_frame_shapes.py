@@ -20,6 +20,7 @@ from tests.lab.shapes import (
     Stream,
     kind_of,
 )
+from tests.wire.packet.lies import FLOWS, OPTIONS6
 from tests.wire.packet.packets import TCP, UDP, Flow
 
 pytestmark = pytest.mark.lab
@@ -53,23 +54,6 @@ SOCKETS: dict[str, Shape] = {
     "udp6, extension headers": Datagrams(6, 1000, 100, options=[HOP_BY_HOP, DESTINATION]),
     **{f"ping{version}": Echo(version, 600, 100) for version in (4, 6)},
     **{f"ping{version}, 30 KB in fragments": Echo(version, 30_000, 5) for version in (4, 6)},
-}
-TIMESTAMPS = b"\x01\x01\x08\x0a" + bytes(range(8))
-OPTIONS4 = b"\x94\x04\0\0"  # router alert
-OPTIONS6 = bytes(1) + b"\0\x01\x04" + bytes(4)  # padding
-FLOWS: dict[str, Flow] = {
-    "tcp4": Flow(),
-    "tcp4, options": Flow(tcp_options=TIMESTAMPS),
-    "tcp4, IP options": Flow(ip_extra=OPTIONS4, dont_fragment=False),
-    "tcp6": Flow(version=6),
-    "tcp6, options": Flow(version=6, tcp_options=TIMESTAMPS),
-    "tcp6, destination options": Flow(version=6, ip_extra=OPTIONS6),
-    "tcp6, hop-by-hop": Flow(version=6, ip_extra=OPTIONS6, extension=0, tcp_options=TIMESTAMPS),
-    "udp4": Flow(protocol=UDP),
-    "udp4, may be fragmented": Flow(protocol=UDP, dont_fragment=False, traffic_class=0x28),
-    "udp4, IP options": Flow(protocol=UDP, ip_extra=OPTIONS4),
-    "udp6": Flow(version=6, protocol=UDP),
-    "udp6, destination options": Flow(version=6, protocol=UDP, ip_extra=OPTIONS6),
 }
 CRAFTED: dict[str, Shape] = {
     **{f"crafted {name}, superpackets": Crafted(flow, 900, 60, segments=15) for name, flow in FLOWS.items()},

@@ -8,7 +8,7 @@ import random
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -21,6 +21,7 @@ from overlay.wire.wireguard.events import KeypairAdded, SendHandshake
 from overlay.wire.wireguard.keypair import Keypair
 from overlay.wire.wireguard.tai64n import Timestamper
 
+UDP_SEGMENT: Final = 103
 RESPONSE: Final = 2
 DATAGRAM: Final = 1400  # bytes
 _HEADER: Final = struct.Struct("<BBBBIQ")
@@ -88,6 +89,11 @@ class HostilePeer:
     def send(self, datagrams: Iterable[bytes]) -> None:
         for datagram in datagrams:
             self._socket.sendto(datagram, self._victim)
+
+    def send_run(self, datagrams: Sequence[bytes]) -> None:
+        """In one call, so that they arrive as one run: all but the last are of one length, the last is not longer."""
+        cut = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", len(datagrams[0])))] if len(datagrams) > 1 else []
+        self._socket.sendmsg(datagrams, cut, 0, self._victim)
 
     def close(self) -> None:
         self._socket.close()

@@ -70,7 +70,7 @@ def of_offload_fields(marker: bytes) -> Iterator[Lie]:
         types = {true_type} if udp else {true_type, true_type | 0x80}
         wrong: dict[str, list[int]] = {
             "flags": [0, 2, *range(4, 256)],
-            "gso_type": [kind for kind in range(1, 256) if kind not in types],
+            "gso_type": [kind for kind in range(1, 255) if kind not in types],  # 255 is that of a loss report
             "gso_size": [0, 1, 7],
             "checksum_start": [0, 1, transport - 1, transport + 1, size - 1, size, size + 1, 65534, 65535],
             "checksum_offset": [0, 5, 7, 15, 17, 16 if udp else 6, 65534, 65535],

@@ -1,8 +1,8 @@
 """Runs one engine in the namespace that it is started in, driven by JSON lines. A child process of the lab's tests.
 
 In (standard input), one object per line: `{"do": "peer", …}` with the fields of `PeerConfig`, `relay`, `client`,
-`remove_peer`, `remove_client`, `link_changed`, `inspect`, `rekey`, `stop`. Out: `ready`, events, snapshots. Not part of
-the product: it sets addresses with the `ip` command, as a person would by hand.
+`remove_peer`, `remove_client`, `link_changed`, `inspect`, `rekey`, `socket_option`, `blocked`, `stop`. Out:
+`ready`, events, snapshots. Not part of the product: it sets addresses with the `ip` command, as a person would by hand.
 """
 
 import argparse
@@ -78,6 +78,40 @@ def _rekey(engine: Engine, number: int) -> api.Command:
     return api.Inspect(ask)
 
 
+def _socket_option(engine: Engine, level: int, name: int, value: int) -> api.Command:
+    """Set an option of the UDP sockets that the product never sets, for the errors that it brings about."""
+
+    def set_option(snapshot: api.EngineSnapshot) -> None:
+        loop = engine._loop
+        assert loop is not None
+        loop._sockets.ipv4._socket.setsockopt(level, name, value)
+        _say("done")
+
+    return api.Inspect(set_option)
+
+
+def _blocked(engine: Engine) -> api.Command:
+    """Say whether the engine waits for room in a socket's buffer."""
+
+    def say(snapshot: api.EngineSnapshot) -> None:
+        loop = engine._loop
+        assert loop is not None
+        _say("blocked", blocked=loop._outbox.blocked)
+
+    return api.Inspect(say)
+
+
+def _special(engine: Engine, order: dict[str, Any]) -> api.Command:
+    match order["do"]:
+        case "rekey":
+            return _rekey(engine, order["number"])
+        case "socket_option":
+            return _socket_option(engine, order["level"], order["name"], order["value"])
+        case "blocked":
+            return _blocked(engine)
+    return _command(order)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--key", required=True)
@@ -129,7 +163,7 @@ def main() -> None:
         order = json.loads(line)
         if order["do"] == "stop":
             break
-        engine.post(_rekey(engine, order["number"]) if order["do"] == "rekey" else _command(order))
+        engine.post(_special(engine, order))
     engine.stop()
     _say("stopped", failed=[repr(failed.get()) for _ in range(failed.qsize())])
 

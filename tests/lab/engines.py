@@ -110,6 +110,16 @@ class EngineHost:
         self.order("inspect")
         return self._wait("snapshot")
 
+    def socket_option(self, level: int, name: int, value: int) -> None:
+        """Set an option of the engine's IPv4 socket."""
+        self.order("socket_option", level=level, name=name, value=value)
+        self._wait("done")
+
+    def blocked(self) -> bool:
+        """Does it wait for room in a socket's buffer?"""
+        self.order("blocked")
+        return bool(self._wait("blocked")["blocked"])
+
     def path_kind(self, number: int) -> str | None:
         for peer in self.inspect()["peers"]:
             if peer["number"] == number and peer["path"] is not None:

@@ -65,7 +65,7 @@ def test_a_superpacket_arrives_as_one(pair: tuple[Machine, Machine]) -> None:
 def test_packets_that_wait_for_the_handshake_arrive_in_order(pair: tuple[Machine, Machine]) -> None:
     one, other = pair
     acquaint(one, other)
-    packets = [udp4(one.address, other.address, bytes([index]) * 1000) for index in range(40)]
+    packets = [udp4(one.address, other.address, bytes([index]) * 1000, (index + 1, 2000)) for index in range(40)]
     for packet in packets:
         one.send(packet)
     assert [other.receive() for _ in packets] == packets

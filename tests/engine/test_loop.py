@@ -227,7 +227,8 @@ def test_errors_of_a_send_cost_that_datagram_alone(make: Make, number: int) -> N
 def test_small_packets_that_wait_share_a_record(make: Make) -> None:
     one, other = make(2), make(3)
     introduce(one, other)
-    packets = [udp4(one.machine.address, other.machine.address, bytes([index]) * 50) for index in range(30)]
+    ends = one.machine.address, other.machine.address
+    packets = [udp4(*ends, bytes([index]) * 50, ports=(index + 1, 2000)) for index in range(30)]
     for packet in packets:
         one.kernel.send(NO_OFFLOAD + packet)
     one.loop.turn(0.01)

@@ -6,7 +6,8 @@ from random import Random
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from overlay.wire.packet.superpacket import join, join_frames, split
+from overlay.wire.packet.join import join, join_frames
+from overlay.wire.packet.superpacket import split
 from tests.wire.packet.lies import FLOWS, OPTIONS6
 from tests.wire.packet.packets import ACK, FIN, PSH, UDP, Flow
 from tests.wire.packet.test_join import cut, without_identification

@@ -22,7 +22,7 @@ class _Queue:
     __slots__ = ("runs", "size")
 
     def __init__(self) -> None:
-        self.runs: deque[tuple[bytes, int, Endpoint]] = deque()
+        self.runs: deque[tuple[bytes, int, Endpoint, bool]] = deque()
         self.size = 0
 
 
@@ -44,10 +44,10 @@ class Outbox:
         if self.blocked:
             queue = self._queues[sock]
             if queue.runs:
-                return self._keep(queue, buffers, segment, endpoint)
+                return self._keep(queue, buffers, segment, endpoint, fragment=False)
         outcome = sock.send(buffers, segment, endpoint)
         if outcome == drops.SEND_BLOCKED:
-            return self._keep(self._queues[sock], buffers, segment, endpoint)
+            return self._keep(self._queues[sock], buffers, segment, endpoint, fragment=False)
         return outcome
 
     def send_record(self, layout: Layout, size: int, endpoint: Endpoint) -> str:
@@ -59,9 +59,15 @@ class Outbox:
         return ""
 
     def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
-        """As `UdpSocket.send_fragmented`; never waits."""
+        """As `send`, but IP may fragment."""
         sock = self.sockets.to(endpoint)
-        return drops.SEND_NO_FAMILY if sock is None else sock.send_fragmented(buffers, segment, endpoint)
+        if sock is None:
+            return drops.SEND_NO_FAMILY
+        queue = self._queues[sock]
+        outcome = drops.SEND_BLOCKED if queue.runs else sock.send_fragmented(buffers, segment, endpoint)
+        if outcome == drops.SEND_BLOCKED:
+            return self._keep(queue, buffers, segment, endpoint, fragment=True)
+        return outcome
 
     def waiting(self, sock: UdpSocket) -> bool:
         return bool(self._queues[sock].runs)
@@ -70,8 +76,8 @@ class Outbox:
         """The socket is writable: send what waits, as far as it takes it."""
         queue = self._queues[sock]
         while queue.runs:
-            data, segment, endpoint = queue.runs[0]
-            outcome = sock.send([data], segment, endpoint)
+            data, segment, endpoint, fragment = queue.runs[0]
+            outcome = (sock.send_fragmented if fragment else sock.send)([data], segment, endpoint)
             if outcome == drops.SEND_BLOCKED:
                 return
             queue.runs.popleft()
@@ -80,11 +86,11 @@ class Outbox:
                 self._drops.count(outcome)
         self.blocked = any(other.runs for other in self._queues.values())
 
-    def _keep(self, queue: _Queue, buffers: Buffers, segment: int, endpoint: Endpoint) -> str:
+    def _keep(self, queue: _Queue, buffers: Buffers, segment: int, endpoint: Endpoint, *, fragment: bool) -> str:
         data = b"".join(buffers)
         if queue.size + len(data) > MAX_WAITING:
             return drops.SEND_BLOCKED
-        queue.runs.append((data, segment, endpoint))
+        queue.runs.append((data, segment, endpoint, fragment))
         queue.size += len(data)
         self.blocked = True
         return ""

@@ -12,8 +12,8 @@ from typing import Final
 
 from overlay.engine import drops
 from overlay.engine.drops import Drops
-from overlay.engine.udp import UdpSockets
-from overlay.wire.disco import TXID_SIZE
+from overlay.engine.udp import UdpSocket, UdpSockets
+from overlay.wire.disco import DISCO_TYPE, TXID_SIZE
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.relay import RELAY_HEADER_SIZE, RelayHeader, pack_header, tickets_equal
 
@@ -136,9 +136,18 @@ class RelayRole:
         cut = segment if size > segment else 0
         outcome = sock.send((run,), cut, address)
         if outcome == drops.SEND_TOO_LONG:
-            # The sender cannot know of the way behind us, nor can we cut what we cannot read: IP may.
-            outcome = sock.send_fragmented((run,), cut, address)
+            # The sender does not know of the way behind us yet, nor can we cut what we cannot read: IP may.
+            outcome = self._send_fragmented(sock, run, segment, address)
         if outcome:
             return drops.RELAY_SOCKET_FULL if outcome in (drops.SEND_BLOCKED, drops.SEND_NO_BUFFERS) else outcome
         self.relayed_bytes += size
         return ""
+
+    @staticmethod
+    def _send_fragmented(sock: UdpSocket, run: memoryview, segment: int, address: Endpoint) -> str:
+        """All but probes: those are to find out what passes in one piece."""
+        outcome = drops.SEND_TOO_LONG
+        for at in range(0, len(run), segment):
+            if run[at + RELAY_HEADER_SIZE] != DISCO_TYPE:
+                outcome = sock.send_fragmented((run[at : at + segment],), 0, address)
+        return outcome

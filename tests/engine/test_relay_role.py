@@ -117,6 +117,29 @@ def test_a_full_socket_drops_and_queues_nothing(role: RelayRole, sockets: UdpSoc
     assert role.relayed_bytes == 0
 
 
+def test_what_is_too_long_for_the_next_leg_is_fragmented_but_no_probe(role: RelayRole, sockets: UdpSockets) -> None:
+    sent: list[bytes] = []
+
+    class Narrow:
+        def send(self, buffers: object, segment: int, endpoint: Endpoint) -> str:
+            return "send_too_long"
+
+        def send_fragmented(self, buffers: tuple[memoryview], segment: int, endpoint: Endpoint) -> str:
+            sent.append(bytes(buffers[0][16:]))
+            return ""
+
+    role.ping_received(3, B, 0.0)
+    sockets.to = lambda endpoint: Narrow()  # type: ignore[method-assign, assignment, return-value]
+    header = pack_header(3, TICKET_A)
+    data, probe, last = b"\x05" + bytes(99), b"\x07" + bytes(99), b"\x05" + bytes(40)
+    run = memoryview(bytearray(header + data + header + probe + header + last))
+    assert role.forward(role.clients[2], 3, run, 116, 0.0) == ""
+    assert sent == [data, last]
+    run = memoryview(bytearray(header + probe))
+    assert role.forward(role.clients[2], 3, run, 116, 0.0) == "send_too_long"
+    assert sent == [data, last]
+
+
 def test_runs_of_one_header_are_cut_exactly() -> None:
     one, other = pack_header(2, 7) + bytes(84), pack_header(3, 7) + bytes(84)
     run = one * 3 + other + one * 2 + one[:50]

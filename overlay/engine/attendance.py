@@ -53,6 +53,11 @@ class Attendance:
             on_path = self._attend_path(peer, now)
             if not on_path and not on_session:
                 break
+        mtu = peer.mtu
+        if mtu is not None and (mtu.waiting or (mtu.asleep and mtu.total != peer.tx_bytes)):
+            mtu.data_sent(peer.tx_bytes, now)
+            self._disco.probe(peer, now)
+            peer.follow_mtu()
         self._timers.arm(peer, peer.next_timeout())
 
     def reroute(self, peer: Peer, now: float) -> None:
@@ -72,6 +77,9 @@ class Attendance:
         peer.session.handle_timeout(now)
         if peer.selector is not None:
             peer.selector.handle_timeout(now)
+        if peer.mtu is not None:
+            peer.mtu.handle_timeout(peer.tx_bytes, now)
+            peer.follow_mtu()
         if peer.repeat_due(now):
             self._sender.again(peer)
         gives_up = peer.gives_up_at()
@@ -129,7 +137,6 @@ class Attendance:
                     self._peers.remove_keypair(peer, index, now)
                 case events.HandshakeCompleted():
                     peer.handshake_over()
-                    self._routes.follow(peer, now)  # the moment to try a larger datagram size again
                     self._on_event(HandshakeCompleted(peer.number))
                     self._sender.flush(peer, now)
                 case events.DropStaged():

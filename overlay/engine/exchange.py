@@ -11,6 +11,7 @@ from overlay.engine import drops
 from overlay.engine.api import Event, Observed
 from overlay.engine.drops import Drops
 from overlay.engine.outbox import Outbox
+from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.engine.routes import Routes
 from overlay.path.budget import Budget
@@ -57,6 +58,21 @@ class DiscoExchange:
             return
         self._send(number, Ping(txid), endpoint)
 
+    def probe(self, peer: Peer, now: float) -> None:
+        """Send what the search for the path's datagram size asks for, the way that data goes."""
+        mtu, key = peer.mtu, self._key(peer.number)
+        if mtu is None or key is None or peer.address is None:
+            return
+        while probes := mtu.probes_to_send():  # a refusal may ask for others, each time smaller
+            for size, txid in probes:
+                ping = Ping(txid, size - len(peer.prefix))
+                datagram = key.seal(ping, self._number, self._random_bytes(_NONCE_SIZE))
+                outcome = self._outbox.send((peer.prefix, datagram), 0, peer.address)
+                if outcome == drops.SEND_TOO_LONG:
+                    mtu.refused(size, now)
+                elif outcome:
+                    self._drops.count(outcome)
+
     def receive(self, datagram: memoryview, source: Endpoint, now: float) -> None:
         """Take a type 7. Raises `RemoteProtocolError` for one that is not authentic."""
         if not self._budget.take(now):
@@ -72,6 +88,29 @@ class DiscoExchange:
             self._ping_received(number, message, source, now)
         else:
             self._pong_received(number, message, source, now)
+
+    def receive_relayed(self, datagram: memoryview, number: int, now: float) -> None:
+        """Take a type 7 that node `number` sent through a relay: a probe of that path's size, or the answer to one.
+        It says nothing of where the node is. Raises `RemoteProtocolError` for one that is not authentic."""
+        if not self._budget.take(now):
+            self._drops.count(drops.DISCO_RATE)
+            return
+        peer = self._peers.by_number.get(number)
+        key = self._key(number) if peer is not None and sender(datagram) == number else None
+        route = self._routes.relay(number, now)
+        if peer is None or key is None or route is None:
+            self._drops.count(drops.DISCO_STRANGER)
+            return
+        message = key.open(datagram)
+        self._routes.relay_heard()
+        if isinstance(message, Ping):
+            address, prefix = route
+            answer = key.seal(Pong(message.txid, address), self._number, self._random_bytes(_NONCE_SIZE))
+            outcome = self._outbox.send((prefix, answer), 0, address)
+            if outcome:
+                self._drops.count(outcome)
+        elif not self._probe_answered(peer, message, now):
+            self._drops.count(drops.DISCO_UNASKED)
 
     def attend_home(self, now: float) -> None:
         """Do what the home relay's machine wants done."""
@@ -115,6 +154,8 @@ class DiscoExchange:
             routes.moved.add(number)
             return
         peer = self._peers.by_number.get(number)
+        if peer is not None and self._probe_answered(peer, pong, now):
+            return
         if (
             peer is None
             or peer.selector is None
@@ -123,6 +164,13 @@ class DiscoExchange:
             self._drops.count(drops.DISCO_UNASKED)
             return
         self._peers.touched.add(peer)
+
+    def _probe_answered(self, peer: Peer, pong: Pong, now: float) -> bool:
+        """Whichever way the answer came: the probe went the way of data, and nobody else saw its id."""
+        if not peer.probe_answered(pong.txid, now):
+            return False
+        self._peers.touched.add(peer)  # there may be another probe to send
+        return True
 
     def _send(self, number: int, message: Ping | Pong, endpoint: Endpoint) -> None:
         key = self._key(number)

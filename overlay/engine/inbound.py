@@ -231,6 +231,10 @@ class Inbound:
                 for datagram in _datagrams(inner, segment):
                     with self._faults:
                         self._handshake(datagram[RELAY_HEADER_SIZE:], None, number, now)
+            elif kind == DISCO_TYPE:
+                for datagram in _datagrams(inner, segment):
+                    with self._faults:
+                        self._disco.receive_relayed(datagram[RELAY_HEADER_SIZE:], number, now)
             else:
                 self._drops.count(drops.UNKNOWN_TYPE, _count(inner, segment))
 

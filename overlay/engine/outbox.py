@@ -23,7 +23,7 @@ class _Queue:
 
     def __init__(self) -> None:
         self.shared = False  # others wait for the socket: nothing goes past the queue
-        self.runs: deque[tuple[bytes, int, Endpoint, int]] = deque()
+        self.runs: deque[tuple[bytes, int, Endpoint, int, bool]] = deque()
         self.size = 0
 
 
@@ -47,10 +47,10 @@ class Outbox:
         if self.busy:
             queue = self._queues[sock]
             if queue.runs or queue.shared:
-                return self._keep(queue, buffers, segment, endpoint, traffic_class)
+                return self._keep(queue, buffers, segment, endpoint, traffic_class, fragment=False)
         outcome = sock.send(buffers, segment, endpoint, traffic_class)
         if outcome == drops.SEND_BLOCKED:
-            return self._keep(self._queues[sock], buffers, segment, endpoint, traffic_class)
+            return self._keep(self._queues[sock], buffers, segment, endpoint, traffic_class, fragment=False)
         return outcome
 
     def send_record(self, layout: Layout, size: int, endpoint: Endpoint, traffic_class: int) -> str:
@@ -62,9 +62,17 @@ class Outbox:
         return ""
 
     def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int) -> str:
-        """As `UdpSocket.send_fragmented`; never waits."""
+        """As `send`, but IP may fragment."""
         sock = self.sockets.to(endpoint)
-        return drops.SEND_NO_FAMILY if sock is None else sock.send_fragmented(buffers, segment, endpoint, traffic_class)
+        if sock is None:
+            return drops.SEND_NO_FAMILY
+        queue = self._queues[sock]
+        if queue.runs or queue.shared:
+            return self._keep(queue, buffers, segment, endpoint, traffic_class, fragment=True)
+        outcome = sock.send_fragmented(buffers, segment, endpoint, traffic_class)
+        if outcome == drops.SEND_BLOCKED:
+            return self._keep(queue, buffers, segment, endpoint, traffic_class, fragment=True)
+        return outcome
 
     def waiting(self, sock: UdpSocket) -> bool:
         return bool(self._queues[sock].runs)
@@ -80,8 +88,9 @@ class Outbox:
         while queue.runs and most != 0:
             if most is not None:
                 most -= 1
-            data, segment, endpoint, traffic_class = queue.runs[0]
-            outcome = sock.send([data], segment, endpoint, traffic_class)
+            data, segment, endpoint, traffic_class, fragment = queue.runs[0]
+            send = sock.send_fragmented if fragment else sock.send
+            outcome = send([data], segment, endpoint, traffic_class)
             if outcome == drops.SEND_BLOCKED:
                 return False
             queue.runs.popleft()
@@ -91,11 +100,13 @@ class Outbox:
         self._look_whether_busy()
         return True
 
-    def _keep(self, queue: _Queue, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int) -> str:
+    def _keep(
+        self, queue: _Queue, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int, *, fragment: bool
+    ) -> str:
         data = b"".join(buffers)
         if queue.size + len(data) > MAX_WAITING:
             return drops.SEND_BLOCKED
-        queue.runs.append((data, segment, endpoint, traffic_class))
+        queue.runs.append((data, segment, endpoint, traffic_class, fragment))
         queue.size += len(data)
         self.blocked = self.busy = True
         return ""

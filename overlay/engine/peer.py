@@ -1,5 +1,6 @@
 """One peer as the engine sees it: its session, its keys' readers and writers, where it is reached. Mostly state."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -7,6 +8,8 @@ from overlay.engine.api import PathSnapshot, PeerConfig
 from overlay.engine.channel import Channel
 from overlay.engine.staging import Staging
 from overlay.engine.transport import TransportReader, TransportWriter
+from overlay.path.budget import Budget
+from overlay.path.pmtu import MIN_PLPMTU, PROBE_BURST, PROBE_RATE, PathMtu
 from overlay.path.selector import Selector
 from overlay.path.types import Path
 from overlay.wire.endpoint import Endpoint
@@ -17,13 +20,6 @@ from overlay.wire.record.sizing import RecordSizer
 from overlay.wire.record.writer import RecordWriter
 from overlay.wire.wireguard.keypair import Keypair
 from overlay.wire.wireguard.session import Session
-
-DATAGRAM_SIZES: Final = (DATAGRAM_SIZE, 1232, 1124, 548)
-"""Bytes of UDP payload to fall back on when a path refuses one: for an MTU of 1492, of 1280 (IPv6's least), of 1172,
-and of 576 (what every IPv4 host takes, RFC 791 §3.2)."""
-
-SIZE_LIFE: Final = 600.0
-"""s after which a larger size is tried again (RFC 8899 §5.1.1, PMTU_RAISE_TIMER)."""
 
 HANDSHAKE_REPEATS: Final = (0.4, 1.2)
 """s after which an initiation to one of our own nodes goes out again, as it is, while no response comes. The session's
@@ -37,7 +33,8 @@ KEY_PATIENCE: Final = 15.0
 """s that packets wait for an answer to our initiations: three of them, 5 s apart. The session asks on; what is sent
 then waits anew."""
 
-_MAX_SIZES: Final = 16
+_MAX_PATHS: Final = 16
+"""Paths of one peer whose datagram size is remembered."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +56,9 @@ class Peer:
     """Compared by identity."""
 
     __slots__ = (
-        "_sizes",
+        "_budget",
+        "_mtus",
+        "_random_bytes",
         "address",
         "armed",
         "channel",
@@ -67,6 +66,7 @@ class Peer:
         "datagram_size",
         "handshake",
         "meter",
+        "mtu",
         "path_since",
         "prefix",
         "readers",
@@ -82,7 +82,14 @@ class Peer:
         "tx_bytes",
     )
 
-    def __init__(self, config: PeerConfig, session: Session, selector: Selector | None, wall_time: float) -> None:
+    def __init__(
+        self,
+        config: PeerConfig,
+        session: Session,
+        selector: Selector | None,
+        wall_time: float,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
         """`selector` None: a stock WireGuard peer, whose endpoint roams by that protocol's rule."""
         self.config = config
         self.session = session
@@ -93,6 +100,9 @@ class Peer:
         self.prefix = b""
         """Relay header before each message, on the relay's path."""
         self.datagram_size = DATAGRAM_SIZE
+        """Bytes of UDP payload that a datagram to this peer may have."""
+        self.mtu: PathMtu | None = None
+        """The search for that size on the present path; None: nowhere yet, or a stock peer, which answers no probe."""
         self.path_since = wall_time
         self.staging = Staging()
         self.handshake: bytes | None = None
@@ -110,7 +120,9 @@ class Peer:
         """How large the records to it may be."""
         self.rx_bytes = 0
         self.tx_bytes = 0
-        self._sizes: dict[Endpoint, tuple[int, float]] = {}  # found smaller: (size, when)
+        self._mtus: dict[tuple[Endpoint, bool], PathMtu] = {}  # by address, and whether relayed; oldest first
+        self._budget = Budget(PROBE_RATE, PROBE_BURST)
+        self._random_bytes = random_bytes
 
     def __repr__(self) -> str:
         return f"<Peer {self.number}>"
@@ -125,37 +137,44 @@ class Peer:
 
     def set_route(self, address: Endpoint | None, prefix: bytes, now: float) -> bool:
         """Datagrams go there from now on. Returns whether that is a change."""
-        changed = address != self.address or prefix != self.prefix
+        if address == self.address and prefix == self.prefix:
+            return False
         self.address = address
         self.prefix = prefix
-        self._choose_size(now)
-        if changed:
-            self.sizer.path_changed(self._payload(), now)
-            if self.staging:
-                self.staging.since = now  # another way is another chance
+        self._choose_mtu()
+        if self.staging:
+            self.staging.since = now  # another way is another chance
         self.datagram_size_changed()
-        return changed
-
-    def forget_sizes(self) -> None:
-        """The way out of this machine changed: what paths could not carry says nothing any more."""
-        self._sizes.clear()
-        self.datagram_size = DATAGRAM_SIZE
-        self.datagram_size_changed()
-
-    def shrink(self, now: float) -> bool:
-        """The path refused `datagram_size`: take the next smaller one. False: there is none."""
-        smaller = next((size for size in DATAGRAM_SIZES if size < self.datagram_size), None)
-        if smaller is None or self.address is None:
-            return False
-        if len(self._sizes) >= _MAX_SIZES:
-            self._sizes.clear()
-        self._sizes[self.address] = (smaller, now)
-        self.datagram_size = smaller
-        self.datagram_size_changed()
+        self.sizer.path_changed(self._payload(), now)
         return True
 
+    def forget_sizes(self) -> None:
+        """The way out of this machine changed: what paths could carry is to be found anew."""
+        self._mtus.clear()
+        self._choose_mtu()
+
+    def shrink(self, now: float) -> bool:
+        """Our own kernel refused `datagram_size`: take the next smaller one. False: there is none."""
+        if self.mtu is None or self.datagram_size <= MIN_PLPMTU:
+            return False
+        self.mtu.refused(self.datagram_size, now)
+        self.follow_mtu()
+        return True
+
+    def probe_answered(self, txid: bytes, now: float) -> bool:
+        """An authentic pong of the peer came, maybe after data took another path. False: no probe of ours asked."""
+        asked = any(mtu.pong_received(txid, now) for mtu in self._mtus.values())
+        self.follow_mtu()
+        return asked
+
+    def follow_mtu(self) -> None:
+        """Take over what the search found, after each call to `mtu`."""
+        if self.mtu is not None and self.mtu.size != self.datagram_size:
+            self.datagram_size = self.mtu.size
+            self.datagram_size_changed()
+
     def datagram_size_changed(self) -> None:
-        """`datagram_size` or `prefix` may be others now."""
+        """`datagram_size` or `prefix` are others now."""
         self.channel = None
         self.sizer.payload_changed(self._payload())
 
@@ -163,14 +182,25 @@ class Peer:
         """Bytes of box that a datagram holds."""
         return self.datagram_size - len(self.prefix) - FRAGMENT_HEADER_SIZE
 
-    def _choose_size(self, now: float) -> None:
-        self.datagram_size = DATAGRAM_SIZE
-        known = self._sizes.get(self.address) if self.address is not None else None
-        if known is not None:
-            if now < known[1] + SIZE_LIFE:
-                self.datagram_size = known[0]
-            elif self.address is not None:
-                del self._sizes[self.address]
+    def _choose_mtu(self) -> None:
+        """Go on with what is known of the present path. One that is new begins with no more than the last one took, as
+        ways to the same peer often share their narrowest place."""
+        initial = DATAGRAM_SIZE
+        if self.mtu is not None:
+            self.mtu.rest(self.tx_bytes)
+            initial = min(initial, self.mtu.size)
+        self.mtu = None
+        if self.selector is None or self.address is None:
+            return
+        key = (self.address, self.relayed)
+        known = self._mtus.pop(key, None)
+        if known is None:
+            if len(self._mtus) >= _MAX_PATHS:
+                del self._mtus[next(iter(self._mtus))]
+            known = PathMtu(initial, self._budget, self._random_bytes)
+        known.rest(self.tx_bytes)
+        self.mtu = self._mtus[key] = known
+        self.follow_mtu()
 
     def handshake_sent(self, datagram: bytes, now: float) -> None:
         """A new initiation went out."""
@@ -214,6 +244,9 @@ class Peer:
         deadline = self.meter.next_timeout()
         if deadline is not None and (nearest is None or deadline < nearest):
             nearest = deadline
+        mtu = self.mtu
+        if mtu is not None and not mtu.asleep and (nearest is None or mtu.timeout < nearest):
+            nearest = mtu.timeout
         for reader in self.readers.values():
             deadline = reader.next_timeout()
             if deadline is not None and (nearest is None or deadline < nearest):

@@ -60,7 +60,7 @@ class Peers:
         peer = self.by_number.get(config.number)
         if peer is None:
             selector = Selector(relay=False, random_bytes=self._random_bytes) if config.transport == "record" else None
-            peer = Peer(config, session, selector, time.time())
+            peer = Peer(config, session, selector, time.time(), self._random_bytes)
             self.by_number[config.number] = peer
             self.by_key[config.public_key] = peer
         before = peer.config

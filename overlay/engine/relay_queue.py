@@ -21,8 +21,9 @@ from overlay.engine.outbox import Outbox
 from overlay.engine.udp import UdpSocket
 from overlay.path.budget import Budget
 from overlay.path.fair_queue import FairQueue
+from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.relay import rewrite
+from overlay.wire.relay import RELAY_HEADER_SIZE, rewrite
 
 SEND_BUFFER: Final = 256 << 10
 """Bytes asked for, of which the kernel makes twice as many: eight of the largest runs, 4 ms at 1 Gb/s. It calls the
@@ -231,8 +232,11 @@ class RelayQueues:
         cut = segment if len(run) > segment else 0
         outcome = sock.send((run,), cut, address, traffic_class)
         if outcome == drops.SEND_TOO_LONG:
-            # The sender cannot know of the way behind us, nor can we cut what we cannot read: IP may.
-            outcome = sock.send_fragmented((run,), cut, address, traffic_class)
+            # The sender does not know of the way behind us yet, nor can we cut what we cannot read: IP may. But not
+            # probes: those are to find out what passes in one piece.
+            for at in range(0, len(run), segment):
+                if run[at + RELAY_HEADER_SIZE] != DISCO_TYPE:
+                    outcome = sock.send_fragmented((run[at : at + segment],), 0, address, traffic_class)
         if not outcome:
             self.sent_bytes += len(run)
         return outcome

@@ -14,6 +14,7 @@ from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.engine.routes import Routes
 from overlay.engine.udp import Buffers
+from overlay.path.pmtu import MIN_PLPMTU
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.record.cut import cut
 from overlay.wire.record.frames import FRAME_HEADER_SIZE, frames
@@ -169,13 +170,13 @@ class Sender:
             peer.session.request_handshake(now)
 
     def _send_whole(self, peer: Peer, buffers: Buffers, segment: int, traffic_class: int) -> str:
-        """What cannot be cut smaller: where the path refuses it, IP may fragment it."""
+        """What cannot be cut smaller: IP may fragment it. Nobody answers our probes for it, so that with DF it would be
+        lost on a narrow path. What passes everywhere is spared the two system calls for that."""
         if peer.address is None:
             return drops.NO_PATH
-        outcome = self._outbox.send(buffers, segment, peer.address, traffic_class)
-        if outcome == drops.SEND_TOO_LONG:
-            outcome = self._outbox.send_fragmented(buffers, segment, peer.address, traffic_class)
-        return outcome
+        if not segment and sum(map(len, buffers)) <= MIN_PLPMTU:
+            return self._outbox.send(buffers, segment, peer.address, traffic_class)
+        return self._outbox.send_fragmented(buffers, segment, peer.address, traffic_class)
 
     def _count(self, outcome: str) -> None:
         if outcome:

@@ -3,8 +3,9 @@
 A run is what the kernel takes and gives at once: datagrams of `segment` bytes each, one after the other, the last maybe
 shorter. What it cannot do in one call is done here one datagram at a time, so that callers see runs only.
 
-Datagrams carry DF: one too long for the path is refused (`drops.SEND_TOO_LONG`) rather than fragmented by IP, since the
-record layer cuts better than IP does.
+Datagrams carry DF, since the record layer cuts better than IP does: one that is too long for our own interface is
+refused (`drops.SEND_TOO_LONG`), one that is too long further on is lost. What ICMP says of the path is not believed, as
+anybody can say it: what the path takes is found by probes (`overlay.path.pmtu`).
 """
 
 import errno
@@ -29,7 +30,7 @@ SO_RCVBUFFORCE: Final = 33
 IP_MTU_DISCOVER: Final = 10
 IPV6_MTU_DISCOVER: Final = 23
 PMTUDISC_DONT: Final = 0  # no DF: IP may fragment
-PMTUDISC_DO: Final = 2  # DF, and EMSGSIZE above the known path MTU
+PMTUDISC_PROBE: Final = 3  # DF, and EMSGSIZE above the interface's MTU, whatever ICMP said of the path's
 
 SOCKET_BUFFER: Final = 7 << 20
 """Bytes asked for in either direction: a superpacket in flight per 0.1 ms at 10 Gb/s for 5 ms of our not looking."""
@@ -67,7 +68,7 @@ class UdpSocket:
         self._messages: dict[Layout, RecordMessage] = {}
         self._ipv6 = sock.family == socket.AF_INET6
         self._ancillary: dict[tuple[int, int], list[tuple[int, int, bytes]]] = {(0, 0): []}
-        self._set_fragmentation(PMTUDISC_DO)
+        self._set_fragmentation(PMTUDISC_PROBE)
         self._ask_traffic_class()
         self.features = replace(
             wanted,
@@ -94,7 +95,7 @@ class UdpSocket:
         """Bytes of the largest box that `message(layout)` sends: a batch, or a datagram where nothing segments."""
         if not self.features.udp_msghdr:
             return 0
-        return layout.payload * (layout.fragments_per_batch if self.features.udp_gso else 1)
+        return layout.largest_batch if self.features.udp_gso else layout.payload
 
     def message(self, layout: Layout) -> RecordMessage:
         """What sends the records of `layout` on this socket in one call each."""
@@ -128,12 +129,20 @@ class UdpSocket:
         return ""
 
     def send_fragmented(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int = 0) -> str:
-        """As `send`, but IP may fragment: the last resort for what cannot be cut smaller."""
+        """As `send`, but IP may fragment: for what cannot be cut smaller."""
         self._set_fragmentation(PMTUDISC_DONT)
         try:
+            if segment and self.features.udp_gso:
+                try:
+                    self._socket.sendmsg(buffers, self._control(segment, traffic_class), 0, endpoint)
+                    return ""
+                except OSError as error:
+                    # The last two: segments above the path MTU that the kernel knows are not fragmented as a run.
+                    if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
+                        return _reason(error)
             return self._send_singly(buffers, segment, endpoint, traffic_class)
         finally:
-            self._set_fragmentation(PMTUDISC_DO)
+            self._set_fragmentation(PMTUDISC_PROBE)
 
     def forwards(self, send_buffer: int) -> None:
         """What is relayed goes on to others from here: leave it as it comes, and have the kernel hold `send_buffer`

@@ -106,3 +106,25 @@ def test_what_cannot_be_forwarded_has_a_reason(role: RelayRole) -> None:
     assert role.forward(sender, 3, run, 40, 0.0) == "relay_client_away"
     role.ping_received(3, B, 0.0)
     assert role.forward(sender, 3, run, 40, BINDING_LIFE + 1) == "relay_client_away"
+
+
+def test_what_is_too_long_for_the_next_leg_is_fragmented_but_no_probe(role: RelayRole, sockets: UdpSockets) -> None:
+    sent: list[bytes] = []
+
+    def send(buffers: object, segment: int, endpoint: Endpoint, traffic_class: int) -> str:
+        return "send_too_long"
+
+    def send_fragmented(buffers: tuple[memoryview], segment: int, endpoint: Endpoint, traffic_class: int) -> str:
+        sent.append(bytes(buffers[0][16:]))
+        return ""
+
+    role.ping_received(3, B, 0.0)
+    vars(sockets.ipv4).update(send=send, send_fragmented=send_fragmented)
+    header = pack_header(3, TICKET_A)
+    data, probe, last = b"\x05" + bytes(99), b"\x07" + bytes(99), b"\x05" + bytes(40)
+    run = memoryview(bytearray(header + data + header + probe + header + last))
+    assert role.forward(role.clients[2], 3, run, 116, 0.0) == ""
+    assert sent == [data, last]
+    run = memoryview(bytearray(header + probe))
+    assert role.forward(role.clients[2], 3, run, 116, 0.0) == "send_too_long"
+    assert sent == [data, last]

@@ -13,7 +13,15 @@ from overlay.engine.drops import Drops
 from overlay.engine.features import Features
 from overlay.engine.msghdr import UDP_GRO, UDP_SEGMENT
 from overlay.engine.outbox import MAX_WAITING, Outbox
-from overlay.engine.udp import UdpSocket, UdpSockets, datagrams, open_udp
+from overlay.engine.udp import (
+    IP_MTU_DISCOVER,
+    PMTUDISC_DONT,
+    PMTUDISC_PROBE,
+    UdpSocket,
+    UdpSockets,
+    datagrams,
+    open_udp,
+)
 from overlay.errors import UserError
 
 Refusal = Callable[[str, tuple[Any, ...]], int]
@@ -220,6 +228,41 @@ def test_a_datagram_above_the_path_mtu_is_refused_and_ip_may_fragment_it(receive
     assert sender.ipv4.send_fragmented([b"ab" * 100], 100, endpoint) == ""
     found = received(receiver.ipv4)
     assert found[-2:] == [b"ab" * 50] * 2
+    sender.close()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EMSGSIZE])
+def test_a_run_that_is_not_fragmented_as_one_goes_one_by_one(number: int, receiver: UdpSockets) -> None:
+    """Nor is segmentation offload given up for that."""
+    refusal: Refusal = lambda call, arguments: number if call == "sendmsg" and arguments[1] else 0  # noqa: E731
+    sender = open_udp(0, Features(), reluctant(refusal))
+    assert sender.ipv4.send_fragmented([b"ab" * 100], 100, ("127.0.0.1", receiver.port)) == ""
+    assert received(receiver.ipv4)[-2:] == [b"ab" * 50] * 2
+    assert sender.ipv4.features.udp_gso
+    sender.close()
+
+
+def test_what_waits_for_a_full_socket_may_be_fragmented_later_as_well(receiver: UdpSockets) -> None:
+    full = [True]
+    modes: list[int] = []
+
+    def refusal(call: str, arguments: tuple[Any, ...]) -> int:
+        if call == "setsockopt" and arguments[:2] == (socket.IPPROTO_IP, IP_MTU_DISCOVER):
+            modes.append(arguments[2])
+        return errno.EAGAIN if call in ("sendmsg", "sendto") and full[0] else 0
+
+    sender = open_udp(0, Features(udp_ipv6=False), reluctant(refusal))
+    outbox = Outbox(sender, Drops())
+    endpoint = ("127.0.0.1", receiver.port)
+    assert outbox.send_fragmented([b"first"], 0, endpoint, 0) == ""
+    assert outbox.send([b"second"], 0, endpoint) == ""
+    assert outbox.send_fragmented([b"third"], 0, endpoint, 0) == ""
+    assert outbox.blocked
+    full[0] = False
+    modes.clear()
+    outbox.flush(sender.ipv4)
+    assert received(receiver.ipv4) == [b"first", b"second", b"third"]
+    assert modes == [PMTUDISC_DONT, PMTUDISC_PROBE] * 2
     sender.close()
 
 

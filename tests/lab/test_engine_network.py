@@ -149,7 +149,7 @@ def test_a_path_with_a_small_mtu_gets_smaller_datagrams(lab: Lab) -> None:
     for sender, receiver, address in ((a, b, B), (b, a, A)):
         sent, received = transfer(sender, receiver, address, 2_000_000)
         assert sent == received
-    assert one.inspect()["peers"][0]["path"]["mtu"] == 1232
+    assert one.inspect()["peers"][0]["path"]["mtu"] in (1232, 1252)  # 1252 once the search has come so far
     check_clean(one, other)
 
 

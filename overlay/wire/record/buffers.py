@@ -35,7 +35,7 @@ class Layout:
 
     `headers`: prefix and fragment header of each fragment, side by side, `stride` bytes each. `box`: where boxes are
     sealed to. `iovec`: views of a header and of its fragment's `payload` bytes of box, in turn. `datagram_size` in
-    bytes of UDP payload.
+    bytes of UDP payload. `largest_batch`: bytes of the largest box that goes out in one batch.
     """
 
     __slots__ = (
@@ -44,6 +44,7 @@ class Layout:
         "fragments_per_batch",
         "headers",
         "iovec",
+        "largest_batch",
         "max_fragments",
         "payload",
         "stride",
@@ -55,6 +56,10 @@ class Layout:
         self.payload = payload = datagram_size - stride
         self.max_fragments = min(MAX_FRAGMENTS, -(-MAX_BOX // payload))
         self.fragments_per_batch = max(1, min(MAX_BATCH_SEGMENTS, MAX_BATCH_SIZE // datagram_size))
+        # A last, shorter fragment fits where a full one does not: of large datagrams it is much of the batch.
+        rest = MAX_BATCH_SIZE - self.fragments_per_batch * datagram_size - stride
+        more = rest if self.fragments_per_batch < MAX_BATCH_SEGMENTS else 0
+        self.largest_batch = self.fragments_per_batch * payload + max(0, more)
         self.headers = buffers.headers
         self.box = buffers.box
         self.iovec: Iovec = []
@@ -66,8 +71,9 @@ class Layout:
     def batches(self, size: int) -> list[tuple[Iovec, int]]:
         """A box of `size` bytes, sealed with its headers, as pairs of an iovec for one `sendmsg` and the segment size
         for `UDP_SEGMENT`; 0: the batch is a single datagram. At most 64 segments and 65,000 bytes a batch."""
-        payload, limit = self.payload, self.fragments_per_batch
+        payload = self.payload
         count = -(-size // payload)
+        limit = count if size <= self.largest_batch else self.fragments_per_batch
         iovec = self.iovec[: 2 * count]
         iovec[-1] = self.box[(count - 1) * payload : size]
         return [

@@ -1,6 +1,6 @@
 """The 16 bytes in front of every relayed message. Pure functions; knows no client, no key and no address.
 
-    type u8=6 | flags u8=0 | 0 u16 | peer node number u32 | ticket u64 | a message of type 1–5
+    type u8=6 | flags u8=0 | 0 u16 | peer node number u32 | ticket u64 | a message of type 1–5 or 7
 
 Little-endian. Node → relay: the number is the destination's, the ticket the sender's own. Relay → node: the number is
 the source's, the ticket the receiver's own. So neither a relay nor a node takes in what a stranger who does not know
@@ -19,7 +19,7 @@ MAX_TICKET = 2**64 - 1
 _HEADER = struct.Struct("<BBHIQ")
 RELAY_HEADER_SIZE = _HEADER.size  # bytes
 _TICKET_AT = RELAY_HEADER_SIZE - 8
-_RELAYED_TYPES = frozenset(range(1, 6))  # no relay in a relay (loops), no disco (what it finds would be the relay)
+_RELAYED_TYPES = frozenset((1, 2, 3, 4, 5, 7))  # no relay in a relay (loops)
 
 
 class RelayHeader(NamedTuple):

@@ -1,6 +1,7 @@
 import pytest
 
 from overlay.errors import LocalProtocolError
+from overlay.path.pmtu import STEPS
 from overlay.wire.record.buffers import MAX_BATCH_SEGMENTS, MAX_BATCH_SIZE, SUPERPACKET_SIZE, RecordBuffers
 from overlay.wire.record.fragments import DATAGRAM_SIZE
 from overlay.wire.record.frames import FRAME_HEADER_SIZE, MAX_RECORD
@@ -37,9 +38,13 @@ def test_a_record_that_fits_is_one_datagram() -> None:
 
 
 @pytest.mark.parametrize("prefix", [b"", b"relay header 16B"])
-def test_the_largest_superpacket_asked_for_is_one_batch(prefix: bytes) -> None:
+@pytest.mark.parametrize("datagram_size", [DATAGRAM_SIZE, *(step for step in STEPS if step > DATAGRAM_SIZE)])
+def test_the_largest_superpacket_asked_for_is_one_batch(prefix: bytes, datagram_size: int) -> None:
     plain = memoryview(bytes(FRAME_HEADER_SIZE + SUPERPACKET_SIZE))
-    assert len(writer().write(plain, 0, DATAGRAM_SIZE, prefix)) == 1
+    ((iovec, segment),) = writer().write(plain, 0, datagram_size, prefix)
+    assert segment == datagram_size
+    assert sum(map(len, iovec)) <= MAX_BATCH_SIZE
+    assert len(iovec) <= 2 * MAX_BATCH_SEGMENTS
 
 
 def test_a_keepalive_is_32_bytes() -> None:

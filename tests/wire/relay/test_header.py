@@ -50,7 +50,7 @@ def test_a_relay_writes_its_header_over_the_one_that_came() -> None:
         (b"\x06\x00\x00\x01" + pack_header(2, 22)[4:] + MESSAGE, "relay_bad_flags"),
         (b"\x06\x00\x00\x00\x00\x00\x00\x00" + pack_header(2, 22)[8:] + MESSAGE, "relay_bad_number"),
         (pack_header(2, 22) + b"\x00", "relay_bad_message"),
-        (pack_header(2, 22) + b"\x07", "relay_bad_message"),
+        (pack_header(2, 22) + b"\x08", "relay_bad_message"),
         (pack_header(2, 22) + pack_header(2, 22) + MESSAGE, "relay_bad_message"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio import to_thread
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
@@ -42,6 +42,7 @@ messages = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(messages, max_size=8), st.lists(st.integers(0, 400), max_size=20))
 def test_messages_survive_any_cut(sent: list[CaptureMessage], cuts: list[int]) -> None:
     data = bytes(encode(sent))
@@ -51,6 +52,7 @@ def test_messages_survive_any_cut(sent: list[CaptureMessage], cuts: list[int]) -
     assert got == sent
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=5))
 def test_fuzz_what_is_no_capture_is_one_sentence(chunks: list[bytes]) -> None:
     reader = CaptureReader()

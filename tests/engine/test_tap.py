@@ -1,6 +1,6 @@
 """A tap is bounded and exact: whatever is put and taken, all that was seen is taken, waiting or counted as dropped."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.engine.tap import InnerPacket, OuterRun, Tap
@@ -53,6 +53,7 @@ puts = st.tuples(st.just("put"), st.integers(0, 120), st.booleans())
 takes = st.tuples(st.just("take"), st.integers(1, 300), st.booleans())
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(puts, takes), max_size=80), st.integers(1, 8), st.integers(20, 400))
 def test_never_more_than_its_bounds(steps: list[tuple[str, int, bool]], max_packets: int, max_bytes: int) -> None:
     tap = Tap(lambda: None, outer=True, snaplen=100, max_packets=max_packets, max_bytes=max_bytes)

@@ -3,7 +3,7 @@
 import ctypes
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.errors import Exit, UserError
@@ -51,6 +51,7 @@ def test_a_wrong_expression_is_one_sentence(expression: str) -> None:
     assert caught.value.message.count(". ") == 0 and "\n" not in caught.value.message
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.integers(0, 1 << 18))
 def test_fuzz_packets(packet: bytes, length: int) -> None:
     for wanted in FILTERS:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.dns import DNS, DNSQR
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -216,17 +216,20 @@ headers = st.sampled_from(
 starts = st.sampled_from([bytes([kind]) for kind in range(9)] + [RELAY, FRAGMENT[:16], RELAY + b"\x02", bytes(2)])
 
 
+@settings(deadline=None)
 @given(headers, st.binary(max_size=120), st.booleans(), st.integers(0, 3))
 def test_fuzz_inner_packets(header: bytes, rest: bytes, outbound: bool, cut: int) -> None:
     packet = inner(header + rest, outbound=outbound, size=len(header + rest) + cut)
     check(packet)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([53, 67, 123, 161, 443, 546, 1900, 5353, 500]), st.binary(max_size=120))
 def test_fuzz_what_scapy_takes_apart_by_port(port: int, payload: bytes) -> None:
     check(inner(ip4(UDP(sport=port, dport=port) / payload)))
 
 
+@settings(deadline=None)
 @given(starts, st.binary(max_size=160))
 def test_fuzz_messages(start: bytes, rest: bytes) -> None:
     check(message(start + rest))

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.daemon.capture import Inner, Outer
@@ -16,6 +16,7 @@ def outer(data: bytes, segment: int, *, outbound: bool = True, ipv6: bool = Fals
     return Outer(TIME, outbound, local, remote, segment, data)
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=400), st.integers(1, 120), st.booleans(), st.booleans())
 def test_a_run_is_cut_to_datagrams_with_right_headers(run: bytes, segment: int, ipv6: bool, outbound: bool) -> None:
     packets = list(outer_packets(outer(run, segment, ipv6=ipv6, outbound=outbound), 1 << 18))
@@ -74,6 +75,7 @@ def test_offload_fields(header: bytes, offload: Offload) -> None:
     assert (packet.data, packet.size, packet.offload, packet.ends) == (b"E" * 20, 40, offload, None)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=9))
 def test_data_without_its_header_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="virtio"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.utils import RawPcapNgReader
 
@@ -25,6 +25,7 @@ def write(path: Path, captured: list[tuple[int, bytes, int, bool]], *, linktype:
     path.write_bytes(b"".join(blocks))
 
 
+@settings(deadline=None)
 @given(st.lists(packets, max_size=6))
 def test_scapy_reads_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, captured: list[tuple[int, bytes, int, bool]]
@@ -40,6 +41,7 @@ def test_scapy_reads_what_was_written(
         assert (meta.tshigh << 32 | meta.tslow, meta.tsresol, meta.ifname) == (at, 10**9, b"overlay0")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=50), st.text(max_size=20))
 def test_blocks_are_whole_words_and_end_with_their_length(data: bytes, name: str) -> None:
     for block in (

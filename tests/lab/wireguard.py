@@ -16,16 +16,22 @@ class WireGuardGo:
         self.namespace = namespace
         # wireguard-go names its control socket after the interface, in a folder that all namespaces share.
         self.interface = namespace.name[:15]
-        with (namespace.lab.directory / f"{namespace.short_name}-wireguard.log").open("w") as log:
-            namespace.popen(
+        said = namespace.lab.directory / f"{namespace.short_name}-wireguard.log"
+        with said.open("w") as log:
+            process = namespace.popen(
                 ["wireguard-go", "--foreground", self.interface],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "LOG_LEVEL": "error"},
             )
-        wait_for(
-            lambda: self.namespace.run(["wg", "show", self.interface], check=False).returncode == 0, "wireguard-go"
-        )
+        try:
+            wait_for(
+                lambda: self.namespace.run(["wg", "show", self.interface], check=False).returncode == 0, "wireguard-go"
+            )
+        except TimeoutError as error:
+            shown = self.namespace.run(["wg", "show", self.interface], check=False).stderr
+            error.add_note(f"exit status: {process.poll()}; it said: {said.read_text()}; wg says: {shown}")
+            raise
         self.namespace.run(
             ["wg", "set", self.interface, "listen-port", str(port), "private-key", "/dev/stdin"], input=key.private_text
         )

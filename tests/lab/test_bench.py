@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +13,13 @@ import pytest
 from tests.lab.bench import __main__ as bench
 from tests.lab.bench.chart import chart, number
 from tests.lab.bench.load import Datagrams, LoadFailed, parse_pings
+from tests.lab.bench.machine import cpu_seconds
 from tests.lab.bench.report import Report
 from tests.lab.bench.result import Quantity, Result
 from tests.lab.bench.suites import SUITES
 from tests.lab.bench.suites.pps import LOWEST_RATE, highest_rate
+from tests.lab.bench.suites.scale import make_circle
+from tests.lab.netns import Lab
 
 SPEED = Quantity("1 stream", "Gb/s")
 DELAY = Quantity("round <trip>", "ms", more_is_better=False)
@@ -157,6 +162,26 @@ def test_without_root_it_says_what_it_needs(
 def test_every_suite_of_the_issue_is_there() -> None:
     wanted = {"tcp", "pps", "rtt", "relay", "wireguard", "loss", "mtu", "cpu", "memory", "idle", "scale"}
     assert set(SUITES) == wanted
+
+
+def test_cpu_time_is_that_of_all_threads() -> None:
+    before, ours = cpu_seconds([os.getpid()]), time.process_time()
+    thread = threading.Thread(target=lambda: sum(range(5_000_000)))
+    thread.start()
+    sum(range(5_000_000))
+    between = cpu_seconds([os.getpid()])
+    thread.join()
+    assert 0 < between - before <= time.process_time() - ours + 0.1
+
+
+@pytest.mark.lab
+def test_a_crowd_is_talked_to_in_turn() -> None:
+    with Lab() as lab:
+        circle = make_circle(lab, "c", 3)
+        sent = circle.send(200.0, 0.5)
+        assert 90 <= sent <= 101
+        (pid,) = circle.processes_a
+        assert cpu_seconds([pid]) > 0
 
 
 @pytest.mark.lab

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from tests.lab.shapes import Stream
 
 pytestmark = pytest.mark.lab
 
-SIZE = 3_000_000  # bytes each way
-WINDOW = 150_000
+SIZE = 5_000_000  # bytes each way
+RATE = 40e6  # bit/s: half of it takes half a second
+WINDOW = 150_000  # bytes
 PEERS: tuple[Peer, ...] = ("record", "wireguard")
 IP_RECVERR = 11
 
@@ -28,19 +30,18 @@ def lab() -> Iterator[Lab]:
 def carry_during(network: BadNetwork, fault: Callable[[], None], version: int = 4, counted: str = "") -> None:
     """A stream both ways, in whose middle `fault` happens and passes, arrives whole; so does another one after it.
 
-    `counted`: a drop that the sender must have counted by then.
+    It flows on beside `fault`, slowly enough to outlast it. `counted`: a drop that the sender must have counted.
     """
+    network.link.change(rate=RATE)
     pids = [host.process.pid for host in network.hosts]
-    done = []
-
-    def halfway() -> None:
-        fault()
-        done.append(True)
-
-    for shape in (Stream(version, SIZE, window=WINDOW, halfway=halfway), Stream(version, 300_000)):
+    with ThreadPoolExecutor(1) as beside:
+        happened: list[Future[None]] = []
+        shape = Stream(version, SIZE, window=WINDOW, halfway=lambda: happened.append(beside.submit(fault)))
         sent, received = shape.carry(network.way, 1)
         assert sent == received
-    assert done
+        happened[0].result()
+    sent, received = Stream(version, 300_000).carry(network.way, 1)
+    assert sent == received
     assert not counted or network.one.inspect()["drops"].get(counted), network.drops()
     assert [host.process.pid for host in network.hosts if host.process.poll() is None] == pids
     network.end()
@@ -67,7 +68,7 @@ def test_a_full_socket_buffer(lab: Lab, peer: Peer) -> None:
     """EAGAIN, again and again: the least buffer there is, before a queue that drains slowly."""
     network = BadNetwork(lab, peer=peer)
     network.one.socket_option(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    shape(network.a, network.link.interface_a, "rate", "40mbit", "burst", "10k", "limit", "10m")
+    shape(network.a, network.link.interface_a, "rate", "30mbit", "burst", "10k", "limit", "10m")
 
     def wait_until_full() -> None:
         wait_for(network.one.blocked, "a full socket", interval=0.0)
@@ -80,7 +81,7 @@ def test_a_queue_without_room(lab: Lab, peer: Peer) -> None:
     """ENOBUFS: the interface's queue drops, and the socket hears of it (which it does with IP_RECVERR alone)."""
     network = BadNetwork(lab, peer=peer)
     network.one.socket_option(socket.IPPROTO_IP, IP_RECVERR, 1)
-    shape(network.a, network.link.interface_a, "rate", "40mbit", "burst", "10k", "limit", "20k")
+    shape(network.a, network.link.interface_a, "rate", "30mbit", "burst", "10k", "limit", "20k")
     carry_during(network, lambda: None, counted="send_no_buffers")
 
 
@@ -90,7 +91,7 @@ def test_a_relays_full_socket_buffer(lab: Lab) -> None:
     relay = network.relay
     assert relay is not None
     relay.socket_option(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    shape(lab.namespaces["r"], "eth1", "rate", "40mbit", "burst", "10k", "limit", "10m")
+    shape(lab.namespaces["r"], "eth1", "rate", "30mbit", "burst", "10k", "limit", "10m")
     carry_during(network, lambda: wait_for_drop(relay, "relay_socket_full"))
 
 

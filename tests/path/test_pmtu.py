@@ -335,3 +335,30 @@ def test_a_slow_path_is_given_time() -> None:
     path.talk(60.0)
     assert path.machine.size == 1472
     assert all(size in (INITIAL, BASE_PLPMTU) or size >= 1452 for _, size in path.sizes)
+
+
+@given(st.lists(st.tuples(st.sampled_from(("data", "pong", "refused", "rest", "late")), st.integers(0, 9000))))
+def test_whatever_is_reported_in_whatever_order(calls: list[tuple[str, int]]) -> None:
+    """The size stays within its bounds, a sleeper has no timer, and time always moves on."""
+    machine = PathMtu(INITIAL, Budget(PROBE_RATE, PROBE_BURST), Random(0).randbytes)
+    now, total = 100.0, 0
+    asked: list[tuple[int, bytes]] = []
+    for call, number in calls:
+        now += number / 10_000
+        if call == "data":
+            total += 1 + number * 100
+            machine.data_sent(total, now)
+        elif call == "pong" and asked:
+            machine.pong_received(asked.pop(number % len(asked))[1], now)
+        elif call == "refused":
+            machine.refused(number, now)
+        elif call == "rest":
+            machine.rest(total)
+        elif not machine.asleep:
+            now = max(now, machine.timeout)
+            machine.handle_timeout(total, now)
+            assert machine.asleep or machine.timeout > now
+        asked += machine.probes_to_send()
+        assert not machine.waiting
+        assert MIN_PLPMTU <= machine.size <= MAX_PLPMTU
+        assert machine.asleep == (machine.timeout == float("inf"))

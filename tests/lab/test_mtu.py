@@ -101,9 +101,9 @@ class Engines:
         """Everything gets through, both ways, from the first packet but one on."""
         for here, there in ((one, other), (other, one)):
             wait_for_ping(self.network[here], INNER[there])
-            for size in (56, 1300, 1352, 1353, 8000):
+            for size in (56, 1332, 1352, 1353, 8000):  # 1332 and 1352 fill a packet of IPv6 and of IPv4
                 for address in (INNER[there], INNER6[there]):
-                    assert ping(self.network[here], address, 2, "-s", str(size)), (here, there, size)
+                    assert ping(self.network[here], address, 3, "-i", "0.02", "-s", str(size)), (here, there, size)
             with echoing(self.network[there], INNER[there]):
                 for size in (1, 1300, 8000):
                     assert echoed(self.network[here], INNER[there], size), (here, there, size)

@@ -30,7 +30,14 @@ SEND_BUFFER: Final = 256 << 10
 socket writable when half of that is gone, so that the line does not fall idle before the next run."""
 
 CLIENT_LIMIT: Final = 512 << 10
-"""Bytes that one client may have waiting: as many as the kernel holds."""
+"""Bytes that one client may have waiting for a line or a rate: as many as the kernel holds."""
+
+BURST_LIMIT: Final = 4 << 20
+"""Bytes that one client may have waiting while it is we who are late, not the line: we empty the socket's receive
+buffer faster than we send, and a burst that it held must not be lost for that. Sent within milliseconds."""
+
+SLOW_TIME: Final = 1.0
+"""s that a line counts as slow after its socket was full."""
 
 TOTAL_LIMIT: Final = 16 << 20
 """Bytes that wait behind one socket. Two thousand clients that all flood get 8 KB each."""
@@ -75,9 +82,10 @@ class _Waiting:
 class _Exit:
     """One socket, as relayed runs see it."""
 
-    __slots__ = ("full", "queue", "retry_at", "sent")
+    __slots__ = ("full", "full_at", "queue", "retry_at", "sent")
 
     def __init__(self) -> None:
+        self.full_at = float("-inf")  # when it was so last
         self.sent = 0  # runs sent at once in this turn of the loop
         self.queue: FairQueue[_Waiting] = FairQueue(MAX_RUN, CLIENT_LIMIT, TOTAL_LIMIT)
         self.full = False  # the kernel took no more; wait until the socket is writable, or
@@ -146,7 +154,8 @@ class RelayQueues:
                 if budget is not None:
                     budget.take(now, size)
                 return outcome
-        if not way.queue.room(sender.number, size, self._limit):
+        slow = budget is not None or now < way.full_at + SLOW_TIME
+        if not way.queue.room(sender.number, size, self._limit if slow else BURST_LIMIT):
             # Where the socket takes more, it is the rate that had so much wait.
             held_by_rate = over_rate or (budget is not None and not way.full)
             return drops.RELAY_RATE if held_by_rate else drops.RELAY_QUEUE_FULL
@@ -242,7 +251,7 @@ class RelayQueues:
         return outcome
 
     def _set_full(self, sock: UdpSocket, way: _Exit, outcome: str, now: float) -> None:
-        way.full = True
+        way.full, way.full_at = True, now
         way.retry_at = now + RETRY_TIME if outcome == drops.SEND_NO_BUFFERS else None
         self._look_whether_blocked()
         self._outbox.share(sock, shared=True)

@@ -14,7 +14,7 @@ from overlay.engine import api
 from overlay.engine.features import Features
 from overlay.engine.loop import Loop, clock
 from overlay.engine.msghdr import SOL_UDP, UDP_SEGMENT
-from overlay.engine.relay_queue import CLIENT_LIMIT, RUNS_SENT_PER_TURN, RUNS_TAKEN_PER_TURN
+from overlay.engine.relay_queue import BURST_LIMIT, RUNS_TAKEN_PER_TURN
 from overlay.engine.udp import open_udp
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.relay import RELAY_HEADER_SIZE, pack_header
@@ -115,7 +115,7 @@ def test_who_sends_more_than_a_turn_takes_leaves_the_others_theirs(make: Make) -
     if not (features.udp_gro and features.udp_gso and features.udp_buffers):
         pytest.skip("needs UDP offloads, and the right to large socket buffers")
     sent, received = [], []
-    for index in range(50):
+    for index in range(100):
         for _ in range(RUNS_TAKEN_PER_TURN - 2):
             relay.send_run(2, 4)
         body = b"\x05 modest %d" % index
@@ -124,11 +124,23 @@ def test_who_sends_more_than_a_turn_takes_leaves_the_others_theirs(make: Make) -
         relay.loop.turn(1.0)
         received += [each for each in relay.nodes[4].received() if each.startswith(b"\x05 modest")]
         assert len(received) >= index, "it waits for a turn at most"
-        assert relay.role.queues.held <= CLIENT_LIMIT + 2 * RUNS_SENT_PER_TURN * SEGMENT
+        assert relay.role.queues.held <= BURST_LIMIT + 2000
     relay.turn_until(lambda: relay.role.queues.held == 0)
     received += [each for each in relay.nodes[4].received() if each.startswith(b"\x05 modest")]
     assert received == sent
     assert relay.drops.keys() == {"relay_queue_full"}
+
+
+def test_a_burst_that_the_socket_took_is_not_lost(make: Make) -> None:
+    """One that sends alone, while we were late."""
+    relay = make()
+    features = relay.sockets.features
+    if not (features.udp_gro and features.udp_gso and features.udp_buffers):
+        pytest.skip("needs UDP offloads, and the right to large socket buffers")
+    for _ in range(4 * RUNS_TAKEN_PER_TURN):
+        relay.send_run(2, 4)
+    relay.turn_until(lambda: relay.role.queues.sent_bytes == 4 * RUNS_TAKEN_PER_TURN * SEGMENT * COUNT)
+    assert relay.drops == {}
 
 
 def test_a_full_socket_is_waited_for_and_no_longer_than_that(make: Make) -> None:

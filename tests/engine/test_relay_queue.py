@@ -163,6 +163,19 @@ def test_a_flood_fills_its_own_queue_only(relay: Relay) -> None:
     assert relay.queues.held <= CLIENT_LIMIT + SIZE + ITEM_OVERHEAD
 
 
+def test_while_it_is_we_who_are_late_more_may_wait(relay: Relay) -> None:
+    for _ in range(RUNS_SENT_PER_TURN):
+        assert relay.send(2, b"x") == ""
+    waiting = CLIENT_LIMIT // (60 * SIZE) * 4
+    assert [relay.send(2, *[b"burst"] * 60) for _ in range(waiting)] == [""] * waiting
+    relay.full()
+    relay.queues.flush(relay.socket, 5.0)
+    assert relay.send(2, b"x", now=5.0) == "relay_queue_full", "a slow line has the lower limit"
+    relay.writable(5.5)
+    assert relay.send(2, b"x", now=5.5) == "relay_queue_full", "for a while"
+    assert relay.send(2, b"x", now=6.6) == ""
+
+
 def test_a_dropped_run_is_neither_copied_nor_written_to(relay: Relay) -> None:
     relay.full()
     while relay.send(2, *[b"flood"] * 60) == "":

@@ -90,7 +90,7 @@ class BadNetwork:
         counted: Counter[str] = Counter()
         for host in self.hosts:
             counted.update(host.inspect()["drops"])
-        del counted["no_peer"], counted["ack_superseded"]
+        del counted["no_peer"], counted["not_unicast"], counted["ack_superseded"]
         return counted
 
     def end(self) -> None:

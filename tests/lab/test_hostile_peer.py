@@ -85,7 +85,7 @@ class Scene:
     def drops(self) -> Counter[str]:
         """Less the kernel's own multicast, which has no peer, and reports to ours, which answers no ping."""
         counted = Counter(self.engine.inspect()["drops"])
-        del counted["no_peer"], counted["no_path"]
+        del counted["no_peer"], counted["not_unicast"], counted["no_path"]
         return counted
 
     def check_clean(self) -> None:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.lab.netns import Lab, Namespace
+from tests.lab.netns import Lab, Namespace, wait_for
 from tests.lab.topology import SERVER_ADDRESS
 
 OUTSIDE = {"server": SERVER_ADDRESS, "a": "192.0.2.2", "b": "203.0.113.2", "c": "203.0.113.6"}
@@ -171,6 +171,35 @@ def echoed(namespace: Namespace, address: str, size: int, port: int = 7) -> bool
             return sock.recv(1 << 16) == data
         except TimeoutError:
             return False
+
+
+def all_answered(namespace: Namespace, address: str, size: int, count: int = 3) -> bool:
+    """Is each of `count` pings of `size` bytes answered? Nothing else may ping from this machine meanwhile.
+
+    The kernel is asked: once `ping` has heard one answer it waits two round trips for the last, and on a busy machine
+    calls an answer lost that came a little later.
+    """
+    sent, answers = _echoes(namespace)
+    command = ["ping", "-q", "-c", str(count), "-i", "0.02", "-s", str(size), address]
+    namespace.run(command, check=False)  # what it says itself is not asked for
+    if _echoes(namespace)[0] - sent != count:
+        return False
+    with contextlib.suppress(TimeoutError):
+        return wait_for(lambda: _echoes(namespace)[1] - answers >= count, "all answers", 3.0)
+    return False
+
+
+def _echoes(namespace: Namespace) -> tuple[int, int]:
+    """Echo requests sent and answers received, IPv4 and IPv6."""
+    lines = namespace.run(["cat", "/proc/net/snmp", "/proc/net/snmp6"]).stdout.splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Icmp:"))
+    counted = dict(zip(names, values, strict=True)) | {
+        line.split()[0]: line.split()[1] for line in lines if "Icmp6" in line
+    }
+    return (
+        int(counted["OutEchos"]) + int(counted["Icmp6OutEchos"]),
+        int(counted["InEchoReps"]) + int(counted["Icmp6InEchoReplies"]),
+    )
 
 
 @contextlib.contextmanager

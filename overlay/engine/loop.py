@@ -1,9 +1,10 @@
 """The engine's one loop: epoll over TUN, sockets and the command eventfd; timers; commands. On the engine thread alone.
 
-One turn: what is readable, up to a share per descriptor; commands; timers; then everybody whom something happened to is
-attended to, once. Datagrams come before timers, lest a late wake-up looks like a silent path.
+One turn: commands, for a share of it; what is readable, up to a share per descriptor; timers; then everybody whom
+something happened to is attended to, once. Datagrams come before timers, lest a late wake-up looks like a silent path.
 """
 
+import itertools
 import logging
 import os
 import random
@@ -46,7 +47,10 @@ MAX_SLEEP: Final = 60.0
 """s that epoll sleeps at most; bounds what a clock that counts differently from epoll's (suspend) can cost."""
 
 COMMANDS_SHARE: Final = 0.0005
-"""s of a turn that commands take at most, and one command more: packets wait no longer for a whole network map."""
+"""s of a turn that commands take, and one command more: packets wait no longer for a whole network map."""
+
+COMMANDS_AT_ONCE: Final = 8
+"""Commands that are done in one turn however long they take: what belongs together, such as a peer and its relay."""
 
 
 def clock() -> float:
@@ -151,14 +155,14 @@ class Loop:
             patience = max(0.0, min(patience, deadline - clock()))
         ready = self._epoll.poll(patience)
         now = clock()
+        if (self._wakeup, select.EPOLLIN) in ready:  # first: packets may come for a peer that was posted before them
+            os.eventfd_read(self._wakeup)
+            self._take_commands(now)
         for descriptor, mask in ready:
             sock = self._by_fd.get(descriptor)
             if sock is not None:
                 self._socket_ready(sock, mask, now)
-            elif descriptor == self._wakeup:
-                os.eventfd_read(descriptor)
-                self._take_commands(now)
-            else:
+            elif descriptor != self._wakeup:
                 self._tun_ready(now)
         self._wake_waiters(now)
         self._attend(now)
@@ -234,7 +238,9 @@ class Loop:
 
     def _take_commands(self, now: float) -> None:
         end = time.monotonic() + COMMANDS_SHARE
-        while time.monotonic() < end:
+        for number in itertools.count():
+            if number >= COMMANDS_AT_ONCE and time.monotonic() >= end:
+                break
             try:
                 command = self._commands.popleft()
             except IndexError:

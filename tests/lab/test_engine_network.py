@@ -13,6 +13,7 @@ from overlay.engine.tun import open_tun
 from overlay.errors import UserError
 from tests.lab.engines import EngineHost, Key, ping, transfer, wait_for_ping
 from tests.lab.netns import Lab, Namespace, wait_for
+from tests.lab.pings import COMMAND, Pings
 
 pytestmark = pytest.mark.lab
 
@@ -97,7 +98,8 @@ def test_without_a_kernel_feature_everything_still_works(lab: Lab, without: list
 def test_a_keys_renewal_does_not_disturb_a_transfer(lab: Lab) -> None:
     a, b, one, other = direct_pair(lab)
     assert ping(a, B)
-    time.sleep(5.1)  # a session sends no handshake message within 5 s of its last
+    # A session sends no handshake message within 5 s of its last.
+    wait_for(lambda: min(host.inspect()["peers"][0]["last_handshake"] for host in (one, other)) > 5.0, "an old key")
     before = len(completed(one))
     sent, received = transfer(a, b, B, 20_000_000, during=lambda: one.order("rekey", number=3))
     assert sent == received
@@ -230,20 +232,19 @@ def test_the_direct_path_is_taken_and_left_within_a_second_when_it_is_cut(lab: L
         connect_to_relay(relay, "198.51.100.1", host)
     one.peer(other.key, 3, allowed(3), lan_endpoints=[("198.51.100.3", other.port)])
     other.peer(one.key, 2, allowed(2), lan_endpoints=[("198.51.100.2", one.port)])
-    pinging = a.popen(["ping", "-D", "-i", "0.05", B], stdout=subprocess.PIPE)
+    pings = Pings(a.popen([*COMMAND, B], stdout=subprocess.PIPE))
     try:
         wait_for(lambda: (one.path_kind(3), other.path_kind(2)) == ("lan", "lan"), "the direct path")
-        time.sleep(1)
+        pings.wait_for_answers(20)
         a.block("ip daddr 198.51.100.3")
         a_cut = time.time()
         wait_for(lambda: (one.path_kind(3), other.path_kind(2)) == ("relay", "relay"), "the relay")
-        time.sleep(1.5)
+        pings.wait_for_answers(30)
         a.unblock()
         wait_for(lambda: one.path_kind(3) == "lan", "the direct path again", 20)
     finally:
-        pinging.terminate()
-    said = pinging.communicate()[0]
-    arrivals = [float(line[1 : line.index("]")]) for line in said.splitlines() if "bytes from" in line]
+        pings.stop()
+    arrivals = [when for when, _ in pings.arrivals]
     gaps = [(after - before, before) for before, after in zip(arrivals, arrivals[1:], strict=False)]
     worst, when = max(gaps)
     assert worst < 1.5, (worst, when - a_cut)

@@ -14,14 +14,14 @@ pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
-import sys, time
+import signal
 from tests.lab.netns import Lab
 with Lab() as lab:
     a = lab.namespace("a")
     a.popen(["sleep", "600"])
     a.run(["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 &"])
     print(lab.prefix, lab.directory, flush=True)
-    time.sleep(600)
+    signal.pause()
 """
 
 

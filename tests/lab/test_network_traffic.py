@@ -3,13 +3,13 @@
 import contextlib
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.lab.netns import wait_for
+from tests.lab.pings import COMMAND, INTERVAL, Pings
 from tests.lab.topology import (
     OUTSIDE_NAME,
     OUTSIDE_NAME_ADDRESS,
@@ -68,17 +68,10 @@ def published(machine: Machine, target: str, *options: str) -> Iterator[dict[str
     machine.overlay("expose", "rm", exposure["id"])
 
 
-def losses(machine: Machine, target: str, seconds: float) -> tuple["subprocess.Popen[str]", int]:
-    """Start 20 pings a second for `seconds`; returns the process and how many it sends."""
-    count = int(seconds * 20)
-    command = ("ping", "-n", "-i", "0.05", "-c", str(count), "-W", "1", target)
-    return machine.popen(*command, stdout=subprocess.PIPE), count
-
-
-def answered(process: "subprocess.Popen[str]") -> set[int]:
-    """The sequence numbers that were answered, once it ends."""
-    output, _ = process.communicate(timeout=60)
-    return {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", output)}
+def losses(machine: Machine, target: str, seconds: float) -> tuple[Pings, int]:
+    """Start 20 pings a second for `seconds`; returns them and how many they are."""
+    count = int(seconds / INTERVAL)
+    return Pings(machine.popen(*COMMAND, "-c", str(count), "-W", "1", target, stdout=subprocess.PIPE)), count
 
 
 def test_status_says_who_is_here(network: Network) -> None:
@@ -192,12 +185,12 @@ def test_neighbours_go_direct_and_leave_a_dead_path_within_a_second(network: Net
     a = network["a"]
     wait_for(lambda: answers(a, "c.local.test") and a.path_kind("c") == "lan", "a reaches c directly", 25)
     sent, count = losses(a, network.address("c"), 8.0)
-    time.sleep(1.0)  # the pings have their own clock: the path dies while they run
+    sent.wait_for_answers(20)
     a.namespace.block("ip daddr 192.168.1.11 udp dport 1-65535")
     try:
         wait_for(lambda: a.path_kind("c") == "relay", "a has left the dead path", timeout=5)
-        got = answered(sent)
-        longest = longest_gap(got, count) * 0.05
+        got = sent.answered()
+        longest = longest_gap(got, count) * INTERVAL
         assert max(got) >= count - 1, "the last pings were answered, by the relay"
         assert longest < 1.5, f"nothing passed for {longest:.2f} s"
     finally:
@@ -224,7 +217,7 @@ def test_nodes_go_on_while_the_server_is_away(services: Network, with_c: Machine
             a.wait_for_state("offline")
             sent, count = losses(a, services.address("c"), 3.0)
             assert a.run("dig", "+short", "c.local.test").stdout == f"{services.address('c')}\n"
-            assert len(answered(sent)) == count, "the direct path does not need the server"
+            assert len(sent.answered()) == count, "the direct path does not need the server"
         finally:
             services.start_server()
         for name in ("a", "b", "c"):

@@ -93,7 +93,9 @@ def test_ping_tcp_and_a_forced_rekey(lab: Lab, initiator: str, with_psk: bool) -
 
     before, handshake = pair.completed(), pair.wireguard.latest_handshake(pair.our_key)
     assert before >= 1
-    time.sleep(5.1)  # no handshake message is sent within 5 s of the last, on either side
+    # No handshake message is sent within 5 s of the last, on either side.
+    wait_for(lambda: pair.engine.inspect()["peers"][0]["last_handshake"] > 5.0, "an old key on our side")
+    wait_for(lambda: time.time() - pair.wireguard.latest_handshake(pair.our_key) > 6.0, "an old key on the other side")
 
     def rekey() -> None:
         if initiator == "ours":
@@ -212,8 +214,9 @@ def test_cookies_while_wireguard_go_is_under_load(lab: Lab) -> None:
     pair = Pair(lab, initiator="ours", preshared_key=None)
     reply = Sighting(pair.b, f"udp src port {THEIR_PORT} and dst port {OUR_PORT} and {COOKIE_REPLY}")
     proof = Sighting(pair.b, f"udp src port {OUR_PORT} and dst port {THEIR_PORT} and {INITIATION_WITH_MAC2}")
+    loaded = Sighting(pair.b, f"udp src port {THEIR_PORT} and {COOKIE_REPLY}")
     with flood(pair.a, pair.their_key, THEIR_HOST, THEIR_PORT, burst=700):
-        time.sleep(0.5)
+        wait_for(loaded.seen, "load")
         wait_for_ping(pair.a, THEIRS, 20)
     wait_for(reply.seen, "a cookie reply", 3)
     wait_for(proof.seen, "an initiation with mac2", 3)

@@ -79,9 +79,9 @@ class Inbound:
         self._traffic_class = 0
         """Of the run at hand: DSCP and ECN of its outer headers."""
 
-    def receive(self, sock: UdpSocket, now: float) -> None:
-        """Take what the socket holds, up to a turn's share."""
-        for _ in range(RUNS_PER_TURN if self._routes.role is None else RUNS_TAKEN_PER_TURN):
+    def receive(self, sock: UdpSocket, now: float, idle: bool) -> None:
+        """Take what the socket holds, up to a turn's share; one run if we were idle."""
+        for _ in range(1 if idle else RUNS_PER_TURN if self._routes.role is None else RUNS_TAKEN_PER_TURN):
             try:
                 run = sock.receive()
             except OSError:

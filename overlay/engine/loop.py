@@ -46,6 +46,10 @@ logger = logging.getLogger(__name__)
 MAX_SLEEP: Final = 60.0
 """s that epoll sleeps at most; bounds what a clock that counts differently from epoll's (suspend) can cost."""
 
+IDLE: Final = 0.0001
+"""s that the loop slept for, above which a turn is somebody's round trip rather than part of a stream: what came first
+is dealt with to its end before anything else."""
+
 COMMANDS_SHARE: Final = 0.0005
 """s of a turn that commands take, and one command more: packets wait no longer for a whole network map."""
 
@@ -79,9 +83,7 @@ class Loop:
         self._stopping = False
         self._timestamper = Timestamper(time.time_ns, config.timestamp_floor)
         private_key = clamp(config.private_key)
-        self._device = Device(
-            private_key, random_bytes=os.urandom, tai64n=self._timestamper, jitter=random.SystemRandom().random
-        )
+        self._device = Device(private_key, random_bytes=os.urandom, tai64n=self._timestamper, jitter=random.random)
         self._drops = Drops()
         self._faults = Faults(self._drops)
         self._timers = Timers()
@@ -150,40 +152,43 @@ class Loop:
 
     def turn(self, patience: float) -> None:
         """Wait for something, `patience` seconds at most, and deal with it."""
-        deadline = self._timers.next()
+        deadline, before = self._timers.next(), clock()
         if deadline is not None:
-            patience = max(0.0, min(patience, deadline - clock()))
+            patience = max(0.0, min(patience, deadline - before))
         ready = self._epoll.poll(patience)
         now = clock()
+        idle = now - before > IDLE
         if (self._wakeup, select.EPOLLIN) in ready:  # first: packets may come for a peer that was posted before them
             os.eventfd_read(self._wakeup)
             self._take_commands(now)
         for descriptor, mask in ready:
             sock = self._by_fd.get(descriptor)
             if sock is not None:
-                self._socket_ready(sock, mask, now)
+                self._socket_ready(sock, mask, now, idle)
             elif descriptor != self._wakeup:
-                self._tun_ready(now)
+                self._tun_ready(now, idle)
         self._wake_waiters(now)
         self._attend(now)
         self._watch_blocked()
 
     # --- descriptors --------------------------------------------------------------------------------------------------
 
-    def _socket_ready(self, sock: UdpSocket, mask: int, now: float) -> None:
+    def _socket_ready(self, sock: UdpSocket, mask: int, now: float, idle: bool) -> None:
         if mask & select.EPOLLOUT:
             if self._relayed is not None:
                 self._relayed.flush(sock, now)
             else:
                 self._outbox.flush(sock)
         if mask & (select.EPOLLIN | select.EPOLLERR):
-            self._inbound.receive(sock, now)
+            self._inbound.receive(sock, now, idle)
+            if idle:
+                self._tun_ready(now, idle)  # what came may have been answered already: a ping is, and a bare segment
 
-    def _tun_ready(self, now: float) -> None:
+    def _tun_ready(self, now: float, idle: bool) -> None:
         if self._outbound is None or self._tun is None:
             return
         try:
-            self._outbound.read(now)
+            self._outbound.read(now, idle)
         except OSError as error:
             raise UserError(
                 "interface-gone",

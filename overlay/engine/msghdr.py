@@ -12,10 +12,10 @@ import os
 import socket
 import struct
 import sys
-from ctypes import c_char
 from struct import Struct
 from typing import Final
 
+from overlay.engine.libc import address_of, get_errno, recvmsg, sendmsg
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.record.buffers import Layout
 from overlay.wire.record.fragments import FRAGMENT_HEADER_SIZE, MESSAGE_TYPE
@@ -33,11 +33,6 @@ TRAFFIC_CLASS: Final = {
 MAX_RUN: Final = 65536
 """Bytes that `UDP_GRO` joins at most."""
 
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_sendmsg: Final = _libc.sendmsg
-_recvmsg: Final = _libc.recvmsg
-_sendmsg.restype = _recvmsg.restype = ctypes.c_ssize_t
-
 _MSGHDR: Final = Struct("@PIPNPNi0P")  # name, namelen, iov, iovlen, control, controllen, flags
 _IOVEC: Final = Struct("@PN")  # base, length
 _IOVEC_SIZE: Final = _IOVEC.size
@@ -51,6 +46,7 @@ _CMSG: Final = Struct("@Nii")  # length, level, type
 _ALIGNMENT: Final = struct.calcsize("@N")
 _CONTROL_SIZE: Final = 2 * socket.CMSG_SPACE(4)
 _CONTROL_LENGTH_AT: Final = struct.calcsize("@PIPNPN") - struct.calcsize("@N")
+_RELAYED_STRIDE: Final = RELAY_HEADER_SIZE + FRAGMENT_HEADER_SIZE
 _MAX_KEPT: Final = 4096
 
 _MIN_SCATTERED: Final = 512
@@ -61,12 +57,6 @@ _MAX_MISSES: Final = 4
 
 _pack_msghdr = _MSGHDR.pack_into
 _pack_length = _LENGTH.pack_into
-_get_errno = ctypes.get_errno
-
-
-def address_of(buffer: bytearray | memoryview) -> int:
-    """Where a writable buffer lies. It must be kept, at its size, for as long as the kernel is told to look there."""
-    return ctypes.addressof(c_char.from_buffer(buffer))
 
 
 def pack_endpoint(endpoint: Endpoint, family: socket.AddressFamily) -> bytes:
@@ -140,9 +130,9 @@ class RecordMessage:
             self._header, 0, name.address, name.size, iovecs.address, 2 * count,
             self._control_address, self._control_size if count > 1 else self._alone_size, 0,
         )  # fmt: skip
-        sent = _sendmsg(descriptor, self._reference, 0)
+        sent = sendmsg(descriptor, self._reference, 0)
         _pack_length(array, last, payload)
-        return 0 if sent >= 0 else _get_errno()
+        return 0 if sent >= 0 else get_errno()
 
     def _set_traffic_class(self, traffic_class: int, family: socket.AddressFamily) -> None:
         self._traffic_class = traffic_class
@@ -198,14 +188,15 @@ class Run:
     `source`. A socket has one, and fills it anew with each call.
 
     Where a record's fragments are expected, the kernel takes headers and box bytes apart as it copies them: then
-    `whole` is true, and `headers` and `box` have the one and the other without a further copy. `joined` has them as
-    they came.
+    `whole` is true, and `headers` and `box` have the one and the other without a further copy; so it is with a datagram
+    that came alone. `joined` has them as they came.
     """
 
     __slots__ = (
-        "_apart", "_boxes", "_control", "_control_address", "_controls", "_header", "_linear", "_linear_iovecs",
-        "_misses", "_name", "_name_address", "_reference", "_scatter", "_seen", "_sources", "_stride", "_strides",
-        "_told", "count", "headers", "offset", "segment", "size", "source", "traffic_class", "whole",
+        "_apart", "_behind", "_boxes", "_control", "_control_address", "_controls", "_header", "_linear",
+        "_linear_iovecs", "_misses", "_name", "_name_address", "_reference", "_scatter", "_seen", "_sources",
+        "_stride", "_strides", "_told", "count", "headers", "offset", "segment", "size", "source",
+        "traffic_class", "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -225,6 +216,7 @@ class Run:
         self._boxes = memoryview(b"")
         self._apart = False  # was this run taken apart?
         self._linear = memoryview(bytearray(MAX_RUN))
+        self._behind = {stride: self._linear[stride:] for stride in (FRAGMENT_HEADER_SIZE, _RELAYED_STRIDE)}
         self._linear_iovecs = _Iovecs([self._linear])
         self._scatter: _Scatter | None = None
         self._misses = 0
@@ -238,7 +230,7 @@ class Run:
         self._controls: dict[bytes, tuple[int, int]] = {}
         self._seen = b""  # the control data of the run before: most runs are like it
         self._told = 0  # the segment size that it told of
-        self._strides = {MESSAGE_TYPE: FRAGMENT_HEADER_SIZE, RELAY_TYPE: RELAY_HEADER_SIZE + FRAGMENT_HEADER_SIZE}
+        self._strides = {MESSAGE_TYPE: FRAGMENT_HEADER_SIZE, RELAY_TYPE: _RELAYED_STRIDE}
 
     def keep_relayed(self) -> None:
         """Have runs of relayed messages stay as they come."""
@@ -253,9 +245,9 @@ class Run:
             header, 0, self._name_address, _NAME_SIZE, iovecs.address, len(iovecs.views), self._control_address,
             _CONTROL_SIZE, 0,
         )  # fmt: skip
-        size = _recvmsg(descriptor, self._reference, 0)
+        size = recvmsg(descriptor, self._reference, 0)
         if size < 0:
-            number = _get_errno()
+            number = get_errno()
             if number == errno.EAGAIN or number == errno.EINTR:
                 return False
             raise OSError(number, os.strerror(number))
@@ -268,9 +260,15 @@ class Run:
         source = self._sources.get(name)
         self.source = source if source is not None else self._learn(name)
         if scatter is None:
-            self.whole = self._apart = False
-            if size > segment:
-                self._expect(self._linear[0])
+            self._apart = False
+            stride = self._strides.get(self._linear[0]) if size else None
+            self.whole = stride is not None and segment == size > stride
+            if stride is not None:
+                if self.whole:
+                    self.count = 1
+                    self._look(self._linear, self._behind[stride], stride)
+                elif size > segment:
+                    self._expect(stride)
             return True
         self._apart = True
         if (size > segment != scatter.datagram_size) or size <= scatter.stride:
@@ -318,13 +316,17 @@ class Run:
         """What was expected came."""
         self._misses = 0
 
-    def _expect(self, kind: int) -> None:
-        """A run of messages of this type came: have the next one taken apart, if it may be like this one."""
-        stride = self._strides.get(kind)
-        if stride is not None and self.segment >= _MIN_SCATTERED:
+    def _expect(self, stride: int) -> None:
+        """A run of messages with headers of `stride` bytes came: have the next one taken apart, if it may be like this
+        one."""
+        if self.segment >= _MIN_SCATTERED:
             scatter = self._scatter = _Scatter(self.segment, stride)
-            self.headers, self.offset = scatter.headers, stride - FRAGMENT_HEADER_SIZE
-            self._boxes, self._stride = scatter.box, stride
+            self._look(scatter.headers, scatter.box, stride)
+
+    def _look(self, headers: memoryview, boxes: memoryview, stride: int) -> None:
+        """What is `whole` lies there."""
+        self.headers, self.offset = headers, stride - FRAGMENT_HEADER_SIZE
+        self._boxes, self._stride = boxes, stride
 
     def _see(self, control: bytes) -> None:
         """Other control data than before came."""

@@ -73,8 +73,9 @@ class Outbound:
         self._measured = 0.0
         self._rapid_until = 0.0
 
-    def read(self, now: float) -> None:
-        """Take what the TUN holds, up to a turn's share. Raises `OSError` when the device is gone."""
+    def read(self, now: float, idle: bool) -> None:
+        """Take what the TUN holds, up to a turn's share. The first packet waits for no other if we were idle. Raises
+        `OSError` when the device is gone."""
         buffer, view, read, hosts = self._buffer, self._view, self._tun.read, self._peers.allowed.hosts
         peer: Peer | None = None  # whose frames stand in view[start:end] and wait for more
         start = end = taken = count = gathered_class = 0
@@ -123,9 +124,9 @@ class Outbound:
                 peer = None
                 if taken >= BYTES_PER_TURN or self._outbox.blocked:
                     break
-            elif end > _ROOM:
+            elif idle or end > _ROOM:
                 self._send(peer, start, end, count, now)
-                peer = None
+                peer, idle = None, False
             else:
                 acks.clear()
                 if size in ACK_SIZES:

@@ -21,6 +21,7 @@ import pytun
 
 from overlay.engine import drops
 from overlay.engine.features import Features
+from overlay.engine.libc import address_of, get_errno, read
 from overlay.errors import Exit, UserError
 from overlay.wire.packet.superpacket import split
 
@@ -50,7 +51,6 @@ _MAX_SLOTS: Final = 1024
 _NAME_LIMIT: Final = 15  # IFNAMSIZ less its final zero
 
 _pack_length = struct.Struct("<I").pack_into
-_readv = os.readv
 
 
 class Device(Protocol):
@@ -70,7 +70,7 @@ class Tun:
         self._vnet = features.tun_vnet
         self._uso = features.tun_uso
         self._view = memoryview(b"")
-        self._slots: dict[int, list[memoryview]] = {}
+        self._slots: dict[int, tuple[int, int]] = {}
         self.name = name
         self.features = features
         os.set_blocking(self._fd, False)
@@ -87,10 +87,12 @@ class Tun:
         slot = self._slots.get(at)
         if slot is None or view is not self._view:
             slot = self._slot(view, at)
-        try:
-            size = _readv(self._fd, slot)
-        except (BlockingIOError, InterruptedError):
-            return 0
+        size: int = read(self._fd, *slot)
+        if size < 0:
+            number = get_errno()
+            if number == errno.EAGAIN or number == errno.EINTR:
+                return 0
+            raise OSError(number, os.strerror(number))
         if not self._vnet:
             size += VIRTIO_SIZE if size else 0
             view[at + 4 : at + 14] = _NO_OFFLOAD
@@ -99,12 +101,14 @@ class Tun:
         _pack_length(view, at, size - VIRTIO_SIZE)
         return size + 4
 
-    def _slot(self, view: memoryview, at: int) -> list[memoryview]:
-        """Where a packet is read to: made once for each place, since packets come to the same few ones."""
+    def _slot(self, view: memoryview, at: int) -> tuple[int, int]:
+        """Address and size of where a packet is read to: looked up once for each place, as packets come to the same few
+        ones."""
         if view is not self._view or len(self._slots) >= _MAX_SLOTS:
             self._slots.clear()
             self._view = view
-        slot = self._slots[at] = [view[at + 4 if self._vnet else at + 4 + VIRTIO_SIZE :]]
+        place = view[at + 4 if self._vnet else at + 4 + VIRTIO_SIZE :]
+        slot = self._slots[at] = address_of(place), len(place)
         return slot
 
     def write(self, packet: memoryview | bytes | bytearray) -> str:

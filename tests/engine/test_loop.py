@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -364,3 +365,32 @@ def test_many_commands_do_not_hold_up_a_turn(make: Make) -> None:
     assert 0 < len(done) < 5000
     turn_until(lambda: len(done) == 5000, one)
     assert done == list(range(5000))
+
+
+def test_what_wakes_an_engine_is_answered_in_the_same_turn(make: Make) -> None:
+    """The kernel answers a ping while it is written: the answer goes out before anything else is looked after."""
+    one, other = make(2), make(3)
+    introduce(one, other)
+    answer = udp4(other.machine.address, one.machine.address, b"answer")
+    write = other.tun.write
+    answered = threading.Event()
+
+    def write_and_answer(packet: memoryview | bytes | bytearray) -> str:
+        outcome = write(packet)
+        other.kernel.send(NO_OFFLOAD + answer)
+        answered.set()
+        return outcome
+
+    other.tun.write = write_and_answer  # type: ignore[method-assign]
+
+    def ask() -> None:
+        one.kernel.send(NO_OFFLOAD + udp4(one.machine.address, other.machine.address, b"question"))
+        one.loop.turn(1.0)
+
+    other.loop.turn(0.0)
+    asking = threading.Timer(0.05, ask)
+    asking.start()
+    while not answered.is_set():
+        other.loop.turn(10.0)
+    asking.join()
+    turn_until(lambda: answer in one.received(), one)

@@ -152,3 +152,18 @@ def test_asking_for_the_pieces_changes_nothing(ends: tuple[UdpSockets, UdpSocket
         assert bytes(run.joined()) == sent
         assert b"".join(run.pieces()) == sent
     assert whole == [False, True, True]
+
+
+@pytest.mark.parametrize("prefix", [b"", RELAY_HEADER])
+def test_a_datagram_alone_is_whole_where_it_lies(ends: tuple[UdpSockets, UdpSockets], prefix: bytes) -> None:
+    one, other = ends
+    for counter, size in enumerate((0, 1, 1000)):
+        sent = send(one.ipv4, other.port, bytes([counter]) * size, counter, prefix)
+        run = take(other.ipv4)
+        assert (run.whole, run.count, run.offset) == (True, 1, len(prefix))
+        assert bytes(run.headers[: len(prefix) + 16]) == sent[: len(prefix) + 16]
+        assert bytes(run.box()) == sent[len(prefix) + 16 :]
+        assert bytes(run.joined()) == sent
+    for data in (b"\7", sent[: len(prefix) + 16], b"\1" + sent[1:]):  # no box, or another message
+        assert one.ipv4.send([data], 0, ("127.0.0.1", other.port)) == ""
+        assert not take(other.ipv4).whole

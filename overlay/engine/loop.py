@@ -181,7 +181,7 @@ class Loop:
                 self._outbox.flush(sock)
         if mask & (select.EPOLLIN | select.EPOLLERR):
             self._inbound.receive(sock, now, idle)
-            if idle:
+            if idle and not self._commands:  # what was posted before a packet comes before it
                 self._tun_ready(now, idle)  # what came may have been answered already: a ping is, and a bare segment
 
     def _tun_ready(self, now: float, idle: bool) -> None:
@@ -293,13 +293,15 @@ class Loop:
             routes.home = HomeRelay(endpoints, os.urandom, now)
             routes.home_number = number
             routes.home_key = public_key
-            self._disco.attend_home(now)
+        else:
+            routes.home.ask(now)  # said again after a new connection to the server: it may have started anew
+        self._disco.attend_home(now)
         routes.ticket = ticket
         routes.all_moved = True
 
     def _link_changed(self, now: float) -> None:
         if self._routes.home is not None:
-            self._routes.home.link_changed(now)
+            self._routes.home.ask(now)
             self._disco.attend_home(now)
         for peer in self._peers:
             peer.forget_sizes()

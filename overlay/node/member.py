@@ -256,8 +256,13 @@ class Member:
         self._post_map()
 
     def set_relay(self, relay: Relay | None) -> None:
-        """Relay through `relay` from now on (as soon as a map tells its key)."""
+        """Relay through `relay` from now on (as soon as a map tells its key).
+
+        Said again after each new connection to the server, and passed on: a relay that started anew does not know where
+        its clients are, and the engine asks it at once.
+        """
         self._relay = relay
+        self._posted_relay = None
         self._post_map()
 
     def post(self, *commands: Command) -> None:

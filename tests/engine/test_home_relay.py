@@ -115,7 +115,7 @@ def test_it_comes_back_where_it_was_or_elsewhere(home: HomeRelay) -> None:
 
 def test_a_change_of_our_addresses_is_told_at_once(home: HomeRelay) -> None:
     connect(home)
-    home.link_changed(3.0)
+    home.ask(3.0)
     assert home.next_timeout() == 3.0
     home.handle_timeout(3.0)
     ((endpoint, txid),) = home.pings_to_send()

@@ -1,5 +1,6 @@
 """Loops without a thread: turned by hand, in front of kernels that refuse things."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -394,3 +395,35 @@ def test_what_wakes_an_engine_is_answered_in_the_same_turn(make: Make) -> None:
         other.loop.turn(10.0)
     asking.join()
     turn_until(lambda: answer in one.received(), one)
+
+
+def test_a_relay_that_is_named_again_is_asked_at_once(make: Make) -> None:
+    """A server that started anew does not know where its clients are until they ping it."""
+    node = make(2)
+    relay = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with relay:
+        relay.bind(("127.0.0.1", 0))
+        relay.setblocking(False)
+
+        def pings() -> int:
+            count = 0
+            with contextlib.suppress(BlockingIOError):
+                while relay.recv(2048):
+                    count += 1
+            return count
+
+        key = Machine(9).public_key
+
+        def name_it(ticket: int) -> int:
+            answers: list[api.EngineSnapshot] = []
+            node.post(api.SetRelay((relay.getsockname(),), 1, key, ticket), api.Inspect(answers.append))
+            turn_until(lambda: bool(answers), node)
+            return pings()
+
+        assert name_it(5) == 1
+        home = node.loop._routes.home
+        assert home is not None
+        (txid,) = home._outstanding
+        assert home.pong(relay.getsockname(), txid, ("192.0.2.1", 1), clock())
+        assert home.next_timeout() > clock() + 20.0
+        assert name_it(6) == 1

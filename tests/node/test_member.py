@@ -214,8 +214,10 @@ def test_the_relay_is_set_once_the_map_tells_its_key(tmp_path: Path) -> None:
             setup.member.apply_map(network_map(node(1)))
             wanted = SetRelay(relay.endpoints, 1, bytes([1]) * 32, 7)
             assert wanted in setup.engines.last.take()
-            setup.member.set_relay(relay)
+            setup.member.apply_map(network_map(node(1)))
             assert setup.engines.last.take() == []
+            setup.member.set_relay(relay)
+            assert setup.engines.last.take() == [wanted], "a relay that started anew asks nobody by itself"
 
     anyio.run(main)
 

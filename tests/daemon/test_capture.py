@@ -19,7 +19,6 @@ from overlay.daemon.capture import (
     Counts,
     Inner,
     Outer,
-    Produce,
     Started,
     Write,
     capture_routes,
@@ -28,6 +27,7 @@ from overlay.daemon.capture import (
 from overlay.daemon.client import LocalClient
 from overlay.daemon.localapi import on_user_error, serve_local_api
 from overlay.errors import Exit, UserError
+from tests.daemon.capture_source import Source
 
 STARTED = Started("id", "overlay0", 41641, {"10.77.0.3": "b"}, {3: "b"})
 COUNTS = Counts(2**40, 1, 2, 3)
@@ -68,29 +68,6 @@ def test_fuzz_what_is_no_capture_is_one_sentence(chunks: list[bytes]) -> None:
 def test_a_message_without_end_is_refused() -> None:
     with pytest.raises(UserError, match="too long"):
         list(CaptureReader().feed(b"\xff\xff\xff\x7f"))
-
-
-class Source:
-    """Captures for a test: what it was asked for, and how it went."""
-
-    def __init__(self, produce: Produce) -> None:
-        self.wishes: list[CaptureWish] = []
-        self.stopped: list[str] = []
-        self.stopping = anyio.Event()
-        self._produce = produce
-
-    def find_peer(self, text: str) -> dict[str, Any]:
-        if text != "b":
-            raise UserError("peer-unknown", f"There is no peer '{text}'.")
-        return {"number": 3, "name": "b", "addresses": ["10.77.0.3"]}
-
-    def capture(self, wish: CaptureWish) -> Produce:
-        self.wishes.append(wish)
-        return self._produce
-
-    def stop_capture(self, id: str) -> None:
-        self.stopped.append(id)
-        self.stopping.set()
 
 
 def serve(folder: Path, source: Source, main: Callable[[LocalClient], Awaitable[None]]) -> None:

@@ -186,7 +186,8 @@ def connect_to_relay(relay: EngineHost, address: str, host: EngineHost) -> None:
     wait_for(lambda: [event for event in host.events if event["name"] == "Observed"], "the relay's answer")
 
 
-def test_through_a_relay_and_with_the_relay_itself(lab: Lab) -> None:
+def relayed_pair(lab: Lab) -> tuple[tuple[Namespace, Namespace, Namespace], tuple[EngineHost, EngineHost, EngineHost]]:
+    """A relay between two networks, and a peer in each: their namespaces and engines, the relay's first."""
     r, a, b = lab.namespace("r"), lab.namespace("a"), lab.namespace("b")
     lab.link(r, "198.51.100.1/24", a, "198.51.100.2/24")
     lab.link(r, "203.0.113.1/24", b, "203.0.113.2/24")
@@ -195,6 +196,11 @@ def test_through_a_relay_and_with_the_relay_itself(lab: Lab) -> None:
     connect_to_relay(relay, "203.0.113.1", other)
     one.peer(other.key, 3, allowed(3))
     other.peer(one.key, 2, allowed(2))
+    return (r, a, b), (relay, one, other)
+
+
+def test_through_a_relay_and_with_the_relay_itself(lab: Lab) -> None:
+    (r, a, b), (relay, one, other) = relayed_pair(lab)
     assert ping(a, B)
     for sender, receiver, address in ((a, b, B), (b, a, A6), (a, r, "10.9.0.1"), (r, b, B)):
         sent, received = transfer(sender, receiver, address)

@@ -8,7 +8,7 @@ from tests.lab.delay_link import finish_frames
 from tests.lab.engines import EngineHost, Key, ping, transfer
 from tests.lab.marks import TUNNEL, Watch, congest, congest_wrongly, ecn_of
 from tests.lab.netns import Lab, Namespace, wait_for
-from tests.lab.test_engine_network import B6, A, B, allowed, check_clean, connect_to_relay, direct_pair, node
+from tests.lab.test_engine_network import B6, A, B, allowed, check_clean, direct_pair, node, relayed_pair
 from tests.lab.wireguard import WireGuardGo
 
 pytestmark = pytest.mark.lab
@@ -126,14 +126,7 @@ def test_a_mark_on_what_cannot_be_marked_counts_as_a_loss(lab: Lab, outer6: bool
 
 
 def test_a_relay_passes_marks_on(lab: Lab) -> None:
-    r, a, b = lab.namespace("r"), lab.namespace("a"), lab.namespace("b")
-    lab.link(r, "198.51.100.1/24", a, "198.51.100.2/24")
-    lab.link(r, "203.0.113.1/24", b, "203.0.113.2/24")
-    relay, one, other = node(r, 1, "--relay-clients"), node(a, 2), node(b, 3)
-    connect_to_relay(relay, "198.51.100.1", one)
-    connect_to_relay(relay, "203.0.113.1", other)
-    one.peer(other.key, 3, allowed(3))
-    other.peer(one.key, 2, allowed(2))
+    (r, a, b), (relay, one, other) = relayed_pair(lab)
     use_ecn(a, b)
     assert ping(a, B)
     congest(r, "prerouting", f"iifname eth0 {some(30)}")

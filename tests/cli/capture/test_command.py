@@ -9,7 +9,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -23,7 +22,6 @@ from overlay.daemon.capture import (
     Counts,
     Inner,
     Outer,
-    Produce,
     Started,
     Write,
     capture_routes,
@@ -32,6 +30,7 @@ from overlay.daemon.capture import (
 from overlay.daemon.localapi import on_user_error, serve_local_api
 from overlay.errors import UserError
 from overlay_cli.main import main as command
+from tests.daemon.capture_source import Source
 from tests.engine.rig import udp4
 
 OVERLAY = str(Path(sys.executable).parent / "overlay")
@@ -45,31 +44,21 @@ PACKETS: list[CaptureMessage] = [
 ]
 
 
-class Daemon:
+class Daemon(Source):
     """Sends `PACKETS` to each capture, and goes on until stopped (or ends by itself)."""
 
     def __init__(self, *, ends: bool = False) -> None:
-        self.wishes: list[CaptureWish] = []
-        self._stopping = anyio.Event()
+        super().__init__(self._send)
         self._ends = ends
-
-    def find_peer(self, text: str) -> dict[str, Any]:
-        if text != "b":
-            raise UserError("peer-unknown", f"There is no peer '{text}'.")
-        return {"number": 3, "name": "b", "addresses": ["10.77.0.3"]}
-
-    def capture(self, wish: CaptureWish) -> Produce:
-        self.wishes.append(wish)
-        return self._produce
 
     def stop_capture(self, id: str) -> None:
         assert id == STARTED.id
-        self._stopping.set()
+        super().stop_capture(id)
 
-    async def _produce(self, write: Write) -> None:
+    async def _send(self, write: Write) -> None:
         await write(encode([STARTED, *PACKETS]))
         if not self._ends:
-            await self._stopping.wait()
+            await self.stopping.wait()
         await write(encode([Counts(7, 5, 4, 1)]))
 
 

@@ -14,6 +14,8 @@ from dnslib.server import DNSLogger, DNSRecord, DNSServer
 
 from tests.lab.netns import wait_for
 
+BLOCKED = "blocked.example.org"
+"""A name that it certifies for nobody."""
 LIFETIME = 90 * 86400  # s of a certificate
 _LISTEN = 0x0A  # TCP_LISTEN in /proc/net/tcp
 
@@ -51,6 +53,7 @@ def pebble(folder: Path, *, http_port: int, tls_port: int, bad_nonces: int = 5) 
         "httpPort": http_port,
         "tlsPort": tls_port,
         "certificateValidityPeriod": LIFETIME,
+        "domainBlocklist": [BLOCKED],
     }
     config = folder / "pebble.json"
     config.write_text(json.dumps({"pebble": settings}))

@@ -1,16 +1,17 @@
 """A certificate from an authority by ACME (RFC 8555), through certbot's `acme` library.
 
-The library blocks, so each of its requests goes to a worker thread, one at a time and bounded in time; between them an
-order can be cancelled. What the authority says is foreign text: it is cut and cleaned before a person sees it.
+The library blocks, so each of its requests goes to a thread of its own, one after the other; an order can be cancelled at
+any point, and has its time. What the authority says is foreign text: it is cut and cleaned before a person sees it.
 """
 
+import asyncio
 import datetime
-import logging
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, TypeVar
+from contextlib import suppress
+from typing import Any, Final, Literal, TypeVar, cast
 
 import anyio
-import anyio.to_thread
 import msgspec
 import requests
 from acme import challenges as acme_challenges
@@ -36,8 +37,6 @@ _LONGEST_POLL: Final = 5.0  # s
 _BAD_NONCES: Final = 8  # times two requests: an authority may forget nonces (RFC 8555 §6.5), not all of them
 _MAX_REASON: Final = 300  # characters
 _AGENT: Final = "acme-python"  # the library's own: the authority need not know more
-
-_log = logging.getLogger(__name__)
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +126,6 @@ class Orders:
         self._keep = keep
         loaded = serialization.load_pem_private_key(account.key.encode(), password=None)
         self._account_key = JWKEC(key=loaded)
-        self._one = anyio.CapacityLimiter(1)
 
     async def obtain(self, names: Sequence[str], kind: ChallengeKind) -> Certificate:
         """A new certificate for these names, each proven by a challenge of this kind. Raises `AcmeFailure`."""
@@ -230,7 +228,11 @@ class Orders:
                 pause *= 2
 
     async def _finish(self, authority: client.ClientV2, order: messages.OrderResource) -> str:
-        order = await self._call(authority.begin_finalization, order)
+        try:
+            order = await self._call(authority.begin_finalization, order)
+        except messages.Error as error:
+            if error.code != "orderNotReady":  # it soon will be, and polling then asks again
+                raise
         while True:
             # Its loop sleeps for a second before each look; one look at a time, so that this can be cancelled.
             until = datetime.datetime.now() + datetime.timedelta(seconds=0.5)
@@ -241,7 +243,34 @@ class Orders:
             return str(done.fullchain_pem)
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
-        return await anyio.to_thread.run_sync(lambda: function(*args), abandon_on_cancel=True, limiter=self._one)
+        return await _in_thread(lambda: function(*args))
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Cancelled, it leaves the thread alone, and the process does not wait for it at its end: what `requests` bounds in
+    time is each read, not the whole, so that an authority which sends drop by drop would hold up a shutdown."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if future.done():
+            return  # cancelled
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="acme", daemon=True).start()
+    return await future
 
 
 def _validation_reason(error: errors.ValidationError, kind: ChallengeKind) -> str:

@@ -55,9 +55,9 @@ class CertificateFiles:
                 )
             certificate = Certificate(chain, key)
             certificate.context()  # what OpenSSL does not take is said now
+            self._check_time(certificate, wall)
         except ValueError as error:
             raise _invalid("tls-cert-invalid", f"{self.certificate} cannot be used: {error}.", _HINT_CERT) from error
-        self._check_time(certificate, wall)
         return certificate
 
     def _check_time(self, certificate: Certificate, wall: float) -> None:

@@ -1,9 +1,11 @@
 """The server's certificate, met by real TLS clients: its own, somebody's files, and what changes over time."""
 
+import base64
 import hashlib
 import os
 import ssl
 import stat
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,10 +23,13 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.server.certificate import LIFETIME, is_name, make_key, self_signed
+from overlay.server.certificate_files import CertificateFiles
 from overlay.server.certificates import Certificates, check_settings
 from overlay.server.challenges import ALPN, Challenges
 from overlay.server.pace import Pace
@@ -307,6 +312,35 @@ def test_files_that_cannot_be_used(tmp_path: Path, files: Files) -> None:
     files.key.write_bytes(good)
     files.certificate.write_bytes(b"x" * 300_000)
     assert refusal(tmp_path, files).code == "tls-cert-invalid"
+
+
+SOUND = self_signed(make_key(), ["vpn.example.org"], NOW)
+
+
+@given(
+    part=st.sampled_from(["certificate", "key"]),
+    place=st.floats(0, 1, exclude_max=True),
+    put=st.binary(max_size=4),
+    armoured=st.booleans(),
+)
+def test_damaged_files_load_or_are_said_and_nothing_else(part: str, place: float, put: bytes, armoured: bool) -> None:
+    pem = SOUND.chain_pem() if part == "certificate" else SOUND.key_pem()
+    lines = pem.splitlines()
+    data = pem if armoured else base64.b64decode(b"".join(lines[1:-1]))
+    at = int(place * len(data))
+    damaged = data[:at] + put + data[at + len(put) :]
+    if not armoured:  # then the damage is in what the armour holds
+        damaged = b"\n".join((lines[0], base64.encodebytes(damaged).strip(), lines[-1], b""))
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, key = Path(folder, "certificate"), Path(folder, "key")
+        certificate.write_bytes(damaged if part == "certificate" else SOUND.chain_pem())
+        key.write_bytes(damaged if part == "key" else SOUND.key_pem())
+        try:
+            loaded = CertificateFiles(certificate, key).load(NOW)
+        except UserError as error:
+            assert error.code.startswith("tls-")
+        else:
+            assert loaded.pin == SOUND.pin and isinstance(loaded.names, tuple)
 
 
 @pytest.mark.parametrize(("written", "code"), [(0.0, "tls-cert-expired"), (4e9, "tls-cert-early")])

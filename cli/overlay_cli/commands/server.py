@@ -92,7 +92,7 @@ def server(
             metavar="ADDRESS",
             envvar="OVERLAY_ACME_EMAIL",
             help="Get and renew a certificate for the public names by ACME, under the authority's terms, with this "
-            "address to write to.",
+            "address to write to. The authority must reach port 443 or 80 of these names here.",
             show_default=False,
         ),
     ] = None,

@@ -1,7 +1,7 @@
 """A certificate from an authority by ACME (RFC 8555), through certbot's `acme` library.
 
-The library blocks, so each of its requests goes to a thread of its own, one after the other; an order can be cancelled at
-any point, and has its time. What the authority says is foreign text: it is cut and cleaned before a person sees it.
+The library blocks, so each of its requests goes to a thread of its own, one after the other; an order can be cancelled
+at any point, and has its time. What the authority says is foreign text: cut and cleaned before a person sees it.
 """
 
 import asyncio

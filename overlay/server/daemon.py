@@ -31,6 +31,7 @@ from overlay.node.ciphers import measure
 from overlay.node.interface import Machine, check_tun, read_machine
 from overlay.node.member import Identity, Member, MemberSettings, StartEngine
 from overlay.server.api import make_api
+from overlay.server.certificates import Certificates, check_settings
 from overlay.server.control import converse
 from overlay.server.exposures import Exposures, Surroundings
 from overlay.server.founding import found
@@ -92,6 +93,7 @@ class ServerDaemon:
         self._start_engine = start_engine
         self._read_host = read_host
         self._listen = parse_listen(settings.listen)
+        check_settings(settings)
         if settings.tun and start_engine is None:
             check_tun()
         self._keys = load_or_make_keys(state, secrets.token_bytes)
@@ -101,6 +103,7 @@ class ServerDaemon:
         self._stopping = anyio.Event()
         self._network: Network | None = None
         self._member: Member | None = None
+        self._certificates: Certificates | None = None
 
     async def run(self) -> None:
         """Until `shut_down` or a signal. Raises `UserError`, perhaps inside an exception group."""
@@ -136,7 +139,8 @@ class ServerDaemon:
 
     async def status(self) -> dict[str, Any]:
         """The document of the local API."""
-        assert self._network is not None and self._member is not None  # the API is served after both are made
+        # The API is served after these are made.
+        assert self._network is not None and self._member is not None and self._certificates is not None
         snapshot = await self._member.snapshot()
         network = self._network
         own, nodes = network.server, network.nodes()
@@ -161,7 +165,8 @@ class ServerDaemon:
             "relay_rate_bit_s": self._settings.relay_rate * 8 or None,
             "drops": dict(drops),
             "features": dict(snapshot.features) if snapshot is not None else {},
-            "warnings": [*self._reach.warnings, *self._member.warnings],
+            "certificate": self._certificates.status(),
+            "warnings": [*self._reach.warnings, *self._member.warnings, *self._certificates.warnings],
             "version": __version__,
         }
 
@@ -184,6 +189,7 @@ class ServerDaemon:
         )
         for warning in self._reach.warnings:
             _log.warning("%s", warning)
+        certificates = self._certificates = Certificates(self._state, self._settings, self._reach.hosts)
         member = self._member = self._make_member(port)
         exposures = Exposures(registry, self._surroundings(port), tasks)
         network = self._network = Network(
@@ -196,6 +202,7 @@ class ServerDaemon:
             exposures=exposures,
             reach=self._reach,
             clock=Clock(wall=time.time, random_bytes=secrets.token_bytes),
+            pin=certificates.pin,
         )
         await tasks.start(member.run, identity)
         network.start()
@@ -204,6 +211,7 @@ class ServerDaemon:
         await exposures.start()
         tasks.start_soon(exposures.run)
         tasks.start_soon(network.run)
+        tasks.start_soon(certificates.run)
         await tasks.start(serve_local_api, make_api(self, network, member), self._state.path)
         for listener in listeners:
             tasks.start_soon(partial(serve, listener, self._keys.node_key, self._converse, drops=self._drops))
@@ -272,7 +280,8 @@ class ServerDaemon:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 if number == signal.SIGHUP:
-                    _log.info("nothing to read again")
+                    if self._certificates is not None:
+                        self._certificates.reload()
                     continue
                 if self._stopping.is_set():
                     scope.cancel()

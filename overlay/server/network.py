@@ -65,7 +65,9 @@ class Network:
         exposures: Exposures,
         reach: Reach,
         clock: Clock,
+        pin: bytes = b"",
     ) -> None:
+        """`pin`: of the certificate that nodes meet outside the Noise channel, for invites; empty: none."""
         self.hub = hub
         self.exposures = exposures
         self.drops: Counter[str] = Counter()
@@ -75,6 +77,7 @@ class Network:
         self._keys = keys
         self._relay = relay
         self._clock = clock
+        self._pin = pin
         self._ipv4, self._ipv6 = IPv4Network(record.ipv4), IPv6Network(record.ipv6)
         self._nodes = {node.number: node for node in nodes}
         # Of those heard of since the start; this server's own is another one each time.

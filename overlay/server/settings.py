@@ -2,9 +2,11 @@
 msgspec alone.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
+
+LETS_ENCRYPT: Final = "https://acme-v02.api.letsencrypt.org/directory"
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,4 +22,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     tun: bool = True
     relay_rate: float = 0.0  # bytes per second relayed for each node; 0: no bound
     dscp: Literal["hide", "copy"] = "hide"  # of packets inside, in the headers outside
+    tls_cert: str = ""  # file, PEM; default a certificate that the server makes and signs itself
+    tls_key: str = ""  # file, PEM
+    acme_email: str = ""  # ask an authority for a certificate; whom it may write to
+    acme_directory: str = ""  # URL; default `LETS_ENCRYPT`
     verbosity: int = 0  # as in `overlay.daemon.logs.configure`

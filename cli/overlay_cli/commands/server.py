@@ -1,5 +1,6 @@
 """`overlay server | invite`: run a server, and let nodes in."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,48 @@ def server(
         ),
     ] = None,
     dscp: Dscp = "hide",
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert",
+            metavar="FILE",
+            envvar="OVERLAY_TLS_CERT",
+            help="The server's certificate and those above it, in PEM form; read again when it changes. "
+            "[default: one that the server makes, which invites vouch for]",
+            show_default=False,
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-key",
+            metavar="FILE",
+            envvar="OVERLAY_TLS_KEY",
+            help="The private key of --tls-cert, in PEM form.",
+            show_default=False,
+        ),
+    ] = None,
+    acme_email: Annotated[
+        str | None,
+        typer.Option(
+            "--acme-email",
+            metavar="ADDRESS",
+            envvar="OVERLAY_ACME_EMAIL",
+            help="Get and renew a certificate for the public names by ACME, under the authority's terms, with this "
+            "address to write to. The authority must reach port 443 or 80 of these names here.",
+            show_default=False,
+        ),
+    ] = None,
+    acme_directory: Annotated[
+        str | None,
+        typer.Option(
+            "--acme-directory",
+            metavar="URL",
+            envvar="OVERLAY_ACME_DIRECTORY",
+            help="Of the authority. [default: Let's Encrypt]",
+            show_default=False,
+        ),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, for service managers and for a look.")
     ] = False,
@@ -83,6 +126,10 @@ def server(
         tun=not no_tun,
         relay_rate=parse_rate(relay_rate) if relay_rate else 0.0,
         dscp=dscp,
+        tls_cert=str(tls_cert.absolute()) if tls_cert else "",
+        tls_key=str(tls_key.absolute()) if tls_key else "",
+        acme_email=acme_email or "",
+        acme_directory=acme_directory or "",
         verbosity=verbosity(verbose, quiet),
     )
     if foreground:

@@ -1,0 +1,75 @@
+"""How this server shows an authority that a name is its own: HTTP-01 (RFC 8555 §8.3) and TLS-ALPN-01 (RFC 8737).
+
+Both are answered on the server's one TCP port, and only while an order is under way.
+"""
+
+import hashlib
+import ssl
+import weakref
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from overlay.server.certificate import self_signed
+
+ALPN: Final = "acme-tls/1"  # RFC 8737 §6.2
+HTTP_PREFIX: Final = "/.well-known/acme-challenge/"
+_ACME_IDENTIFIER: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")  # RFC 8737 §6.1
+_OFFER: Final = bytes([len(ALPN)]) + ALPN.encode()  # as it stands in a ClientHello (RFC 7301 §3.1)
+_OCTET_STRING: Final = 0x04
+
+
+class Challenges:
+    """The answers that are good now. For the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._http: dict[str, bytes] = {}  # path → key authorization
+        self._tls: dict[str, ssl.SSLContext] = {}  # name → context with the certificate that proves it
+        self._offering: weakref.WeakSet[ssl.SSLObject | ssl.SSLSocket] = weakref.WeakSet()
+
+    def set_http(self, path: str, key_authorization: str) -> None:
+        self._http[path] = key_authorization.encode("ascii")
+
+    def set_tls(self, name: str, key_authorization: str, wall: float) -> None:
+        """A certificate for `name` alone, with the digest of the key authorization, critical (RFC 8737 §3)."""
+        digest = hashlib.sha256(key_authorization.encode("ascii")).digest()
+        proof = x509.UnrecognizedExtension(_ACME_IDENTIFIER, bytes([_OCTET_STRING, len(digest)]) + digest)
+        certificate = self_signed(ec.generate_private_key(ec.SECP256R1()), [name], wall, extensions=[(proof, True)])
+        self._tls[name.lower()] = certificate.context([ALPN])
+
+    def clear(self) -> None:
+        """The order is over."""
+        self._http.clear()
+        self._tls.clear()
+
+    def http_answer(self, path: str) -> bytes | None:
+        """The body for a GET of this path, to be sent with status 200; None: not one of ours, 404."""
+        return self._http.get(path)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a handshake may come for a challenge."""
+        return bool(self._tls)
+
+    def watch(self, context: ssl.SSLContext, ordinary: ssl.SSLContext) -> None:
+        """Connections that begin on `context` go on with the challenge's certificate if they come for one, else on
+        `ordinary`.
+
+        A CA offers the challenge's protocol alone, and wants it agreed in that handshake; nodes that connect meanwhile
+        must still see the server's own certificate. Python's callback for the server name does not say what the client
+        offers, and the one for messages, which is for debugging, does. It is called for every record, so that a context
+        has it while a challenge is on and a connection until its context is changed.
+        """
+
+        def on_message(connection: Any, direction: str, version: Any, content: Any, message: Any, data: bytes) -> None:
+            # Whoever only writes these bytes somewhere in the hello sees a certificate that proves what is public.
+            if direction == "read" and _OFFER in data:
+                self._offering.add(connection)
+
+        def on_name(connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _context: ssl.SSLContext) -> None:
+            answer = self._tls.get((name or "").lower()) if connection in self._offering else None
+            connection.context = answer or ordinary
+
+        context._msg_callback = on_message  # type: ignore[attr-defined]
+        context.sni_callback = on_name

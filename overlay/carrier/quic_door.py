@@ -31,10 +31,12 @@ from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.limits import BURST, Door, Visit
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_connection import RESET_TOKEN_SIZE, BoundedConnection
+from overlay.carrier.waiting import Waiting, WaitingRoom
 from overlay.wire.endpoint import Endpoint, format_endpoint
 
 _ID_SIZE: Final = 8  # bytes of our connection ids
 _RESET_SIZE: Final = 40  # bytes of a stateless reset: looks like a short packet (RFC 9000 §10.3)
+_TURN: Final = 0.05  # s between two looks at those who wait
 _RESETS_PER_SECOND: Final = 100.0  # each costs an HMAC: a server's restart under a thousand nodes takes ten seconds
 
 
@@ -68,6 +70,8 @@ class QuicDoor:
         self._host: Host | None = None
         self._streams: dict[bytes, QuicStream] = {}  # by connection id: some of each connection
         self._loaded: tuple[tuple[bytes, bytes], QuicConfiguration] | None = None
+        self._room = WaitingRoom()
+        self._next_turn: asyncio.TimerHandle | None = None
         self._resets_full_at = 0.0  # generic cell rate algorithm, as in `Door`
 
     @property
@@ -82,6 +86,9 @@ class QuicDoor:
             await anyio.sleep_forever()
         finally:
             self._host = None
+            if self._next_turn is not None:
+                self._next_turn.cancel()
+                self._next_turn = None
             for stream in set(self._streams.values()):
                 stream.close()
 
@@ -149,18 +156,31 @@ class QuicDoor:
         except ValueError as error:
             host.count("quic_bad_token", format_endpoint(source), str(error))
             return
-        visit = host.door.enter(source[0], self._now())
-        if isinstance(visit, str):
-            # Not refused: an honest node asks again by itself within a second, and comes in turn.
-            host.count(visit, format_endpoint(source))
+        if not self._room.enter(header.destination_cid, source, datagram, original_id, self._now()):
+            host.count("too_many_waiting", format_endpoint(source))
+        elif self._next_turn is None:
+            self._admit()
+
+    def _admit(self) -> None:
+        """Serve those who wait, and look again soon if some are left: the door does not say when it has room."""
+        self._next_turn = None
+        host = self._host
+        if host is None:
             return
+        now = self._now()
+        for connection_id, waiting, visit in self._room.admit(lambda address: host.door.enter(address, now), now):
+            self._start(connection_id, waiting, visit, host)
+        if self._room:
+            self._next_turn = asyncio.get_running_loop().call_later(_TURN, self._admit)
+
+    def _start(self, retry_id: bytes, waiting: Waiting, visit: Visit, host: Host) -> None:
         connection = BoundedConnection(
             configuration=self._configuration(),
-            original_destination_connection_id=original_id,
-            retry_source_connection_id=header.destination_cid,
+            original_destination_connection_id=waiting.original_id,
+            retry_source_connection_id=retry_id,
             reset_token=self._reset_token,
         )
-        ids = {header.destination_cid, connection.host_cid}
+        ids = {retry_id, connection.host_cid}
 
         def identify(connection_id: bytes, ours: bool) -> None:
             if ours:
@@ -176,9 +196,11 @@ class QuicDoor:
 
         stream = QuicStream(connection, self._transmit, forget, identify)
         self._streams.update(dict.fromkeys(ids, stream))
-        stream.feed(datagram, source)
+        stream.feed(waiting.first, waiting.endpoint)
+        if waiting.latest is not waiting.first:  # it may say that nobody waits any more
+            stream.feed(waiting.latest, waiting.endpoint)
         stream.flush_soon()
-        host.start(stream, source, visit)
+        host.start(stream, waiting.endpoint, visit)
 
     def _transmit(self, datagrams: Sequence[tuple[bytes, Endpoint]]) -> None:
         for endpoint, group in groupby(datagrams, key=lambda each: each[1]):

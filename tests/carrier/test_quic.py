@@ -15,7 +15,7 @@ from overlay.carrier.quic import UNSENT, QuicStream, open_quic
 from overlay.carrier.quic_connection import WINDOW, BoundedConnection
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import MAX_MESSAGE
-from overlay.wire.control.messages import Failed, Hello, Message, Ping, Pong
+from overlay.wire.control.messages import Endpoints, Failed, Hello, Message, Ping, Pong, Refused
 
 from .ends import NODE_PUBLIC, SERVER_PUBLIC, WELCOME, answer, answer_pings, greeted, lost
 from .quic_ends import CA, CERTIFICATE, PIN, Network, noise, pin_of, serving_quic, udp_socket
@@ -60,6 +60,39 @@ async def test_large_messages_go_both_ways() -> None:
             await connection.send(hello)
             assert await lost(connection) == "closed_by_peer"
     assert received == [hello]
+
+
+async def test_the_last_message_arrives_although_the_peer_is_still_talking() -> None:
+    refused = Refused(code="name-taken", message="The name is taken.")
+
+    async def handler(connection: ControlConnection) -> None:
+        await connection.receive()
+        await connection.send(refused)
+
+    async with serving_quic(handler) as server:
+        for _ in range(10):
+            connection = await server.dial()
+            await connection.send(Hello(name="a"))
+            await connection.send(Endpoints(lan=("192.0.2.1:1",) * 60))
+            with anyio.fail_after(5):
+                assert await connection.receive() == refused
+                assert await lost(connection) == "closed_by_peer"
+            await connection.aclose()
+        await server.empty()
+    assert not server.drops
+
+
+async def test_a_cancelled_receive_loses_nothing() -> None:
+    async with serving_quic(answer_pings) as server:
+        connection = await greeted(await server.dial())
+        for seq in range(20):
+            await connection.send(Ping(seq=seq))
+            with anyio.move_on_after(0):
+                await connection.receive()
+                pytest.fail("the scope was cancelled before it began")
+        with anyio.fail_after(5):
+            assert [await connection.receive() for _ in range(20)] == [Pong(seq=seq) for seq in range(20)]
+        connection.lose("closed")
 
 
 async def test_more_at_once_than_the_limits_let_in_come_in_turns() -> None:

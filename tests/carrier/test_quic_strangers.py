@@ -2,19 +2,23 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import anyio
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.tls import Epoch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Visit
 from overlay.carrier.quic import QuicStream
-from overlay.carrier.quic_connection import ALPN, STREAM_ID
+from overlay.carrier.quic_connection import ALPN, STREAM_ID, WINDOW
 from overlay.carrier.quic_door import QuicDoor
 from overlay.wire.endpoint import Endpoint
 
@@ -40,8 +44,7 @@ class Bench:
         self.quic = QuicDoor(self._send, lambda: CERTIFICATE, SERVER)
         self.quic._host = self
 
-    def _send(self, datagrams: object, endpoint: Endpoint) -> None:
-        assert isinstance(datagrams, list)
+    def _send(self, datagrams: Sequence[bytes], endpoint: Endpoint) -> None:
         self.sent += [(datagram, endpoint) for datagram in datagrams]
 
     def count(self, reason: str, peer: str, detail: str = "") -> None:
@@ -66,9 +69,9 @@ class Bench:
             if not out and not back:
                 return
 
-    async def connected(self, alpn: str = ALPN) -> QuicConnection:
+    async def connected(self, alpn: str = ALPN, source: Endpoint = HERE) -> QuicConnection:
         client = stranger(alpn)
-        await self.exchange(client)
+        await self.exchange(client, source)
         return client
 
     def close(self) -> None:
@@ -230,6 +233,15 @@ async def test_too_long_a_handshake_ends_the_connection() -> None:
     assert bench.quic.connection_ids == 0
 
 
+async def test_ipv6() -> None:
+    bench = Bench()
+    client = await bench.connected(source=("2001:db8::1", 4433))
+    client.send_stream_data(STREAM_ID, b"hello")
+    await bench.exchange(client, ("2001:db8::1", 4433))
+    assert await first_of(bench).receive() == b"hello"
+    bench.close()
+
+
 async def test_silent_clients_are_closed() -> None:
     async with serving_quic(answer_pings, QUICK) as server:
         stream = await server.open()
@@ -282,3 +294,48 @@ async def test_fuzz_datagrams_of_strangers(datagrams: list[bytes]) -> None:
         bench.quic.received(datagram, HERE)
     assert bench.quic.connection_ids == 0
     assert sum(len(datagram) for datagram, _ in bench.sent) <= sum(map(len, datagrams))
+
+
+def sealed(client: QuicConnection, kind: int, body: bytes) -> bytes:
+    """A packet of an established connection, with one frame that may mean anything."""
+    assert client._version is not None
+    builder = QuicPacketBuilder(
+        host_cid=client.host_cid,
+        peer_cid=client._peer_cid.cid,
+        version=client._version,
+        is_client=True,
+        max_datagram_size=1200,
+        packet_number=client._packet_number,
+    )
+    builder.start_packet(QuicPacketType.ONE_RTT, client._cryptos[Epoch.ONE_RTT])
+    builder.start_frame(kind, capacity=len(body)).push_bytes(body)
+    ((datagram,), _) = builder.flush()
+    client._packet_number = builder.packet_number
+    return datagram
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 0x3F), st.one_of(st.binary(max_size=40), st.binary(min_size=200, max_size=1000))),
+        max_size=8,
+    )
+)
+async def test_fuzz_frames_of_an_established_peer(frames: list[tuple[int, bytes]]) -> None:
+    """Whatever it says, it costs a window at most, and the others are served."""
+    bench = Bench()
+    client = await bench.connected()
+    stream = first_of(bench)
+    for kind, body in frames:
+        bench.quic.received(sealed(client, kind, body), HERE)
+        stream.flush()
+    held = stream.connection._streams.get(STREAM_ID)
+    assert held is None or len(held.receiver._buffer) <= WINDOW
+    assert len(stream._received) <= WINDOW
+    other = await bench.connected(source=("192.0.2.10", 1))
+    other.send_stream_data(STREAM_ID, b"hello")
+    await bench.exchange(other, ("192.0.2.10", 1))
+    served = bench.streams[1]
+    assert await served.receive() == b"hello"
+    bench.close()
+    assert bench.quic.connection_ids == 0

@@ -28,6 +28,8 @@ from overlay.wire.endpoint import Endpoint
 logger = logging.getLogger(__name__)
 
 UNSENT: Final = 256 * KIB  # bytes that are taken before the peer has acknowledged them
+UNANSWERED: Final = 10.0  # s in which something was sent again and again, and nothing came: the way is blocked
+_TICK: Final = 0.001  # s by which a timer of the loop may be early
 _PIECE: Final = 16 * KIB  # room that is waited for, so that writes do not become crumbs
 _READ_BATCH: Final = 64  # datagrams taken before other tasks get a turn
 _DATAGRAM_SIZE: Final = 4096  # no QUIC peer of ours sends as much at once
@@ -60,6 +62,7 @@ class QuicStream:
         self._closed = False
         self._over = False
         self._flushing = False
+        self._unanswered_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._changed = anyio.Event()
 
@@ -135,6 +138,7 @@ class QuicStream:
         """Take a datagram; `flush` or `flush_soon` must follow."""
         if self._over:
             return
+        self._unanswered_since = None
         try:
             self.connection.receive(datagram, source, self._loop.time())
         except Exception as error:
@@ -161,6 +165,8 @@ class QuicStream:
             ending = self.connection.ending
             if ending is not None:
                 self._take_end(ending)
+            if self._unanswered_since is None and self.connection.awaits_answer:
+                self._unanswered_since = self._loop.time()
             self._arm()
         except Exception as error:
             self._give_up(error)
@@ -236,13 +242,20 @@ class QuicStream:
             self._timer.cancel()
             self._timer = None
         due = None if self._over else self.connection.get_timer()
-        if due is not None:
-            self._timer = self._loop.call_at(due, self._on_timer, due)
+        if due is None:
+            return
+        at = due if self._unanswered_since is None else min(due, self._unanswered_since + UNANSWERED)
+        self._timer = self._loop.call_at(at, self._on_timer, due)
 
     def _on_timer(self, due: float) -> None:
         self._timer = None
+        now = self._loop.time()
+        if self._unanswered_since is not None and now >= self._unanswered_since + UNANSWERED:
+            self.fail(f"no answer for {UNANSWERED:g} s")
+            return
         try:
-            self.connection.handle_timer(max(due, self._loop.time()))
+            # The loop may call a clock tick early; called for the deadline above, the library finds nothing due.
+            self.connection.handle_timer(due if now < due <= now + _TICK else now)
         except Exception as error:
             self._give_up(error)
         self.flush()

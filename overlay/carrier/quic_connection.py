@@ -82,6 +82,12 @@ class BoundedConnection(QuicConnection):
         return len(stream.sender._buffer) if stream is not None else 0
 
     @property
+    def awaits_answer(self) -> bool:
+        """Some of the stream was sent and is not acknowledged. What waits for the peer's window does not count."""
+        stream = self._streams.get(STREAM_ID)
+        return stream is not None and stream.sender.highest_offset > stream.sender._buffer_start
+
+    @property
     def peer_certificate(self) -> bytes | None:
         """DER; proven to be the peer's once the handshake is complete."""
         certificate = self.tls._peer_certificate
@@ -95,7 +101,7 @@ class BoundedConnection(QuicConnection):
 
     def receive(self, datagram: bytes, source: tuple[str, int], now: float) -> None:
         """`receive_datagram`, and its bounds. Hostile data may raise whatever aioquic did not think of."""
-        if self._is_client and self._is_reset(datagram):
+        if self._is_client and self._close_event is None and self._is_reset(datagram):
             self._close_event = ConnectionTerminated(
                 error_code=QuicErrorCode.NO_VIABLE_PATH, frame_type=None, reason_phrase="the server knows it no more"
             )

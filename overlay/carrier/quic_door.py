@@ -19,6 +19,7 @@ from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfigura
 from aioquic.quic.packet import (
     QuicHeader,
     QuicPacketType,
+    QuicProtocolVersion,
     encode_quic_retry,
     encode_quic_version_negotiation,
     pull_quic_header,
@@ -34,6 +35,7 @@ from overlay.carrier.quic_connection import RESET_TOKEN_SIZE, BoundedConnection
 from overlay.carrier.waiting import Waiting, WaitingRoom
 from overlay.wire.endpoint import Endpoint, format_endpoint
 
+_VERSIONS: Final[list[int]] = [QuicProtocolVersion.VERSION_1, QuicProtocolVersion.VERSION_2]
 _ID_SIZE: Final = 8  # bytes of our connection ids
 _RESET_SIZE: Final = 40  # bytes of a stateless reset: looks like a short packet (RFC 9000 §10.3)
 _TURN: Final = 0.05  # s between two looks at those who wait
@@ -110,11 +112,11 @@ class QuicDoor:
             self._disown(datagram, header, source)
         elif header.packet_type is QuicPacketType.VERSION_NEGOTIATION or len(datagram) < SMALLEST_MAX_DATAGRAM_SIZE:
             host.count("quic_garbage", format_endpoint(source))
-        elif header.version not in self._versions():
+        elif header.version not in _VERSIONS:
             answer = encode_quic_version_negotiation(
                 source_cid=header.destination_cid,
                 destination_cid=header.source_cid,
-                supported_versions=self._versions(),
+                supported_versions=_VERSIONS,
             )
             self._send([answer], source)
         elif header.packet_type is not QuicPacketType.INITIAL:
@@ -128,9 +130,6 @@ class QuicDoor:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-    def _versions(self) -> list[int]:
-        return self._configuration().supported_versions
 
     def _ask_again(self, header: QuicHeader, source: Endpoint) -> bytes:
         retry_id = os.urandom(_ID_SIZE)
@@ -226,7 +225,9 @@ class QuicDoor:
         if self._loaded is None or self._loaded[0] != current:
             chain_pem, key_pem = current
             chain = x509.load_pem_x509_certificates(chain_pem)
-            configuration = QuicConfiguration(is_client=False, connection_id_length=_ID_SIZE)
+            configuration = QuicConfiguration(
+                is_client=False, connection_id_length=_ID_SIZE, supported_versions=_VERSIONS
+            )
             configuration.certificate, configuration.certificate_chain = chain[0], chain[1:]
             configuration.private_key = load_pem_private_key(key_pem, None)
             self._loaded = (current, configuration)

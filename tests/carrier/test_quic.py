@@ -3,6 +3,7 @@
 import errno
 import gc
 import random
+from contextlib import suppress
 from dataclasses import replace
 
 import anyio
@@ -12,7 +13,7 @@ from overlay.carrier.carriers import DialOptions
 from overlay.carrier.connection import ControlConnection
 from overlay.carrier.limits import DEFAULT_LIMITS
 from overlay.carrier.quic import UNSENT, QuicStream, open_quic
-from overlay.carrier.quic_connection import WINDOW, BoundedConnection
+from overlay.carrier.quic_connection import STREAM_ID, WINDOW, BoundedConnection
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import MAX_MESSAGE
 from overlay.wire.control.messages import Endpoints, Failed, Hello, Message, Ping, Pong, Refused
@@ -184,6 +185,22 @@ async def test_a_server_that_has_lost_its_memory_says_so() -> None:
                 assert await lost(connection) == "reset"
 
 
+async def test_what_is_on_its_way_to_a_closed_connection_does_not_change_its_end() -> None:
+    """The server answers it by a stateless reset, behind its last word."""
+
+    async def handler(connection: ControlConnection) -> None:
+        await connection.receive()
+        connection.lose("closed")
+
+    async with serving_quic(handler) as server:
+        for _ in range(5):
+            connection = await server.dial()
+            await connection.send(Hello(name="a"))
+            with suppress(anyio.BrokenResourceError):
+                await connection._stream.send(bytes(WINDOW))
+            assert await lost(connection) == "closed_by_peer"
+
+
 async def test_a_server_that_is_gone_is_noticed() -> None:
     """Its port is closed: the kernel says so for each datagram."""
     async with serving_quic(answer_pings) as server:
@@ -192,6 +209,21 @@ async def test_a_server_that_is_gone_is_noticed() -> None:
             connection = await greeted(await server.dial(port=network.port))
     await connection.send(Ping(seq=1))
     assert await lost(connection) == "reset"
+
+
+async def test_a_way_that_is_blocked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall learns a new rule: what is sent stays unanswered, without a word."""
+    async with serving_quic(answer_pings) as server:
+        network = Network(server.port)
+        with network.running():
+            connection = await greeted(await server.dial(port=network.port))
+            assert await answer(connection, Ping(seq=1)) == Pong(seq=1)
+            monkeypatch.setattr("overlay.carrier.quic.UNANSWERED", 0.3)
+            network.fate = lambda _: "lose"
+            await connection.send(Ping(seq=2))
+            assert await lost(connection) == "reset"
+            assert connection.lost is not None
+            assert connection.lost.detail == "no answer for 0.3 s"
 
 
 async def test_nobody_is_there() -> None:
@@ -305,14 +337,36 @@ async def test_what_a_reader_has_not_read_is_bounded() -> None:
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(stream.send, bytes(size))
-                while len(served._received) < WINDOW // 2:  # noqa: ASYNC110 - nobody reads, so nobody is told
+                while len(served._received) < WINDOW - 2000:  # noqa: ASYNC110 - nobody reads, so nobody is told
                     await anyio.sleep(0.005)
+                announced = served.connection._streams[STREAM_ID].max_stream_data_local
+                assert announced <= served.connection._read + WINDOW
                 read = 0
                 while read < size:
                     read += len(await served.receive(10_000))
                     assert len(served._received) <= WINDOW
                     assert stream.connection.unacknowledged <= UNSENT
         assert read == size
+        connection.lose("closed")
+
+
+async def test_a_peer_that_reads_late_is_not_taken_for_a_dead_one() -> None:
+    """Its window is full, and all that was sent is acknowledged: nothing is owed."""
+
+    async def handler(connection: ControlConnection) -> None:
+        await connection.send(WELCOME)
+        await anyio.sleep_forever()
+
+    async with serving_quic(handler) as server:
+        stream = await server.open()
+        connection = await greeted(await noise(stream))
+        with anyio.fail_after(10):
+            await stream.send(bytes(WINDOW + UNSENT // 2))
+            while stream.connection.awaits_answer:  # noqa: ASYNC110 - nobody is told
+                await anyio.sleep(0.005)
+        stream.flush()
+        assert stream.connection.unacknowledged
+        assert stream._unanswered_since is None
         connection.lose("closed")
 
 

@@ -12,6 +12,7 @@ import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
+from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.limits import Limits
 from overlay.carrier.stream import TcpStream
 from overlay.errors import RemoteProtocolError
@@ -39,7 +40,7 @@ class ControlConnection:
 
     def __init__(
         self,
-        stream: TcpStream,
+        stream: TcpStream | CarrierStream,
         channel: NoiseChannel,
         remote_key: bytes,
         remote_address: Endpoint,

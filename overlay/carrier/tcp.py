@@ -16,9 +16,11 @@ import anyio
 from anyio.abc import Listener, SocketAttribute, SocketStream, TaskGroup
 from anyio.streams.stapled import MultiListener
 
+from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.connection import ConnectionLost, ControlConnection
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
+from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.stream import TcpStream
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import BUSY, NoiseChannel
@@ -45,6 +47,7 @@ async def serve(
     *,
     drops: Counter[str] | None = None,
     random_bytes: Callable[[int], bytes] = os.urandom,
+    quic: QuicDoor | None = None,
 ) -> None:
     """Serve nodes until cancelled. `listener` is what `anyio.create_tcp_listener` gives, and stays the caller's.
 
@@ -53,10 +56,10 @@ async def serve(
     time as a stranger. It learns of the connection's end from `receive` or `send`. A `ConnectionLost` that it lets out
     is expected; any other error is logged, and ends that connection alone.
     `drops` counts every connection that was not let in, or was closed for cause, by reason; each reason is logged
-    once as a warning, and after that only at debug level.
+    once as a warning, and after that only at debug level. `quic` is served besides, under the same limits.
     """
     server = _Server(private_key, handler, limits, Counter() if drops is None else drops, random_bytes)
-    await server.run(_listening_sockets(listener))
+    await server.run(_listening_sockets(listener), quic)
 
 
 def _listening_sockets(listener: Listener[SocketStream]) -> list[socket.socket]:
@@ -79,19 +82,22 @@ class _Server:
         self._limits = limits
         self._drops = drops
         self._random_bytes = random_bytes
-        self._door = Door(limits)
-        self._streams: set[TcpStream] = set()
+        self.door = Door(limits)
+        self._streams: set[TcpStream | CarrierStream] = set()
+        self._tasks: TaskGroup
 
-    async def run(self, sockets: Sequence[socket.socket]) -> None:
+    async def run(self, sockets: Sequence[socket.socket], quic: QuicDoor | None) -> None:
         try:
-            async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as self._tasks:
+                if quic is not None:
+                    self._tasks.start_soon(quic.run, self)
                 for listening in sockets:
-                    tasks.start_soon(self._accept_from, listening, tasks)
+                    self._tasks.start_soon(self._accept_from, listening)
         finally:
             for stream in self._streams:  # those whose task was cancelled before its first step
                 stream.close()
 
-    async def _accept_from(self, listening: socket.socket, tasks: TaskGroup) -> None:
+    async def _accept_from(self, listening: socket.socket) -> None:
         while True:
             await anyio.wait_readable(listening)
             for _ in range(_ACCEPT_BATCH):
@@ -102,23 +108,26 @@ class _Server:
                 except OSError as error:
                     if error.errno in _LISTENER_GONE:
                         raise
-                    self._count("accept_failed", "the listener", str(error))
+                    self.count("accept_failed", "the listener", str(error))
                     if error.errno in _EXHAUSTED:
                         await anyio.sleep(_ACCEPT_PAUSE)
                     break
-                self._let_in(accepted, canonical_endpoint(address[0], address[1]), tasks)
+                self._let_in(accepted, canonical_endpoint(address[0], address[1]))
 
-    def _let_in(self, accepted: socket.socket, endpoint: Endpoint, tasks: TaskGroup) -> None:
-        visit = self._door.enter(endpoint[0], anyio.current_time())
+    def _let_in(self, accepted: socket.socket, endpoint: Endpoint) -> None:
+        visit = self.door.enter(endpoint[0], anyio.current_time())
         if isinstance(visit, str):
-            self._count(visit, format_endpoint(endpoint))
+            self.count(visit, format_endpoint(endpoint))
             _turn_away(accepted)
             return
-        stream = TcpStream(accepted)
-        self._streams.add(stream)
-        tasks.start_soon(self._serve, stream, endpoint, visit)
+        self.start(TcpStream(accepted), endpoint, visit)
 
-    async def _serve(self, stream: TcpStream, endpoint: Endpoint, visit: Visit) -> None:
+    def start(self, stream: TcpStream | CarrierStream, endpoint: Endpoint, visit: Visit) -> None:
+        """Serve a connection of any carrier in a task of its own."""
+        self._streams.add(stream)
+        self._tasks.start_soon(self._serve, stream, endpoint, visit)
+
+    async def _serve(self, stream: TcpStream | CarrierStream, endpoint: Endpoint, visit: Visit) -> None:
         try:
             connection = await self._authenticate(stream, endpoint, visit)
             if connection is not None:
@@ -128,7 +137,9 @@ class _Server:
             self._streams.discard(stream)
             visit.leave()
 
-    async def _authenticate(self, stream: TcpStream, endpoint: Endpoint, visit: Visit) -> ControlConnection | None:
+    async def _authenticate(
+        self, stream: TcpStream | CarrierStream, endpoint: Endpoint, visit: Visit
+    ) -> ControlConnection | None:
         channel = NoiseChannel.responder(
             self._private_key, random_bytes=self._random_bytes, max_message=self._limits.first_message
         )
@@ -140,11 +151,11 @@ class _Server:
                     if channel.bytes_to_send:
                         await stream.send(channel.data_to_send())
         except TimeoutError:
-            self._count("handshake_timeout", peer)
+            self.count("handshake_timeout", peer)
         except RemoteProtocolError as error:
-            self._count(error.reason, peer, str(error))
+            self.count(error.reason, peer, str(error))
         except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
-            self._count("closed_early", peer, str(error))
+            self.count("closed_early", peer, str(error))
         else:
             return ControlConnection(stream, channel, key, endpoint, decode_node_message, self._limits, visit.leave)
         return None
@@ -166,7 +177,7 @@ class _Server:
         if connection.lost is None:
             await connection.aclose()
         elif connection.lost.reason not in _ORDINARY:
-            self._count(connection.lost.reason, peer, connection.lost.detail)
+            self.count(connection.lost.reason, peer, connection.lost.detail)
 
     async def _expect_admission(self, connection: ControlConnection) -> None:
         with anyio.move_on_after(self._limits.admission):
@@ -174,7 +185,7 @@ class _Server:
             return
         connection.lose("not_admitted", f"no welcome within {self._limits.admission:g} s")
 
-    def _count(self, reason: str, peer: str, detail: str = "") -> None:
+    def count(self, reason: str, peer: str, detail: str = "") -> None:
         self._drops[reason] += 1
         level = logging.WARNING if self._drops[reason] == 1 else logging.DEBUG
         logger.log(level, "Control connection from %s closed: %s%s", peer, reason, f" ({detail})" if detail else "")

@@ -1,0 +1,166 @@
+"""aioquic's connection with one bidirectional stream, and bounds on what a peer's claims may cost. No I/O, no clock.
+
+aioquic doubles a window as soon as half of it is *claimed*, whether anybody reads or not, and a claim reserves memory:
+twenty packets of a stranger would be enough to fill a server's. Here a window moves only by what was read. Streams,
+handshake data and the pieces that out-of-order data comes in are bounded too. A stateless reset (RFC 9000 §10.3) ends a
+connection at once whose other end has lost its memory of it. Everything that reaches into aioquic is in this file.
+"""
+
+import hmac
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from aioquic._buffer import Buffer
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import (
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    QuicConnection,
+    QuicConnectionError,
+    QuicReceiveContext,
+)
+from aioquic.quic.events import ConnectionTerminated
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from overlay.carrier.limits import KIB
+
+ALPN: Final = "h3"
+"""What most of the QUIC traffic in the world says that it is."""
+STREAM_ID: Final = 0  # the client's first bidirectional stream (RFC 9000 §2.1)
+WINDOW: Final = 256 * KIB  # that the peer may send before we have read: of one connection, in all
+IDLE_TIMEOUT: Final = 30.0  # s without a sign of life, after something was sent: two heartbeats of the control channel
+RESET_TOKEN_SIZE: Final = 16
+_SMALLEST_RESET: Final = 21  # bytes of a stateless reset (RFC 9000 §10.3)
+_UNBOUNDED: Final = 2**60  # of the connection's window, since its one stream has its own
+_MAX_CRYPTO: Final = 64 * KIB  # of handshake data of each epoch: a long certificate chain four times
+_MAX_PIECES: Final = 512  # out of order: of a whole window in the smallest datagrams, more than every other one
+
+# Any stranger's datagram can make aioquic write warnings. What matters is counted, and logged by whoever counts it.
+logging.getLogger("quic").setLevel(logging.CRITICAL)
+
+
+class BoundedConnection(QuicConnection):
+    """One end. `reset_token` (connection id → 16 bytes): of a server, the same after its restart."""
+
+    def __init__(
+        self,
+        *,
+        configuration: QuicConfiguration,
+        original_destination_connection_id: bytes | None = None,
+        retry_source_connection_id: bytes | None = None,
+        reset_token: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        configuration.alpn_protocols = [ALPN]
+        configuration.idle_timeout = IDLE_TIMEOUT
+        configuration.max_stream_data = WINDOW
+        configuration.max_data = _UNBOUNDED
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_destination_connection_id,
+            retry_source_connection_id=retry_source_connection_id,
+        )
+        bidirectional, unidirectional = self._local_max_streams_bidi, self._local_max_streams_uni
+        bidirectional.value = bidirectional.sent = 0 if configuration.is_client else 1
+        unidirectional.value = unidirectional.sent = 0
+        self._reset_token = reset_token
+        self._read = 0
+        self._name_reset_tokens()
+
+    @property
+    def ending(self) -> ConnectionTerminated | None:
+        """Why the connection is over, as soon as it is known: the event itself comes only when draining is done."""
+        return self._close_event
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes written to the stream that the peer may still ask for again."""
+        stream = self._streams.get(STREAM_ID)
+        return len(stream.sender._buffer) if stream is not None else 0
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Some of the stream was sent and is not acknowledged. What waits for the peer's window does not count."""
+        stream = self._streams.get(STREAM_ID)
+        return stream is not None and stream.sender.highest_offset > stream.sender._buffer_start
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """DER; proven to be the peer's once the handshake is complete."""
+        certificate = self.tls._peer_certificate
+        return certificate.public_bytes(Encoding.DER) if certificate is not None else None
+
+    def read(self, size: int) -> bool:
+        """So many bytes of the stream were taken by whoever reads. → whether the peer should be told now."""
+        self._read += size
+        stream = self._streams.get(STREAM_ID)
+        return stream is not None and self._credit_is_due(stream)
+
+    def receive(self, datagram: bytes, source: tuple[str, int], now: float) -> None:
+        """`receive_datagram`, and its bounds. Hostile data may raise whatever aioquic did not think of."""
+        if self._is_client and self._close_event is None and self._is_reset(datagram):
+            self._close_event = ConnectionTerminated(
+                error_code=QuicErrorCode.NO_VIABLE_PATH, frame_type=None, reason_phrase="the server knows it no more"
+            )
+            self._close_begin(is_initiator=False, now=now)
+            return
+        self.receive_datagram(datagram, source, now)
+        streams = (*self._streams.values(), *self._crypto_streams.values())
+        # Each piece is looked at for each frame that comes.
+        if any(len(stream.receiver._ranges) > _MAX_PIECES for stream in streams):
+            self.close(QuicErrorCode.PROTOCOL_VIOLATION, reason_phrase="too many pieces")
+
+    # what aioquic calls ----------------------------------------------------------------------------------------------
+
+    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
+        if not self._credit_is_due(stream):
+            return
+        limit = self._read + WINDOW
+        frame = builder.start_frame(
+            QuicFrameType.MAX_STREAM_DATA,
+            capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+            handler=self._on_max_stream_data_delivery,
+            handler_args=(stream,),
+        )
+        frame.push_uint_var(stream.stream_id or 0)
+        frame.push_uint_var(limit)
+        stream.max_stream_data_local = stream.max_stream_data_local_sent = limit
+
+    def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
+        buf.seek(start)
+        if end > _MAX_CRYPTO:
+            raise QuicConnectionError(QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, "too long a handshake")
+        super()._handle_crypto_frame(context, frame_type, buf)
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        self._name_reset_tokens()
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    def _credit_is_due(self, stream: QuicStream) -> bool:
+        # A lost announcement sets what was sent to 0, so that it is due again.
+        return (
+            stream.stream_id == STREAM_ID
+            and not stream.receiver.is_finished
+            and self._read + WINDOW - stream.max_stream_data_local_sent >= WINDOW // 2
+        )
+
+    def _name_reset_tokens(self) -> None:
+        if self._reset_token is not None:
+            for each in self._host_cids:
+                each.stateless_reset_token = self._reset_token(each.cid)
+
+    def _is_reset(self, datagram: bytes) -> bool:
+        if len(datagram) < _SMALLEST_RESET or datagram[0] >= 0x80:
+            return False
+        end = datagram[-RESET_TOKEN_SIZE:]
+        known = (self._peer_cid, *self._peer_cid_available)
+        return any(
+            each.stateless_reset_token and hmac.compare_digest(end, each.stateless_reset_token) for each in known
+        )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
+from overlay.engine.link import Handed as Handed
 from overlay.engine.tap import Tap
 from overlay.path.types import PathKind as PathKind
 from overlay.wire.endpoint import Endpoint
@@ -87,6 +88,32 @@ class RemoveClient:
 
 
 @dataclass(frozen=True, slots=True)
+class AddLink:
+    """A stream to the relay or from a client, set up and authenticated: the engine takes it over, and closes its socket
+    in every case. `handed`: the carrier's `Detached`."""
+
+    number: int  # chosen by who posts this; never used twice in an engine's life
+    handed: Handed
+    client: int | None  # relay role: the node that is proven there; None: it leads to our home relay
+    carrier: str  # its name, for logs
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLink:
+    """Close a link. No `LinkLost` follows; one that is lost already is no mistake."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendDatagrams:
+    """Send these from the engine's UDP port: another protocol's (QUIC). What cannot be sent is dropped and counted."""
+
+    datagrams: tuple[bytes, ...]
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
 class LinkChanged:
     """Addresses or routes of the machine changed: prove all paths anew."""
 
@@ -145,7 +172,20 @@ class StopTap:
     stopped: Callable[[], None] = lambda: None
 
 
-Command = SetPeer | RemovePeer | SetRelay | SetClient | RemoveClient | LinkChanged | Inspect | StartTap | StopTap
+Command = (
+    SetPeer
+    | RemovePeer
+    | SetRelay
+    | SetClient
+    | RemoveClient
+    | AddLink
+    | RemoveLink
+    | SendDatagrams
+    | LinkChanged
+    | Inspect
+    | StartTap
+    | StopTap
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +202,32 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayChanged:
+    """How the home relay is reached now. `("@link", n)`: by link n; None: not at all. `suspect`: it does not answer, so
+    another way should be looked for at once."""
+
+    endpoint: Endpoint | None
+    suspect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """A link ended by itself, or its peer broke the protocol; the socket is closed. `reason` is a word."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A datagram of another protocol came to the engine's UDP port: its first byte is 0x40 or above (QUIC, RFC 9000
+    §17). From anybody; so many a second at the most, the others are dropped and counted."""
+
+    datagram: bytes
+    source: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
 class HandshakeCompleted:
     number: int
 
@@ -173,4 +239,4 @@ class EngineFailed:
     error: BaseException
 
 
-Event = PathChanged | Observed | HandshakeCompleted | EngineFailed
+Event = PathChanged | Observed | RelayChanged | LinkLost | Foreign | HandshakeCompleted | EngineFailed

@@ -1,5 +1,6 @@
 """What every record to a peer needs, looked up once in a turn of the loop. Knows no frames and no timers."""
 
+from overlay.engine.link import Link
 from overlay.engine.msghdr import Name, RecordMessage
 from overlay.engine.udp import UdpSocket
 from overlay.wire.endpoint import Endpoint
@@ -24,7 +25,7 @@ class Channel:
         layout: Layout,
         prefix: bytes,
         address: Endpoint,
-        sock: UdpSocket | None,
+        sock: UdpSocket | Link | None,
     ) -> None:
         self.turn = turn
         self.keypair = keypair

@@ -29,6 +29,13 @@ SEND_TOO_LONG: Final = "send_too_long"
 SEND_NO_FAMILY: Final = "send_no_family"  # IPv6 destination on a machine without IPv6
 SEND_REFUSED: Final = "send_refused"  # any other error
 
+# links
+LINK_LATE: Final = "link_late"  # waited for a link longer than a router would keep it
+LINK_GONE: Final = "link_gone"  # to a link that was lost
+LINK_LOST: Final = "link_lost"  # a connection that ended by itself; the reason stands in the log and is counted, too
+LINK_BAD_TYPE: Final = "link_bad_type"  # neither relayed nor disco
+LINK_STRANGER: Final = "link_stranger"  # in the name of another node than the one that is proven there
+
 # socket in
 RECEIVE_ERROR: Final = "receive_error"
 UNKNOWN_TYPE: Final = "unknown_type"
@@ -39,6 +46,7 @@ ECN_NOT_ECT_CE: Final = "ecn_not_ect_ce"  # congestion on the path, and a packet
 WRONG_SOURCE: Final = "wrong_source"  # inner source address is not one of the peer's
 HANDSHAKE_RATE: Final = "handshake_rate"
 INNER_ENDPOINT: Final = "inner_endpoint"  # a candidate inside the network itself; never pinged, so never used
+FOREIGN_RATE: Final = "foreign_rate"  # packets of another protocol (QUIC), beyond so many a second
 DISCO_RATE: Final = "disco_rate"
 DISCO_STRANGER: Final = "disco_stranger"  # a sender number that we have no key for
 DISCO_UNASKED: Final = "disco_unasked"  # a pong to no ping of ours

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from overlay.engine import features
-from overlay.engine.api import Command, EngineConfig, EngineFailed, Event
+from overlay.engine.api import AddLink, Command, EngineConfig, EngineFailed, Event
 from overlay.engine.features import Features
 from overlay.engine.loop import Loop
 from overlay.engine.tun import Tun, open_tun
@@ -94,6 +94,7 @@ class Engine:
             finally:
                 loop.close()
                 sockets.close()
+                _discard(self._commands)
                 if tun is not None:
                     tun.close()
 
@@ -106,9 +107,11 @@ class Engine:
 
     def post(self, *commands: Command) -> None:
         """Hand commands over, in order. From any thread, also before `start`; after `stop` they are ignored."""
-        if not self._stopped:
-            self._commands.extend(commands)
-            self._wake()
+        if self._stopped:
+            _discard(deque(commands))
+            return
+        self._commands.extend(commands)
+        self._wake()
 
     def stop(self) -> None:
         """End the thread, close interface and sockets. Returns when that is done; again is harmless.
@@ -133,3 +136,11 @@ class Engine:
         with self._lock:
             if self._wakeup >= 0:
                 os.eventfd_write(self._wakeup, 1)
+
+
+def _discard(commands: deque[Command]) -> None:
+    """Nobody does these any more: what they hand over is closed."""
+    while commands:
+        command = commands.popleft()
+        if isinstance(command, AddLink):
+            command.handed.socket.close()

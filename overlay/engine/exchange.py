@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Final
 
 from overlay.engine import drops
-from overlay.engine.api import Event, Observed
+from overlay.engine.api import Event, Observed, RelayChanged
 from overlay.engine.drops import Drops
+from overlay.engine.link import is_link
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
@@ -24,6 +25,9 @@ BURST: Final = 500.0
 
 _NONCE_SIZE: Final = 24
 _MAX_KEYS: Final = 4096
+
+_NO_ADDRESS: Final[Endpoint] = ("192.0.0.8", 1)
+"""In the place of an endpoint where there is none, on a link: the address that nobody has (RFC 7600)."""
 
 
 class DiscoExchange:
@@ -53,7 +57,7 @@ class DiscoExchange:
 
     def ping(self, number: int, endpoint: Endpoint, txid: bytes) -> None:
         """Ask whether node `number` is at `endpoint`."""
-        if self._peers.is_inner(endpoint):
+        if not is_link(endpoint) and self._peers.is_inner(endpoint):
             self._drops.count(drops.INNER_ENDPOINT)
             return
         self._send(number, Ping(txid), endpoint)
@@ -105,7 +109,7 @@ class DiscoExchange:
         self._routes.relay_heard()
         if isinstance(message, Ping):
             address, prefix = route
-            answer = key.seal(Pong(message.txid, address), self._number, self._random_bytes(_NONCE_SIZE))
+            answer = key.seal(Pong(message.txid, _shown(address)), self._number, self._random_bytes(_NONCE_SIZE))
             outcome = self._outbox.send((prefix, answer), 0, address)
             if outcome:
                 self._drops.count(outcome)
@@ -117,15 +121,23 @@ class DiscoExchange:
         home = self._routes.home
         if home is None:
             return
-        active = home.active
+        active, suspect = home.active, home.suspect
         home.handle_timeout(now)
         for endpoint, txid in home.pings_to_send():
             self.ping(self._routes.home_number, endpoint, txid)
+        self.home_changed(active, suspect)
+
+    def home_changed(self, active: Endpoint | None, suspect: bool) -> None:
+        """The home relay's machine had its say; what was before it."""
+        home = self._routes.home
+        if home is None or (home.active, home.suspect) == (active, suspect):
+            return
         if home.active != active:
             self._routes.all_moved = True
+        self._on_event(RelayChanged(home.active, home.suspect))
 
     def _ping_received(self, number: int, ping: Ping, source: Endpoint, now: float) -> None:
-        self._send(number, Pong(ping.txid, source), source)
+        self._send(number, Pong(ping.txid, _shown(source)), source)
         role = self._routes.role
         if role is not None and number in role.clients:
             before = role.clients[number].address
@@ -135,6 +147,8 @@ class DiscoExchange:
             if role.clients[number].address != before:
                 self._routes.moved.add(number)
             return
+        if is_link(source):
+            return  # no place where a peer could be
         peer = self._peers.by_number.get(number)
         if peer is not None and peer.selector is not None:
             peer.selector.ping_received(source, now)
@@ -143,10 +157,9 @@ class DiscoExchange:
     def _pong_received(self, number: int, pong: Pong, source: Endpoint, now: float) -> None:
         routes = self._routes
         if routes.home is not None and number == routes.home_number:
-            active, observed = routes.home.active, routes.home.observed
+            active, suspect, observed = routes.home.active, routes.home.suspect, routes.home.observed
             if routes.home.pong(source, pong.txid, pong.observed, now):
-                if routes.home.active != active:
-                    routes.all_moved = True
+                self.home_changed(active, suspect)
                 if routes.home.observed is not None and routes.home.observed != observed:
                     self._on_event(Observed(routes.home.observed))
                 return
@@ -203,3 +216,8 @@ class DiscoExchange:
         if self._routes.home is not None and number == self._routes.home_number:
             return self._routes.home_key
         return None
+
+
+def _shown(endpoint: Endpoint) -> Endpoint:
+    """What a pong says of where its ping came from."""
+    return _NO_ADDRESS if is_link(endpoint) else endpoint

@@ -6,14 +6,16 @@ a bounded budget.
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from overlay.engine import drops
+from overlay.engine.api import Event, Foreign
 from overlay.engine.attendance import Attendance
 from overlay.engine.drops import Drops
 from overlay.engine.exchange import DiscoExchange
 from overlay.engine.faults import Faults
+from overlay.engine.link import Link
 from overlay.engine.msghdr import Run
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer, Receiver
@@ -25,6 +27,7 @@ from overlay.engine.udp import UdpSocket
 from overlay.errors import RemoteProtocolError
 from overlay.path.budget import Budget
 from overlay.wire.disco import DISCO_TYPE
+from overlay.wire.disco import sender as disco_sender
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet import ecn, virtio
 from overlay.wire.packet.datagrams import merge
@@ -44,6 +47,17 @@ HANDSHAKE_BURST: Final = 500.0
 """Handshake messages looked at per second, and at once. Those that are junk, or that get a cookie instead of an answer,
 cost some 20 µs; how many get curve arithmetic is the device's own, much lower bound."""
 
+READS_PER_TURN: Final = 4
+"""Reads from one link before the others get their turn: 512 KiB at most."""
+
+FOREIGN_TYPE: Final = 0x40
+"""First bytes from here on are not ours: QUIC packets have the fixed bit (RFC 9000 §17), ours are small numbers."""
+
+FOREIGN_RATE: Final = 4000.0
+FOREIGN_BURST: Final = 2000.0
+"""Foreign datagrams handed on per second, and at once: a thousand nodes that connect again send some 4000. Bounds what
+waits for who deals with them, 6 MB for each second that they are late."""
+
 _unpack_header = fragments.FRAGMENT_HEADER.unpack_from
 _INITIATION: Final = 1
 _COOKIE_REPLY: Final = 3
@@ -62,6 +76,7 @@ class Inbound:
         counted: Drops,
         faults: Faults,
         number: int,
+        on_event: Callable[[Event], None],
     ) -> None:
         self._device = device
         self._tun = tun
@@ -75,7 +90,9 @@ class Inbound:
         self._number = number
         self._join_tcp = tun is not None and tun.features.tun_vnet
         self._join_udp = tun is not None and tun.features.tun_uso
+        self._on_event = on_event
         self._budget = Budget(HANDSHAKE_RATE, HANDSHAKE_BURST)
+        self._foreign_budget = Budget(FOREIGN_RATE, FOREIGN_BURST)
         self._traffic_class = 0
         """Of the run at hand: DSCP and ECN of its outer headers."""
 
@@ -127,8 +144,47 @@ class Inbound:
                 for datagram in _datagrams(run, segment):
                     with self._faults:
                         self._handshake(datagram, source, None, now)
+            elif kind >= FOREIGN_TYPE:
+                self._foreign(run, segment, source, now)
             else:
                 self._drops.count(drops.UNKNOWN_TYPE, _count(run, segment))
+
+    def receive_link(self, link: Link, now: float) -> None:
+        """Take what the link holds, up to a turn's share."""
+        self._traffic_class = 0
+        for _ in range(READS_PER_TURN):
+            found = link.receive(now)
+            if found is None:
+                return
+            for run, segment in found:
+                with self._faults:
+                    self._linked(run, segment, link, now)
+
+    def _linked(self, run: memoryview, segment: int, link: Link, now: float) -> None:
+        """A run that came by a link: relayed messages, and disco between us and who is at its other end."""
+        for start, end in header_runs(run, segment):
+            part = run[start:end]
+            if part[0] == RELAY_TYPE:
+                with self._faults:
+                    self._relayed(part, segment, link.endpoint, now)
+                continue
+            owner = self._routes.home_number if link.client is None else link.client
+            for datagram in _datagrams(part, segment):
+                with self._faults:
+                    if datagram[0] != DISCO_TYPE:
+                        self._drops.count(drops.LINK_BAD_TYPE)
+                    elif disco_sender(datagram) != owner:
+                        self._drops.count(drops.LINK_STRANGER)
+                    else:
+                        self._disco.receive(datagram, link.endpoint, now)
+
+    def _foreign(self, run: memoryview, segment: int, source: Endpoint, now: float) -> None:
+        """Another protocol's datagrams: hand them on one by one, as they were sent."""
+        for datagram in _datagrams(run, segment):
+            if self._foreign_budget.take(now):
+                self._on_event(Foreign(bytes(datagram), source))
+            else:
+                self._drops.count(drops.FOREIGN_RATE)
 
     def _record(self, run: Run, now: float) -> bool:
         """Deal with a run that is one whole record, as nearly all are at speed. False, and nothing happened: it is

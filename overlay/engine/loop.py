@@ -21,6 +21,8 @@ from overlay.engine.exchange import DiscoExchange
 from overlay.engine.faults import Faults
 from overlay.engine.home_relay import HomeRelay
 from overlay.engine.inbound import Inbound
+from overlay.engine.link import Link
+from overlay.engine.links import Links
 from overlay.engine.outbound import Outbound
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer
@@ -37,6 +39,7 @@ from overlay.engine.unreachable import Unreachable
 from overlay.errors import UserError
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet import ecn
+from overlay.wire.record.buffers import MAX_BATCH_SEGMENTS, MAX_BATCH_SIZE
 from overlay.wire.wireguard.device import Device
 from overlay.wire.wireguard.primitives import clamp
 from overlay.wire.wireguard.tai64n import Timestamper
@@ -121,6 +124,7 @@ class Loop:
             self._drops,
             self._faults,
             config.number,
+            on_event,
         )
         self._outbound = None
         if tun is not None:
@@ -130,12 +134,24 @@ class Loop:
         self._taps = Taps(tun, sockets.all(), self._peers, role)
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
+        self._links = Links(
+            self._outbox,
+            self._routes,
+            self._inbound,
+            self._disco,
+            self._timers,
+            self._drops,
+            self._epoll,
+            on_event,
+            clock,
+        )
         self._was_blocked = False
         self._epoll.register(wakeup, select.EPOLLIN)
         for descriptor in self._by_fd:
             self._epoll.register(descriptor, select.EPOLLIN)
+        self._tun_descriptor = -1 if tun is None else tun.fileno()
         if tun is not None:
-            self._epoll.register(tun.fileno(), select.EPOLLIN)
+            self._epoll.register(self._tun_descriptor, select.EPOLLIN)
 
     def stop(self) -> None:
         """End `run` after this turn. On the engine thread, or followed by a wake-up."""
@@ -165,10 +181,15 @@ class Loop:
             sock = self._by_fd.get(descriptor)
             if sock is not None:
                 self._socket_ready(sock, mask, now, idle)
-            elif descriptor != self._wakeup:
+            elif descriptor in self._links.by_descriptor:
+                self._link_ready(self._links.by_descriptor[descriptor], mask, now, idle)
+            elif descriptor == self._tun_descriptor:
                 self._tun_ready(now, idle)
         self._wake_waiters(now)
         self._attend(now)
+        if self._sockets.links and self._links.end_turn(now):
+            self._attend(now)  # some of them are gone: others go another way at once
+            self._links.end_turn(now)
         self._watch_blocked()
 
     # --- descriptors --------------------------------------------------------------------------------------------------
@@ -183,6 +204,12 @@ class Loop:
             self._inbound.receive(sock, now, idle)
             if idle and not self._commands:  # what was posted before a packet comes before it
                 self._tun_ready(now, idle)  # what came may have been answered already: a ping is, and a bare segment
+
+    def _link_ready(self, link: Link, mask: int, now: float, idle: bool) -> None:
+        with self._faults:
+            self._links.ready(link, mask, now)
+        if idle and not self._commands:
+            self._tun_ready(now, idle)
 
     def _tun_ready(self, now: float, idle: bool) -> None:
         if self._outbound is None or self._tun is None:
@@ -219,11 +246,16 @@ class Loop:
                         self._attendance.timeout(waiter, now)
                 elif waiter is self._routes.home:
                     self._disco.attend_home(now)
+                elif isinstance(waiter, Link):
+                    self._links.timeout(waiter, now)
                 elif waiter is self._relayed:
                     self._relayed.handle_timeout(now)
 
     def _attend(self, now: float) -> None:
         routes, touched = self._routes, self._peers.touched
+        if routes.role is not None and routes.role.moved:
+            routes.moved |= routes.role.moved
+            routes.role.moved.clear()
         if routes.all_moved or routes.moved:
             numbers = set(self._peers.by_number) if routes.all_moved else routes.moved & self._peers.by_number.keys()
             routes.all_moved = False
@@ -263,13 +295,18 @@ class Loop:
             case api.SetRelay(endpoints, number, public_key, ticket):
                 self._set_relay(endpoints, number, public_key, ticket, now)
             case api.SetClient(number, public_key, ticket):
-                if self._routes.role is not None:
-                    self._routes.role.set_client(number, public_key, ticket)
-                    self._routes.moved.add(number)
+                self._set_client(number, public_key, ticket, now)
             case api.RemoveClient(number):
                 if self._routes.role is not None:
+                    self._links.remove_client(number, now)
                     self._routes.role.remove_client(number)
                     self._routes.moved.add(number)
+            case api.AddLink():
+                self._links.add(command, now)
+            case api.RemoveLink(number):
+                self._links.remove(number, now)
+            case api.SendDatagrams(datagrams, endpoint):
+                self._send_datagrams(datagrams, endpoint)
             case api.LinkChanged():
                 self._link_changed(now)
             case api.Inspect(reply):
@@ -280,6 +317,26 @@ class Loop:
             case api.StopTap(tap, stopped):
                 self._taps.stop(tap)
                 stopped()
+
+    def _set_client(self, number: int, public_key: bytes, ticket: int, now: float) -> None:
+        role = self._routes.role
+        if role is None:
+            return
+        before = role.clients.get(number)
+        if before is not None and before.public_key != public_key:
+            self._links.remove_client(number, now)  # they were proven by the key before
+        role.set_client(number, public_key, ticket)
+        self._routes.moved.add(number)
+
+    def _send_datagrams(self, datagrams: tuple[bytes, ...], endpoint: Endpoint) -> None:
+        """Equal ones side by side go in one call."""
+        for size, group in itertools.groupby(datagrams, len):
+            equal, most = list(group), max(1, min(MAX_BATCH_SEGMENTS, MAX_BATCH_SIZE // max(1, size)))
+            for at in range(0, len(equal), most):
+                run = equal[at : at + most]
+                outcome = self._outbox.send(run, size if len(run) > 1 else 0, endpoint)
+                if outcome:
+                    self._drops.count(outcome, len(run))
 
     def _set_relay(
         self, endpoints: tuple[Endpoint, ...], number: int, public_key: bytes, ticket: int, now: float
@@ -293,6 +350,9 @@ class Loop:
             routes.home = HomeRelay(endpoints, os.urandom, now)
             routes.home_number = number
             routes.home_key = public_key
+            for link in self._sockets.links.values():
+                if link.client is None:
+                    routes.home.add_link(link.endpoint, now)
         else:
             routes.home.ask(now)  # said again after a new connection to the server: it may have started anew
         self._disco.attend_home(now)

@@ -16,6 +16,7 @@ from typing import Final
 
 from overlay.engine import drops
 from overlay.engine.drops import Drops
+from overlay.engine.link import MAX_AGE, MAX_HELD, Link
 from overlay.engine.msghdr import MAX_RUN
 from overlay.engine.outbox import Outbox
 from overlay.engine.udp import UdpSocket
@@ -64,7 +65,9 @@ class Client:
     public_key: bytes
     ticket: int = field(repr=False)
     address: Endpoint | None = None
-    heard: float = float("-inf")  # last ping from `address`
+    heard: float = float("-inf")  # last ping from `address`; of a link, which ends by itself, inf
+    link: Endpoint | None = None  # its newest link, in use or not
+    standby: tuple[Endpoint, float] | None = None  # while `address` is a link: the UDP binding, and when it was heard
     challenge: tuple[Endpoint, bytes] | None = None  # (address, txid) that has to answer before it is bound
     budget: Budget | None = None  # of bytes, if clients have a rate
 
@@ -77,17 +80,21 @@ class _Waiting:
     data: bytes
     segment: int
     traffic_class: int
+    since: float
 
 
 class _Exit:
-    """One socket, as relayed runs see it."""
+    """One socket or link, as relayed runs see it. A link's holds less, and nothing for long."""
 
-    __slots__ = ("full", "full_at", "queue", "retry_at", "sent")
+    __slots__ = ("full", "full_at", "link", "queue", "retry_at", "sent")
 
-    def __init__(self) -> None:
+    def __init__(self, link: bool) -> None:
+        self.link = link
         self.full_at = float("-inf")  # when it was so last
         self.sent = 0  # runs sent at once in this turn of the loop
-        self.queue: FairQueue[_Waiting] = FairQueue(MAX_RUN, CLIENT_LIMIT, TOTAL_LIMIT)
+        self.queue: FairQueue[_Waiting] = FairQueue(
+            MAX_RUN, MAX_HELD if link else CLIENT_LIMIT, MAX_HELD if link else TOTAL_LIMIT
+        )
         self.full = False  # the kernel took no more; wait until the socket is writable, or
         self.retry_at: float | None = None  # until then
 
@@ -99,20 +106,33 @@ class RelayQueues:
         """`rate`: bytes per second that each client may send through us, UDP payload; 0: as many as it likes."""
         self.sent_bytes = 0
         self.blocked = False
-        """Some socket has runs waiting until it is writable."""
+        """Some UDP socket has runs waiting until it is writable."""
         self.armed: float | None = None  # for `Timers`
         self._outbox = outbox
         self._drops = counted
         self._rate = rate
         self._limit = min(CLIENT_LIMIT, max(2 * MAX_RUN, int(rate * RATE_QUEUE_TIME))) if rate else CLIENT_LIMIT
-        self._exits = {sock: _Exit() for sock in outbox.sockets.all()}
-        for sock in self._exits:
+        self._exits: dict[UdpSocket | Link, _Exit] = {}
+        for sock in outbox.sockets.all():
             sock.forwards(SEND_BUFFER)
+            self._exits[sock] = _Exit(link=False)
+        # Of thousands of links, those that something was sent to in this turn or waits for.
+        self._lively: dict[UdpSocket | Link, _Exit] = self._exits.copy()
 
     @property
     def held(self) -> int:
         """Bytes that wait, with what it costs to hold them."""
         return sum(way.queue.held for way in self._exits.values())
+
+    def add_link(self, link: Link) -> None:
+        self._exits[link] = _Exit(link=True)
+
+    def remove_link(self, link: Link) -> None:
+        """What waits for it goes nowhere."""
+        way = self._exits.pop(link, None)
+        self._lively.pop(link, None)
+        for waiting in way.queue.clear() if way is not None else ():
+            self._count(drops.LINK_GONE, waiting)
 
     def new_budget(self) -> Budget | None:
         """What a client may send, if there is a rate."""
@@ -140,6 +160,8 @@ class RelayQueues:
         if sock is None:
             return drops.SEND_NO_FAMILY
         way, size, budget = self._exits[sock], len(run), sender.budget
+        if way.link:
+            self._lively[sock] = way
         if self._outbox.blocked and self._outbox.waiting(sock):
             self._set_full(sock, way, drops.SEND_BLOCKED, now)
         contended = way.full or way.queue.ready or way.sent >= RUNS_SENT_PER_TURN
@@ -160,7 +182,7 @@ class RelayQueues:
             held_by_rate = over_rate or (budget is not None and not way.full)
             return drops.RELAY_RATE if held_by_rate else drops.RELAY_QUEUE_FULL
         rewrite(run, segment, header)
-        way.queue.push(sender.number, _Waiting(receiver, bytes(run), segment, traffic_class), size, now, budget)
+        way.queue.push(sender.number, _Waiting(receiver, bytes(run), segment, traffic_class, now), size, now, budget)
         return ""
 
     def remove(self, sender: Client) -> None:
@@ -171,12 +193,12 @@ class RelayQueues:
 
     # --- what waits ---------------------------------------------------------------------------------------------------
 
-    def waiting(self, sock: UdpSocket) -> bool:
+    def waiting(self, sock: UdpSocket | Link) -> bool:
         """Call `flush` when the socket is writable."""
         way = self._exits[sock]
         return way.full and way.retry_at is None
 
-    def flush(self, sock: UdpSocket, now: float) -> None:
+    def flush(self, sock: UdpSocket | Link, now: float) -> None:
         """The socket may take more: send what waits, ours and others' by turns, up to a turn's share."""
         way = self._exits[sock]
         way.full, way.retry_at = False, None
@@ -193,7 +215,7 @@ class RelayQueues:
             if not way.queue.ready:
                 self._outbox.flush(sock)
 
-    def _flush_one(self, sock: UdpSocket, way: _Exit, now: float) -> bool:
+    def _flush_one(self, sock: UdpSocket | Link, way: _Exit, now: float) -> bool:
         """Send or drop one run. False: nothing waits for its turn, or the socket takes no more."""
         waiting = way.queue.head(now)
         if waiting is None:
@@ -202,6 +224,10 @@ class RelayQueues:
         if address is None or self._outbox.sockets.to(address) is not sock:
             way.queue.pop(now, sent=False)
             self._count(drops.RELAY_CLIENT_AWAY, waiting)
+            return True
+        if way.link and now > waiting.since + MAX_AGE and not way.queue.is_last:
+            way.queue.pop(now, sent=False)
+            self._count(drops.LINK_LATE, waiting)
             return True
         outcome = self._send_now(sock, waiting.data, waiting.segment, address, waiting.traffic_class)
         if outcome == drops.SEND_BLOCKED or outcome == drops.SEND_NO_BUFFERS:
@@ -215,8 +241,10 @@ class RelayQueues:
     def end_turn(self, now: float) -> float | None:
         """The loop's turn ends. Returns when to call `handle_timeout`; None: no need."""
         earliest: float | None = None
-        for way in self._exits.values():
+        for sock, way in list(self._lively.items()):
             way.sent = 0
+            if way.link and not way.full and not len(way.queue):
+                del self._lively[sock]
             if way.full:
                 deadline = way.retry_at
             elif way.queue.ready:
@@ -229,14 +257,14 @@ class RelayQueues:
 
     def handle_timeout(self, now: float) -> None:
         """Some flow has tokens again, or a socket is to be tried again. Early calls are harmless."""
-        for sock, way in self._exits.items():
+        for sock, way in list(self._lively.items()):
             if not way.full or (way.retry_at is not None and way.retry_at <= now):
                 self.flush(sock, now)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _send_now(
-        self, sock: UdpSocket, run: bytes | memoryview, segment: int, address: Endpoint, traffic_class: int
+        self, sock: UdpSocket | Link, run: bytes | memoryview, segment: int, address: Endpoint, traffic_class: int
     ) -> str:
         cut = segment if len(run) > segment else 0
         outcome = sock.send((run,), cut, address, traffic_class)
@@ -250,14 +278,15 @@ class RelayQueues:
             self.sent_bytes += len(run)
         return outcome
 
-    def _set_full(self, sock: UdpSocket, way: _Exit, outcome: str, now: float) -> None:
+    def _set_full(self, sock: UdpSocket | Link, way: _Exit, outcome: str, now: float) -> None:
         way.full, way.full_at = True, now
         way.retry_at = now + RETRY_TIME if outcome == drops.SEND_NO_BUFFERS else None
         self._look_whether_blocked()
         self._outbox.share(sock, shared=True)
 
     def _look_whether_blocked(self) -> None:
-        self.blocked = any(way.full and way.retry_at is None for way in self._exits.values())
+        ways = [self._exits[sock] for sock in self._outbox.sockets.all()]
+        self.blocked = any(way.full and way.retry_at is None for way in ways)
 
     def _count(self, reason: str, waiting: _Waiting) -> None:
         self._drops.count(reason, -(-len(waiting.data) // waiting.segment))

@@ -3,6 +3,9 @@
 `(source address, ticket) → client` holds for an address that a disco ping of the client's own came from. A binding in
 use moves to another address only after that one answered a ping of ours: a ping can be recorded and sent again from
 elsewhere, and would otherwise take a client's traffic away. What may go on goes to `relay_queue`.
+
+A link needs no such proof: whose it is was proven as it was set up. A client may have a link and a UDP binding at a
+time; it is answered where its own traffic last came from, as only the client knows which of the two serves it.
 """
 
 from collections.abc import Callable
@@ -10,6 +13,7 @@ from typing import Final
 
 from overlay.engine import drops
 from overlay.engine.drops import Drops
+from overlay.engine.link import is_link
 from overlay.engine.outbox import Outbox
 from overlay.engine.relay_queue import Client, RelayQueues
 from overlay.wire.disco import TXID_SIZE
@@ -37,6 +41,9 @@ class RelayRole:
         self._number = number
         self._random_bytes = random_bytes
         self._bound: dict[Endpoint, Client] = {}
+        self._links: dict[Endpoint, int] = {}  # who is proven to be there
+        self.moved: set[int] = set()
+        """Clients that are reached elsewhere since this was emptied."""
 
     def set_client(self, number: int, public_key: bytes, ticket: int) -> None:
         """A new client, or new values for one; it stays bound if its key is the same."""
@@ -45,15 +52,18 @@ class RelayRole:
             client.ticket = ticket
             return
         self.remove_client(number)
-        self.clients[number] = Client(number, public_key, ticket, budget=self.queues.new_budget())
+        client = self.clients[number] = Client(number, public_key, ticket, budget=self.queues.new_budget())
+        for endpoint, owner in self._links.items():
+            if owner == number:
+                self._attach(client, endpoint)
 
     def remove_client(self, number: int) -> None:
         client = self.clients.pop(number, None)
         if client is None:
             return
-        if client.address is not None:
-            self._bound.pop(client.address, None)
-            client.address = None  # what waits for it goes nowhere
+        for endpoint in [endpoint for endpoint, owner in self._bound.items() if owner is client]:
+            del self._bound[endpoint]
+        client.address = client.link = client.standby = None  # what waits for it goes nowhere
         self.queues.remove(client)
 
     def route(self, number: int, now: float) -> tuple[Endpoint, bytes] | None:
@@ -63,14 +73,70 @@ class RelayRole:
             return None
         return client.address, pack_header(self._number, client.ticket)
 
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    def add_link(self, endpoint: Endpoint, number: int, now: float) -> None:
+        """Node `number` is at the other end of that link; it may be no client of ours yet."""
+        self._links[endpoint] = number
+        client = self.clients.get(number)
+        if client is not None:
+            self._attach(client, endpoint)
+            if client.address is None or now > client.heard + BINDING_LIFE:
+                self._use(client, endpoint)
+
+    def remove_link(self, endpoint: Endpoint) -> None:
+        """It is gone: its client is reached by UDP again, or by an older link, or not at all."""
+        self._links.pop(endpoint, None)
+        client = self._bound.pop(endpoint, None)
+        if client is None:
+            return
+        if client.link == endpoint:
+            left = [other for other, owner in self._links.items() if owner == client.number]
+            client.link = left[-1] if left else None
+        if client.address != endpoint:
+            return
+        client.address, client.heard = client.standby or (None, float("-inf"))
+        client.standby = None
+        if client.address is None and client.link is not None:
+            self._use(client, client.link)
+        self.moved.add(client.number)
+
+    def _attach(self, client: Client, endpoint: Endpoint) -> None:
+        self._bound[endpoint] = client
+        client.link = endpoint
+        if client.address is None:
+            self._use(client, endpoint)
+
+    def _use(self, client: Client, source: Endpoint) -> None:
+        """The client's traffic comes from there, where it is proven to be: answer it there."""
+        address = client.address
+        if source == address:
+            return
+        if is_link(source):
+            if address is not None and not is_link(address):
+                client.standby = (address, client.heard)
+            client.address, client.heard = source, float("inf")
+        elif client.standby is not None and client.standby[0] == source:
+            client.address, client.heard = client.standby
+            client.standby = None
+        self.moved.add(client.number)
+
     # --- bindings -----------------------------------------------------------------------------------------------------
 
     def ping_received(self, number: int, source: Endpoint, now: float) -> bytes | None:
         """An authentic ping of client `number` came. Returns the transaction id to ping `source` with, if it must first
         prove that the client is there; None: nothing to ask."""
         client = self.clients[number]
+        if is_link(source):
+            if self._bound.get(source) is client:  # clients ping a link that they mean to use
+                self._use(client, source)
+            return None
         if client.address == source:
             client.heard = now
+            client.challenge = None
+            return None
+        if client.standby is not None and client.standby[0] == source:
+            client.standby = (source, now)
             client.challenge = None
             return None
         if client.address is None or now > client.heard + BINDING_LIFE:
@@ -89,15 +155,24 @@ class RelayRole:
         return True
 
     def _bind(self, client: Client, source: Endpoint, now: float) -> None:
-        if client.address is not None:
-            self._bound.pop(client.address, None)
+        linked = client.address is not None and is_link(client.address)
+        replaced = client.address if not linked else client.standby[0] if client.standby is not None else None
+        if replaced is not None:
+            self._bound.pop(replaced, None)
         before = self._bound.get(source)
-        if before is not None:
-            before.address = None  # a NAT gave one client's port to another
-        client.address = source
-        client.heard = now
+        if before is not None:  # a NAT gave one client's port to another
+            if before.address == source:
+                before.address = None
+                if before.link is not None:
+                    self._use(before, before.link)
+            else:
+                before.standby = None
         client.challenge = None
         self._bound[source] = client
+        if linked:
+            client.standby = (source, now)
+        else:
+            client.address, client.heard = source, now
 
     # --- forwarding ---------------------------------------------------------------------------------------------------
 
@@ -108,6 +183,8 @@ class RelayRole:
             return drops.RELAY_UNBOUND
         if not tickets_equal(client.ticket, header.ticket):
             return drops.RELAY_BAD_TICKET
+        if client.address is not source and client.address != source:
+            self._use(client, source)
         return client
 
     def forward(

@@ -18,6 +18,7 @@ from typing import Final
 
 from overlay.engine import drops
 from overlay.engine.features import Features
+from overlay.engine.link import LINK_HOST, Link
 from overlay.engine.msghdr import SOL_UDP, TRAFFIC_CLASS, UDP_GRO, UDP_SEGMENT, Name, Names, RecordMessage, Run
 from overlay.errors import Exit, UserError
 from overlay.wire.endpoint import Endpoint
@@ -57,6 +58,9 @@ Buffers = Sequence[bytes | bytearray | memoryview]
 
 class UdpSocket:
     """One bound, non-blocking socket of one address family."""
+
+    ordered = False
+    """What waits for one socket has all others wait (`Outbox.busy`), so that nobody overtakes it anyway."""
 
     def __init__(self, sock: socket.socket, wanted: Features) -> None:
         """Takes `sock` over and probes what of `wanted` it can do."""
@@ -246,22 +250,28 @@ def datagrams(buffers: Buffers, segment: int) -> Iterator[bytes]:
 
 
 class UdpSockets:
-    """The engine's sockets: one port number for both families."""
+    """The engine's sockets: one port number for both families, and links, each of which is one more way out."""
 
     def __init__(self, ipv4: UdpSocket, ipv6: UdpSocket | None) -> None:
         self.ipv4 = ipv4
         self.ipv6 = ipv6
         self.port = ipv4.port
+        self.links: dict[Endpoint, Link] = {}
+        self.lively_links: set[Link] = set()
+        """Those that something happened to in this turn of the loop."""
 
     def all(self) -> list[UdpSocket]:
         return [self.ipv4] if self.ipv6 is None else [self.ipv4, self.ipv6]
 
-    def to(self, endpoint: Endpoint) -> UdpSocket | None:
-        """The socket that reaches `endpoint`; None: this machine lacks its family."""
-        return self.ipv6 if ":" in endpoint[0] else self.ipv4
+    def to(self, endpoint: Endpoint) -> UdpSocket | Link | None:
+        """What reaches `endpoint`; None: this machine lacks its family, or the link is gone."""
+        host = endpoint[0]
+        if ":" in host:
+            return self.ipv6
+        return self.ipv4 if host != LINK_HOST else self.links.get(endpoint)
 
     def send(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int = 0) -> str:
-        """As `UdpSocket.send`."""
+        """As `UdpSocket.send`, past the outbox."""
         sock = self.to(endpoint)
         return drops.SEND_NO_FAMILY if sock is None else sock.send(buffers, segment, endpoint, traffic_class)
 
@@ -281,6 +291,9 @@ class UdpSockets:
     def close(self) -> None:
         for sock in self.all():
             sock.close()
+        for link in self.links.values():
+            link.close()
+        self.links.clear()
 
 
 MakeSocket = Callable[[socket.AddressFamily], socket.socket]

@@ -67,6 +67,11 @@ class FairQueue(Generic[T]):
         """Some flow waits for its turn, not for tokens."""
         return bool(self._turns)
 
+    @property
+    def is_last(self) -> bool:
+        """Is what waits one item?"""
+        return len(self._flows) == 1 and all(len(flow.items) == 1 for flow in self._flows.values())
+
     def room(self, key: int, size: int, limit: int | None = None) -> bool:
         """May flow `key` have `size` bytes more wait? `limit`: bytes for this flow, instead of `flow_limit`."""
         flow = self._flows.get(key)
@@ -129,6 +134,10 @@ class FairQueue(Generic[T]):
             self._resting = [entry for entry in self._resting if entry[2] is not flow]
             heapq.heapify(self._resting)
         return [item for item, _ in flow.items]
+
+    def clear(self) -> list[T]:
+        """Forget all flows; what they had waiting."""
+        return [item for key in list(self._flows) for item in self.remove(key)]
 
     def next_timeout(self) -> float | None:
         """When a flow that waits for tokens has them; None: none does."""

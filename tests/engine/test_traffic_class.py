@@ -69,7 +69,7 @@ def test_a_record_has_the_class_that_it_was_sent_with(other: UdpSockets, ipv6: b
     ours = open_udp(0, ALL)
     endpoint = ("::1" if ipv6 else "127.0.0.1", other.port)
     sock, target = ours.to(endpoint), other.to(endpoint)
-    assert sock is not None and target is not None
+    assert isinstance(sock, UdpSocket) and isinstance(target, UdpSocket)
     layout = RecordBuffers().layout(1000, 0)
     message = RecordMessage(layout)
     name = Name(endpoint, socket.AF_INET6 if ipv6 else socket.AF_INET)

@@ -1,4 +1,4 @@
-"""The TCP carrier of the control channel: dial a server, serve nodes.
+"""The server's TCP port, and the control channel on every carrier that comes in there.
 
 Either end gives out a connection only when the Noise handshake is done and, on the server, proven to be no replay.
 What a stranger can cost is bounded by `Limits`. What messages mean is not known here.
@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -16,9 +17,11 @@ import anyio
 from anyio.abc import Listener, SocketAttribute, SocketStream, TaskGroup
 from anyio.streams.stapled import MultiListener
 
-from overlay.carrier.connection import ConnectionLost, ControlConnection
+from overlay.carrier.carriers import CarrierName, CarrierStream
+from overlay.carrier.connection import ConnectionLost, ControlConnection, broken_by
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
+from overlay.carrier.port import NOISE, HttpAnswer, greet
 from overlay.carrier.stream import TcpStream
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import BUSY, NoiseChannel
@@ -34,7 +37,7 @@ _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no file descriptor or memor
 _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _LISTENER_GONE: Final = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK))
 _READ_SIZE: Final = 4096
-_ORDINARY: Final = frozenset(("closed", "closed_by_peer"))  # ends of a connection that are nobody's fault
+_ORDINARY: Final = frozenset(("closed", "closed_by_peer", "detached"))  # ends of a connection that are nobody's fault
 
 
 async def serve(
@@ -45,6 +48,8 @@ async def serve(
     *,
     drops: Counter[str] | None = None,
     random_bytes: Callable[[int], bytes] = os.urandom,
+    tls: Callable[[], ssl.SSLContext] | None = None,
+    http_answer: HttpAnswer | None = None,
 ) -> None:
     """Serve nodes until cancelled. `listener` is what `anyio.create_tcp_listener` gives, and stays the caller's.
 
@@ -52,10 +57,13 @@ async def serve(
     returns: what it sent last still arrives. It must send `Welcome` within `Limits.admission`, which ends the peer's
     time as a stranger. It learns of the connection's end from `receive` or `send`. A `ConnectionLost` that it lets out
     is expected; any other error is logged, and ends that connection alone.
+    `tls` is asked for the context of every TLS connection anew, so that a certificate can change; None: no TLS here.
+    `http_answer` is what ACME wants to be found on the port (`overlay.carrier.port.HttpAnswer`).
     `drops` counts every connection that was not let in, or was closed for cause, by reason; each reason is logged
     once as a warning, and after that only at debug level.
     """
-    server = _Server(private_key, handler, limits, Counter() if drops is None else drops, random_bytes)
+    counted = Counter() if drops is None else drops
+    server = _Server(private_key, handler, limits, counted, random_bytes, tls, http_answer)
     await server.run(_listening_sockets(listener))
 
 
@@ -73,12 +81,16 @@ class _Server:
         limits: Limits,
         drops: Counter[str],
         random_bytes: Callable[[int], bytes],
+        tls: Callable[[], ssl.SSLContext] | None,
+        http_answer: HttpAnswer | None,
     ) -> None:
         self._private_key = private_key
         self._handler = handler
         self._limits = limits
         self._drops = drops
         self._random_bytes = random_bytes
+        self._tls = tls
+        self._http_answer = http_answer
         self._door = Door(limits)
         self._streams: set[TcpStream] = set()
 
@@ -128,26 +140,38 @@ class _Server:
             self._streams.discard(stream)
             visit.leave()
 
-    async def _authenticate(self, stream: TcpStream, endpoint: Endpoint, visit: Visit) -> ControlConnection | None:
-        channel = NoiseChannel.responder(
-            self._private_key, random_bytes=self._random_bytes, max_message=self._limits.first_message
-        )
+    async def _authenticate(self, tcp: TcpStream, endpoint: Endpoint, visit: Visit) -> ControlConnection | None:
         peer = format_endpoint(endpoint)
         try:
             with anyio.fail_after(self._limits.handshake):
-                while (key := channel.remote_key) is None:
-                    channel.receive_data(await stream.receive(_READ_SIZE))
-                    if channel.bytes_to_send:
-                        await stream.send(channel.data_to_send())
+                greeted = await greet(tcp, self._tls, self._http_answer, self._random_bytes)
+                if greeted is None:
+                    return None
+                return await self._prove(*greeted, endpoint, visit)
         except TimeoutError:
             self._count("handshake_timeout", peer)
         except RemoteProtocolError as error:
             self._count(error.reason, peer, str(error))
-        except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
-            self._count("closed_early", peer, str(error))
-        else:
-            return ControlConnection(stream, channel, key, endpoint, decode_node_message, self._limits, visit.leave)
+        except anyio.EndOfStream:
+            self._count("closed_early", peer)
+        except anyio.BrokenResourceError as error:
+            self._count(broken_by(error, "closed_early"), peer, str(error))
         return None
+
+    async def _prove(
+        self, stream: CarrierStream, carrier: CarrierName, endpoint: Endpoint, visit: Visit
+    ) -> ControlConnection:
+        limits = self._limits
+        channel = NoiseChannel.responder(
+            self._private_key, random_bytes=self._random_bytes, max_message=limits.first_message
+        )
+        while (key := channel.remote_key) is None:
+            channel.receive_data(await stream.receive(_READ_SIZE))
+            if channel.bytes_to_send:
+                await stream.send(channel.data_to_send())
+        return ControlConnection(
+            stream, channel, key, endpoint, decode_node_message, limits, visit.leave, carrier=carrier
+        )
 
     async def _converse(self, connection: ControlConnection) -> None:
         peer = format_endpoint(connection.remote_address)
@@ -181,12 +205,25 @@ class _Server:
 
 
 def _turn_away(accepted: socket.socket) -> None:
-    """Say that we are busy, if it can be said at once; an honest node then tries again later."""
+    """Say that we are busy, if it can be said at once; an honest node then tries again later.
+
+    Who is seen to speak TLS or HTTP gets nothing: two zero bytes would tell him only what program this is.
+    """
     with accepted:
         accepted.setblocking(False)
         try:
+            if not _may_be_noise(accepted):
+                return
             accepted.send(BUSY)
             accepted.shutdown(socket.SHUT_WR)
             accepted.recv(_READ_SIZE)  # unread bytes would make close() send RST in front of our two bytes
         except OSError:
             return  # it has gone, or has sent nothing: turned away in any case, and counted
+
+
+def _may_be_noise(accepted: socket.socket) -> bool:
+    try:
+        start = accepted.recv(len(NOISE), socket.MSG_PEEK)
+    except BlockingIOError:
+        return True  # nothing has come yet
+    return NOISE.startswith(start)

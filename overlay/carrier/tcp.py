@@ -156,6 +156,12 @@ class _Server:
             self._count("closed_early", peer)
         except anyio.BrokenResourceError as error:
             self._count(broken_by(error, "closed_early"), peer, str(error))
+        except anyio.ClosedResourceError:
+            self._count("closed_early", peer)
+        except Exception:
+            # A certificate that cannot be read, or a fault of ours: it must not end the port for all the others.
+            logger.exception("Greeting %s failed", peer)
+            self._drops["greeting_failed"] += 1
         return None
 
     async def _prove(

@@ -3,6 +3,7 @@
 import os
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -10,12 +11,14 @@ import pytest
 
 from overlay.carrier.carriers import CarrierName, Detached, DialOptions
 from overlay.carrier.connection import ConnectionLost, ControlConnection
+from overlay.carrier.limits import DEFAULT_LIMITS
 from overlay.carrier.openers import OPENERS
 from overlay.errors import RemoteProtocolError
-from overlay.wire.control.channel import MAX_MESSAGE
+from overlay.wire.control.channel import MAX_MESSAGE, NoiseChannel
 from overlay.wire.control.messages import Failed, Hello, Message, Ping, Pong
+from overlay.wire.wireguard.primitives import clamp, public_key
 
-from .ends import NODE_PUBLIC, WELCOME, Running, answer, answer_pings, greeted, in_thread, lost, read_all, serving
+from .ends import NODE, NODE_PUBLIC, WELCOME, Running, answer, answer_pings, greeted, in_thread, lost, read_all, serving
 from .streams import PLAIN_OPTIONS, Certificate, connected
 
 pytestmark = pytest.mark.anyio
@@ -313,3 +316,32 @@ async def test_unknown_within_tls_is_closed(certificate: Certificate) -> None:
                 with anyio.fail_after(5):
                     assert await anyio.to_thread.run_sync(speak, stranger) == b""
         await server.dropped("unknown_protocol")
+
+
+@pytest.mark.parametrize("carrier", STREAMS)
+async def test_another_key_than_the_servers_opens_nothing(carrier: CarrierName, certificate: Certificate) -> None:
+    """Both ways: a node that expects another server, and garbage instead of Noise."""
+    channel = NoiseChannel.initiator(NODE, public_key(clamp(b"\x07" * 32)), random_bytes=os.urandom)
+    async with serving(answer_pings, tls=certificate.context) as server:
+        for first, reason in ((channel.data_to_send(), "bad_tag"), (b"\x00\x60" + bytes(96), "low_order_point")):
+            stream = await OPENERS[carrier](endpoint(server), PLAIN_OPTIONS)
+            await stream.send(first)
+            with anyio.fail_after(5), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await stream.receive()
+            stream.close()
+            await server.dropped(reason)
+
+
+@pytest.mark.parametrize("carrier", STREAMS)
+async def test_one_that_does_not_read_is_closed_in_time(carrier: CarrierName, certificate: Certificate) -> None:
+    async def handler(connection: ControlConnection) -> None:
+        await connection.send(WELCOME)
+        for _ in range(12):
+            await connection.send(Failed(seq=0, code="flood", message="x" * 1_000_000))
+        await connection.receive()
+
+    limits = replace(DEFAULT_LIMITS, write=0.3)
+    async with serving(handler, limits, tls=certificate.context) as server:
+        deaf = await connected(carrier, endpoint(server), PLAIN_OPTIONS)
+        await server.dropped("peer_does_not_read")
+        await deaf.aclose()

@@ -1,6 +1,7 @@
 """Who comes to the one port and is no node: web clients, slow ones, and those who upgrade and then break the rules."""
 
 import socket
+import ssl
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -255,3 +256,17 @@ def test_first_bytes() -> None:
     for start in (b"\x00\x61", b"\x16\x02", b"get ", b"PUSH", b"\xff", b"GETX"):
         with pytest.raises(RemoteProtocolError, match="unknown_protocol"):
             spoken(start)
+
+
+async def test_a_certificate_that_cannot_be_read_ends_only_that_connection() -> None:
+    def unreadable() -> ssl.SSLContext:
+        raise PermissionError("injected")
+
+    async with serving(answer_pings, tls=unreadable) as server:
+        with server.raw() as stranger:
+            stranger.sendall(b"\x16\x03\x01")
+            assert await in_thread(read_all, stranger) == b""
+        await server.dropped("greeting_failed")
+        friend = await greeted(await server.dial())
+        assert await answer(friend, Ping(seq=1)) == Pong(seq=1)
+        await friend.aclose()

@@ -1,4 +1,4 @@
-"""One control connection: messages over the Noise channel over a TCP stream, with bounds on what a peer may cost.
+"""One control connection: messages over the Noise channel over a carrier's stream, with bounds on what a peer may cost.
 
 A dialled connection writes in the task that sends. A served one has a writer of its own (`write_queued`, run by
 `serve`), so that telling something to a thousand nodes never waits for the one that does not read: that one is closed.
@@ -6,15 +6,15 @@ A dialled connection writes in the task that sends. A served one has a writer of
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
-from overlay.carrier.carriers import CarrierStream
+from overlay.carrier.carriers import CarrierName, CarrierStream, Detached
 from overlay.carrier.limits import Limits
-from overlay.carrier.stream import TcpStream
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import MAX_MESSAGE, NoiseChannel
 from overlay.wire.control.codec import encode
@@ -35,23 +35,32 @@ class ConnectionLost(Exception):
         self.detail = detail
 
 
+def broken_by(error: anyio.BrokenResourceError, otherwise: str = "reset") -> str:
+    """The reason of the protocol that the peer has broken below us, if that is what happened."""
+    return error.__cause__.reason if isinstance(error.__cause__, RemoteProtocolError) else otherwise
+
+
 class ControlConnection:
     """One end of an established control connection. One task receives; any task may send or close."""
 
     def __init__(
         self,
-        stream: TcpStream | CarrierStream,
+        stream: CarrierStream,
         channel: NoiseChannel,
         remote_key: bytes,
         remote_address: Endpoint,
         decode: Callable[[bytes], Message | None],
         limits: Limits,
         on_admitted: Callable[[], None] | None = None,
+        *,
+        carrier: CarrierName = "tcp",
     ) -> None:
         self.remote_key = remote_key
         """The peer's proven static public key, 32 bytes."""
         self.remote_address = remote_address
         """Where the stream comes from or goes to: of the carrier, not of the overlay."""
+        self.carrier: CarrierName = carrier
+        """What the stream runs over, as this end sees it: behind a proxy that ends TLS, `wss` there is `ws` here."""
         self.admitted = anyio.Event()
         """On the server's end: set by sending `Welcome`. The limits on strangers do not count this peer any more."""
         self._stream = stream
@@ -119,6 +128,40 @@ class ControlConnection:
                     await self._say_goodbye()
         finally:
             self.lose("closed")
+
+    def expect_last(self) -> None:
+        """The next message is the last one: what comes behind it, in the same piece too, is for `detach`."""
+        self._channel.expect_last()
+
+    async def detach(self) -> Detached | None:
+        """Write what is queued, then give the stream away, with what came behind the last message. None: this carrier
+        has none to give, and nothing has changed.
+
+        The connection is lost afterwards, as `detached`, without being closed. Messages that were received and not
+        asked for are lost. Raises `ConnectionLost`.
+        """
+        self._raise_if_lost()
+        if self._writing:
+            while self._waiting():
+                await self._written.wait()
+                self._raise_if_lost()
+        else:
+            await self._write()
+        try:
+            with anyio.fail_after(self._limits.write):
+                await self._stream.send_some(b"")  # what the stream itself holds back
+            detached = self._stream.detach()
+        except TimeoutError:
+            self.lose("peer_does_not_read", f"nothing taken for {self._limits.write:g} s")
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            self.lose("reset", str(error))
+        self._raise_if_lost()
+        if detached is None:
+            return None
+        received = detached.received
+        detached = replace(detached, received=self._channel.detach() + received)
+        self.lose("detached")
+        return detached
 
     def lose(self, reason: str, detail: str = "") -> None:
         """Close at once. Who waits in `receive` or `send` gets `ConnectionLost(reason)`; the first reason stays."""
@@ -196,7 +239,7 @@ class ControlConnection:
         except anyio.ClosedResourceError:
             self.lose("closed")
         except anyio.BrokenResourceError as error:
-            self.lose("reset", str(error))
+            self.lose(broken_by(error), str(error))
         except RemoteProtocolError as error:
             self.lose(error.reason, str(error))
         finally:

@@ -15,7 +15,9 @@ from typing import Any, Final
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
 
+from overlay.carrier.carriers import Detached
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
+from overlay.wire.stream.codec import Plain
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 s; close() then sends RST
 KEEPALIVE_IDLE: Final = 30  # s; a dead peer is noticed after IDLE + COUNT × INTERVAL = 60 s, and NATs stay open
@@ -62,6 +64,44 @@ class TcpStream(ByteStream):
             except OSError as error:
                 raise anyio.BrokenResourceError(error.strerror) from error
 
+    def send_now(self, data: bytes | memoryview) -> int:
+        """→ bytes that the kernel takes without waiting; 0: none."""
+        if self._closed:
+            raise anyio.ClosedResourceError
+        try:
+            return self._socket.send(data) if data else 0
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise anyio.BrokenResourceError(error.strerror) from error
+
+    async def writable(self) -> None:
+        """Wait until the kernel takes something, or says what is wrong."""
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        if self._closed:
+            raise anyio.ClosedResourceError
+        await anyio.wait_writable(self._socket)
+
+    async def peek(self, size: int) -> bytes:
+        """The first `size` bytes, which stay where they are; fewer only at the end of the stream."""
+        while True:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            if self._closed:
+                raise anyio.ClosedResourceError
+            try:
+                # Without the low-water mark, the first of several bytes would wake us again and again.
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+                await anyio.wait_readable(self._socket)
+                data = self._socket.recv(size, socket.MSG_PEEK)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if self._closed:
+                    raise anyio.ClosedResourceError from error
+                raise anyio.BrokenResourceError(error.strerror) from error
+            return data
+
     async def send(self, item: bytes) -> None:
         """All of `item`; how much of it has gone when this is cancelled, only the peer knows."""
         view = memoryview(item)
@@ -88,6 +128,14 @@ class TcpStream(ByteStream):
             self._closed = True
             anyio.notify_closing(self._socket)
             self._socket.close()
+
+    def detach(self) -> Detached:
+        """Give the socket away. This stream is closed then; whoever waits in another task is woken."""
+        if self._closed:
+            raise anyio.ClosedResourceError
+        self._closed = True
+        anyio.notify_closing(self._socket)
+        return Detached(self._socket, Plain(), b"")
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

@@ -1,4 +1,4 @@
-"""The TCP carrier of the control channel: dial a server, serve nodes.
+"""The server's TCP port, and the control channel on every carrier that comes in there.
 
 Either end gives out a connection only when the Noise handshake is done and, on the server, proven to be no replay.
 What a stranger can cost is bounded by `Limits`. What messages mean is not known here.
@@ -8,18 +8,21 @@ import errno
 import logging
 import os
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import anyio
 from anyio.abc import Listener, SocketAttribute, SocketStream, TaskGroup
 from anyio.streams.stapled import MultiListener
 
-from overlay.carrier.carriers import CarrierStream
-from overlay.carrier.connection import ConnectionLost, ControlConnection
+from overlay.carrier.carriers import CarrierName, CarrierStream
+from overlay.carrier.connection import ConnectionLost, ControlConnection, broken_by
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
+from overlay.carrier.port import NOISE, HttpAnswer, greet
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.stream import TcpStream
 from overlay.errors import RemoteProtocolError
@@ -31,12 +34,16 @@ __all__ = ["DEFAULT_LIMITS", "ConnectionLost", "ControlConnection", "Limits", "d
 
 logger = logging.getLogger(__name__)
 
+_Greeted = tuple[CarrierStream, CarrierName]
+_Greeting = Callable[[], Awaitable[_Greeted | None]]
+"""Finds out what a connection runs over, and sets that up; None: there is nothing more to do."""
+
 _ACCEPT_BATCH: Final = 64  # connections taken before other tasks get a turn
 _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no file descriptor or memory left
 _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _LISTENER_GONE: Final = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK))
 _READ_SIZE: Final = 4096
-_ORDINARY: Final = frozenset(("closed", "closed_by_peer"))  # ends of a connection that are nobody's fault
+_ORDINARY: Final = frozenset(("closed", "closed_by_peer", "detached"))  # ends of a connection that are nobody's fault
 
 
 async def serve(
@@ -48,6 +55,8 @@ async def serve(
     drops: Counter[str] | None = None,
     random_bytes: Callable[[int], bytes] = os.urandom,
     quic: QuicDoor | None = None,
+    tls: Callable[[], ssl.SSLContext] | None = None,
+    http_answer: HttpAnswer | None = None,
 ) -> None:
     """Serve nodes until cancelled. `listener` is what `anyio.create_tcp_listener` gives, and stays the caller's.
 
@@ -55,10 +64,13 @@ async def serve(
     returns: what it sent last still arrives. It must send `Welcome` within `Limits.admission`, which ends the peer's
     time as a stranger. It learns of the connection's end from `receive` or `send`. A `ConnectionLost` that it lets out
     is expected; any other error is logged, and ends that connection alone.
+    `tls` is asked for the context of every TLS connection anew, so that a certificate can change; None: no TLS here.
+    `http_answer` is what ACME wants to be found on the port (`overlay.carrier.port.HttpAnswer`).
     `drops` counts every connection that was not let in, or was closed for cause, by reason; each reason is logged
     once as a warning, and after that only at debug level. `quic` is served besides, under the same limits.
     """
-    server = _Server(private_key, handler, limits, Counter() if drops is None else drops, random_bytes)
+    counted = Counter() if drops is None else drops
+    server = _Server(private_key, handler, limits, counted, random_bytes, tls, http_answer)
     await server.run(_listening_sockets(listener), quic)
 
 
@@ -76,14 +88,18 @@ class _Server:
         limits: Limits,
         drops: Counter[str],
         random_bytes: Callable[[int], bytes],
+        tls: Callable[[], ssl.SSLContext] | None,
+        http_answer: HttpAnswer | None,
     ) -> None:
         self._private_key = private_key
         self._handler = handler
         self._limits = limits
         self._drops = drops
         self._random_bytes = random_bytes
+        self._tls = tls
+        self._http_answer = http_answer
         self.door = Door(limits)
-        self._streams: set[TcpStream | CarrierStream] = set()
+        self._streams: set[CarrierStream] = set()
         self._tasks: TaskGroup
 
     async def run(self, sockets: Sequence[socket.socket], quic: QuicDoor | None) -> None:
@@ -120,16 +136,24 @@ class _Server:
             self.count(visit, format_endpoint(endpoint))
             _turn_away(accepted)
             return
-        self.start(TcpStream(accepted), endpoint, visit)
+        tcp = TcpStream(accepted)
+        self._start(tcp, partial(greet, tcp, self._tls, self._http_answer, self._random_bytes), endpoint, visit)
 
-    def start(self, stream: TcpStream | CarrierStream, endpoint: Endpoint, visit: Visit) -> None:
-        """Serve a connection of any carrier in a task of its own."""
+    def start(self, stream: CarrierStream, endpoint: Endpoint, visit: Visit) -> None:
+        """Serve a connection over QUIC in a task of its own."""
+
+        async def greeted() -> _Greeted:
+            return stream, "udp"
+
+        self._start(stream, greeted, endpoint, visit)
+
+    def _start(self, stream: CarrierStream, greeting: _Greeting, endpoint: Endpoint, visit: Visit) -> None:
         self._streams.add(stream)
-        self._tasks.start_soon(self._serve, stream, endpoint, visit)
+        self._tasks.start_soon(self._serve, stream, greeting, endpoint, visit)
 
-    async def _serve(self, stream: TcpStream | CarrierStream, endpoint: Endpoint, visit: Visit) -> None:
+    async def _serve(self, stream: CarrierStream, greeting: _Greeting, endpoint: Endpoint, visit: Visit) -> None:
         try:
-            connection = await self._authenticate(stream, endpoint, visit)
+            connection = await self._authenticate(greeting, endpoint, visit)
             if connection is not None:
                 await self._converse(connection)
         finally:
@@ -137,28 +161,44 @@ class _Server:
             self._streams.discard(stream)
             visit.leave()
 
-    async def _authenticate(
-        self, stream: TcpStream | CarrierStream, endpoint: Endpoint, visit: Visit
-    ) -> ControlConnection | None:
-        channel = NoiseChannel.responder(
-            self._private_key, random_bytes=self._random_bytes, max_message=self._limits.first_message
-        )
+    async def _authenticate(self, greeting: _Greeting, endpoint: Endpoint, visit: Visit) -> ControlConnection | None:
         peer = format_endpoint(endpoint)
         try:
             with anyio.fail_after(self._limits.handshake):
-                while (key := channel.remote_key) is None:
-                    channel.receive_data(await stream.receive(_READ_SIZE))
-                    if channel.bytes_to_send:
-                        await stream.send(channel.data_to_send())
+                greeted = await greeting()
+                if greeted is None:
+                    return None
+                return await self._prove(*greeted, endpoint, visit)
         except TimeoutError:
             self.count("handshake_timeout", peer)
         except RemoteProtocolError as error:
             self.count(error.reason, peer, str(error))
-        except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
-            self.count("closed_early", peer, str(error))
-        else:
-            return ControlConnection(stream, channel, key, endpoint, decode_node_message, self._limits, visit.leave)
+        except anyio.EndOfStream:
+            self.count("closed_early", peer)
+        except anyio.BrokenResourceError as error:
+            self.count(broken_by(error, "closed_early"), peer, str(error))
+        except anyio.ClosedResourceError:
+            self.count("closed_early", peer)
+        except Exception:
+            # A certificate that cannot be read, or a fault of ours: it must not end the port for all the others.
+            logger.exception("Greeting %s failed", peer)
+            self._drops["greeting_failed"] += 1
         return None
+
+    async def _prove(
+        self, stream: CarrierStream, carrier: CarrierName, endpoint: Endpoint, visit: Visit
+    ) -> ControlConnection:
+        limits = self._limits
+        channel = NoiseChannel.responder(
+            self._private_key, random_bytes=self._random_bytes, max_message=limits.first_message
+        )
+        while (key := channel.remote_key) is None:
+            channel.receive_data(await stream.receive(_READ_SIZE))
+            if channel.bytes_to_send:
+                await stream.send(channel.data_to_send())
+        return ControlConnection(
+            stream, channel, key, endpoint, decode_node_message, limits, visit.leave, carrier=carrier
+        )
 
     async def _converse(self, connection: ControlConnection) -> None:
         peer = format_endpoint(connection.remote_address)
@@ -192,12 +232,25 @@ class _Server:
 
 
 def _turn_away(accepted: socket.socket) -> None:
-    """Say that we are busy, if it can be said at once; an honest node then tries again later."""
+    """Say that we are busy, if it can be said at once; an honest node then tries again later.
+
+    Who is seen to speak TLS or HTTP gets nothing: two zero bytes would tell him only what program this is.
+    """
     with accepted:
         accepted.setblocking(False)
         try:
+            if not _may_be_noise(accepted):
+                return
             accepted.send(BUSY)
             accepted.shutdown(socket.SHUT_WR)
             accepted.recv(_READ_SIZE)  # unread bytes would make close() send RST in front of our two bytes
         except OSError:
             return  # it has gone, or has sent nothing: turned away in any case, and counted
+
+
+def _may_be_noise(accepted: socket.socket) -> bool:
+    try:
+        start = accepted.recv(len(NOISE), socket.MSG_PEEK)
+    except BlockingIOError:
+        return True  # nothing has come yet
+    return NOISE.startswith(start)

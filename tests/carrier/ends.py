@@ -2,6 +2,7 @@
 
 import os
 import socket
+import ssl
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +15,7 @@ from anyio.abc import SocketAttribute
 from overlay.carrier.connection import ConnectionLost, ControlConnection
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Limits
+from overlay.carrier.port import HttpAnswer
 from overlay.carrier.tcp import serve
 from overlay.wire.control.channel import NoiseChannel
 from overlay.wire.control.messages import Message, Ping, Pong, Welcome
@@ -62,14 +64,19 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(handler: Handler, limits: Limits = DEFAULT_LIMITS) -> AsyncIterator[Running]:
+async def serving(
+    handler: Handler,
+    limits: Limits = DEFAULT_LIMITS,
+    tls: Callable[[], ssl.SSLContext] | None = None,
+    http_answer: HttpAnswer | None = None,
+) -> AsyncIterator[Running]:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
     async with listener:
         running = Running(listener.extra(SocketAttribute.local_port))
         async with anyio.create_task_group() as tasks:
 
             async def run() -> None:
-                await serve(listener, SERVER, handler, limits, drops=running.drops)
+                await serve(listener, SERVER, handler, limits, drops=running.drops, tls=tls, http_answer=http_answer)
 
             tasks.start_soon(run)
             try:

@@ -156,7 +156,7 @@ async def test_all_of_several_listeners_are_served() -> None:
 @pytest.mark.parametrize(
     "greeting",
     [
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GETTING / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
         b"SSH-2.0-OpenSSH_9.9\r\n",
         b"\xff" * 100_000,
@@ -168,7 +168,7 @@ async def test_other_protocols_are_closed_without_an_answer(greeting: bytes) -> 
         with server.raw() as stranger:
             stranger.sendall(greeting)
             assert await in_thread(read_all, stranger) == b""
-        await server.dropped("bad_length")
+        await server.dropped("unknown_protocol")
 
 
 async def test_garbage_of_the_right_length_is_closed() -> None:
@@ -414,10 +414,10 @@ async def test_each_reason_is_logged_once_as_a_warning(caplog: pytest.LogCapture
     async with serving(forget) as server:
         for count in range(1, 6):
             with server.raw() as stranger:
-                stranger.sendall(b"GET / HTTP/1.1\r\n")
+                stranger.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
                 await in_thread(read_all, stranger)
-            await server.dropped("bad_length", count)
-    records = [record for record in caplog.records if "bad_length" in record.getMessage()]
+            await server.dropped("unknown_protocol", count)
+    records = [record for record in caplog.records if "unknown_protocol" in record.getMessage()]
     assert [record.levelno for record in records] == [logging.WARNING] + [logging.DEBUG] * 4
 
 

@@ -61,6 +61,7 @@ class _State(Enum):
     AWAIT_CONFIRMATION = auto()  # responder: the peer's key is claimed, not proven fresh
     ESTABLISHED = auto()
     FAILED = auto()
+    DETACHED = auto()
 
 
 class CipherState:
@@ -144,6 +145,7 @@ class NoiseChannel:
         self._outgoing: list[bytes] = []
         self._outgoing_size = 0
         self._failure: RemoteProtocolError | None = None
+        self._one_more = False  # the next message is the last one of this channel
         self._state = _State.AWAIT_INITIATION
         self.max_message = max_message
 
@@ -229,6 +231,22 @@ class NoiseChannel:
             self._stream.clear()
             raise
 
+    def expect_last(self) -> None:
+        """The next message is the last: what comes behind it is not Noise, and is kept as it came for `detach`."""
+        self._one_more = True
+
+    def detach(self) -> bytes:
+        """End the channel in the middle of the carrier's stream. → what came behind the last message, as it came.
+
+        Raises `LocalProtocolError` while something waits to be sent, or if the channel is not established.
+        """
+        if not self.established or self._outgoing:
+            raise LocalProtocolError("only an established channel that has sent all can be detached")
+        self._state = _State.DETACHED
+        left = bytes(self._received)
+        self._received.clear()
+        return left
+
     # poll ------------------------------------------------------------------------------------------------------------
 
     def messages(self) -> list[bytes]:
@@ -251,7 +269,7 @@ class NoiseChannel:
     def _read_noise_messages(self) -> None:
         received = self._received
         start = 0
-        while len(received) - start >= LENGTH_SIZE:
+        while len(received) - start >= LENGTH_SIZE and not (self._one_more and self._messages):
             length = int.from_bytes(received[start : start + LENGTH_SIZE], "big")
             self._check_length(length)
             end = start + LENGTH_SIZE + length

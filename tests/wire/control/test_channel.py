@@ -359,3 +359,42 @@ def test_a_changed_bit_is_noticed(message: bytes, data: st.DataObject) -> None:
     client.receive_data(response)
     client.send(message)
     meet(client.data_to_send(), server)
+
+
+# given away ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(1, 50), min_size=1, max_size=5))
+def test_what_comes_behind_the_last_message_is_kept_as_it_came(behind: bytes, sizes: list[int]) -> None:
+    client, server = established()
+    server.send(b"before")
+    client.receive_data(server.data_to_send())
+    assert client.messages() == [b"before"]
+    client.expect_last()
+    server.send(b"last" * 30)
+    wire = server.data_to_send() + behind
+    assert server.detach() == b""
+    start, turn = 0, 0
+    messages: list[bytes] = []
+    while start < len(wire):
+        client.receive_data(wire[start : start + sizes[turn % len(sizes)]])
+        start, turn = start + sizes[turn % len(sizes)], turn + 1
+        if messages := client.messages():
+            break
+    assert messages == [b"last" * 30]
+    assert client.detach() + wire[start:] == behind
+
+
+def test_only_an_idle_established_channel_is_given_away() -> None:
+    client, server = ends()
+    for end in (client, server):
+        with pytest.raises(LocalProtocolError):
+            end.detach()
+    client, server = established()
+    client.send(b"waits")
+    with pytest.raises(LocalProtocolError):
+        client.detach()
+    server.receive_data(client.data_to_send())
+    client.detach()
+    with pytest.raises(LocalProtocolError):
+        client.send(b"too late")

@@ -276,7 +276,7 @@ async def test_a_cancelled_opener_leaves_no_socket(carrier: CarrierName) -> None
         with anyio.move_on_after(0.1):
             await OPENERS[carrier](("127.0.0.1", port), PLAIN_OPTIONS)
             pytest.fail("nobody answers")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # the port ------------------------------------------------------------------------------------------------------------

@@ -4,16 +4,12 @@ Whether the certificate proves anything is up to who dials: the Noise channel in
 TLS may be there only to pass what lets nothing else through.
 """
 
-import hashlib
-import hmac
 import ssl
 from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from overlay.carrier.stream import TcpStream
 from overlay.carrier.streams import CodecStream
+from overlay.carrier.verification import check_pin
 from overlay.errors import RemoteProtocolError
 from overlay.wire.stream.codec import Codec, Octets
 
@@ -96,7 +92,7 @@ def harden(context: ssl.SSLContext) -> None:
 async def client_handshake(stream: TcpStream, context: ssl.SSLContext, host: str, pin: bytes) -> CodecStream:
     """`host` goes into SNI if it is a name, and is held against the certificate if `context` verifies.
 
-    Raises `RemoteProtocolError`: `tls_failed`, `tls_untrusted`, `tls_wrong_pin`. Closing stays the caller's.
+    Raises `RemoteProtocolError`: `tls_failed`, `tls_untrusted`, `wrong_certificate`. Closing stays the caller's.
     """
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
@@ -104,8 +100,7 @@ async def client_handshake(stream: TcpStream, context: ssl.SSLContext, host: str
     except (ValueError, UnicodeError) as error:
         raise RemoteProtocolError("tls_failed", f"{host} is no name for a certificate") from error
     wrapped = await _shake_hands(stream, tls, incoming, outgoing)
-    if pin and not hmac.compare_digest(pin, public_key_pin(tls.getpeercert(binary_form=True) or b"")):
-        raise RemoteProtocolError("tls_wrong_pin", "the certificate's key is not the one that the invite names")
+    check_pin(tls.getpeercert(binary_form=True), pin)
     return wrapped
 
 
@@ -113,17 +108,6 @@ async def server_handshake(stream: TcpStream, context: ssl.SSLContext) -> CodecS
     """Raises `RemoteProtocolError("tls_failed")`."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     return await _shake_hands(stream, context.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
-
-
-def public_key_pin(certificate: bytes) -> bytes:
-    """SHA-256 of the SubjectPublicKeyInfo (RFC 7469 §2.4) of a certificate in DER; empty if it is none."""
-    try:
-        key = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, TypeError):
-        return b""
-    except Exception:  # a key of a kind that cryptography does not know: it is not the pinned one
-        return b""
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
 async def _shake_hands(

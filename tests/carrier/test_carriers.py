@@ -182,8 +182,8 @@ async def test_a_wrong_certificate_is_refused_by_reason(carrier: CarrierName, ce
     wrong = [
         (DialOptions(host="other.test", ca_file=certificate.ca_file), "tls_untrusted"),
         (DialOptions(host="server.test", authorities=True), "tls_untrusted"),
-        (DialOptions(host="server.test", pin=bytes(32)), "tls_wrong_pin"),
-        (DialOptions(host="server.test", ca_file=certificate.ca_file, pin=bytes(32)), "tls_wrong_pin"),
+        (DialOptions(host="server.test", pin=bytes(32)), "wrong_certificate"),
+        (DialOptions(host="server.test", ca_file=certificate.ca_file, pin=bytes(32)), "wrong_certificate"),
     ]
     async with serving(answer_pings, tls=certificate.context) as server:
         for options, reason in wrong:
@@ -276,7 +276,7 @@ async def test_a_cancelled_opener_leaves_no_socket(carrier: CarrierName) -> None
         with anyio.move_on_after(0.1):
             await OPENERS[carrier](("127.0.0.1", port), PLAIN_OPTIONS)
             pytest.fail("nobody answers")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # the port ------------------------------------------------------------------------------------------------------------

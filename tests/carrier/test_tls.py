@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay.carrier.tls import ALPN_ORDINARY, Tls, client_context, harden, public_key_pin
+from overlay.carrier.tls import ALPN_ORDINARY, Tls, client_context, harden
 from overlay.errors import RemoteProtocolError
 from overlay.wire.stream.codec import Stacked
 from overlay.wire.stream.websocket import WebSocket
@@ -100,8 +100,3 @@ def test_what_is_no_tls_is_refused(certificate: Certificate) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         server.decode(b"GET / HTTP/1.1\r\n\r\n")
     assert caught.value.reason == "tls_failed"
-
-
-@given(st.binary(max_size=100))
-def test_fuzz_pin(certificate: bytes) -> None:
-    assert public_key_pin(certificate) == b""

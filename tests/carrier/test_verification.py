@@ -35,7 +35,11 @@ def test_the_right_pin_passes_and_no_pin_passes() -> None:
     check_pin(None, b"")
 
 
-@pytest.mark.parametrize("pin", [bytes(PIN_SIZE), b"short", spki_sha256(DER)[:-1], spki_sha256(DER) + b"x"])
+@pytest.mark.parametrize(
+    "pin",
+    [bytes(PIN_SIZE), b"short", spki_sha256(DER)[:-1], spki_sha256(DER) + b"x"],
+    ids=["zeros", "short", "shorter", "longer"],
+)
 def test_another_pin_is_refused(pin: bytes) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         check_pin(DER, pin)

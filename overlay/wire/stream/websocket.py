@@ -6,6 +6,7 @@
 - The client masks each frame with fresh random bytes; a server refuses what is not masked, a client what is (§5.1).
 - Of several pings the last is answered (§5.5.3). A close frame is answered by `end`, after what is left to say
   (§5.5.1).
+- Frames that bring no data cost time and prove nothing: only so many in a row are taken.
 - No extension is ever negotiated, so the reserved bits are 0; text is not ours.
 """
 
@@ -26,6 +27,7 @@ MASKED: Final = 0x80
 MASK_SIZE: Final = 4
 MAX_CONTROL: Final = 125  # §5.5
 MAX_HEADER: Final = 14
+MAX_EMPTY: Final = 256  # frames in a row that bring no data: who pings us each second is heard between two heartbeats
 NORMAL_CLOSURE: Final = (1000).to_bytes(2, "big")  # §7.4.1
 
 _TRANSLATED_FROM: Final = 2048  # bytes: below, one XOR of two long integers is faster
@@ -60,6 +62,7 @@ class WebSocket:
         self._control: int | None = None  # the opcode, while a control frame comes
         self._control_payload = b""
         self._in_message = False
+        self._empty = 0  # frames without data since the last one with data
         self._ping: bytes | None = None
         self._closing = False
         self._ended = False
@@ -88,7 +91,7 @@ class WebSocket:
     def decode(self, data: Octets) -> bytes:
         """Raises `RemoteProtocolError`, and the same again for all that follows: `websocket_unmasked`,
         `websocket_masked`, `websocket_reserved_bits`, `websocket_opcode`, `websocket_control_frame`,
-        `websocket_fragment`, `websocket_length`."""
+        `websocket_fragment`, `websocket_length`, `websocket_empty_frames`."""
         if self._failure is not None:
             raise self._failure
         try:
@@ -192,6 +195,9 @@ class WebSocket:
         self._left = length
         self._mask = mask
         opcode = first & 0x0F
+        self._empty = self._empty + 1 if opcode >= CLOSE or not length else 0
+        if self._empty > MAX_EMPTY:
+            raise RemoteProtocolError("websocket_empty_frames", f"more than {MAX_EMPTY} in a row")
         if opcode >= CLOSE:
             self._control = opcode
             self._control_payload = b""

@@ -11,7 +11,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, Pong
 
 from overlay.errors import LocalProtocolError, RemoteProtocolError
 from overlay.wire.stream.codec import Stacked
-from overlay.wire.stream.websocket import MAX_CONTROL, WebSocket, masked
+from overlay.wire.stream.websocket import MAX_CONTROL, MAX_EMPTY, WebSocket, masked
 
 
 def end(client: bool) -> WebSocket:
@@ -97,8 +97,9 @@ def test_we_understand_wsproto_with_fragments_and_pings(
 
 def test_a_flood_of_pings_is_answered_once() -> None:
     server = end(client=False)
-    server.decode(frame(0x89, b"x" * MAX_CONTROL) * 1000 + frame(0x89, b"last"))
+    server.decode(frame(0x89, b"x" * MAX_CONTROL) * (MAX_EMPTY - 1) + frame(0x89, b"last"))
     assert server.answers() == b"\x8a\x04last"
+    server.decode(frame(0x82, b"data") + frame(0x89) * MAX_EMPTY)
 
 
 def test_after_our_end_nothing_is_sent() -> None:
@@ -134,6 +135,8 @@ def test_what_has_come_of_a_huge_frame_is_handed_on_and_not_kept() -> None:
         (False, frame(0x88, b"x"), "websocket_control_frame"),
         (False, frame(0x80, b"x"), "websocket_fragment"),
         (False, frame(0x02, b"x") + frame(0x82, b"x"), "websocket_fragment"),
+        (False, frame(0x82) * (MAX_EMPTY + 1), "websocket_empty_frames"),
+        (False, frame(0x89) * (MAX_EMPTY + 1), "websocket_empty_frames"),
         (False, frame(0x82, length=b"\x7e\0\x7d"), "websocket_length"),
         (False, frame(0x82, length=b"\x7f" + (65535).to_bytes(8, "big")), "websocket_length"),
         (False, frame(0x82, length=b"\x7f" + (2**63).to_bytes(8, "big")), "websocket_length"),

@@ -47,8 +47,8 @@ HANDSHAKE_BURST: Final = 500.0
 """Handshake messages looked at per second, and at once. Those that are junk, or that get a cookie instead of an answer,
 cost some 20 µs; how many get curve arithmetic is the device's own, much lower bound."""
 
-READS_PER_TURN: Final = 4
-"""Reads from one link before the others get their turn: 512 KiB at most."""
+READS_PER_TURN: Final = 2
+"""Reads from one link before the others get their turn: 256 KiB at most."""
 
 FOREIGN_TYPE: Final = 0x40
 """First bytes from here on are not ours: QUIC packets have the fixed bit (RFC 9000 §17), ours are small numbers."""

@@ -52,20 +52,28 @@ class Links:
         """Take a link over."""
         role, home = self._routes.role, self._routes.home
         self.remove(command.number, now)
-        link = Link(
-            command.number, command.handed, command.client, command.carrier, self._clock, self._sockets.lively_links
-        )
+        handed, client, lively = command.handed, command.client, self._sockets.lively_links
+        try:
+            if client is not None and role is None:
+                raise ValueError("a client's link to who is no relay")
+            link = Link(command.number, handed, client, command.carrier, self._clock, lively)
+            self._epoll.register(link.descriptor, select.EPOLLIN)
+        except (OSError, ValueError) as error:  # it ended on the way here
+            logger.debug("link %d not taken: %s", command.number, error)
+            handed.socket.close()
+            self._drops.count(drops.LINK_LOST)
+            self._on_event(LinkLost(command.number, "link_failed"))
+            return
         self._sockets.links[link.endpoint] = link
         self.by_descriptor[link.descriptor] = link
         self._outbox.add_link(link)
-        self._epoll.register(link.descriptor, select.EPOLLIN)
         self._timers.arm(link, link.next_timeout())
-        if link.client is not None and role is not None:
-            role.queues.add_link(link)
-            role.add_link(link.endpoint, link.client, now)
-        elif home is not None:
+        if client is None and home is not None:
             home.add_link(link.endpoint, now)
             self._disco.attend_home(now)
+        elif client is not None and role is not None:
+            role.queues.add_link(link)
+            role.add_link(link.endpoint, client, now)
         if link.has_received:
             self._inbound.receive_link(link, now)
 

@@ -15,6 +15,7 @@ from overlay.engine.link import ALIVE_INTERVAL, MAX_AGE, MAX_HELD, SILENCE, Link
 from overlay.engine.loop import Loop, clock
 from overlay.engine.udp import open_udp
 from overlay.wire.disco import DiscoKey, Ping, Pong
+from overlay.wire.endpoint import Endpoint
 from overlay.wire.relay import RELAY_HEADER_SIZE, pack_header
 from overlay.wire.stream.codec import Codec, Plain
 from overlay.wire.stream.framing import ALIVE, FRAME_HEADER, FrameReader, frames
@@ -36,6 +37,16 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         other, _ = listener.accept()
     one.setblocking(False)
     return one, other
+
+
+def way_to(relay: "Relay", number: int) -> Endpoint | None:
+    """Where the relay reaches a client now."""
+    return relay.role.clients[number].address
+
+
+def standby(relay: "Relay", number: int) -> Endpoint | None:
+    bound = relay.role.clients[number].standby
+    return None if bound is None else bound[0]
 
 
 class Node:
@@ -243,31 +254,31 @@ def test_a_client_is_answered_where_its_traffic_comes_from(relay: Relay) -> None
     relay.by_udp(other)
     relay.by_link(node, 1)
     assert node.stream is not None
-    client, udp = relay.role.clients[2], node.udp.getsockname()
-    assert client.address == udp, "a link that is not used changes nothing"
+    udp = node.udp.getsockname()
+    assert way_to(relay, 2) == udp, "a link that is not used changes nothing"
     node.stream.send(framed(node, 3, SMALL))
     relay.arrive(other.from_udp, as_received(node, other, SMALL))
-    assert client.address == link_endpoint(1)
+    assert way_to(relay, 2) == link_endpoint(1)
     other.udp.sendto(pack_header(2, other.ticket) + SMALL, relay.endpoint)
     relay.arrive(node.from_link, as_received(other, node, SMALL))
     node.udp.sendto(pack_header(3, node.ticket) + SMALL, relay.endpoint)
     relay.arrive(other.from_udp, as_received(node, other, SMALL))
-    assert client.address == udp
+    assert way_to(relay, 2) == udp
     relay.role.ping_received(2, link_endpoint(1), clock())  # a client pings the link that it goes over to
-    assert client.address == link_endpoint(1)
+    assert way_to(relay, 2) == link_endpoint(1)
     relay.do(api.RemoveLink(1))
-    assert client.address == udp and client.standby is None
+    assert (way_to(relay, 2), standby(relay, 2)) == (udp, None)
     assert relay.lost() == [] and node.ended()
 
 
 def test_udp_is_bound_behind_a_link_only_after_it_answered(relay: Relay) -> None:
     node = relay.nodes[2]
     relay.by_link(node, 1)
-    client, udp = relay.role.clients[2], node.udp.getsockname()
+    udp = node.udp.getsockname()
     txid = relay.role.ping_received(2, udp, clock())
-    assert txid is not None and client.address == link_endpoint(1) and client.standby is None
+    assert txid is not None and (way_to(relay, 2), standby(relay, 2)) == (link_endpoint(1), None)
     assert relay.role.pong_received(2, udp, txid, clock())
-    assert client.address == link_endpoint(1) and client.standby is not None and client.standby[0] == udp
+    assert (way_to(relay, 2), standby(relay, 2)) == (link_endpoint(1), udp)
 
 
 def test_another_node_on_a_link_is_refused(relay: Relay) -> None:
@@ -481,3 +492,19 @@ def test_quic_packets_that_the_kernel_joined_are_cut_and_a_flood_is_bounded(rela
         inbound.run(memoryview(bytearray(b"\xff")), 1, source, now)
     assert len(relay.events) == 2000
     assert relay.drops == {"foreign_rate": 1003}
+
+
+def test_a_connection_that_ended_on_the_way_to_us_is_told(relay: Relay) -> None:
+    ours, theirs = tcp_pair()
+    ours.close()
+    theirs.close()
+    relay.do(api.AddLink(7, Handed(ours, Plain()), 2, "tcp"))
+    assert relay.lost() == [api.LinkLost(7, "link_failed")]
+    assert "internal_error" not in relay.drops and relay.sockets.links == {}
+
+
+def test_a_number_that_is_used_again_takes_the_place_of_the_link_before(relay: Relay) -> None:
+    relay.by_link(relay.nodes[2], 1)
+    relay.by_link(relay.nodes[3], 1)
+    assert relay.nodes[2].ended() and not relay.nodes[3].ended()
+    assert way_to(relay, 2) is None and way_to(relay, 3) == link_endpoint(1)

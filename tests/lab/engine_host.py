@@ -1,18 +1,20 @@
 """Runs one engine in the namespace that it is started in, driven by JSON lines. A child process of the lab's tests.
 
 In (standard input), one object per line: `{"do": "peer", …}` with the fields of `PeerConfig`, `relay`, `client`,
-`remove_peer`, `remove_client`, `link_changed`, `inspect`, `rekey`, `socket_option`, `blocked`, `stop`. Out:
-`ready`, events, snapshots. Not part of the product: it sets addresses with the `ip` command, as a person would by hand.
+`remove_peer`, `remove_client`, `link`, `remove_link`, `link_changed`, `inspect`, `rekey`, `socket_option`, `blocked`,
+`stop`. Out: `ready`, events, snapshots. Not part of the product: it sets addresses with the `ip` command, as a person
+would by hand.
 """
 
 import argparse
 import base64
 import json
 import queue
+import socket
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from ipaddress import ip_network
 from typing import Any
 
@@ -20,6 +22,33 @@ from overlay.engine import Engine, Features, api
 from overlay.engine.loop import clock
 from overlay.wire.record.buffers import SUPERPACKET_SIZE
 from overlay.wire.record.fragments import INNER_MTU
+from overlay.wire.stream.codec import Codec, Plain
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A connection for the engine."""
+
+    socket: socket.socket
+    codec: Codec
+    received: bytes = b""
+
+
+def _dial(order: dict[str, Any], own_number: int) -> api.Command:
+    """A link to a relay that runs in another `engine_host`: in the place of a handshake stands our number."""
+    stream = socket.create_connection((order["endpoint"][0], order["endpoint"][1]), timeout=10)
+    stream.sendall(own_number.to_bytes(4, "little"))
+    return api.AddLink(order["number"], Handed(stream, Plain()), None, "tcp")
+
+
+def _accept(listener: socket.socket, engine: Engine) -> None:
+    """The other end of `_dial`, for ever."""
+    number = 0
+    while True:
+        stream, _ = listener.accept()
+        number += 1
+        client = int.from_bytes(stream.recv(4, socket.MSG_WAITALL), "little")
+        engine.post(api.AddLink(number, Handed(stream, Plain()), client, "tcp"))
 
 
 def _say(kind: str, **values: Any) -> None:
@@ -55,6 +84,8 @@ def _command(order: dict[str, Any]) -> api.Command:
             return api.SetClient(order["number"], base64.b64decode(order["public_key"]), order["ticket"])
         case "remove_client":
             return api.RemoveClient(order["number"])
+        case "remove_link":
+            return api.RemoveLink(order["number"])
         case "link_changed":
             return api.LinkChanged()
         case "inspect":
@@ -103,6 +134,8 @@ def _blocked(engine: Engine) -> api.Command:
 
 def _special(engine: Engine, order: dict[str, Any]) -> api.Command:
     match order["do"]:
+        case "link":
+            return _dial(order, engine._config.number)
         case "rekey":
             return _rekey(engine, order["number"])
         case "socket_option":
@@ -125,6 +158,7 @@ def main() -> None:
     parser.add_argument("--relay-clients", action="store_true")
     parser.add_argument("--relay-rate", type=float, default=0.0)
     parser.add_argument("--copy-dscp", action="store_true")
+    parser.add_argument("--links-port", type=int, default=0)
     parser.add_argument("--without", action="append", default=[])
     options = parser.parse_args()
 
@@ -158,6 +192,9 @@ def main() -> None:
         link = ["ip", "link", "set", engine.interface, "mtu", str(options.mtu), "txqueuelen", "1000", "up"]
         link += ["gso_max_size", str(options.gso_max_size)]
         subprocess.run(link, check=True)
+    if options.links_port:
+        listener = socket.create_server(("0.0.0.0", options.links_port))
+        threading.Thread(target=_accept, args=(listener, engine), daemon=True).start()
     _say("ready", interface=engine.interface, port=engine.port, threads=threading.active_count())
     for line in sys.stdin:
         order = json.loads(line)

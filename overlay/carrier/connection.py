@@ -12,8 +12,8 @@ import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
+from overlay.carrier.carriers import CarrierName, CarrierStream, Detached
 from overlay.carrier.limits import Limits
-from overlay.carrier.stream import TcpStream
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import MAX_MESSAGE, NoiseChannel
 from overlay.wire.control.codec import encode
@@ -39,18 +39,21 @@ class ControlConnection:
 
     def __init__(
         self,
-        stream: TcpStream,
+        stream: CarrierStream,
         channel: NoiseChannel,
         remote_key: bytes,
         remote_address: Endpoint,
         decode: Callable[[bytes], Message | None],
         limits: Limits,
         on_admitted: Callable[[], None] | None = None,
+        *,
+        carrier: CarrierName = "tcp",
     ) -> None:
         self.remote_key = remote_key
         """The peer's proven static public key, 32 bytes."""
         self.remote_address = remote_address
         """Where the stream comes from or goes to: of the carrier, not of the overlay."""
+        self.carrier = carrier
         self.admitted = anyio.Event()
         """On the server's end: set by sending `Welcome`. The limits on strangers do not count this peer any more."""
         self._stream = stream
@@ -108,6 +111,22 @@ class ControlConnection:
                     return message
             self._raise_if_lost()
             await self._read(self._limits.silence)
+
+    async def detach(self) -> Detached | None:
+        """Give the socket away once what was sent has left; the connection is closed then. None: it has none to give.
+
+        Raises `ConnectionLost`.
+        """
+        self._raise_if_lost()
+        while self._waiting():
+            if self._writing:
+                await self._written.wait()
+                self._raise_if_lost()
+            else:
+                await self._write()
+        detached = self._stream.detach()
+        self.lose("detached")
+        return detached
 
     async def aclose(self) -> None:
         """Let what was sent arrive, for a second at most, then close. Cancelled: close at once."""

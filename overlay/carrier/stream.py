@@ -15,7 +15,9 @@ from typing import Any, Final
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
 
+from overlay.carrier.carriers import Detached
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
+from overlay.wire.stream.codec import Plain
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 s; close() then sends RST
 KEEPALIVE_IDLE: Final = 30  # s; a dead peer is noticed after IDLE + COUNT × INTERVAL = 60 s, and NATs stay open
@@ -88,6 +90,14 @@ class TcpStream(ByteStream):
             self._closed = True
             anyio.notify_closing(self._socket)
             self._socket.close()
+
+    def detach(self) -> Detached | None:
+        """Give the socket away: as of every `CarrierStream`."""
+        if self._closed:
+            raise anyio.ClosedResourceError
+        self._closed = True
+        anyio.notify_closing(self._socket)
+        return Detached(self._socket, Plain(), b"")
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

@@ -5,14 +5,16 @@ which is called **on the engine thread** and must only hand over (`loop.call_soo
 nothing here is shared state.
 """
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from typing import Literal
+from typing import Literal, Protocol
 
 from overlay.engine.tap import Tap
 from overlay.path.types import PathKind as PathKind
 from overlay.wire.endpoint import Endpoint
+from overlay.wire.stream.codec import Codec
 
 Cipher = Literal["aes-256-gcm", "chacha20-poly1305"]
 Network = IPv4Network | IPv6Network
@@ -145,7 +147,46 @@ class StopTap:
     stopped: Callable[[], None] = lambda: None
 
 
-Command = SetPeer | RemovePeer | SetRelay | SetClient | RemoveClient | LinkChanged | Inspect | StartTap | StopTap
+class Handed(Protocol):
+    """What `AddLink` takes of a carrier's `Detached`."""
+
+    @property
+    def socket(self) -> socket.socket: ...
+    @property
+    def codec(self) -> Codec: ...
+    @property
+    def received(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AddLink:
+    """A stream to the relay or from a client, set up and authenticated: the engine takes it over, and closes its socket
+    in every case. `handed`: the carrier's `Detached`."""
+
+    number: int  # chosen by who posts this; never used twice in an engine's life
+    handed: Handed
+    client: int | None  # relay role: the node that is proven there; None: it leads to our home relay
+    carrier: str  # its name, for logs
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLink:
+    number: int
+
+
+Command = (
+    SetPeer
+    | RemovePeer
+    | SetRelay
+    | SetClient
+    | RemoveClient
+    | LinkChanged
+    | Inspect
+    | StartTap
+    | StopTap
+    | AddLink
+    | RemoveLink
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,4 +214,20 @@ class EngineFailed:
     error: BaseException
 
 
-Event = PathChanged | Observed | HandshakeCompleted | EngineFailed
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """A link is gone, by itself. Its socket is closed."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RelayChanged:
+    """How the home relay is reached now."""
+
+    endpoint: Endpoint | None  # None: not at all; ("@link", number): over a link
+    suspect: bool  # traffic goes unanswered: look for another way at once
+
+
+Event = PathChanged | Observed | HandshakeCompleted | EngineFailed | LinkLost | RelayChanged

@@ -86,15 +86,17 @@ class Race:
         self._begun = 0
         self._next_start = 0.0
 
-    def add(self, address: ServerAddress, rank: int, endpoints: Iterable[Endpoint]) -> None:
-        """An address, `rank` in the invite's order, and what it stands for, best first."""
+    def add(
+        self, address: ServerAddress, rank: int, endpoints: Iterable[Endpoint], *, without: Sequence[CarrierName] = ()
+    ) -> None:
+        """An address, `rank` in the invite's order, and what it stands for, best first; not for carriers `without`."""
         for index, endpoint in enumerate(endpoints):
             if endpoint not in self._endpoints and len(self._endpoints) >= MAX_ENDPOINTS:
                 continue
             self._endpoints.add(endpoint)
             for order, carrier in enumerate(self._carriers):
                 key = (carrier, endpoint, address.path if carrier in ("ws", "wss") else "")
-                if address.carrier not in (None, carrier) or key in self._known:
+                if address.carrier not in (None, carrier) or key in self._known or carrier in without:
                     continue
                 self._known.add(key)
                 favoured = self._favourite is not None and self._favourite.fits(carrier, address)
@@ -117,6 +119,10 @@ class Race:
         """It has not worked; whoever is next need not wait any longer."""
         self._running.discard(attempt)
         self._next_start = min(self._next_start, now)
+
+    def abandon(self, endpoint: Endpoint) -> None:
+        """Begin no other carrier there: what answered is too busy, and would be so for each of them."""
+        self._waiting = [each for each in self._waiting if each[1].endpoint != endpoint]
 
     def next_timeout(self) -> float | None:
         """When `due` has something, if nothing fails before."""

@@ -125,7 +125,7 @@ class ControlConnection:
             else:
                 await self._write()
         detached = self._stream.detach()
-        self.lose("detached")
+        self.lose("closed")
         return detached
 
     async def aclose(self) -> None:

@@ -114,12 +114,13 @@ async def find_server(
     options: DialOptions = _NO_OPTIONS,
     favourite: Favourite | None = None,
     look_up: LookUp = system_look_up,
+    direct: Callable[[str], bool] = lambda host: False,
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> Found:
     """Connect to the server with the public key `server_key`, by the first carrier that proves it.
 
     Addresses are as `parse_server_address` takes them. Of `options`, host and path come from the address. `favourite`
-    is what worked last on this network.
+    is what worked last on this network. `direct` says of a host that the proxy of `options` is not for it.
 
     Raises `UserError` within `timeout` s: `server-unreachable` (exit code 5) names every address and carrier, and what
     happened there; `server-busy` (5) when it turns us away for now; `server-key-mismatch` (4) when something else than
@@ -130,8 +131,17 @@ async def find_server(
     usable = [carrier for carrier in carriers if carrier in openers]
     search = _Search(Race(usable, favourite))
 
+    def options_for(address: ServerAddress) -> DialOptions:
+        found = replace(options, host=_host_of(address), path=address.path)
+        if address.carrier is not None:
+            # A URL leads to somebody's reverse proxy, with a certificate of its own: the pin is of the server's.
+            found = replace(found, pin=b"", authorities=True)
+        return replace(found, proxy=None) if direct(address.host) else found
+
     async def attempt(each: Attempt) -> None:
-        connection = await _attempt(each, openers, options, server_key, private_key, limits, random_bytes, search)
+        connection = await _attempt(
+            each, openers, options_for(each.address), server_key, private_key, limits, random_bytes, search
+        )
         if connection is None:
             return
         if search.winner is None:
@@ -149,7 +159,8 @@ async def find_server(
                         search.race.add(address, rank, [canonical_endpoint(address.host, address.port)])
                     except ValueError:
                         search.looking += 1
-                        tasks.start_soon(_look_up, look_up, address, rank, search)
+                        proxied = options_for(address).proxy is not None
+                        tasks.start_soon(_look_up, look_up, address, rank, search, proxied)
                 while search.looking or not search.race.over:
                     news = search.news
                     now = anyio.current_time()
@@ -174,7 +185,7 @@ async def find_server(
     raise _failure(search, parsed, carriers, timeout)
 
 
-async def _look_up(look_up: LookUp, address: ServerAddress, rank: int, search: _Search) -> None:
+async def _look_up(look_up: LookUp, address: ServerAddress, rank: int, search: _Search, proxied: bool) -> None:
     try:
         with anyio.fail_after(LOOKUP_TIMEOUT):
             search.race.add(address, rank, await look_up(address.host, address.port))
@@ -183,6 +194,9 @@ async def _look_up(look_up: LookUp, address: ServerAddress, rank: int, search: _
     except OSError as error:
         search.unknown[str(address)] = f"the name is not found: {error.strerror or error}"
     finally:
+        if proxied and str(address) in search.unknown:
+            # Behind such a proxy the name servers often know this network alone: the proxy finds the name.
+            search.race.add(address, rank, [(address.host, address.port)], without=("udp",))
         search.looking -= 1
         search.tell()
 
@@ -197,11 +211,8 @@ async def _attempt(
     random_bytes: Callable[[int], bytes],
     search: _Search,
 ) -> ControlConnection | None:
-    address = attempt.address
     try:
-        stream = await openers[attempt.carrier](
-            attempt.endpoint, replace(options, host=_host_of(address), path=address.path)
-        )
+        stream = await openers[attempt.carrier](attempt.endpoint, options)
     except OSError as error:
         search.end(attempt, "unreachable", errno_text(error.errno) if error.errno else str(error) or "no answer")
         return None
@@ -225,6 +236,7 @@ async def _attempt(
         search.end(attempt, "unreachable", str(error) or "connection lost")
     except RemoteProtocolError as error:
         if error.reason == "server_busy":
+            search.race.abandon(attempt.endpoint)
             search.end(attempt, "busy", "it takes no more new connections for now")
         elif error.reason == "bad_tag":
             search.end(attempt, "stranger", "it does not hold the server's key")

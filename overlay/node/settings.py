@@ -12,8 +12,12 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     interface: str = ""  # "": the first free overlay0, overlay1, …
     port: int = 0  # of the engine, UDP; 0: the kernel picks
     dscp: Literal["hide", "copy"] = "hide"  # of packets inside, in the headers outside
+    carriers: str = "auto"  # or one, or several with commas, best first
+    proxy: str = ""  # http://[user:password@]host:port
+    no_proxy: str = ""  # hosts that it is not for, as in NO_PROXY
+    ca_file: str = ""  # that wss:// and tls:// addresses are verified by, instead of the system's CAs
     names: bool = True  # resolve the network's names on this machine
     verbosity: int = 0  # −1 quiet, 0, 1, 2
 
     def __repr__(self) -> str:
-        return f"NodeSettings(state={self.state!r}, name={self.name!r})"  # an invite is a secret
+        return f"NodeSettings(state={self.state!r}, name={self.name!r})"  # invite and proxy hold secrets

@@ -38,7 +38,7 @@ class Outcome:
     """What became of one attempt."""
 
     attempt: Attempt
-    kind: str  # "won", "unreachable", "stranger", "busy", "unanswered"
+    kind: str  # "unreachable", "stranger", "busy", "unanswered"
     why: str = ""  # the end of a sentence
     seconds: float = 0.0  # since it began
 
@@ -50,7 +50,7 @@ class Found:
     connection: ControlConnection
     address: ServerAddress
     why: str  # why this carrier and none that is wished for more, for a person
-    outcomes: tuple[Outcome, ...] = ()
+    seconds: float  # from its beginning to the proof
 
 
 @dataclass
@@ -60,6 +60,8 @@ class _Search:
     race: Race
     winner: ControlConnection | None = None
     won: Attempt | None = None
+    won_after: float = 0.0
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None
     outcomes: dict[Attempt, Outcome] = field(default_factory=dict)
     began: dict[Attempt, float] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)  # name → why it is not found
@@ -68,9 +70,13 @@ class _Search:
 
     def end(self, attempt: Attempt, kind: str, why: str) -> None:
         now = anyio.current_time()
-        self.outcomes[attempt] = Outcome(attempt, kind, why, now - self.began[attempt])
+        self.keep(Outcome(attempt, kind, why, now - self.began[attempt]))
         self.race.failed(attempt, now)
         self.tell()
+
+    def keep(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.attempt] = outcome
+        self.on_outcome(outcome)
 
     def tell(self) -> None:
         self.news.set()
@@ -115,12 +121,14 @@ async def find_server(
     favourite: Favourite | None = None,
     look_up: LookUp = system_look_up,
     direct: Callable[[str], bool] = lambda host: False,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> Found:
     """Connect to the server with the public key `server_key`, by the first carrier that proves it.
 
     Addresses are as `parse_server_address` takes them. Of `options`, host and path come from the address. `favourite`
-    is what worked last on this network. `direct` says of a host that the proxy of `options` is not for it.
+    is what worked last on this network. `direct` says of a host that the proxy of `options` is not for it. `on_outcome`
+    hears of each attempt that has not won.
 
     Raises `UserError` within `timeout` s: `server-unreachable` (exit code 5) names every address and carrier, and what
     happened there; `server-busy` (5) when it turns us away for now; `server-key-mismatch` (4) when something else than
@@ -129,7 +137,7 @@ async def find_server(
     """
     parsed = _parse(addresses)
     usable = [carrier for carrier in carriers if carrier in openers]
-    search = _Search(Race(usable, favourite))
+    search = _Search(Race(usable, favourite), on_outcome=on_outcome)
 
     def options_for(address: ServerAddress) -> DialOptions:
         found = replace(options, host=_host_of(address), path=address.path)
@@ -146,6 +154,7 @@ async def find_server(
             return
         if search.winner is None:
             search.winner, search.won = connection, each
+            search.won_after = anyio.current_time() - search.began[each]
             tasks.cancel_scope.cancel()
         else:
             connection.lose("closed")  # two proved themselves in the same turn of the loop
@@ -178,10 +187,10 @@ async def find_server(
         ended = anyio.current_time()
         for each, began in search.began.items():
             if each not in search.outcomes and each != search.won:
-                search.outcomes[each] = Outcome(each, "unanswered", silence, ended - began)
+                search.keep(Outcome(each, "unanswered", silence, ended - began))
     if search.winner is not None and search.won is not None:
         why = _why(search.won, usable, search.outcomes, favourite)
-        return Found(search.winner, search.won.address, why, tuple(search.outcomes.values()))
+        return Found(search.winner, search.won.address, why, search.won_after)
     raise _failure(search, parsed, carriers, timeout)
 
 

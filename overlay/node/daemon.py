@@ -18,14 +18,13 @@ import anyio
 
 from overlay import __version__
 from overlay.carrier.carriers import DialOptions
-from overlay.carrier.choice import parse_carriers
 from overlay.daemon import logs
 from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.state import LOG_NAME, StateDir
 from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged
-from overlay.errors import Exit, RemoteProtocolError, UserError
+from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.api import make_api
 from overlay.node.ciphers import measure
 from overlay.node.control import ControlClient
@@ -36,9 +35,9 @@ from overlay.node.links import DataLinks
 from overlay.node.member import Identity, Member, MemberSettings, StartEngine
 from overlay.node.memory import Joined, Memory, load_or_make_key
 from overlay.node.names import restore_system
-from overlay.node.settings import NodeSettings
+from overlay.node.settings import NodeSettings, check_ways
 from overlay.node.status import ExposureStatus, NodeStatus, ServerStatus, State
-from overlay.node.ways import Target, Ways, parse_proxy
+from overlay.node.ways import Target, Ways
 from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
 
 OFFLINE_AFTER = 3.0
@@ -328,15 +327,8 @@ class NodeDaemon:
 
 
 def _target(settings: NodeSettings, joined: Joined, private_key: bytes) -> Target:
-    """Raises `UserError` ("carrier-unknown", "proxy-invalid", exit 2)."""
-    try:
-        carriers = parse_carriers(settings.carriers)
-    except ValueError as error:
-        raise UserError("carrier-unknown", f"{error}.", "As in --carrier udp,tls.", Exit.USAGE) from error
-    try:
-        proxy = parse_proxy(settings.proxy) if settings.proxy else None
-    except ValueError as error:
-        raise UserError("proxy-invalid", f"{error}.", "As in --proxy http://proxy:3128.", Exit.USAGE) from error
+    """Raises `UserError` as `check_ways` does."""
+    carriers, proxy = check_ways(settings.carriers, settings.proxy)
     return Target(
         addresses=joined.addresses,
         server_key=joined.server_key,

@@ -74,6 +74,7 @@ class Ways:
         self._search = BetterSearch(self._usable, uniform)
         self._search_changed = anyio.Event()
         self._favourites = self._remembered()
+        self._found: Found | None = None  # by the search for a better one, the last time
 
     @property
     def stream_carriers(self) -> tuple[CarrierName, ...]:
@@ -107,16 +108,17 @@ class Ways:
             except UserError as error:
                 _log.debug("no better carrier: %s", error.message)
                 continue
+            self._found = found
             return found.connection
 
     async def taken_over(self, connection: ControlConnection) -> None:
         """The connection that `better` found is the one in use from now on."""
         _log.info("%s works: it takes the place of %s", connection.carrier, self.carrier)
-        address = self._favourites.networks[-1].address if self._favourites.networks else ""
         self.carrier = connection.carrier
-        self.why = "first choice" if connection.carrier == self._usable[0] else "better than before"
+        self.why = "first choice" if connection.carrier == self._usable[0] else "better than what was used before"
         self._search.connected(connection.carrier, anyio.current_time())
-        await self._remember(await self._network(), connection.carrier, address)
+        if self._found is not None and self._found.connection is connection:
+            await self._remember(await self._network(), connection.carrier, str(self._found.address))
 
     def lost(self) -> None:
         """The connection in use is gone."""
@@ -192,27 +194,6 @@ class Ways:
             _log.debug("which carrier worked is not kept: %s", error)
 
 
-def parse_proxy(text: str) -> str:
-    """A proxy as `http://[user:password@]host:port`, in full. Raises `ValueError` with a sentence for a person."""
-    from urllib.parse import urlsplit
-
-    given = text if "://" in text else f"http://{text}"
-    try:
-        parts = urlsplit(given)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"the proxy's address is wrong ({error})") from error
-    if parts.scheme != "http":
-        raise ValueError(f"a proxy is reached by http://, not by {parts.scheme[:20]}://")
-    if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError("the proxy's address must be a host and a port, and no more")
-    if any(character.isspace() or not character.isprintable() for character in given):
-        raise ValueError("the proxy's address holds white space")
-    user = parts.netloc.rpartition("@")[0]
-    where = f"[{host}]" if ":" in host else host
-    return f"http://{user}{'@' if user else ''}{where}:{port or 8080}"
-
-
 def without_proxy(no_proxy: str, host: str) -> bool:
     """Whether NO_PROXY says that `host` is reached directly: `*`, a host, or a domain with what is below it."""
     host = host.lower().removesuffix(".").strip("[]")
@@ -233,4 +214,4 @@ def _is_numeric(host: str) -> bool:
     return True
 
 
-__all__ = ["DIAL_TIMEOUT", "LookUp", "Target", "Ways", "parse_proxy", "without_proxy"]
+__all__ = ["DIAL_TIMEOUT", "LookUp", "Target", "Ways", "without_proxy"]

@@ -112,6 +112,9 @@ class ControlConnection:
             self._raise_if_lost()
             await self._read(self._limits.silence)
 
+    def expect_last(self) -> None:
+        """The next message is the last one: what comes behind it, in the same piece too, is for `detach`."""
+
     async def detach(self) -> Detached | None:
         """Give the socket away once what was sent has left; the connection is closed then. None: it has none to give.
 

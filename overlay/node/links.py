@@ -180,6 +180,7 @@ class DataLinks:
         connection = await self._dial(carriers)
         try:
             with anyio.fail_after(ATTACH_TIMEOUT):
+                connection.expect_last()
                 await connection.send(Attach())
                 answer = await connection.receive()
                 if isinstance(answer, Refused):

@@ -62,4 +62,4 @@ def parse_proxy(text: str) -> str:
         raise ValueError("the proxy's address holds white space")
     user = parts.netloc.rpartition("@")[0]
     where = f"[{host}]" if ":" in host else host
-    return f"http://{user}{'@' if user else ''}{where}:{port or 8080}"
+    return f"http://{user}{'@' if user else ''}{where}:{port or 80}"

@@ -214,7 +214,7 @@ def test_the_pin_is_for_the_server_itself_and_authorities_for_a_url(tmp_path: Pa
     ("given", "full"),
     [
         ("proxy:3128", "http://proxy:3128"),
-        ("http://proxy", "http://proxy:8080"),
+        ("http://proxy", "http://proxy:80"),
         ("http://a:b%40c@proxy:1/", "http://a:b%40c@proxy:1"),
         ("http://[2001:db8::1]:8080", "http://[2001:db8::1]:8080"),
     ],

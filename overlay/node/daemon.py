@@ -70,6 +70,7 @@ class NodeDaemon:
         self._settings = settings
         self._state = state
         self._memory = Memory(state)
+        check_ways(settings.carriers, settings.proxy)
         self._start = plan_start(self._memory.joined, settings.invite, settings.name)
         if start_engine is None:
             check_tun()

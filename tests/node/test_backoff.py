@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay.carrier.limits import DEFAULT_LIMITS, Door
+from overlay.carrier.limits import DEFAULT_LIMITS, Door, Visit
 from overlay.node.backoff import CAP, FIRST, MISSED, STEADY, SUSPICION, Backoff, Liveness
 
 
@@ -88,7 +88,7 @@ def test_a_thousand_nodes_that_come_back_at_once_are_served_in_order(seed: int) 
     events = [(node.next(), number, "dial") for number, node in enumerate(nodes)]
     heapq.heapify(events)
     served: dict[int, float] = {}
-    visits = {}
+    visits: dict[int, Visit] = {}
     tries = 0
     while events:
         now, number, what = heapq.heappop(events)

@@ -266,7 +266,7 @@ def test_without_udp_packets_go_by_a_link_and_the_status_says_so(tmp_path: Path)
                 engine = node.engines.last
                 with anyio.fail_after(10):
                     while not any(isinstance(each, AddLink) for each in engine.commands):
-                        await anyio.sleep(0.01)
+                        await anyio.lowlevel.checkpoint()
                 relay = next(each for each in engine.commands if isinstance(each, SetRelay))
                 assert relay.endpoints == ()
                 link = next(each for each in engine.commands if isinstance(each, AddLink))
@@ -282,6 +282,9 @@ def test_without_udp_packets_go_by_a_link_and_the_status_says_so(tmp_path: Path)
 
 
 def test_a_wrong_carrier_ends_it_before_anything_is_kept(tmp_path: Path) -> None:
+    server = StubServer()
+    server.port = 1
     with pytest.raises(UserError) as caught:
-        Node(tmp_path, StubServer().invite(), carriers="smoke")
+        Node(tmp_path, server.invite(), carriers="smoke")
     assert (caught.value.code, caught.value.exit_code) == ("carrier-unknown", Exit.USAGE)
+    assert not list(tmp_path.iterdir())

@@ -160,6 +160,14 @@ class BetterSearch:
         self._used: CarrierName | None = None
         self._since = 0.0
 
+    def steady_first(self) -> tuple[CarrierName, ...]:
+        """All, in the order for the next race: those that worked and then did not last come last."""
+        return tuple(sorted(self._carriers, key=lambda carrier: carrier in self._unsteady))
+
+    def is_unsteady(self, carrier: CarrierName) -> bool:
+        """It worked, and was lost soon."""
+        return carrier in self._unsteady
+
     def connected(self, carrier: CarrierName, now: float) -> None:
         """This one is in use from now on."""
         better = self._carriers[: self._carriers.index(carrier)] if carrier in self._carriers else ()

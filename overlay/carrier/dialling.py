@@ -223,7 +223,7 @@ async def _attempt(
     try:
         stream = await openers[attempt.carrier](attempt.endpoint, options)
     except OSError as error:
-        search.end(attempt, "unreachable", errno_text(error.errno) if error.errno else str(error) or "no answer")
+        search.end(attempt, "unreachable", errno_text(error.errno) if error.errno else _words(error))
         return None
     except RemoteProtocolError as error:
         search.end(attempt, "stranger", str(error).removeprefix(f"{error.reason}: "))
@@ -242,7 +242,11 @@ async def _attempt(
     except anyio.EndOfStream:
         search.end(attempt, "stranger", "it closed the connection")
     except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-        search.end(attempt, "unreachable", str(error) or "connection lost")
+        below = error.__cause__
+        if isinstance(below, RemoteProtocolError):  # TLS or WebSocket, broken after its set-up
+            search.end(attempt, "stranger", str(below).removeprefix(f"{below.reason}: "))
+        else:
+            search.end(attempt, "unreachable", _words(error))
     except RemoteProtocolError as error:
         if error.reason == "server_busy":
             search.race.abandon(attempt.endpoint)
@@ -255,6 +259,12 @@ async def _attempt(
         if not established:
             stream.close()
     return None
+
+
+def _words(error: Exception) -> str:
+    """In the middle of a sentence: the system's words begin with a capital, an abbreviation keeps its own."""
+    text = str(error) or "connection lost"
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 def _host_of(address: ServerAddress) -> str:

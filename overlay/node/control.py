@@ -104,6 +104,7 @@ class ControlClient:
         self._map_key = b""
         self._backoff = Backoff(uniform)
         self._retry_now = anyio.Event()
+        self._dialling = anyio.CancelScope()
         self._welcomed = False  # once at least
         self._connection: ControlConnection | None = None
         self._liveness = Liveness(1.0, 0.0)
@@ -152,6 +153,7 @@ class ControlClient:
             self._better.link_changed()
         if self._connection is None:
             self._retry_now.set()
+            self._dialling.cancel()
         else:
             self._liveness.suspect(anyio.current_time())
             self._wake_heartbeat.set()
@@ -205,7 +207,7 @@ class ControlClient:
     async def _attempt(self, *, patient: bool) -> str:
         """Dial and converse; returns why it ended. Raises `UserError` if the server refuses, or as `run` says."""
         try:
-            connection = await self._dial()
+            connection = await self._dialled()
         except UserError as error:
             if not patient:
                 raise
@@ -237,6 +239,13 @@ class ControlClient:
                 self._found = None
             with anyio.CancelScope(shield=True):
                 await connection.aclose()
+
+    async def _dialled(self) -> ControlConnection:
+        """A connection. Begins anew when the machine's links change: from an address that is gone nothing comes."""
+        while True:
+            self._dialling = anyio.CancelScope()
+            with self._dialling:
+                return await self._dial()
 
     async def _greet(self, connection: ControlConnection) -> Welcome | str:
         """Hello and Welcome; or why there is no welcome for now. Raises `UserError` if the server refuses for good."""

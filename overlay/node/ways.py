@@ -86,7 +86,10 @@ class Ways:
         """By whatever works: what worked last on this network first. Raises `UserError` as `find_server` does."""
         network = await self._network()
         favourite = self._favourites.of(network, self._usable, self._wall())
-        found = await self._find(self._target.carriers, DIAL_TIMEOUT, favourite)
+        if favourite is not None and self._search.is_unsteady(favourite.carrier):
+            favourite = None
+        # What is let through at first and then cut off must not be all that is ever tried.
+        found = await self._find(self._search.steady_first() or self._target.carriers, DIAL_TIMEOUT, favourite)
         await self._take(found, network)
         return found.connection
 
@@ -156,6 +159,10 @@ class Ways:
 
     async def _take(self, found: Found, network: str) -> None:
         self.carrier, self.why = found.connection.carrier, found.why
+        better = self._usable[: self._usable.index(self.carrier)]
+        cut_off = [carrier for carrier in better if self._search.is_unsteady(carrier)]
+        if cut_off:
+            self.why = f"{' and '.join(cut_off)}: worked, and did not last"
         _log.info("the server is reached by %s (%s)", self.carrier, self.why)
         self._search.connected(found.connection.carrier, anyio.current_time())
         self._search_changed.set()

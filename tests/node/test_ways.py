@@ -107,6 +107,29 @@ def test_what_worked_on_a_network_is_tried_first_there(tmp_path: Path) -> None:
     anyio.run(main)
 
 
+def test_a_carrier_that_is_cut_off_again_and_again_does_not_hold_the_node(tmp_path: Path) -> None:
+    async def main() -> None:
+        server = StubServer()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(server.run)
+            rig = Rig(tmp_path, server, Firewall("udp", "tls", "ws"))
+            ways = rig.ways()
+            assert await rig.dial(ways) == "udp"
+            ways.lost()
+            assert await rig.dial(ways) == "tls"
+            assert ways.why == "udp: worked, and did not last"
+            ways.lost()
+            assert await rig.dial(ways) == "ws"
+            assert ways.why == "udp and tls: worked, and did not last"
+            ways.lost()
+            assert await rig.dial(ways) == "udp"  # none is better than the others
+            ways.link_changed()
+            assert await rig.dial(ways) == "udp"
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
 def test_a_damaged_memory_is_forgotten(tmp_path: Path) -> None:
     async def main() -> None:
         server = StubServer()

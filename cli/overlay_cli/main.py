@@ -14,6 +14,7 @@ from overlay_cli import output
 from overlay_cli.commands.capture import capture
 from overlay_cli.commands.expose import expose_app
 from overlay_cli.commands.member import down, status, up
+from overlay_cli.commands.netcheck import netcheck
 from overlay_cli.commands.node import node_app
 from overlay_cli.commands.server import invite, server
 from overlay_cli.commands.version import version
@@ -44,6 +45,7 @@ app.command(epilog="Example: sudo overlay down")(down)
 app.command(epilog="Example: overlay status --json")(status)
 app.add_typer(expose_app, name="expose")
 app.command(epilog="Example: sudo overlay capture b -w b.pcapng icmp or tcp port 443")(capture)
+app.command(epilog="Example: overlay netcheck --json   (or, before joining: overlay netcheck ov1_…)")(netcheck)
 app.add_typer(node_app, name="node")
 app.command(epilog="Example: overlay version --json")(version)
 

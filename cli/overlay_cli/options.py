@@ -109,9 +109,53 @@ Dscp = Annotated[
         help="Whether routers on the way see what class of service the packets inside ask for: their DSCP.",
     ),
 ]
+Carrier = Annotated[
+    str,
+    typer.Option(
+        "--carrier",
+        metavar="LIST",
+        envvar="OVERLAY_CARRIER",
+        help="How the server may be reached: auto, or one or several of udp,tls,wss,tcp,ws, best first.",
+    ),
+]
+Proxy = Annotated[
+    str | None,
+    typer.Option(
+        "--proxy",
+        metavar="URL",
+        envvar=["OVERLAY_PROXY", "HTTPS_PROXY", "https_proxy"],
+        help="HTTP proxy to the server, for all but udp: http://[USER:PASSWORD@]HOST:PORT. A password is better put "
+        "into the environment or config.toml, where no list of processes shows it.",
+        show_default=False,
+    ),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        metavar="FILE",
+        envvar="OVERLAY_CA",
+        help="Certificates (PEM) that tls:// and wss:// addresses are verified by, instead of the system's.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; -vv even more.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+
+
+def way_settings(carrier: str, proxy: str | None, ca: Path | None) -> dict[str, str]:
+    """Those of `NodeSettings` that say how the server is reached. Raises `UserError` (exit 2)."""
+    import os
+
+    if ca is not None and not ca.is_file():
+        raise UserError("ca-missing", f"There is no file {ca}.", "Name a file of certificates in PEM form.", Exit.USAGE)
+    return {
+        "carriers": carrier,
+        "proxy": proxy or "",
+        "no_proxy": os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or "",
+        "ca_file": str(ca.absolute()) if ca is not None else "",
+    }
 
 
 def verbosity(verbose: int, quiet: bool) -> int:

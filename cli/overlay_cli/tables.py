@@ -22,7 +22,8 @@ def node_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderable
     server = status.get("server")
     if server:
         trip = "" if server.get("rtt_ms") is None else f", {server['rtt_ms']:.1f} ms"
-        parts.append(Text(f"server     {server['address']} by {server['carrier']}{trip}"))
+        by = f" by {server['carrier']}{_why(server)}" if server["carrier"] else ""
+        parts.append(Text(f"server     {server['address']}{by}{trip}"))
     parts.extend(_warnings(status))
     peers = status["peers"]
     parts.append(peer_table(peers) if peers else Text("no peers yet", style="dim"))
@@ -49,6 +50,40 @@ def server_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderab
     if verbose:
         parts.extend(_details(status))
     return Group(*parts)
+
+
+def net_report(report: dict[str, Any]) -> RenderableType:
+    """What `overlay netcheck` found."""
+    best = report["best"]
+    heading = (
+        Text.assemble(_dot("connected"), " ", (f"the server is reached by {best}", "bold"))
+        if best is not None
+        else Text.assemble(_dot("stopped"), " ", ("the server is not reached", "bold"))
+    )
+    families = ", ".join(f"{name} {'yes' if report[name.lower()] else 'no'}" for name in ("IPv4", "IPv6"))
+    parts: list[RenderableType] = [
+        heading,
+        Text("server     " + "  ".join(report["addresses"])),
+        Text(f"network    {report['network'] or 'no default route'}"),
+        Text(f"families   {families}"),
+        Text(f"udp        {report['udp']}"),
+    ]
+    if report["proxy"]:
+        parts.append(Text(f"proxy      {report['proxy']}"))
+    if report["captive_portal"]:
+        sentence = f"Something else answers in the server's place ({report['captive_portal']})."
+        advice = "If this network has a login page, open any http:// site in a browser."
+        parts.append(Text(f"warning    {sentence} {advice}", style="yellow"))
+    table = _table("carrier", "works", "time", "where, or why not")
+    for each in report["carriers"]:
+        latency = each["latency_ms"]
+        table.add_row(
+            Text.assemble(_dot("connected" if each["works"] else "stopped"), " ", each["carrier"]),
+            Text("yes" if each["works"] else "no"),
+            Text("–" if latency is None else f"{latency:.1f} ms"),
+            Text(each["address"] or each["why"]),
+        )
+    return Group(*parts, table)
 
 
 def peer_table(peers: list[dict[str, Any]]) -> Table:
@@ -92,6 +127,14 @@ def node_table(nodes: list[dict[str, Any]]) -> Table:
             Text(node["key"]),
         )
     return table
+
+
+def _why(server: dict[str, Any]) -> str:
+    """Why this carrier; and which one packets take, if it is another."""
+    data = server.get("data_carrier")
+    parts = [server.get("carrier_why") or "", f"packets by {data}" if data and data != server["carrier"] else ""]
+    told = "; ".join(part for part in parts if part)
+    return f" ({told})" if told else ""
 
 
 def _warnings(status: dict[str, Any]) -> list[RenderableType]:

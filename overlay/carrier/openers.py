@@ -9,6 +9,7 @@ import anyio
 
 from overlay.carrier.carriers import CarrierName, CarrierStream, DialOptions, Opener
 from overlay.carrier.proxy import connect_through, parse_proxy
+from overlay.carrier.quic import open_quic
 from overlay.carrier.stream import TcpStream, connect
 from overlay.carrier.streams import CodecStream
 from overlay.carrier.tls import ALPN_ORDINARY, ALPN_WEBSOCKET, client_context, client_handshake
@@ -44,6 +45,7 @@ def _opener(*, tls: bool, websocket: bool) -> Opener:
 
 OPENERS: Final[Mapping[CarrierName, Opener]] = MappingProxyType(
     {
+        "udp": open_quic,
         "tcp": _opener(tls=False, websocket=False),
         "tls": _opener(tls=True, websocket=False),
         "ws": _opener(tls=False, websocket=True),

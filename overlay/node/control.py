@@ -33,7 +33,7 @@ from overlay.wire.control.messages import (
     SignedMap,
     Welcome,
 )
-from overlay.wire.endpoint import format_endpoint
+from overlay.wire.endpoint import Endpoint, format_endpoint
 
 WELCOME_TIMEOUT = 10.0
 """Seconds for the server to answer `Hello`: it may have to write to its registry."""
@@ -58,6 +58,15 @@ class Listener(Protocol):
     def disconnected(self) -> None: ...
 
 
+class Better(Protocol):
+    """Who looks for a better carrier while one is in use: `overlay.node.ways.Ways`."""
+
+    async def better(self) -> ControlConnection: ...
+    async def taken_over(self, connection: ControlConnection) -> None: ...
+    def lost(self) -> None: ...
+    def link_changed(self) -> None: ...
+
+
 class _Pending:
     """A request that waits for its answer."""
 
@@ -76,14 +85,18 @@ class ControlClient:
         listener: Listener,
         network_map: NetworkMap | None,
         *,
+        better: Better | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         """`dial` connects (raises `UserError`); `hello` makes the first message from the version of the map at hand."""
         self.state: Literal["starting", "connected", "offline"] = "starting"
         self.address = ""  # the server's endpoint, of the last connection
+        self.endpoint: Endpoint | None = None  # the same
         self.rtt: float | None = None  # s, of the last ping while connected
         self.last_error: UserError | None = None  # why the server was not reached, the last time
         self._dial = dial
+        self._better = better
+        self._found: ControlConnection | None = None  # a better one, which takes over
         self._hello = hello
         self._listener = listener
         self._map = network_map
@@ -91,6 +104,7 @@ class ControlClient:
         self._map_key = b""
         self._backoff = Backoff(uniform)
         self._retry_now = anyio.Event()
+        self._dialling = anyio.CancelScope()
         self._welcomed = False  # once at least
         self._connection: ControlConnection | None = None
         self._liveness = Liveness(1.0, 0.0)
@@ -99,6 +113,9 @@ class ControlClient:
         self._endpoints_changed = anyio.Event()
         self._pings: dict[int, float] = {}
         self._pending: dict[int, _Pending] = {}
+        self._settled = anyio.Event()  # no take-over is under way
+        self._settled.set()
+        self._answered = anyio.Event()  # replaced after each request
         self._seq = 0
 
     async def run(self, *, patient: bool) -> None:
@@ -117,6 +134,8 @@ class ControlClient:
                     "Try again in a moment; if it stays so, see the server's log.",
                     Exit.UNREACHABLE,
                 )
+            if self._better is not None:
+                self._better.lost()
             if self.state == "connected":
                 _log.info("the connection to the server is lost: %s", reason)
                 self._backoff.lasted(anyio.current_time() - started)
@@ -130,8 +149,11 @@ class ControlClient:
 
     def link_changed(self) -> None:
         """The machine's links changed: see at once whether the connection still works, or dial again now."""
+        if self._better is not None:
+            self._better.link_changed()
         if self._connection is None:
             self._retry_now.set()
+            self._dialling.cancel()
         else:
             self._liveness.suspect(anyio.current_time())
             self._wake_heartbeat.set()
@@ -146,6 +168,8 @@ class ControlClient:
 
         Raises `UserError`: the server's refusal, or "server-unreachable" (exit 5).
         """
+        with anyio.move_on_after(REQUEST_TIMEOUT):
+            await self._settled.wait()
         connection = self._connection
         if connection is None or self.state != "connected":
             raise _unreachable()
@@ -160,6 +184,8 @@ class ControlClient:
             raise _unreachable() from error
         finally:
             del self._pending[seq]
+            self._answered.set()
+            self._answered = anyio.Event()
         if pending.answer is None:
             raise _unreachable()
         if isinstance(pending.answer, Failed):
@@ -181,26 +207,48 @@ class ControlClient:
     async def _attempt(self, *, patient: bool) -> str:
         """Dial and converse; returns why it ended. Raises `UserError` if the server refuses, or as `run` says."""
         try:
-            connection = await self._dial()
+            connection = await self._dialled()
         except UserError as error:
             if not patient:
                 raise
             self.last_error = error
             return error.message
         try:
-            return await self._converse(connection)
+            greeting: Welcome | str | None = await self._greet(connection)
+            while not isinstance(greeting, str):
+                if greeting is not None:
+                    self._use(connection, greeting)
+                reason = await self._converse_on(connection)
+                better, self._found = self._found, None
+                if better is None:
+                    return reason
+                connection, greeting = await self._take_over(connection, better)
+                self._settled.set()
+            return greeting
         except (ConnectionLost, RemoteProtocolError) as error:
             return str(error)
         except TimeoutError:
             return "the server does not answer the first message"
         finally:
             self._connection = None
+            self._settled.set()
             for pending in self._pending.values():
                 pending.arrived.set()
+            if self._found is not None:
+                self._found.lose("closed")
+                self._found = None
             with anyio.CancelScope(shield=True):
                 await connection.aclose()
 
-    async def _converse(self, connection: ControlConnection) -> str:
+    async def _dialled(self) -> ControlConnection:
+        """A connection. Begins anew when the machine's links change: from an address that is gone nothing comes."""
+        while True:
+            self._dialling = anyio.CancelScope()
+            with self._dialling:
+                return await self._dial()
+
+    async def _greet(self, connection: ControlConnection) -> Welcome | str:
+        """Hello and Welcome; or why there is no welcome for now. Raises `UserError` if the server refuses for good."""
         known = 0 if self._map is None or self._map_wanted else self._map.version
         with anyio.fail_after(WELCOME_TIMEOUT):
             await connection.send(self._hello(known))
@@ -209,16 +257,41 @@ class ControlClient:
             return self._refused(first)
         if not isinstance(first, Welcome):
             raise RemoteProtocolError("no_welcome", f"the server began with {type(first).__name__}")
+        return first
+
+    def _use(self, connection: ControlConnection, welcome: Welcome) -> None:
         now = anyio.current_time()
-        self._map_key = first.map_key
+        self._map_key = welcome.map_key
         self._pings.clear()
-        self._liveness = Liveness(first.heartbeat, now)
+        self._liveness = Liveness(welcome.heartbeat, now)
+        self.endpoint = connection.remote_address
         self.address = format_endpoint(connection.remote_address)
         self._connection, self.state, self.last_error = connection, "connected", None
-        _log.info("connected to the server at %s", self.address)
-        self._listener.welcomed(first)
+        _log.info("connected to the server at %s by %s", self.address, connection.carrier)
+        self._listener.welcomed(welcome)
         self._welcomed = True
-        return await self._converse_on(connection)
+
+    async def _take_over(
+        self, old: ControlConnection, new: ControlConnection
+    ) -> tuple[ControlConnection, Welcome | None]:
+        """Go on over `new` once the server has welcomed the node there; until then the old one stays, and if that is
+        not to be, it is gone on with. → the connection to converse on, and its welcome if it is another"""
+        assert self._better is not None
+        taken = False
+        try:
+            greeting = await self._greet(new)
+            if isinstance(greeting, Welcome):
+                taken = True
+                old.lose("closed")  # the server has let go of it already
+                await self._better.taken_over(new)
+                return new, greeting
+            _log.debug("the better carrier is of no use: %s", greeting)
+        except (ConnectionLost, RemoteProtocolError, TimeoutError) as error:
+            _log.debug("the better carrier is of no use: %s", error)
+        finally:
+            if not taken:
+                new.lose("closed")
+        return old, None
 
     async def _converse_on(self, connection: ControlConnection) -> str:
         """After the welcome: receive, and beside it ping and announce, until one of them ends."""
@@ -235,11 +308,22 @@ class ControlClient:
                     refusals.append(error)
                 tasks.cancel_scope.cancel()
 
-            for part in (self._receive, self._heartbeat, self._announce):
+            for part in (self._receive, self._heartbeat, self._announce, self._seek):
                 tasks.start_soon(until_lost, part)
         if refusals:
             raise refusals[0]
         return reasons[0]
+
+    async def _seek(self, connection: ControlConnection) -> str:
+        """End the conversation when there is a better connection for it, between two requests."""
+        if self._better is None:
+            await anyio.sleep_forever()
+            raise AssertionError
+        self._found = await self._better.better()
+        while self._pending:
+            await self._answered.wait()
+        self._settled = anyio.Event()
+        return f"{self._found.carrier} works again"
 
     async def _receive(self, connection: ControlConnection) -> str:
         while True:

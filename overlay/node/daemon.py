@@ -17,13 +17,13 @@ from typing import Literal
 import anyio
 
 from overlay import __version__
-from overlay.carrier.tcp import ControlConnection, dial
+from overlay.carrier.carriers import DialOptions
 from overlay.daemon import logs
 from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.state import LOG_NAME, StateDir
-from overlay.engine.api import SERVER_NUMBER, Cipher
+from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.api import make_api
 from overlay.node.ciphers import measure
@@ -31,16 +31,15 @@ from overlay.node.control import ControlClient
 from overlay.node.exposures import Exposures
 from overlay.node.interface import check_tun
 from overlay.node.joining import default_name, identity_of, plan_start, relay_of
+from overlay.node.links import DataLinks
 from overlay.node.member import Identity, Member, MemberSettings, StartEngine
-from overlay.node.memory import Memory, load_or_make_key
+from overlay.node.memory import Joined, Memory, load_or_make_key
 from overlay.node.names import restore_system
-from overlay.node.settings import NodeSettings
+from overlay.node.settings import NodeSettings, check_ways
 from overlay.node.status import ExposureStatus, NodeStatus, ServerStatus, State
+from overlay.node.ways import Target, Ways
 from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
-from overlay.wire.endpoint import parse_endpoint
 
-DIAL_TIMEOUT = 10.0
-"""Seconds to find the server at one of its addresses."""
 OFFLINE_AFTER = 3.0
 """Seconds that a node which remembers its network waits for the server before it says that it works without."""
 
@@ -71,26 +70,37 @@ class NodeDaemon:
         self._settings = settings
         self._state = state
         self._memory = Memory(state)
+        check_ways(settings.carriers, settings.proxy)
         self._start = plan_start(self._memory.joined, settings.invite, settings.name)
         if start_engine is None:
             check_tun()
-        self._private_key = load_or_make_key(state)
+        target = _target(settings, self._start.joined, load_or_make_key(state))
         self._ciphers: tuple[Cipher, ...] = measure()
         self._epoch = secrets.randbits(32) | 1
         self._member = Member(
             MemberSettings(
-                private_key=self._private_key,
+                private_key=target.private_key,
                 interface=settings.interface or "overlay%d",
                 port=settings.port,
                 copy_dscp=settings.dscp == "copy",
+                udp="udp" in target.carriers,
                 names=settings.names,
             ),
             state,
             on_endpoints=self._endpoints_changed,
             on_link_changed=self._link_changed,
+            on_relay=self._relay_event,
             start_engine=start_engine,
         )
-        self._control = ControlClient(self._dial, self._hello, self, self._memory.network_map)
+        self._ways = Ways(target, state, lambda: self._member.upstreams)
+        self._control = ControlClient(self._ways.dial, self._hello, self, self._memory.network_map, better=self._ways)
+        self._links = DataLinks(
+            self._ways.dial_stream,
+            lambda: self._ways.stream_carriers,
+            self._member.post,
+            udp="udp" in target.carriers,
+        )
+        self._by_udp = False  # relayed packets go by UDP
         self._exposures = Exposures(state, self._control.request, self._is_server)
         self._identity: Identity | None = None
         self._identity_changed = anyio.Event()
@@ -125,7 +135,7 @@ class NodeDaemon:
 
     def welcomed(self, welcome: Welcome) -> None:
         identity = identity_of(welcome)
-        relay = relay_of(welcome, parse_endpoint(self._control.address))
+        relay = relay_of(welcome, self._control.endpoint)
         try:
             self._memory.save_welcome(welcome)
             self._memory.save_joined(self._start.joined)
@@ -175,8 +185,10 @@ class NodeDaemon:
             interface=self._member.interface,
             server=ServerStatus(
                 address=self._control.address or self._start.joined.addresses[0],
-                carrier="tcp",
+                carrier=self._ways.carrier or "",
                 rtt_ms=None if rtt is None else round(rtt * 1000, 3),
+                carrier_why=self._ways.why,
+                data_carrier=self._data_carrier(),
             ),
             peers=self._member.peers(snapshot),
             exposures=self._exposures.status(),
@@ -200,10 +212,6 @@ class NodeDaemon:
         await self._exposures.remove(name)
 
     # inside ----------------------------------------------------------------------------------------------------------
-
-    async def _dial(self) -> ControlConnection:
-        joined = self._start.joined
-        return await dial(joined.addresses, joined.server_key, self._private_key, DIAL_TIMEOUT)
 
     def _hello(self, map_version: int) -> Hello:
         chosen = self._start.joined.name
@@ -244,6 +252,17 @@ class NodeDaemon:
 
     def _link_changed(self) -> None:
         self._control.link_changed()
+        self._links.link_changed()
+
+    def _relay_event(self, event: RelayChanged | LinkLost) -> None:
+        if isinstance(event, LinkLost):
+            self._links.link_lost(event)
+        else:
+            self._links.relay_changed(event)
+            self._by_udp = event.endpoint is not None and not self._links.in_use
+
+    def _data_carrier(self) -> str | None:
+        return self._links.carrier if self._links.in_use else "udp" if self._by_udp else None
 
     async def _be_member(self) -> None:
         """Be in the network under the identity that the server gave, and again under each new one."""
@@ -255,6 +274,7 @@ class NodeDaemon:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._member.run, identity)
                 await tasks.start(self._exposures.run, str(identity.addresses[0]))
+                tasks.start_soon(self._links.run)
                 self._up.set()
                 self._server_exposures_changed.set()
                 await self._identity_changed.wait()
@@ -305,3 +325,16 @@ class NodeDaemon:
                     scope.cancel()  # the second time: without saying good-bye
                 self.interrupted = number == signal.SIGINT
                 self._stopping.set()
+
+
+def _target(settings: NodeSettings, joined: Joined, private_key: bytes) -> Target:
+    """Raises `UserError` as `check_ways` does."""
+    carriers, proxy = check_ways(settings.carriers, settings.proxy)
+    return Target(
+        addresses=joined.addresses,
+        server_key=joined.server_key,
+        private_key=private_key,
+        carriers=carriers,
+        options=DialOptions(proxy=proxy, pin=joined.pin, ca_file=settings.ca_file or None),
+        no_proxy=settings.no_proxy,
+    )

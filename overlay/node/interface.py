@@ -66,6 +66,7 @@ class Route:
     destination: str  # a network, "10.0.0.0/8"
     interface: str
     table: int = _MAIN_TABLE
+    gateway: str = ""  # of a default route: another one is another network
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -150,6 +151,17 @@ def local_candidates(machine: Machine, port: int, networks: Iterable[Network] = 
             continue
         found.append((str(address), port))
     return tuple(found[:CANDIDATE_LIMIT])
+
+
+def network_key(machine: Machine) -> str:
+    """Which network this host is in: its default gateway and its own address there; "" if it has neither."""
+    for version, everything in ((4, "0.0.0.0/0"), (6, "::/0")):
+        for route in machine.routes:
+            if route.destination == everything and route.table == _MAIN_TABLE:
+                own = (each.address for each in machine.addresses if each.interface == route.interface)
+                address = next((each for each in own if ip_address(each).version == version), "")
+                return f"{route.gateway or route.interface} {address}".strip()
+    return ""
 
 
 async def read_machine() -> Machine:
@@ -297,7 +309,9 @@ def _route(message: Any, names: dict[int, str]) -> Route | None:
     destination = ip_network(f"{message.get('dst') or everything}/{message['dst_len']}", strict=False)
     if destination.is_link_local or destination.is_multicast:
         return None  # each IPv6 link has these
-    return Route(str(destination), names.get(index, f"interface {index}"), table)
+    # Of others the gateway does not matter: a change of it is none of the machine's place in the world.
+    gateway = message.get("gateway") if destination.prefixlen == 0 else None
+    return Route(str(destination), names.get(index, f"interface {index}"), table, gateway or "")
 
 
 async def _burst(events: AsyncIPRoute) -> None:

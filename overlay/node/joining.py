@@ -1,5 +1,6 @@
 """Which network a start is for, from what the state folder remembers and the invite that a person gave. No I/O."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -35,7 +36,11 @@ def plan_start(remembered: Joined | None, invite_text: str, chosen_name: str) ->
         name = chosen_name or remembered.name
         return Start(
             Joined(
-                addresses=remembered.addresses, server_key=remembered.server_key, domain=remembered.domain, name=name
+                addresses=remembered.addresses,
+                server_key=remembered.server_key,
+                domain=remembered.domain,
+                pin=remembered.pin,
+                name=name,
             )
         )
     invite = Invite.parse(invite_text)
@@ -48,7 +53,14 @@ def plan_start(remembered: Joined | None, invite_text: str, chosen_name: str) ->
     name = chosen_name or (remembered.name if remembered is not None else "")
     # The invite's addresses count: they are newer than what was remembered.
     return Start(
-        Joined(addresses=invite.addresses, server_key=invite.server_key, domain=invite.domain, name=name), invite.secret
+        Joined(
+            addresses=invite.addresses,
+            server_key=invite.server_key,
+            domain=invite.domain,
+            pin=invite.pin,
+            name=name,
+        ),
+        invite.secret,
     )
 
 
@@ -89,6 +101,7 @@ def relay_of(welcome: Welcome, control: Endpoint | None) -> Relay:
     except ValueError as error:
         raise RemoteProtocolError("bad_welcome", str(error)) from error
     if control is not None and endpoints and welcome.relay_number == SERVER_NUMBER:
-        host = str(ip_address(control[0]))
-        endpoints.insert(0, next((each for each in endpoints if each[0] == host), (host, endpoints[0][1])))
+        with suppress(ValueError):  # a name that only a proxy could find
+            host = str(ip_address(control[0]))
+            endpoints.insert(0, next((each for each in endpoints if each[0] == host), (host, endpoints[0][1])))
     return Relay(tuple(dict.fromkeys(endpoints)), welcome.relay_number, welcome.ticket)

@@ -33,9 +33,11 @@ from overlay.engine.api import (
     Event,
     Inspect,
     LinkChanged,
+    LinkLost,
     Network,
     Observed,
     PeerConfig,
+    RelayChanged,
     RemovePeer,
     SetPeer,
     SetRelay,
@@ -79,6 +81,7 @@ class MemberSettings:
     relay_clients: bool = False  # the server's part: forward between nodes
     relay_rate: float = 0.0  # bytes per second that it forwards for each node; 0: no bound
     copy_dscp: bool = False  # outer headers show the DSCP of the packets inside
+    udp: bool = True  # the home relay may be reached by UDP
     names: bool = True  # run the resolver and point the system at it
 
 
@@ -182,9 +185,11 @@ class Member:
         *,
         on_endpoints: Callable[[], None] = lambda: None,
         on_link_changed: Callable[[], None] = lambda: None,
+        on_relay: Callable[[RelayChanged | LinkLost], None] = lambda event: None,
         start_engine: StartEngine | None = None,
     ) -> None:
-        """`on_endpoints`: `lan` or `observed` is another. `on_link_changed`: the host's addresses or routes are."""
+        """`on_endpoints`: `lan` or `observed` is another. `on_link_changed`: the host's addresses or routes are.
+        `on_relay`: how the home relay is reached, or a data link is lost."""
         self.settings = settings
         self.identity: Identity | None = None  # while it runs
         self.lan: tuple[str, ...] = ()  # own endpoints, for the map
@@ -192,6 +197,7 @@ class Member:
         self._state = state
         self._on_endpoints = on_endpoints
         self._on_link_changed = on_link_changed
+        self._on_relay = on_relay
         self._start_engine = start_engine or _default_engine
         self._engine: RunningEngine | None = None
         self._captures = Captures(self.post)
@@ -214,6 +220,11 @@ class Member:
     def port(self) -> int | None:
         """The engine's UDP port while it runs."""
         return self._engine.port if self._engine is not None else None
+
+    @property
+    def upstreams(self) -> tuple[Endpoint, ...]:
+        """The system's own name servers while the network's resolver stands in their place; else empty."""
+        return self._names.upstreams if self._names is not None else ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -400,6 +411,8 @@ class Member:
     def _receive_event(self, event: Event) -> None:
         if isinstance(event, Observed):
             self._take_observed(event.endpoint)
+        elif isinstance(event, RelayChanged | LinkLost):
+            self._on_relay(event)
         elif isinstance(event, EngineFailed):
             _log.error("the engine ended by an error", exc_info=event.error)
             self._failure = event.error
@@ -438,7 +451,8 @@ class Member:
         node = next((node for node in self._map.nodes if node.number == self._relay.number), None)
         if node is None:
             return None
-        return SetRelay(self._relay.endpoints, self._relay.number, node.key, self._relay.ticket)
+        endpoints = self._relay.endpoints if self.settings.udp else ()
+        return SetRelay(endpoints, self._relay.number, node.key, self._relay.ticket)
 
     async def _keep_floor(self) -> None:
         while True:

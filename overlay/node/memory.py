@@ -35,6 +35,7 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]  # of the server, "203.0.113.1:443"
     server_key: bytes  # X25519 public
     domain: str
+    pin: bytes = b""  # of the server's certificate; empty: not pinned
     name: str = ""  # that a person chose for this node; "" for the machine's own
 
 

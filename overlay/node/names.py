@@ -57,6 +57,11 @@ class Names:
         self._resolver: Resolver | None = None
         self._upstreams: list[tuple[str, int]] = []
 
+    @property
+    def upstreams(self) -> tuple[tuple[str, int], ...]:
+        """The system's own name servers while we stand in their place; else empty."""
+        return tuple(self._upstreams) if self._resolver is not None else ()
+
     def set_map(self, network_map: NetworkMap) -> None:
         """Answer from this map from now on."""
         self._zone = build_zone(network_map)
@@ -88,7 +93,7 @@ class Names:
             self.warning = f"Names of the network do not work on this machine: {_reason(group)}."
             _log.warning("%s", self.warning)
         finally:
-            self._resolver, self.port = None, None
+            self._resolver, self.port, self._upstreams = None, None, []
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._restore)
         if not started:

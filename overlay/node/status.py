@@ -29,6 +29,8 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     carrier: str
     rtt_ms: float | None
+    carrier_why: str = ""  # why this one, and none that is wished for more: "udp: no answer"
+    data_carrier: str | None = None  # of relayed packets; None: the relay is not reached
 
 
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):

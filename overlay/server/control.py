@@ -13,6 +13,8 @@ from overlay.errors import UserError
 from overlay.server.network import Network
 from overlay.wire.control.messages import (
     CONTROL_VERSION,
+    Attach,
+    Attached,
     Done,
     Endpoints,
     Expose,
@@ -76,6 +78,9 @@ class NodeLink:
 async def converse(network: Network, connection: ControlConnection) -> None:
     """The whole life of a connection. Raises `ConnectionLost`; the carrier closes the connection afterwards."""
     hello = await connection.receive()
+    if isinstance(hello, Attach):
+        await _attach(network, connection)
+        return
     try:
         number = await _admit(network, connection, hello)
     except UserError as error:
@@ -92,6 +97,28 @@ async def converse(network: Network, connection: ControlConnection) -> None:
             await connection.send(link.refused)
     finally:
         network.disconnect(link)
+
+
+async def _attach(network: Network, connection: ControlConnection) -> None:
+    """Make the connection a data link of a node that is registered."""
+    key = connection.remote_key
+    try:
+        network.node_with_key(key)
+    except UserError as error:
+        network.count("attach_refused")
+        await connection.send(_refused(error))
+        return
+    await connection.send(Attached())
+    carrier = connection.carrier
+    detached = await connection.detach()
+    if detached is None:
+        network.count("attach_refused")  # a node of ours asks for none by udp
+        return
+    try:
+        network.attach(key, detached, carrier)
+    except UserError as error:  # removed meanwhile: nobody else would close it
+        detached.socket.close()
+        _log.debug("no data link: %s", error.message)
 
 
 async def _admit(network: Network, connection: ControlConnection, hello: Message) -> int:

@@ -26,7 +26,7 @@ from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.state import LOG_NAME, StateDir
-from overlay.engine.api import SERVER_NUMBER
+from overlay.engine.api import SERVER_NUMBER, LinkLost, RelayChanged
 from overlay.node.ciphers import measure
 from overlay.node.interface import Machine, check_tun, read_machine
 from overlay.node.member import Identity, Member, MemberSettings, StartEngine
@@ -227,7 +227,13 @@ class ServerDaemon:
             copy_dscp=self._settings.dscp == "copy",
             names=False,
         )
-        return Member(settings, self._state, on_endpoints=self._tell_own_endpoints, start_engine=self._start_engine)
+        return Member(
+            settings,
+            self._state,
+            on_endpoints=self._tell_own_endpoints,
+            on_relay=self._relay_event,
+            start_engine=self._start_engine,
+        )
 
     def _make_hub(self, registry: Registry, record: NetworkRecord, nodes: list[NodeRecord], member: Member) -> Hub:
         networks = (record.ipv4, record.ipv6)
@@ -264,6 +270,10 @@ class ServerDaemon:
     def _tell_own_endpoints(self) -> None:
         if self._network is not None and self._member is not None:
             self._network.set_endpoints(SERVER_NUMBER, self._member.lan, self._reach.relays)
+
+    def _relay_event(self, event: RelayChanged | LinkLost) -> None:
+        if isinstance(event, LinkLost) and self._network is not None:
+            self._network.links.lost(event.number)
 
     async def _converse(self, connection: ControlConnection) -> None:
         assert self._network is not None  # connections are served after it is made

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import anyio
 import msgspec
 
+from overlay.carrier.carriers import CarrierName, Detached
 from overlay.engine.api import SERVER_NUMBER, Command, RemoveClient, SetClient
 from overlay.errors import Exit, UserError
 from overlay.server import admission
@@ -23,6 +24,7 @@ from overlay.server.exposures import Exposures
 from overlay.server.hub import Hub, Link
 from overlay.server.invites import make_invite
 from overlay.server.keys import ServerKeys
+from overlay.server.links import RelayLinks
 from overlay.server.names import check_name
 from overlay.server.reach import Reach
 from overlay.server.registry import Registry
@@ -84,6 +86,7 @@ class Network:
         self._epochs = {SERVER_NUMBER: int.from_bytes(clock.random_bytes(4), "big") | 1}
         self._unsaved: set[int] = set()
         self._lock = anyio.Lock()
+        self.links = RelayLinks(relay.post)
 
     @property
     def networks(self) -> tuple[str, str]:
@@ -149,6 +152,24 @@ class Network:
         self._publish(link.number)
         _log.info("node '%s' is online", self._nodes[link.number].name)
 
+    def node_with_key(self, key: bytes) -> int:
+        """The number of the registered node that has proven this key. Raises `UserError` ("not-registered")."""
+        for node in self._nodes.values():
+            if node.key == key and node.number != SERVER_NUMBER:
+                return node.number
+        raise UserError(
+            "not-registered",
+            "The server does not know this node (any more).",
+            "Ask for an invite and join with 'overlay up INVITE'.",
+            Exit.REFUSED,
+        )
+
+    def attach(self, key: bytes, detached: Detached, carrier: CarrierName) -> None:
+        """A data link of the node with this key: its packets are relayed over it. Raises `UserError` as above."""
+        number = self.node_with_key(key)
+        self.links.add(number, detached, carrier)
+        _log.info("packets of node '%s' may come by %s", self._nodes[number].name, carrier)
+
     def disconnect(self, link: Link) -> None:
         """Its connection is gone."""
         if self.hub.disconnect(link):
@@ -208,6 +229,7 @@ class Network:
                 self._epochs.pop(node.number, None)
                 self._unsaved.discard(node.number)
                 self._relay.post(RemoveClient(node.number))
+                self.links.remove_node(node.number)
                 self.hub.remove(node.number, _REMOVED)
                 await self.exposures.forget_node(node.number)
                 _log.info("node '%s' was removed", name)

@@ -12,7 +12,7 @@ from anyio.abc import Listener, SocketAttribute, SocketStream
 from overlay.engine.api import Network
 from overlay.errors import Exit, UserError
 from overlay.node.interface import Machine, local_candidates
-from overlay.wire.control.address import parse_address
+from overlay.wire.control.address import parse_address, parse_server_address
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 DEFAULT_PORT = 443  # the one that networks which block others let through
@@ -25,14 +25,14 @@ _LOOKUP_TIMEOUT = 5.0  # s; a resolver that does not answer must not keep the se
 class Reach:
     """Under which addresses others know the server, best first."""
 
-    addresses: tuple[str, ...]  # "HOST:port" of the control channel, for invites
+    addresses: tuple[str, ...]  # "HOST:port" or "wss://HOST:port/prefix" of the control channel, for invites
     relays: tuple[str, ...]  # numeric endpoints of the relay, UDP
     warnings: tuple[str, ...] = ()  # sentences
 
     @property
     def hosts(self) -> tuple[str, ...]:
         """The addresses without ports, as users of exposures know the server."""
-        return tuple(dict.fromkeys(parse_address(address)[0] for address in self.addresses))
+        return tuple(dict.fromkeys(parse_server_address(address).host for address in self.addresses))
 
 
 def parse_listen(texts: Sequence[str]) -> tuple[Endpoint, ...]:
@@ -107,6 +107,9 @@ async def find_reach(
     relays: list[str] = []
     warnings: list[str] = []
     for text in public[:_MAX_ADDRESSES]:
+        if "://" in text:  # a reverse proxy's, which relays no UDP
+            addresses.append(_parse_url(text))
+            continue
         host, public_port = _parse_public(text, port)
         addresses.append(format_endpoint((host, public_port)))
         found = await _look_up(host, public_port)
@@ -134,6 +137,14 @@ def _own(listen: Sequence[Endpoint], port: int, machine: Machine, ranges: Iterab
 def _preference(endpoint: Endpoint) -> tuple[bool, int]:
     address = ip_address(endpoint[0])
     return (not address.is_global, address.version)
+
+
+def _parse_url(text: str) -> str:
+    try:
+        return str(parse_server_address(text))
+    except ValueError as error:
+        hint = "As in --public wss://vpn.example.org/prefix."
+        raise UserError("public-invalid", f"{error}.", hint, Exit.USAGE) from error
 
 
 def _parse_public(text: str, port: int) -> Endpoint:

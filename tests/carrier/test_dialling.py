@@ -109,7 +109,10 @@ async def test_a_refused_connection_names_the_address() -> None:
         error = await failure(one, other)
     assert error.code == "server-unreachable"
     assert error.exit_code is Exit.UNREACHABLE
-    assert error.message == f"The server cannot be reached: {one} (connection refused); {other} (connection refused)."
+    assert (
+        error.message
+        == f"The server cannot be reached: {one} by tcp (connection refused); {other} by tcp (connection refused)."
+    )
 
 
 async def test_no_answer_names_the_address_in_time() -> None:
@@ -118,8 +121,8 @@ async def test_no_answer_names_the_address_in_time() -> None:
         error = await failure(silent, closed, timeout=1.0)
         assert anyio.current_time() - started < 3
     assert error.code == "server-unreachable"
-    assert f"{silent} (no answer within 1 s)" in error.message
-    assert f"{closed} (connection refused)" in error.message
+    assert f"{silent} by tcp (no answer within 1 s)" in error.message
+    assert f"{closed} by tcp (connection refused)" in error.message
 
 
 async def test_a_name_that_does_not_exist_is_named() -> None:

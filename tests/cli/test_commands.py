@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from overlay.wire.control.invite import Invite
 from overlay_cli.main import main
 
-COMMANDS = ("server", "invite", "up", "down", "status", "capture", "expose", "node", "version")
+COMMANDS = ("server", "invite", "up", "down", "status", "capture", "expose", "netcheck", "node", "version")
 ALL = (*((name,) for name in COMMANDS), ("expose", "ls"), ("expose", "rm"), ("expose", "tcp://127.0.0.1:1"))
 ALL_WITH_NODE = (*ALL, ("node", "ls"), ("node", "rm"), ("node", "rename"))
 OVERLAY = str(Path(sys.executable).parent / "overlay")
@@ -50,7 +52,7 @@ def test_commands_without_arguments_show_help_and_say_wrong_usage(capsys: pytest
         assert "Usage: overlay" in captured.out + captured.err
 
 
-@pytest.mark.parametrize("name", ["ping", "why", "netcheck", "connect", "proxy", "dns"])
+@pytest.mark.parametrize("name", ["ping", "why", "connect", "proxy", "dns"])
 def test_commands_of_later_versions_are_unknown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name]) == 2
     assert f"No such command '{name}'" in capsys.readouterr().err
@@ -225,3 +227,56 @@ def test_status_starts_in_a_fifth_of_a_second(tmp_path: Path) -> None:
         after = os.times()
         best = min(best, after.children_user + after.children_system - before.children_user - before.children_system)
     assert best < 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--carrier", "quic"), "carrier-unknown", "there are auto, udp, tls, wss, tcp, ws"),
+        (("--carrier", "udp,,tls"), "carrier-unknown", "is not a carrier"),
+        (("--proxy", "socks5://proxy:1080"), "proxy-invalid", "not by socks5://"),
+        (("--proxy", "http://proxy:99999"), "proxy-invalid", "address is wrong"),
+        (("--proxy", "http://proxy/path"), "proxy-invalid", "a host and a port"),
+        (("--ca", "no-such-file.pem"), "ca-missing", "no-such-file.pem"),
+    ],
+)
+def test_a_wrong_way_to_the_server_is_wrong_usage(
+    arguments: tuple[str, ...], code: str, words: str, tmp_path: Path
+) -> None:
+    exit_code, out, _ = run("up", "--state", str(tmp_path), "--json", *arguments)
+    error = json.loads(out)["error"]
+    assert (exit_code, error["code"]) == (2, code)
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize("name", ["OVERLAY_PROXY", "HTTPS_PROXY", "https_proxy"])
+def test_the_proxy_may_come_from_the_environment(name: str, tmp_path: Path) -> None:
+    exit_code, out, _ = run("up", "--state", str(tmp_path), "--json", environment={name: "ftp://proxy"})
+    assert (exit_code, json.loads(out)["error"]["code"]) == (2, "proxy-invalid")
+
+
+def test_the_carriers_may_come_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('carrier = "smoke"\n')
+    exit_code, out, _ = run("up", "--state", str(tmp_path), "--json")
+    assert (exit_code, json.loads(out)["error"]["code"]) == (2, "carrier-unknown")
+
+
+def test_netcheck_needs_a_server(tmp_path: Path) -> None:
+    exit_code, out, _ = run("netcheck", "--state", str(tmp_path), "--json")
+    assert (exit_code, json.loads(out)["error"]["code"]) == (2, "not-joined")
+
+
+def test_netcheck_reports_also_what_does_not_work(tmp_path: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and nobody listens
+        invite = Invite((f"127.0.0.1:{bound.getsockname()[1]}",), bytes(32), bytes(16), "local.test").encode()
+        arguments = ("netcheck", invite, "--state", str(tmp_path), "--carrier", "tcp")
+        exit_code, out, _ = run(*arguments, "--json")
+        report = json.loads(out)
+        assert (exit_code, report["best"], report["udp"]) == (5, None, "unknown")
+        assert report["carriers"] == [
+            {"carrier": "tcp", "works": False, "address": None, "latency_ms": None, "why": "connection refused"}
+        ]
+        exit_code, out, _ = run(*arguments)
+    assert exit_code == 5
+    assert "the server is not reached" in out and "connection refused" in out

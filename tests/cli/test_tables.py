@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from overlay_cli.tables import node_summary, node_table, server_summary
+from overlay_cli.tables import net_report, node_summary, node_table, server_summary
 
 NODE: dict[str, Any] = {
     "state": "connected",
@@ -108,3 +108,38 @@ def test_nodes() -> None:
     ]
     text = drawn(node_table(nodes))
     assert "now" in text and "never" in text
+
+
+def test_why_a_carrier_is_used_is_told() -> None:
+    def shown(**server: Any) -> str:
+        return drawn(node_summary({**NODE, "server": {**NODE["server"], **server}}))
+
+    assert "203.0.113.1:443 by tcp, 1.2 ms" in shown()
+    assert "by tls (udp: no answer; packets by tcp), 1.2 ms" in shown(
+        carrier="tls", carrier_why="udp: no answer", data_carrier="tcp"
+    )
+    assert "by udp (first choice), 1.2 ms" in shown(carrier="udp", carrier_why="first choice", data_carrier="udp")
+    assert "server     203.0.113.1:443, 1.2 ms" in shown(carrier="")
+
+
+def test_a_network_report() -> None:
+    report: dict[str, Any] = {
+        "addresses": ["vpn.example.org:443"],
+        "network": "192.0.2.1 192.0.2.10",
+        "ipv4": True,
+        "ipv6": False,
+        "proxy": "http://proxy:3128",
+        "udp": "blocked",
+        "captive_portal": None,
+        "best": "tls",
+        "carriers": [
+            {"carrier": "udp", "works": False, "address": None, "latency_ms": None, "why": "no answer within 5 s"},
+            {"carrier": "tls", "works": True, "address": "203.0.113.1:443", "latency_ms": 31.4, "why": ""},
+        ],
+    }
+    text = drawn(net_report(report))
+    assert "reached by tls" in text and "IPv4 yes, IPv6 no" in text and "udp        blocked" in text
+    assert "no answer within 5 s" in text and "31.4 ms" in text and "http://proxy:3128" in text
+    lost = {**report, "best": None, "proxy": None, "captive_portal": "HTTP/1.1 302 Found", "network": ""}
+    text = drawn(net_report(lost))
+    assert "the server is not reached" in text and "HTTP/1.1 302 Found" in text and "no default route" in text

@@ -2,7 +2,17 @@
 
 from collections.abc import Callable
 
-from overlay.engine.api import Command, EngineConfig, EngineSnapshot, Event, Inspect, PeerSnapshot, StartTap, StopTap
+from overlay.engine.api import (
+    AddLink,
+    Command,
+    EngineConfig,
+    EngineSnapshot,
+    Event,
+    Inspect,
+    PeerSnapshot,
+    StartTap,
+    StopTap,
+)
 
 
 class FakeEngine:
@@ -34,6 +44,9 @@ class FakeEngine:
 
     def stop(self) -> None:
         self.running = False
+        for command in self.commands:
+            if isinstance(command, AddLink):
+                command.handed.socket.close()
 
     def take(self) -> list[Command]:
         taken, self.commands = self.commands, []

@@ -4,6 +4,7 @@ The overlay addresses lie in 127.0.0.0/8, so that a test can listen on them with
 """
 
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from nacl.bindings import crypto_scalarmult_base
 from overlay.carrier.tcp import ConnectionLost, ControlConnection, serve
 from overlay.wire.control.invite import Invite
 from overlay.wire.control.messages import (
+    Attach,
+    Attached,
     Done,
     Expose,
     Exposed,
@@ -39,6 +42,14 @@ NODE_ADDRESS = "127.77.0.2"
 
 def map_node(number: int, name: str, **fields: Any) -> MapNode:
     return MapNode(number=number, name=name, key=bytes([number]) * 32, addresses=(f"127.77.0.{number}",), **fields)
+
+
+async def _more(connected: socket.socket) -> bool:
+    await anyio.wait_readable(connected)
+    try:
+        return bool(connected.recv(65536))
+    except OSError:
+        return False
 
 
 class StubServer:
@@ -110,6 +121,14 @@ class StubServer:
 
     async def _converse(self, connection: ControlConnection) -> None:
         hello = await connection.receive()
+        if isinstance(hello, Attach):
+            await connection.send(Attached())
+            detached = await connection.detach()
+            assert detached is not None
+            with detached.socket:  # a data link to nowhere, until the node lets go of it
+                while await _more(detached.socket):
+                    continue
+            return
         assert isinstance(hello, Hello)
         self.hellos.append(hello)
         answer = self.answer(hello)

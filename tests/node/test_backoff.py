@@ -1,8 +1,13 @@
 """When to try again, and when a silent connection is dead."""
 
+import heapq
+import random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlay.carrier.limits import DEFAULT_LIMITS, Door, Visit
 from overlay.node.backoff import CAP, FIRST, MISSED, STEADY, SUSPICION, Backoff, Liveness
 
 
@@ -72,3 +77,33 @@ def test_suspicion_does_not_grant_more_time() -> None:
     liveness = Liveness(1.0, 0.0)
     liveness.suspect(2.9)
     assert liveness.dead(3.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_thousand_nodes_that_come_back_at_once_are_served_in_order(seed: int) -> None:
+    """In virtual time, against the server's real door: it is never asked for more than it takes, and nobody is left."""
+    draw = random.Random(seed)
+    door = Door(DEFAULT_LIMITS)
+    nodes = [Backoff(draw.uniform) for _ in range(1000)]
+    events = [(node.next(), number, "dial") for number, node in enumerate(nodes)]
+    heapq.heapify(events)
+    served: dict[int, float] = {}
+    visits: dict[int, Visit] = {}
+    tries = 0
+    while events:
+        now, number, what = heapq.heappop(events)
+        if what == "welcome":
+            visits.pop(number).leave()
+            served[number] = now
+            continue
+        tries += 1
+        visit = door.enter(f"10.1.{number // 250}.{number % 250}", now)
+        if isinstance(visit, str):
+            heapq.heappush(events, (now + nodes[number].next(), number, "dial"))
+        else:
+            visits[number] = visit
+            heapq.heappush(events, (now + 0.05, number, "welcome"))  # its handshake, and the registry's answer
+    assert len(served) == 1000
+    assert max(served.values()) < 20.0  # at 200 handshakes a second the fastest would be 3
+    assert tries < 10_000
+    assert max(sum(int(each) == second for each in served.values()) for second in range(20)) <= 700

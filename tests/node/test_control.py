@@ -430,6 +430,36 @@ def test_link_change_makes_a_waiting_client_dial_now() -> None:
     anyio.run(main)
 
 
+def test_link_change_begins_a_dial_anew_that_hangs() -> None:
+    async def main() -> None:
+        setup = Setup()
+        dials: list[float] = []
+
+        async def dial() -> ControlConnection:
+            dials.append(anyio.current_time())
+            if len(dials) == 1:
+                await anyio.sleep_forever()  # from an address that is gone
+            return await setup._dial()
+
+        client = ControlClient(dial, setup._hello, setup.recorder, None, uniform=setup._uniform)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(setup.server.run)
+
+            async def run() -> None:
+                await client.run(patient=False)
+
+            tasks.start_soon(run)
+            with anyio.fail_after(5):
+                while not dials:
+                    await anyio.lowlevel.checkpoint()
+            client.link_changed()
+            await setup.recorder.until(lambda: bool(setup.recorder.welcomes))
+            assert len(dials) == 2 and not setup.delays
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
 def test_leaving_is_said() -> None:
     async def main() -> None:
         async with running(Setup()) as setup:

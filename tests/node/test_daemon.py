@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from anyio.abc import TaskStatus
@@ -13,7 +14,7 @@ from anyio.abc import TaskStatus
 from overlay.daemon.client import LocalClient
 from overlay.daemon.process import unwrapped
 from overlay.daemon.state import StateDir
-from overlay.engine.api import Observed, SetPeer, SetRelay
+from overlay.engine.api import AddLink, Observed, RelayChanged, SetPeer, SetRelay
 from overlay.errors import Exit, UserError
 from overlay.node.daemon import NodeDaemon
 from overlay.node.settings import NodeSettings
@@ -23,11 +24,13 @@ from tests.node.stub_server import NODE_ADDRESS, SERVER_ADDRESS, StubServer, map
 
 
 class Node:
-    def __init__(self, folder: Path, invite: str = "", name: str = "") -> None:
+    def __init__(self, folder: Path, invite: str = "", name: str = "", carriers: str = "auto") -> None:
         self.engines = Engines()
         self.state = StateDir(folder).open()
         self.client = LocalClient(folder)
-        settings = NodeSettings(state=str(folder), invite=invite, name=name, dscp="copy", names=False)
+        settings = NodeSettings(
+            state=str(folder), invite=invite, name=name, dscp="copy", names=False, carriers=carriers
+        )
         self.daemon = NodeDaemon(settings, self.state, start_engine=self.engines)
 
     async def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
@@ -249,3 +252,39 @@ def test_an_unreachable_server_at_the_first_start(tmp_path: Path) -> None:
         assert caught.value.exit_code is Exit.UNREACHABLE
 
     anyio.run(main)
+
+
+def test_without_udp_packets_go_by_a_link_and_the_status_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        server = StubServer()
+        async with server_running(server):
+            node = Node(tmp_path, server.invite(), "a", carriers="tcp")
+            async with up(node):
+                status = await node.until_state("connected")
+                assert status["server"]["carrier"] == "tcp"
+                assert status["server"]["carrier_why"] == "the only one allowed"
+                engine = node.engines.last
+                with anyio.fail_after(10):
+                    while not any(isinstance(each, AddLink) for each in engine.commands):
+                        await anyio.lowlevel.checkpoint()
+                relay = next(each for each in engine.commands if isinstance(each, SetRelay))
+                assert relay.endpoints == ()
+                link = next(each for each in engine.commands if isinstance(each, AddLink))
+                assert (link.client, link.carrier) == (None, "tcp")
+                status = await node.until_state("connected")
+                assert status["server"]["data_carrier"] is None
+                engine.on_event(RelayChanged(("@link", link.number), suspect=False))
+                await anyio.lowlevel.checkpoint()
+                status = await node.until_state("connected")
+                assert status["server"]["data_carrier"] == "tcp"
+
+    anyio.run(main)
+
+
+def test_a_wrong_carrier_ends_it_before_anything_is_kept(tmp_path: Path) -> None:
+    server = StubServer()
+    server.port = 1
+    with pytest.raises(UserError) as caught:
+        Node(tmp_path, server.invite(), carriers="smoke")
+    assert (caught.value.code, caught.value.exit_code) == ("carrier-unknown", Exit.USAGE)
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from overlay.node.interface import (
     Route,
     check_ranges,
     local_candidates,
+    network_key,
     overlapping,
     read_machine,
 )
@@ -104,3 +105,12 @@ def test_this_machines_tables_can_be_read() -> None:
         assert not any(assigned.interface == "lo" for assigned in machine.addresses)
 
     anyio.run(main)
+
+
+def test_the_gateway_and_our_address_there_tell_networks_apart() -> None:
+    addresses = (Assigned("192.0.2.10", "eth0"), Assigned("198.51.100.7", "eth1"), Assigned("2001:db8::7", "eth1"))
+    home = Route("0.0.0.0/0", "eth0", gateway="192.0.2.1")
+    assert network_key(Machine(addresses, (Route("192.0.2.0/24", "eth0"), home))) == "192.0.2.1 192.0.2.10"
+    assert network_key(Machine(addresses, (Route("::/0", "eth1", gateway="fe80::1"),))) == "fe80::1 2001:db8::7"
+    assert network_key(Machine(addresses, (Route("0.0.0.0/0", "eth1"),))) == "eth1 198.51.100.7"
+    assert network_key(Machine(addresses)) == ""

@@ -50,12 +50,13 @@ def test_serves_takes_the_system_over_and_puts_it_back(tmp_path: Path) -> None:
                 "nameserver 192.0.2.53",
             ]
             assert names.port is not None
+            assert names.upstreams == (("192.0.2.53", 53),)  # whom to ask for the way to the server
             assert await ask(names.port, "b.local.test") == []
             names.set_map(MAP)
             assert await ask(names.port, "b.local.test") == ["127.77.0.3"]
             tasks.cancel_scope.cancel()
         assert file.read_text() == "nameserver 192.0.2.53\n"
-        assert names.port is None
+        assert names.port is None and names.upstreams == ()
 
     anyio.run(main)
 

@@ -12,7 +12,7 @@ from nacl.bindings import crypto_scalarmult_base
 from overlay.carrier.tcp import ControlConnection, dial
 from overlay.daemon.client import LocalClient
 from overlay.daemon.state import StateDir
-from overlay.engine.api import Command, EngineConfig, EngineSnapshot, Event, Inspect
+from overlay.engine.api import AddLink, Command, EngineConfig, EngineSnapshot, Event, Inspect
 from overlay.node.interface import Assigned, Machine, Route
 from overlay.server.daemon import ServerDaemon
 from overlay.server.settings import ServerSettings
@@ -62,7 +62,9 @@ class NotingEngine:
                 self.commands.append(command)
 
     def stop(self) -> None:
-        return None
+        for command in self.commands:
+            if isinstance(command, AddLink):
+                command.handed.socket.close()
 
 
 class Running:

@@ -55,6 +55,14 @@ def test_what_a_person_names_goes_into_invites() -> None:
     assert local.addresses == ("localhost:8443",) and "127.0.0.1:8443" in local.relays
 
 
+def test_a_reverse_proxy_goes_into_invites_and_relays_nothing() -> None:
+    reach = found(("wss://VPN.example.org/x", "203.0.113.1"))
+    assert reach.addresses == ("wss://vpn.example.org:443/x", "203.0.113.1:443")
+    assert reach.relays == ("203.0.113.1:443",)
+    assert reach.hosts == ("vpn.example.org", "203.0.113.1")
+    assert found(("wss://vpn.example.org",)).relays == found().relays
+
+
 def test_a_name_without_an_address_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(*_: object, **__: object) -> object:
         raise socket.gaierror(socket.EAI_NONAME, "unknown")

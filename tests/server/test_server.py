@@ -9,12 +9,15 @@ import anyio
 import msgspec
 import pytest
 
+from overlay.carrier.carriers import Detached
 from overlay.carrier.tcp import ConnectionLost
-from overlay.engine.api import RemoveClient, SetClient, SetPeer
+from overlay.engine.api import AddLink, LinkLost, RemoveClient, RemoveLink, SetClient, SetPeer
 from overlay.errors import Exit, UserError
 from overlay.server import control as control_module
 from overlay.server.control import TokenBucket
 from overlay.wire.control.messages import (
+    Attach,
+    Attached,
     Done,
     Endpoints,
     Expose,
@@ -281,6 +284,80 @@ def test_pings_are_answered_and_floods_are_not(tmp_path: Path, monkeypatch: pyte
         refused = await a.receive(Refused)
         assert refused.code == "too-many-messages" and not refused.final
         assert (await server.request("GET", "/v1/status"))["drops"]["too_many_messages"] == 1
+
+    with_server(tmp_path, test)
+
+
+async def attached(server: Running, key: bytes) -> AddLink:
+    """A data link of the node with this key, as the engine got it. Bytes behind the answer arrive there."""
+    link = await server.node(key).dial(await server.invite())
+    before = len(links(server))
+    await link.connection.send(Attach())
+    with anyio.fail_after(PATIENCE):
+        assert await link.connection.receive() == Attached()
+        detached = await link.connection.detach()
+        assert isinstance(detached, Detached)
+        while len(links(server)) == before:
+            await anyio.lowlevel.checkpoint()
+    made = links(server)[-1]
+    with detached.socket as ours:
+        ours.send(b"frame")
+        await anyio.wait_readable(made.handed.socket)
+        assert made.handed.received + made.handed.socket.recv(100) == b"frame"
+    return made
+
+
+def links(server: Running) -> list[AddLink]:
+    return [each for each in server.commands if isinstance(each, AddLink)]
+
+
+def test_a_registered_node_attaches_data_links_and_no_more_than_it_needs(tmp_path: Path) -> None:
+    async def test(server: Running) -> None:
+        node = await server.node().connect(await server.invite(), name="a")
+        made = [await attached(server, node.private_key) for _ in range(3)]
+        assert [each.client for each in made] == [node.number] * 3
+        assert [each.carrier for each in made] == ["tcp"] * 3
+        assert len({each.number for each in made}) == 3
+        removed = [each.number for each in server.commands if isinstance(each, RemoveLink)]
+        assert removed == [made[0].number]
+        assert server.engine is not None
+        server.engine.on_event(LinkLost(made[1].number, "silent"))
+        await server.request("DELETE", "/v1/nodes/a")
+        removed = [each.number for each in server.commands if isinstance(each, RemoveLink)]
+        assert removed == [made[0].number, made[2].number]
+
+    with_server(tmp_path, test)
+
+
+def test_a_stranger_attaches_nothing(tmp_path: Path) -> None:
+    async def test(server: Running) -> None:
+        stranger = await server.node().dial(await server.invite())
+        await stranger.connection.send(Attach())
+        with anyio.fail_after(PATIENCE):
+            answer = await stranger.connection.receive()
+        assert isinstance(answer, Refused) and answer.code == "not-registered"
+        assert not links(server)
+        assert (await server.request("GET", "/v1/status"))["drops"]["attach_refused"] == 1
+
+    with_server(tmp_path, test)
+
+
+def test_a_node_that_says_hello_again_takes_its_own_place_and_nobody_hears_of_it(tmp_path: Path) -> None:
+    async def test(server: Running) -> None:
+        invite = await server.invite(uses=2)
+        other = await server.node().connect(invite, name="b")
+        first = await server.node().connect(invite, name="a")
+        await other.sees(lambda network: online_names(network) == {"server", "a", "b"})
+        before = other.map
+        second = await server.node(first.private_key).connect(invite, name="a")
+        assert second.number == first.number
+        with anyio.fail_after(PATIENCE), pytest.raises(ConnectionLost):
+            while True:
+                await first.connection.receive()
+        await second.sees(lambda network: "a" in online_names(network))
+        await other.connection.send(Ping(seq=1))
+        assert await other.receive(Pong) == Pong(seq=1)
+        assert other.map == before
 
     with_server(tmp_path, test)
 

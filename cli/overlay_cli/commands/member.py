@@ -8,7 +8,7 @@ import typer
 
 from overlay.errors import Exit, UserError
 from overlay_cli import output
-from overlay_cli.options import Dscp, Json, NodeState, Quiet, Verbose, verbosity
+from overlay_cli.options import CaFile, Carrier, Dscp, Json, NodeState, Proxy, Quiet, Verbose, verbosity, way_settings
 
 START_TIMEOUT = 60.0
 """Seconds for the daemon to say that it is connected, or why not: its own patience with a silent server is shorter."""
@@ -45,6 +45,9 @@ def up(
             show_default=False,
         ),
     ] = None,
+    carrier: Carrier = "auto",
+    proxy: Proxy = None,
+    ca: CaFile = None,
     dscp: Dscp = "hide",
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, for service managers and for a look.")
@@ -54,14 +57,20 @@ def up(
     quiet: Quiet = False,
 ) -> None:
     """Join the network, or come back to it. Returns once it works."""
-    from overlay.node.settings import NodeSettings
+    from overlay.node.settings import NodeSettings, check_ways
 
+    ways = way_settings(carrier, proxy, ca)
+    check_ways(ways["carriers"], ways["proxy"])
     settings = NodeSettings(
         state=str(state.absolute()),
         invite=_read_invite(invite),
         name=name or "",
         interface=interface or "",
         dscp=dscp,
+        carriers=ways["carriers"],
+        proxy=ways["proxy"],
+        no_proxy=ways["no_proxy"],
+        ca_file=ways["ca_file"],
         verbosity=verbosity(verbose, quiet),
     )
     if foreground:

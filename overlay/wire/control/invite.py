@@ -1,12 +1,13 @@
 """The invite: all that a new machine needs to join, in one string that a person can paste.
 
     "ov1_" base64url without padding ( body | checksum 4 )
-    body       msgpack array: addresses, server key 32, secret, domain
+    body       msgpack array: addresses, server key 32, secret, domain [, pin 32]
     checksum   first 4 bytes of the BLAKE2s of the body
 
 The checksum is against copying mistakes, not against people: whoever has an invite may use it. Its addresses say where
 to look for the server and its key whom to believe; the secret goes to the holder of that key alone, inside the
-established channel.
+established channel. The pin, if there is one, is of the server's TLS certificate: it lets a node tell the server from a
+middlebox that opens TLS before anything is sent inside.
 """
 
 import base64
@@ -18,11 +19,12 @@ from typing import Final
 import msgspec
 
 from overlay.errors import Exit, UserError
-from overlay.wire.control.address import parse_address
+from overlay.wire.control.address import parse_server_address
 from overlay.wire.wireguard.primitives import hash_
 
 PREFIX: Final = "ov1_"
 KEY_SIZE: Final = 32
+PIN_SIZE: Final = 32  # SHA-256
 SECRET_SIZE: Final = 16  # bytes at least: not to be guessed
 CHECKSUM_SIZE: Final = 4
 MAX_TEXT: Final = 4096  # characters; a QR code ends at 4,296
@@ -31,6 +33,16 @@ _HINT_NEW: Final = "Ask for a new one: 'overlay invite' on the server prints it.
 
 
 class _Body(msgspec.Struct, frozen=True, array_like=True):
+    addresses: tuple[str, ...]
+    server_key: bytes
+    secret: bytes
+    domain: str
+    pin: bytes = b""
+
+
+class _OldBody(msgspec.Struct, frozen=True, array_like=True):
+    """How it is written without a pin: no byte longer than before there were pins."""
+
     addresses: tuple[str, ...]
     server_key: bytes
     secret: bytes
@@ -49,22 +61,26 @@ class Invite:
     server_key: bytes  # X25519 public, 32 bytes
     secret: bytes = field(repr=False)
     domain: str  # of the network, for show before anything is believed
+    pin: bytes = b""  # SHA-256 of the server certificate's public key; empty: not pinned
 
     def __post_init__(self) -> None:
         if not self.addresses:
             raise ValueError("an invite without a server address")
         for address in self.addresses:
-            parse_address(address)
+            parse_server_address(address)
         if len(self.server_key) != KEY_SIZE:
             raise ValueError(f"a server key of {len(self.server_key)} bytes")
         if len(self.secret) < SECRET_SIZE:
             raise ValueError(f"a secret of {len(self.secret)} bytes")
+        if self.pin and len(self.pin) != PIN_SIZE:
+            raise ValueError(f"a pin of {len(self.pin)} bytes")
         if len(self.encode()) > MAX_TEXT:
             raise ValueError(f"an invite of more than {MAX_TEXT} characters")
 
     def encode(self) -> str:
         """The one string that carries it."""
-        body = _encoder.encode(_Body(self.addresses, self.server_key, self.secret, self.domain))
+        parts = (self.addresses, self.server_key, self.secret, self.domain)
+        body = _encoder.encode(_Body(*parts, self.pin) if self.pin else _OldBody(*parts))
         return PREFIX + _to_base64(body + hash_(body)[:CHECKSUM_SIZE])
 
     @classmethod

@@ -68,6 +68,15 @@ class Leave(Message, frozen=True, kw_only=True, tag="leave"):
     """The node goes away on purpose: it is offline at once."""
 
 
+class Attach(Message, frozen=True, kw_only=True, tag="attach"):
+    """First message on a data link, instead of `Hello`; answered by `Attached` or `Refused`.
+
+    After the answer the stream carries the relay's frames, without Noise. Who the node is, the channel has proven.
+    """
+
+    version: int = CONTROL_VERSION
+
+
 # server → node -------------------------------------------------------------------------------------------------------
 
 
@@ -106,6 +115,10 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     final: bool = True  # False: worth trying again later
 
 
+class Attached(Message, frozen=True, kw_only=True, tag="attached"):
+    """Answer to `Attach`, and the last message on this connection."""
+
+
 class SignedMap(Message, frozen=True, kw_only=True, tag="map"):
     """A `NetworkMap` or `MapDelta` as JSON in `body`, with the Ed25519 signature of `MAP_CONTEXT + body`."""
 
@@ -141,8 +154,8 @@ class Pong(Message, frozen=True, kw_only=True, tag="pong"):
     seq: int
 
 
-NodeMessage = Hello | Endpoints | Expose | Unexpose | Ping | Pong | Leave
-ServerMessage = Welcome | Refused | SignedMap | Exposed | Exposures | Done | Failed | Ping | Pong
+NodeMessage = Hello | Endpoints | Expose | Unexpose | Ping | Pong | Leave | Attach
+ServerMessage = Welcome | Refused | SignedMap | Exposed | Exposures | Done | Failed | Ping | Pong | Attached
 
 
 # the network map -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import pytest
 from overlay.errors import LocalProtocolError, RemoteProtocolError
 from overlay.wire.control.codec import MAX_ENDPOINTS, decode_node_message, decode_server_message, encode
 from overlay.wire.control.messages import (
+    Attach,
+    Attached,
     Done,
     Endpoints,
     Expose,
@@ -33,6 +35,7 @@ NODE_MESSAGES: list[Message] = [
     Ping(seq=3),
     Pong(seq=3),
     Leave(),
+    Attach(),
 ]
 SERVER_MESSAGES: list[Message] = [
     Welcome(
@@ -54,6 +57,7 @@ SERVER_MESSAGES: list[Message] = [
     Failed(seq=3, code="port-taken", message="The port is taken."),
     Ping(seq=4),
     Pong(seq=4),
+    Attached(),
 ]
 
 

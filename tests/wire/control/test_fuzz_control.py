@@ -10,7 +10,7 @@ from nacl.signing import SigningKey
 
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.wire.control import netmap
-from overlay.wire.control.address import parse_address
+from overlay.wire.control.address import parse_address, parse_server_address
 from overlay.wire.control.channel import INITIATION_SIZE, RESPONSE_SIZE, NoiseChannel
 from overlay.wire.control.codec import decode_node_message, decode_server_message, encode
 from overlay.wire.control.invite import PREFIX, Invite
@@ -147,3 +147,10 @@ def test_fuzz_invites_with_a_right_checksum(value: object) -> None:
 def test_fuzz_addresses(text: str) -> None:
     with suppress(ValueError):
         parse_address(text)
+
+
+@given(st.text(max_size=60), st.sampled_from(["", "wss://", "ws://a/", "tls://"]))
+def test_fuzz_server_addresses(text: str, start: str) -> None:
+    with suppress(ValueError):
+        address = parse_server_address(start + text)
+        assert parse_server_address(str(address)) == address

@@ -1,11 +1,15 @@
 """Invites: the round trip, and what a person can do to one while copying it."""
 
+import base64
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from overlay.errors import Exit, UserError
 from overlay.wire.control.invite import MAX_TEXT, PREFIX, Invite
+from overlay.wire.wireguard.primitives import hash_
 
 from .strategies import endpoints, names
 
@@ -19,6 +23,7 @@ invites = st.builds(
     server_key=st.binary(min_size=32, max_size=32),
     secret=st.binary(min_size=16, max_size=32),
     domain=names.map("{}.test".format),
+    pin=st.sampled_from([b"", bytes(range(32))]),
 )
 
 
@@ -102,3 +107,21 @@ def test_the_secret_is_not_shown() -> None:
 def test_a_wrong_invite_cannot_be_made(addresses: tuple[str, ...], server_key: bytes, secret: bytes) -> None:
     with pytest.raises(ValueError):
         Invite(addresses, server_key, secret, "local.test")
+
+
+def test_an_invite_of_before_there_were_pins_is_read() -> None:
+    body = msgspec.msgpack.encode([["203.0.113.1:443"], bytes(32), bytes(16), "local.test"])
+    text = PREFIX + base64.urlsafe_b64encode(body + hash_(body)[:4]).rstrip(b"=").decode()
+    invite = Invite.parse(text)
+    assert invite.pin == b""
+    assert invite.encode() == text
+
+
+def test_a_pin_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="pin"):
+        Invite(("203.0.113.1:443",), bytes(32), bytes(16), "local.test", b"short")
+
+
+def test_an_address_may_be_a_url() -> None:
+    invite = Invite(("wss://vpn.example.org/prefix",), bytes(32), bytes(16), "local.test")
+    assert Invite.parse(invite.encode()).addresses == ("wss://vpn.example.org/prefix",)

@@ -47,7 +47,7 @@ _ORDINARY: Final = frozenset(("closed", "closed_by_peer", "detached"))  # ends o
 
 
 async def serve(
-    listener: Listener[SocketStream],
+    listeners: Listener[SocketStream] | Sequence[Listener[SocketStream]],
     private_key: bytes,
     handler: Callable[[ControlConnection], Awaitable[object]],
     limits: Limits = DEFAULT_LIMITS,
@@ -58,7 +58,8 @@ async def serve(
     tls: Callable[[], ssl.SSLContext] | None = None,
     http_answer: HttpAnswer | None = None,
 ) -> None:
-    """Serve nodes until cancelled. `listener` is what `anyio.create_tcp_listener` gives, and stays the caller's.
+    """Serve nodes until cancelled, all under one set of limits. `listeners`: one or several of those that
+    `anyio.create_tcp_listener` gives; they stay the caller's.
 
     `handler` is called in a task of its own for each peer that has proven its key, and the connection ends when it
     returns: what it sent last still arrives. It must send `Welcome` within `Limits.admission`, which ends the peer's
@@ -71,13 +72,16 @@ async def serve(
     """
     counted = Counter() if drops is None else drops
     server = _Server(private_key, handler, limits, counted, random_bytes, tls, http_answer)
-    await server.run(_listening_sockets(listener), quic)
+    await server.run(_listening_sockets(listeners), quic)
 
 
-def _listening_sockets(listener: Listener[SocketStream]) -> list[socket.socket]:
+def _listening_sockets(listeners: Listener[SocketStream] | Sequence[Listener[SocketStream]]) -> list[socket.socket]:
     # anyio's own accept loop ends with the first error, so that a stranger who takes all file descriptors would end it.
-    parts = listener.listeners if isinstance(listener, MultiListener) else [listener]
-    return [part.extra(SocketAttribute.raw_socket) for part in parts]
+    if isinstance(listeners, MultiListener):
+        return _listening_sockets(listeners.listeners)
+    if isinstance(listeners, Listener):
+        return [listeners.extra(SocketAttribute.raw_socket)]
+    return [found for each in listeners for found in _listening_sockets(each)]
 
 
 class _Server:

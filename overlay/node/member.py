@@ -31,6 +31,7 @@ from overlay.engine.api import (
     EngineFailed,
     EngineSnapshot,
     Event,
+    Foreign,
     Inspect,
     LinkChanged,
     LinkLost,
@@ -186,10 +187,12 @@ class Member:
         on_endpoints: Callable[[], None] = lambda: None,
         on_link_changed: Callable[[], None] = lambda: None,
         on_relay: Callable[[RelayChanged | LinkLost], None] = lambda event: None,
+        on_foreign: Callable[[bytes, Endpoint], None] = lambda datagram, source: None,
         start_engine: StartEngine | None = None,
     ) -> None:
         """`on_endpoints`: `lan` or `observed` is another. `on_link_changed`: the host's addresses or routes are.
-        `on_relay`: how the home relay is reached, or a data link is lost."""
+        `on_relay`: how the home relay is reached, or a data link is lost. `on_foreign`: a datagram of QUIC came to the
+        engine's port, from that endpoint."""
         self.settings = settings
         self.identity: Identity | None = None  # while it runs
         self.lan: tuple[str, ...] = ()  # own endpoints, for the map
@@ -198,6 +201,7 @@ class Member:
         self._on_endpoints = on_endpoints
         self._on_link_changed = on_link_changed
         self._on_relay = on_relay
+        self._on_foreign = on_foreign
         self._start_engine = start_engine or _default_engine
         self._engine: RunningEngine | None = None
         self._captures = Captures(self.post)
@@ -413,6 +417,8 @@ class Member:
             self._take_observed(event.endpoint)
         elif isinstance(event, RelayChanged | LinkLost):
             self._on_relay(event)
+        elif isinstance(event, Foreign):
+            self._on_foreign(event.datagram, event.source)
         elif isinstance(event, EngineFailed):
             _log.error("the engine ended by an error", exc_info=event.error)
             self._failure = event.error

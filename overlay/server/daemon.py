@@ -11,22 +11,22 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 from anyio import CancelScope
-from anyio.abc import Listener, SocketStream, TaskGroup
+from anyio.abc import Listener, SocketStream, TaskGroup, TaskStatus
 
 from overlay import __version__
+from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.tcp import ControlConnection, serve
 from overlay.daemon import logs
 from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.state import LOG_NAME, StateDir
-from overlay.engine.api import SERVER_NUMBER, LinkLost, RelayChanged
+from overlay.engine.api import SERVER_NUMBER, LinkLost, RelayChanged, SendDatagrams
 from overlay.node.ciphers import measure
 from overlay.node.interface import Machine, check_tun, read_machine
 from overlay.node.member import Identity, Member, MemberSettings, StartEngine
@@ -46,6 +46,9 @@ from overlay.server.settings import ServerSettings
 from overlay.wire.control.messages import MapDelta, NetworkMap, SignedMap
 from overlay.wire.control.netmap import sign
 from overlay.wire.endpoint import Endpoint, format_endpoint
+
+GOODBYE = 1.0
+"""Seconds that telling the nodes may hold up the end."""
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +104,9 @@ class ServerDaemon:
         self._listening: tuple[Endpoint, ...] = ()
         self._reach = Reach(addresses=(), relays=())
         self._stopping = anyio.Event()
+        self._serving: CancelScope | None = None
+        self._served = anyio.Event()
+        self._door: QuicDoor | None = None
         self._network: Network | None = None
         self._member: Member | None = None
         self._certificates: Certificates | None = None
@@ -127,6 +133,7 @@ class ServerDaemon:
                     await self._stopping.wait()
                     sd_notify("STOPPING=1")
                     _log.info("stopping")
+                    await self._say_goodbye()
                     tasks.cancel_scope.cancel()
             finally:
                 if self._network is not None:
@@ -213,9 +220,50 @@ class ServerDaemon:
         tasks.start_soon(network.run)
         tasks.start_soon(certificates.run)
         await tasks.start(serve_local_api, make_api(self, network, member), self._state.path)
-        for listener in listeners:
-            tasks.start_soon(partial(serve, listener, self._keys.node_key, self._converse, drops=self._drops))
+        await tasks.start(self._serve, listeners, member, certificates)
         await self._say_ready(network, first=len(nodes) == 1)
+
+    async def _serve(
+        self,
+        listeners: Sequence[Listener[SocketStream]],
+        member: Member,
+        certificates: Certificates,
+        *,
+        task_status: TaskStatus[None],
+    ) -> None:
+        """Take nodes in by all carriers, until `_say_goodbye`."""
+
+        def send(datagrams: Sequence[bytes], endpoint: Endpoint) -> None:
+            member.post(SendDatagrams(tuple(datagrams), endpoint))
+
+        self._door = QuicDoor(send, certificates.chain_and_key, self._keys.node_key)
+        try:
+            with anyio.CancelScope() as self._serving:
+                task_status.started()
+                await serve(
+                    listeners,
+                    self._keys.node_key,
+                    self._converse,
+                    drops=self._drops,
+                    quic=self._door,
+                    tls=certificates.context,
+                    http_answer=certificates.http_answer,
+                )
+        finally:
+            self._served.set()
+
+    async def _say_goodbye(self) -> None:
+        """Let the nodes know: over QUIC that takes the engine, which is to send it before it ends."""
+        if self._serving is not None:
+            self._serving.cancel()
+        with anyio.move_on_after(GOODBYE):
+            await self._served.wait()
+            if self._member is not None:
+                await self._member.snapshot()  # commands are done in turn
+
+    def _receive_foreign(self, datagram: bytes, source: Endpoint) -> None:
+        if self._door is not None:
+            self._door.received(datagram, source)
 
     def _make_member(self, port: int) -> Member:
         settings = MemberSettings(
@@ -232,6 +280,7 @@ class ServerDaemon:
             self._state,
             on_endpoints=self._tell_own_endpoints,
             on_relay=self._relay_event,
+            on_foreign=self._receive_foreign,
             start_engine=self._start_engine,
         )
 

@@ -213,6 +213,7 @@ class Network:
             server_key=self._keys.public_key,
             secret=secret,
             domain=self.record.domain,
+            pin=self._pin,
         )
         return {"invite": invite.encode(), "expires": expires, "uses": uses}
 

@@ -104,7 +104,7 @@ class ControlClient:
         self._map_key = b""
         self._backoff = Backoff(uniform)
         self._retry_now = anyio.Event()
-        self._dialling = anyio.CancelScope()
+        self._dialling: anyio.CancelScope | None = None
         self._welcomed = False  # once at least
         self._connection: ControlConnection | None = None
         self._liveness = Liveness(1.0, 0.0)
@@ -153,7 +153,8 @@ class ControlClient:
             self._better.link_changed()
         if self._connection is None:
             self._retry_now.set()
-            self._dialling.cancel()
+            if self._dialling is not None:
+                self._dialling.cancel()
         else:
             self._liveness.suspect(anyio.current_time())
             self._wake_heartbeat.set()
@@ -243,8 +244,7 @@ class ControlClient:
     async def _dialled(self) -> ControlConnection:
         """A connection. Begins anew when the machine's links change: from an address that is gone nothing comes."""
         while True:
-            self._dialling = anyio.CancelScope()
-            with self._dialling:
+            with anyio.CancelScope() as self._dialling:
                 return await self._dial()
 
     async def _greet(self, connection: ControlConnection) -> Welcome | str:

@@ -120,15 +120,15 @@ async def find_server(
     options: DialOptions = _NO_OPTIONS,
     favourite: Favourite | None = None,
     look_up: LookUp = system_look_up,
-    direct: Callable[[str], bool] = lambda host: False,
+    direct: Callable[[str, int], bool] = lambda host, port: False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> Found:
     """Connect to the server with the public key `server_key`, by the first carrier that proves it.
 
     Addresses are as `parse_server_address` takes them. Of `options`, host and path come from the address. `favourite`
-    is what worked last on this network. `direct` says of a host that the proxy of `options` is not for it. `on_outcome`
-    hears of each attempt that has not won.
+    is what worked last on this network. `direct` says of a host and port that the proxy of `options` is not for it.
+    `on_outcome` hears of each attempt that has not won.
 
     Raises `UserError` within `timeout` s: `server-unreachable` (exit code 5) names every address and carrier, and what
     happened there; `server-busy` (5) when it turns us away for now; `server-key-mismatch` (4) when something else than
@@ -144,7 +144,7 @@ async def find_server(
         if address.carrier is not None:
             # A URL leads to somebody's reverse proxy, with a certificate of its own: the pin is of the server's.
             found = replace(found, pin=b"", authorities=True)
-        return replace(found, proxy=None) if direct(address.host) else found
+        return replace(found, proxy=None) if direct(address.host, address.port) else found
 
     async def attempt(each: Attempt) -> None:
         connection = await _attempt(

@@ -5,7 +5,6 @@ The password is in no log, error text or argument list: it comes by the configur
 
 import base64
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Final
@@ -43,42 +42,37 @@ class Proxy:
 
 
 def parse_proxy(url: str) -> Proxy:
-    """`http://[user:password@]host[:port]`, or without `http://`. Raises `UserError` (`bad-proxy`), which does not
+    """`http://[user:password@]host[:port]`, or without `http://`. Raises `UserError` (`proxy-invalid`), which does not
     repeat the text: a password may be in it."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         host, port = parts.hostname, parts.port or _DEFAULT_PORT
-    except ValueError:
-        host, port, parts = None, 0, urlsplit("")
-    if not host or parts.scheme != "http" or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise UserError(
-            "bad-proxy",
-            "The address of the proxy is wrong.",
-            "Write it as http://host:port or http://user:password@host:port.",
-            Exit.USAGE,
-        )
+    except ValueError as error:
+        raise _wrong("The proxy's address is wrong.") from error
+    if parts.scheme != "http":
+        raise _wrong(f"A proxy is reached by http://, not by {parts.scheme[:20]}://.")
+    if not host or parts.path.strip("/") or parts.query or parts.fragment:
+        raise _wrong("The proxy's address must be a host and a port, and no more.")
+    if not url.isprintable() or " " in url:
+        raise _wrong("The proxy's address holds white space.")
     return Proxy(host, port, unquote(parts.username or ""), unquote(parts.password or ""))
 
 
-def proxy_from_environment(environment: Mapping[str, str], host: str, port: int) -> str | None:
-    """The proxy that HTTPS_PROXY names for a connection to `host`, as it is written there; None: none.
-
-    As most programs do it: the lower-case name goes first, ALL_PROXY stands for what is not set, and NO_PROXY is a list
-    of names (with all below them), `name:port`, addresses, networks in CIDR notation, or `*`.
-    """
-
-    def value(name: str) -> str:
-        return (environment.get(name) or environment.get(name.upper()) or "").strip()
-
-    url = value("https_proxy") or value("all_proxy")
-    if not url or any(_excepted(entry.strip(), host, port) for entry in value("no_proxy").split(",")):
-        return None
-    return url
+def _wrong(sentence: str) -> UserError:
+    return UserError(
+        "proxy-invalid", sentence, "Write it as http://host:port or http://user:password@host:port.", Exit.USAGE
+    )
 
 
-def _excepted(entry: str, host: str, port: int) -> bool:
-    if entry in ("", "*"):
-        return bool(entry)
+def excepted(no_proxy: str, host: str, port: int) -> bool:
+    """Whether NO_PROXY says that `host` is reached directly: a list of names (with all below them), `name:port`,
+    addresses, networks in CIDR notation, or `*`."""
+    return any(_excepts(entry, host, port) for entry in no_proxy.replace(",", " ").split())
+
+
+def _excepts(entry: str, host: str, port: int) -> bool:
+    if entry == "*":
+        return True
     host = host.strip("[]").rstrip(".").lower()
     name, colon, number = entry.lower().rpartition(":")
     if colon and number.isdecimal() and (":" not in name or name.startswith("[")):

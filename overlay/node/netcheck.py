@@ -6,6 +6,7 @@ Says nothing to the server that a stranger could not: a handshake with a key mad
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import anyio
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from overlay.carrier.carriers import CarrierName, DialOptions, Opener
 from overlay.carrier.dialling import Found, LookUp, Outcome, find_server, system_look_up
 from overlay.carrier.openers import OPENERS
+from overlay.carrier.proxy import excepted
 from overlay.carrier.stream import connect
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
@@ -20,7 +22,7 @@ from overlay.node.interface import Machine, network_key, read_machine
 from overlay.node.joining import plan_start
 from overlay.node.memory import JOINED_FILE, Joined
 from overlay.node.settings import check_ways
-from overlay.node.ways import Target, without_proxy
+from overlay.node.ways import Target
 from overlay.wire.control.address import parse_server_address
 from overlay.wire.control.invite import PREFIX
 from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
@@ -147,7 +149,7 @@ async def _try(
             openers=openers,
             options=target.options,
             look_up=look_up,
-            direct=lambda host: without_proxy(target.no_proxy, host),
+            direct=partial(excepted, target.no_proxy),
             on_outcome=outcomes.append,
         )
     except UserError as error:

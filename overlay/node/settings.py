@@ -29,37 +29,14 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_ways(carriers: str, proxy: str) -> "tuple[tuple[CarrierName, ...], str | None]":
-    """Carriers in order, and the proxy in full. Raises `UserError` ("carrier-unknown", "proxy-invalid", exit 2)."""
+    """Carriers in order, and the proxy. Raises `UserError` ("carrier-unknown", "proxy-invalid", exit 2)."""
     from overlay.carrier.choice import parse_carriers
+    from overlay.carrier.proxy import parse_proxy
 
     try:
         found = parse_carriers(carriers)
     except ValueError as error:
         raise UserError("carrier-unknown", f"{error}.", "As in --carrier udp,tls.", Exit.USAGE) from error
-    try:
-        return found, parse_proxy(proxy) if proxy else None
-    except ValueError as error:
-        raise UserError(
-            "proxy-invalid", f"In '--proxy', {error}.", "As in --proxy http://proxy:3128.", Exit.USAGE
-        ) from error
-
-
-def parse_proxy(text: str) -> str:
-    """A proxy as `http://[user:password@]host:port`, in full. Raises `ValueError` with a sentence for a person."""
-    from urllib.parse import urlsplit
-
-    given = text if "://" in text else f"http://{text}"
-    try:
-        parts = urlsplit(given)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"the proxy's address is wrong ({error})") from error
-    if parts.scheme != "http":
-        raise ValueError(f"a proxy is reached by http://, not by {parts.scheme[:20]}://")
-    if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError("the proxy's address must be a host and a port, and no more")
-    if any(character.isspace() or not character.isprintable() for character in given):
-        raise ValueError("the proxy's address holds white space")
-    user = parts.netloc.rpartition("@")[0]
-    where = f"[{host}]" if ":" in host else host
-    return f"http://{user}{'@' if user else ''}{where}:{port or 80}"
+    if proxy:
+        parse_proxy(proxy)
+    return found, proxy or None

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -19,6 +19,7 @@ from overlay.carrier.choice import BetterSearch, Favourite, Favourites
 from overlay.carrier.connection import ControlConnection
 from overlay.carrier.dialling import Found, LookUp, find_server, system_look_up
 from overlay.carrier.openers import OPENERS
+from overlay.carrier.proxy import excepted
 from overlay.daemon.state import StateDir
 from overlay.errors import UserError
 from overlay.node.interface import Machine, network_key, read_machine
@@ -147,7 +148,7 @@ class Ways:
             options=target.options,
             favourite=favourite,
             look_up=self.look_up,
-            direct=lambda host: without_proxy(target.no_proxy, host),
+            direct=partial(excepted, target.no_proxy),
         )
 
     async def look_up(self, host: str, port: int) -> list[Endpoint]:
@@ -201,24 +202,4 @@ class Ways:
             _log.debug("which carrier worked is not kept: %s", error)
 
 
-def without_proxy(no_proxy: str, host: str) -> bool:
-    """Whether NO_PROXY says that `host` is reached directly: `*`, a host, or a domain with what is below it."""
-    host = host.lower().removesuffix(".").strip("[]")
-    for word in no_proxy.lower().replace(",", " ").split():
-        if word == "*":
-            return True
-        name = word.removeprefix("*").removeprefix(".")
-        if host == name or (not _is_numeric(host) and host.endswith(f".{name}")):
-            return True
-    return False
-
-
-def _is_numeric(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-__all__ = ["DIAL_TIMEOUT", "LookUp", "Target", "Ways", "without_proxy"]
+__all__ = ["DIAL_TIMEOUT", "LookUp", "Target", "Ways"]

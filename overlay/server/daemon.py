@@ -189,7 +189,7 @@ class ServerDaemon:
     ) -> None:
         tasks.start_soon(self._take_signals, tasks.cancel_scope)
         port = listening_port(listeners)
-        self._listening = tuple((host, port) for host, _ in self._listen) or (("0.0.0.0", port), ("::", port))
+        self._listening = tuple((host, own or port) for host, own in self._listen) or (("0.0.0.0", port), ("::", port))
         identity = _identity(record, nodes[0])
         self._reach = await find_reach(
             self._settings.public, self._listen, port, await self._read_host(), identity.networks
@@ -305,7 +305,7 @@ class ServerDaemon:
     def _surroundings(self, port: int) -> Surroundings:
         return Surroundings(
             public_hosts=self._reach.hosts,
-            own_ports=frozenset({("tcp", port), ("udp", port)}),
+            own_ports=frozenset({("tcp", port), ("udp", port), *(("tcp", own) for _, own in self._listen if own)}),
             address_of=lambda number: self._network.address_of(number) if self._network is not None else None,
             name_of=lambda number: self._network.name_of(number) if self._network is not None else "",
             wall=time.time,

@@ -36,7 +36,8 @@ class Reach:
 
 
 def parse_listen(texts: Sequence[str]) -> tuple[Endpoint, ...]:
-    """`--listen HOST:PORT`, port 0 for one that the kernel picks. Raises `UserError` ("listen-invalid", exit 2)."""
+    """`--listen HOST:PORT`, port 0 for one that the kernel picks; the first one's port is the relay's, too. Raises
+    `UserError` ("listen-invalid", exit 2)."""
     found: list[Endpoint] = []
     for text in texts:
         try:
@@ -46,18 +47,11 @@ def parse_listen(texts: Sequence[str]) -> tuple[Endpoint, ...]:
                 found.append(parse_endpoint(text))
         except ValueError as error:
             raise UserError("listen-invalid", f"{error}.", "As in --listen 0.0.0.0:443.", Exit.USAGE) from error
-    if len({port for _, port in found}) > 1:
-        raise UserError(
-            "listen-invalid",
-            "All addresses to listen on must have the same port: the relay has one for all of them.",
-            "Give the same port to every --listen.",
-            Exit.USAGE,
-        )
     return tuple(found)
 
 
 async def open_listeners(wanted: Sequence[Endpoint]) -> list[Listener[SocketStream]]:
-    """Listen by TCP; nothing wanted is port 443 everywhere. All get one port, also if the kernel picks it.
+    """Listen by TCP; nothing wanted is port 443 everywhere. Where the kernel picks the port, all get the same.
 
     Raises `UserError`: "port-taken", "no-permission", "listen-failed".
     """
@@ -65,14 +59,15 @@ async def open_listeners(wanted: Sequence[Endpoint]) -> list[Listener[SocketStre
     port = 0
     try:
         for host, wanted_port in wanted or [(host, DEFAULT_PORT) for host in _EVERYWHERE]:
-            port = wanted_port or port
             try:
-                listeners.append(await anyio.create_tcp_listener(local_host=host, local_port=port, backlog=256))
+                listeners.append(
+                    await anyio.create_tcp_listener(local_host=host, local_port=wanted_port or port, backlog=256)
+                )
             except OSError as error:
                 number = _number(error)
                 if not wanted and host == "::" and number in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                     continue  # a host without IPv6
-                raise _listen_error((host, port), number, error) from error
+                raise _listen_error((host, wanted_port or port), number, error) from error
             port = listening_port(listeners)
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -83,7 +78,7 @@ async def open_listeners(wanted: Sequence[Endpoint]) -> list[Listener[SocketStre
 
 
 def listening_port(listeners: Sequence[Listener[SocketStream]]) -> int:
-    """The one port of all listeners."""
+    """The port of the first listener, which is the relay's, too."""
     return int(listeners[0].extra(SocketAttribute.local_port))
 
 
@@ -102,7 +97,7 @@ async def find_reach(
                 "The host has no address under which nodes could reach the server.",
                 "Name one with --public HOST.",
             )
-        return Reach(addresses=tuple(map(format_endpoint, own)), relays=tuple(map(format_endpoint, own)))
+        return Reach(addresses=tuple(map(format_endpoint, own)), relays=_relays(own, port))
     addresses: list[str] = []
     relays: list[str] = []
     warnings: list[str] = []
@@ -117,8 +112,13 @@ async def find_reach(
         if not found:
             warnings.append(f"The public name {host} has no address here: relaying uses the host's own addresses.")
     if not relays:
-        relays = [format_endpoint(endpoint) for endpoint in own]
+        relays += _relays(own, port)
     return Reach(addresses=tuple(addresses), relays=tuple(dict.fromkeys(relays)), warnings=tuple(warnings))
+
+
+def _relays(own: Iterable[Endpoint], port: int) -> tuple[str, ...]:
+    """Only the first port is one of UDP."""
+    return tuple(format_endpoint(endpoint) for endpoint in own if endpoint[1] == port)
 
 
 def _own(listen: Sequence[Endpoint], port: int, machine: Machine, ranges: Iterable[Network]) -> list[Endpoint]:
@@ -126,11 +126,11 @@ def _own(listen: Sequence[Endpoint], port: int, machine: Machine, ranges: Iterab
     if not listen:
         return candidates[:_MAX_ADDRESSES]
     found: list[Endpoint] = []
-    for host, _ in listen:
+    for host, wanted_port in listen:
         if host in _EVERYWHERE:
-            found += [candidate for candidate in candidates if (":" in candidate[0]) == (":" in host)]
+            found += [(each, wanted_port or port) for each, _ in candidates if (":" in each) == (":" in host)]
         else:
-            found.append((host, port))
+            found.append((host, wanted_port or port))
     return found[:_MAX_ADDRESSES]
 
 

@@ -6,6 +6,7 @@ from ipaddress import ip_network
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
 
 from overlay.errors import Exit, UserError
 from overlay.node.interface import Assigned, Machine
@@ -90,10 +91,27 @@ def test_a_host_without_addresses() -> None:
 def test_listen_options() -> None:
     assert parse_listen(["0.0.0.0:443", "[::]:443"]) == (("0.0.0.0", 443), ("::", 443))
     assert parse_listen(["127.0.0.1:0"]) == (("127.0.0.1", 0),)
-    for bad in (["443"], ["host:443"], ["1.2.3.4:99999"], ["0.0.0.0:443", "[::]:444"]):
+    for bad in (["443"], ["host:443"], ["1.2.3.4:99999"]):
         with pytest.raises(UserError) as caught:
             parse_listen(bad)
         assert (caught.value.code, caught.value.exit_code) == ("listen-invalid", Exit.USAGE)
+
+
+def test_more_ports_are_more_ways_in_by_tcp() -> None:
+    reach = found(listen=("192.0.2.1:443", "192.0.2.1:80", "0.0.0.0:8443"))
+    assert reach.addresses == ("192.0.2.1:443", "192.0.2.1:80", "8.8.4.4:8443", "10.1.2.3:8443")
+    assert reach.relays == ("192.0.2.1:443",)
+
+    async def main() -> None:
+        (one,) = await open_listeners(parse_listen(["127.0.0.1:0"]))
+        port = listening_port([one])
+        await one.aclose()
+        listeners = await open_listeners(parse_listen(["127.0.0.2:0", f"127.0.0.1:{port}"]))
+        assert [listener.extra(SocketAttribute.local_port) for listener in listeners][1:] == [port]
+        for listener in listeners:
+            await listener.aclose()
+
+    anyio.run(main)
 
 
 def test_listeners_share_one_port_and_a_taken_one_is_said_so() -> None:

@@ -18,7 +18,8 @@ def server(
         typer.Option(
             metavar="HOST:PORT",
             envvar="OVERLAY_LISTEN",
-            help="Where to listen, by TCP and by UDP; may be given more than once. [default: port 443 everywhere]",
+            help="Where to listen by TCP; may be given more than once. UDP has the first one's port. "
+            "[default: port 443 everywhere]",
             show_default=False,
         ),
     ] = None,

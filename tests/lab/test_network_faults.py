@@ -136,7 +136,7 @@ def test_the_server_is_unreachable(network: Network, newcomer: Machine) -> None:
 
 def test_a_server_that_swallows_packets(network: Network, newcomer: Machine) -> None:
     invite = network.invite()
-    newcomer.namespace.block("tcp dport 443")
+    newcomer.namespace.block("meta l4proto { tcp, udp } th dport 443")
     try:
         started = time.monotonic()
         done = newcomer.overlay("up", "-", given=invite, check=False)
@@ -351,7 +351,7 @@ def test_idle_strangers_do_not_keep_a_node_out(network: Network, newcomer: Machi
 
 def test_an_interrupted_up_leaves_no_daemon(network: Network, newcomer: Machine) -> None:
     invite = network.invite()
-    newcomer.namespace.block("tcp dport 443")  # so that it takes its time
+    newcomer.namespace.block("meta l4proto { tcp, udp } th dport 443")  # so that it takes its time
     try:
         process = newcomer.popen(OVERLAY, "up", "-", stdin=-1, stderr=-1)
         assert process.stdin is not None

@@ -13,8 +13,9 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from overlay.carrier.carriers import CarrierStream, DialOptions
+from overlay.carrier.carriers import CarrierName, CarrierStream, DialOptions, Opener
 from overlay.carrier.connection import ControlConnection
+from overlay.carrier.dialling import find_server
 from overlay.carrier.limits import DEFAULT_LIMITS, Limits
 from overlay.carrier.quic import QuicStream, open_quic
 from overlay.carrier.quic_door import QuicDoor
@@ -78,7 +79,10 @@ class RunningQuic:
             return await open_quic(("127.0.0.1", port or self.port), options or DialOptions())
 
     async def dial(self, limits: Limits = DEFAULT_LIMITS, port: int | None = None) -> ControlConnection:
-        return await noise(await self.open(port=port), limits)
+        address = f"127.0.0.1:{port or self.port}"
+        openers: dict[CarrierName, Opener] = {"udp": open_quic}
+        found = await find_server([address], SERVER_PUBLIC, NODE, 10.0, limits, carriers=("udp",), openers=openers)
+        return found.connection
 
     async def dropped(self, reason: str, count: int = 1) -> None:
         """Wait until the server has counted it."""
@@ -93,7 +97,7 @@ class RunningQuic:
                 await anyio.sleep(0.005)
 
 
-async def noise(stream: CarrierStream, limits: Limits = DEFAULT_LIMITS) -> ControlConnection:
+async def noise(stream: CarrierStream) -> ControlConnection:
     """The node's end of the Noise handshake, on any carrier."""
     with anyio.fail_after(10):
         channel = NoiseChannel.initiator(NODE, SERVER_PUBLIC, random_bytes=os.urandom)
@@ -101,7 +105,7 @@ async def noise(stream: CarrierStream, limits: Limits = DEFAULT_LIMITS) -> Contr
         while (key := channel.remote_key) is None:
             channel.receive_data(await stream.receive(4096))
         await stream.send(channel.data_to_send())
-    return ControlConnection(stream, channel, key, ("127.0.0.1", 1), decode_server_message, limits)
+    return ControlConnection(stream, channel, key, ("127.0.0.1", 1), decode_server_message, DEFAULT_LIMITS)
 
 
 @asynccontextmanager

@@ -15,85 +15,12 @@ from overlay.carrier.limits import DEFAULT_LIMITS
 from overlay.carrier.quic import UNSENT, QuicStream, open_quic
 from overlay.carrier.quic_connection import STREAM_ID, WINDOW, BoundedConnection
 from overlay.errors import RemoteProtocolError
-from overlay.wire.control.channel import MAX_MESSAGE
-from overlay.wire.control.messages import Endpoints, Failed, Hello, Message, Ping, Pong, Refused
+from overlay.wire.control.messages import Failed, Hello, Ping, Pong
 
-from .ends import NODE_PUBLIC, SERVER_PUBLIC, WELCOME, answer, answer_pings, greeted, lost
+from .ends import WELCOME, answer, answer_pings, greeted, lost
 from .quic_ends import CA, CERTIFICATE, PIN, Network, noise, pin_of, serving_quic, udp_socket
 
 pytestmark = pytest.mark.anyio
-
-
-async def test_both_ends_know_each_other_and_talk() -> None:
-    seen: list[ControlConnection] = []
-
-    async def handler(connection: ControlConnection) -> None:
-        seen.append(connection)
-        await answer_pings(connection)
-
-    async with serving_quic(handler) as server:
-        connection = await greeted(await server.dial())
-        assert connection.remote_key == SERVER_PUBLIC
-        for seq in range(3):
-            assert await answer(connection, Ping(seq=seq)) == Pong(seq=seq)
-        assert seen[0].remote_key == NODE_PUBLIC
-        assert seen[0].remote_address[0] == "127.0.0.1"
-        await connection.aclose()
-        assert await lost(connection) == "closed"
-        await server.empty()
-    assert not server.drops
-
-
-async def test_large_messages_go_both_ways() -> None:
-    big = Failed(seq=1, code="big", message="x" * (MAX_MESSAGE - 1000))
-    received: list[Message] = []
-
-    async def handler(connection: ControlConnection) -> None:
-        await connection.send(WELCOME)
-        await connection.send(big)
-        received.append(await connection.receive())
-
-    hello = Hello(name="a", software="y" * (MAX_MESSAGE - 1000))
-    async with serving_quic(handler) as server:
-        connection = await greeted(await server.dial())
-        with anyio.fail_after(60):
-            assert await connection.receive() == big
-            await connection.send(hello)
-            assert await lost(connection) == "closed_by_peer"
-    assert received == [hello]
-
-
-async def test_the_last_message_arrives_although_the_peer_is_still_talking() -> None:
-    refused = Refused(code="name-taken", message="The name is taken.")
-
-    async def handler(connection: ControlConnection) -> None:
-        await connection.receive()
-        await connection.send(refused)
-
-    async with serving_quic(handler) as server:
-        for _ in range(10):
-            connection = await server.dial()
-            await connection.send(Hello(name="a"))
-            await connection.send(Endpoints(lan=("192.0.2.1:1",) * 60))
-            with anyio.fail_after(5):
-                assert await connection.receive() == refused
-                assert await lost(connection) == "closed_by_peer"
-            await connection.aclose()
-        await server.empty()
-    assert not server.drops
-
-
-async def test_a_cancelled_receive_loses_nothing() -> None:
-    async with serving_quic(answer_pings) as server:
-        connection = await greeted(await server.dial())
-        for seq in range(20):
-            await connection.send(Ping(seq=seq))
-            with anyio.move_on_after(0):
-                await connection.receive()
-                pytest.fail("the scope was cancelled before it began")
-        with anyio.fail_after(5):
-            assert [await connection.receive() for _ in range(20)] == [Pong(seq=seq) for seq in range(20)]
-        connection.lose("closed")
 
 
 async def test_more_at_once_than_the_limits_let_in_come_in_turns() -> None:

@@ -66,10 +66,11 @@ class _Search:
     began: dict[Attempt, float] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)  # name → why it is not found
     looking: int = 0  # names that are looked up
+    ended: float | None = None  # when the last attempt failed
     news: anyio.Event = field(default_factory=anyio.Event)
 
     def end(self, attempt: Attempt, kind: str, why: str) -> None:
-        now = anyio.current_time()
+        self.ended = now = anyio.current_time()
         self.keep(Outcome(attempt, kind, why, now - self.began[attempt]))
         self.race.failed(attempt, now)
         self.tell()
@@ -77,6 +78,12 @@ class _Search:
     def keep(self, outcome: Outcome) -> None:
         self.outcomes[outcome.attempt] = outcome
         self.on_outcome(outcome)
+
+    def give_up_at(self, linger: float) -> float:
+        """When those that still run have had their time, after all others have failed."""
+        if self.ended is None or self.looking or self.race.next_timeout() is not None:
+            return float("inf")
+        return self.ended + linger
 
     def tell(self) -> None:
         self.news.set()
@@ -119,6 +126,7 @@ async def find_server(
     openers: Mapping[CarrierName, Opener] = OPENERS,
     options: DialOptions = _NO_OPTIONS,
     favourite: Favourite | None = None,
+    linger: float = float("inf"),
     look_up: LookUp = system_look_up,
     direct: Callable[[str], bool] = lambda host: False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -127,7 +135,8 @@ async def find_server(
     """Connect to the server with the public key `server_key`, by the first carrier that proves it.
 
     Addresses are as `parse_server_address` takes them. Of `options`, host and path come from the address. `favourite`
-    is what worked last on this network. `direct` says of a host that the proxy of `options` is not for it. `on_outcome`
+    is what worked last on this network. Once an attempt has failed and none is left to begin, those that are silent have
+    `linger` s more: where a server that is down refuses TCP, and UDP is blocked, it pays to begin anew. `direct` says of a host that the proxy of `options` is not for it. `on_outcome`
     hears of each attempt that has not won.
 
     Raises `UserError` within `timeout` s: `server-unreachable` (exit code 5) names every address and carrier, and what
@@ -176,18 +185,22 @@ async def find_server(
                     for each in search.race.due(now):
                         search.began[each] = now
                         tasks.start_soon(attempt, each)
-                    with anyio.move_on_at(search.race.next_timeout() or float("inf")):
+                    give_up_at = search.give_up_at(linger)
+                    if now >= give_up_at:
+                        tasks.cancel_scope.cancel()
+                        break
+                    next_start = search.race.next_timeout()
+                    with anyio.move_on_at(give_up_at if next_start is None else next_start):
                         await news.wait()
         finished = True
     finally:
         if not finished and search.winner is not None:
             search.winner.lose("closed")  # our caller was cancelled: nobody would close it
-    if clock.cancelled_caught or search.winner is not None:
-        silence = f"no answer within {timeout:g} s" if search.winner is None else "no answer so far"
-        ended = anyio.current_time()
-        for each, began in search.began.items():
-            if each not in search.outcomes and each != search.won:
-                search.keep(Outcome(each, "unanswered", silence, ended - began))
+    silence = f"no answer within {timeout:g} s" if clock.cancelled_caught else "no answer so far"
+    ended = anyio.current_time()
+    for each, began in search.began.items():
+        if each not in search.outcomes and each != search.won:
+            search.keep(Outcome(each, "unanswered", silence, ended - began))
     if search.winner is not None and search.won is not None:
         why = _why(search.won, usable, search.outcomes, favourite)
         return Found(search.winner, search.won.address, why, search.won_after)

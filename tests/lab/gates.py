@@ -28,9 +28,9 @@ _FORWARDING = """
 
 @contextlib.contextmanager
 def only(router: Namespace, *rules: str) -> Iterator[None]:
-    """Of what comes from its home, `router` forwards only what matches one of these nftables rules."""
-    accepted = "\n".join(f'iifname "br0" {rule} accept' for rule in rules)
-    forward = f'type filter hook forward priority -20; policy accept;\n{accepted}\niifname "br0" drop'
+    """Of what leaves its home, `router` forwards only what matches one of these nftables rules."""
+    accepted = "\n".join(f'oifname "eth0" {rule} accept' for rule in rules)
+    forward = f'type filter hook forward priority -20; policy accept;\n{accepted}\noifname "eth0" drop'
     router.rules(f"table inet overlay_lab_only {{\nchain forward {{\n{forward}\n}}\n}}\n")
     try:
         yield

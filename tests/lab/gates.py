@@ -1,6 +1,7 @@
 """What stands between a home and the server: a router that lets little through, an HTTP proxy, a reverse proxy."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import socket
@@ -100,7 +101,7 @@ def _serving(namespace: Namespace, command: list[str], *ports: int) -> Iterator[
     process = namespace.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for port in ports:
-            wait_for(lambda port=port: _takes(namespace, port), f"{command[0]} listens on port {port}")
+            wait_for(functools.partial(_takes, namespace, port), f"{command[0]} listens on port {port}")
         yield
     finally:
         process.terminate()

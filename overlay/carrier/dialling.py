@@ -135,14 +135,16 @@ async def find_server(
     """Connect to the server with the public key `server_key`, by the first carrier that proves it.
 
     Addresses are as `parse_server_address` takes them. Of `options`, host and path come from the address. `favourite`
-    is what worked last on this network. Once an attempt has failed and none is left to begin, those that are silent
-    have `linger` s more: where a server that is down refuses TCP, and UDP is blocked, it pays to begin anew. `direct`
-    says of a host that the proxy of `options` is not for it. `on_outcome` hears of each attempt that has not won.
+    is what worked last on this network. `direct` says of a host that the proxy of `options` is not for it. `on_outcome`
+    hears of each attempt that has not won.
 
     Raises `UserError` within `timeout` s: `server-unreachable` (exit code 5) names every address and carrier, and what
     happened there; `server-busy` (5) when it turns us away for now; `server-key-mismatch` (4) when something else than
     this server answers; `bad-address` (2). All but the last two are worth trying again. A server that is going down in
     the very moment can look like a mismatch, so a daemon that has been connected before tries again after that, too.
+
+    Once an attempt has failed and none is left to begin, those that are silent have `linger` s more: where a server
+    that is down refuses TCP, and UDP is blocked, it pays to begin anew.
     """
     parsed = _parse(addresses)
     usable = [carrier for carrier in carriers if carrier in openers]

@@ -33,8 +33,9 @@ LINK_PAUSE: Final = 1.0
 JITTER: Final = 0.2
 """Part of a pause by which it is drawn longer or shorter, so that nodes that began together do not stay so."""
 SETTLED: Final = 60.0
-"""s that a better carrier must have lasted to count as good. Lost before that, it is looked for as seldom as a stream:
-a network that lets through handshakes and then no data must not throw a node to and fro."""
+"""s that a carrier must have lasted to count as good. Lost before that, the others come first, and it is looked for at
+once: a cut or a server that started anew may be over. Lost so twice in a row, it is looked for as seldom as a stream: a
+network that lets through handshakes and then no data must not throw a node to and fro."""
 
 MEMORY_LIFE: Final = 7 * 24 * 3600.0
 """s that a network's carrier is remembered: longer than a weekend."""
@@ -156,7 +157,7 @@ class BetterSearch:
         self._carriers = tuple(carriers)
         self._uniform = uniform
         self._looks: dict[CarrierName, _Look] = {}
-        self._unsteady: set[CarrierName] = set()  # worked, and then did not last
+        self._unsteady: dict[CarrierName, int] = {}  # worked, and then did not last, so many times in a row
         self._used: CarrierName | None = None
         self._since = 0.0
 
@@ -180,9 +181,9 @@ class BetterSearch:
         """The connection is gone, by itself."""
         if self._used is not None:
             if now - self._since >= SETTLED:
-                self._unsteady.discard(self._used)
+                self._unsteady.pop(self._used, None)
             else:
-                self._unsteady.add(self._used)
+                self._unsteady[self._used] = self._unsteady.get(self._used, 0) + 1
         self._used = None
         self._looks = {}
 
@@ -206,7 +207,7 @@ class BetterSearch:
         return min((look.at for look in self._looks.values()), default=None)
 
     def _new_look(self, carrier: CarrierName, now: float, pause: float) -> _Look:
-        if carrier in self._unsteady:
+        if self._unsteady.get(carrier, 0) > 1:
             return _Look(now + self._jittered(SETTLED), SETTLED, STREAM_PAUSE)
         return _Look(now + self._jittered(pause), pause, UDP_PAUSE if carrier == "udp" else STREAM_PAUSE)
 

@@ -66,10 +66,11 @@ class _Search:
     began: dict[Attempt, float] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)  # name → why it is not found
     looking: int = 0  # names that are looked up
+    ended: float | None = None  # when the last attempt failed
     news: anyio.Event = field(default_factory=anyio.Event)
 
     def end(self, attempt: Attempt, kind: str, why: str) -> None:
-        now = anyio.current_time()
+        self.ended = now = anyio.current_time()
         self.keep(Outcome(attempt, kind, why, now - self.began[attempt]))
         self.race.failed(attempt, now)
         self.tell()
@@ -77,6 +78,12 @@ class _Search:
     def keep(self, outcome: Outcome) -> None:
         self.outcomes[outcome.attempt] = outcome
         self.on_outcome(outcome)
+
+    def give_up_at(self, linger: float) -> float:
+        """When those that still run have had their time, after all others have failed."""
+        if self.ended is None or self.looking or self.race.next_timeout() is not None:
+            return float("inf")
+        return self.ended + linger
 
     def tell(self) -> None:
         self.news.set()
@@ -119,6 +126,7 @@ async def find_server(
     openers: Mapping[CarrierName, Opener] = OPENERS,
     options: DialOptions = _NO_OPTIONS,
     favourite: Favourite | None = None,
+    linger: float = float("inf"),
     look_up: LookUp = system_look_up,
     direct: Callable[[str, int], bool] = lambda host, port: False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -134,6 +142,9 @@ async def find_server(
     happened there; `server-busy` (5) when it turns us away for now; `server-key-mismatch` (4) when something else than
     this server answers; `bad-address` (2). All but the last two are worth trying again. A server that is going down in
     the very moment can look like a mismatch, so a daemon that has been connected before tries again after that, too.
+
+    Once an attempt has failed and none is left to begin, those that are silent have `linger` s more: where a server
+    that is down refuses TCP, and UDP is blocked, it pays to begin anew.
     """
     parsed = _parse(addresses)
     usable = [carrier for carrier in carriers if carrier in openers]
@@ -176,18 +187,22 @@ async def find_server(
                     for each in search.race.due(now):
                         search.began[each] = now
                         tasks.start_soon(attempt, each)
-                    with anyio.move_on_at(search.race.next_timeout() or float("inf")):
+                    give_up_at = search.give_up_at(linger)
+                    if now >= give_up_at:
+                        tasks.cancel_scope.cancel()
+                        break
+                    next_start = search.race.next_timeout()
+                    with anyio.move_on_at(give_up_at if next_start is None else next_start):
                         await news.wait()
         finished = True
     finally:
         if not finished and search.winner is not None:
             search.winner.lose("closed")  # our caller was cancelled: nobody would close it
-    if clock.cancelled_caught or search.winner is not None:
-        silence = f"no answer within {timeout:g} s" if search.winner is None else "no answer so far"
-        ended = anyio.current_time()
-        for each, began in search.began.items():
-            if each not in search.outcomes and each != search.won:
-                search.keep(Outcome(each, "unanswered", silence, ended - began))
+    silence = f"no answer within {timeout:g} s" if clock.cancelled_caught else "no answer so far"
+    ended = anyio.current_time()
+    for each, began in search.began.items():
+        if each not in search.outcomes and each != search.won:
+            search.keep(Outcome(each, "unanswered", silence, ended - began))
     if search.winner is not None and search.won is not None:
         why = _why(search.won, usable, search.outcomes, favourite)
         return Found(search.winner, search.won.address, why, search.won_after)

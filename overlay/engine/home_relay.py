@@ -2,7 +2,7 @@
 
 A state machine over disco pings; knows no socket and no key. All endpoints are asked at once, the first that answers is
 used. From then on a ping each 25 s keeps the NAT's mapping and the relay's binding of us; when traffic to the relay
-brings nothing back for a second, it is asked at once, and when it does not answer, all of its endpoints are.
+brings nothing back for half a second, it is asked at once, and when it does not answer, all of its endpoints are.
 
 Links (`engine/link.py`) are endpoints that come and go, and second to UDP: while one is in use, UDP is asked every few
 seconds, and taken again when it has answered a few times in a row. A link that is not in use is not asked: to the relay
@@ -37,8 +37,9 @@ is no way for traffic."""
 SUSPECT_AFTER: Final = 3
 """Pings in a row, over 0.75 s, the first two of them unanswered, after which another way should be looked for."""
 
-SILENCE: Final = 1.0
-"""s that traffic through the relay may go without anything coming back before it is asked."""
+SILENCE: Final = 0.5
+"""s that traffic through the relay may go without anything coming back before it is asked. TCP tries again 0.2, 0.6,
+1.4 and 3.0 s after a cut (RFC 6298 §5, with Linux's least timeout): another way is to be there for the third try."""
 
 PING_LIFE: Final = 5.0
 """s in which an answer counts."""

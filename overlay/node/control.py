@@ -159,6 +159,12 @@ class ControlClient:
             self._liveness.suspect(anyio.current_time())
             self._wake_heartbeat.set()
 
+    def doubt(self) -> None:
+        """Packets to the server go unanswered by the way of this connection: see at once whether it still works."""
+        if self._connection is not None:
+            self._liveness.suspect(anyio.current_time())
+            self._wake_heartbeat.set()
+
     def set_endpoints(self, lan: tuple[str, ...], observed: tuple[str, ...]) -> None:
         """Tell the server, now and after each reconnection, where this node may be reached."""
         self._endpoints = Endpoints(lan=lan, observed=observed)

@@ -146,6 +146,7 @@ class NodeDaemon:
             _log.warning("%s %s", error, error.hint)
         self._take_identity(identity)
         self._member.set_relay(relay)
+        self._links.server_is_back()
         self._server_exposures = ("welcome", welcome.exposures)
         self._server_exposures_changed.set()
         if self._memory.network_map is not None:
@@ -258,6 +259,8 @@ class NodeDaemon:
         if isinstance(event, LinkLost):
             self._links.link_lost(event)
         else:
+            if self._by_udp and self._ways.carrier == "udp" and (event.suspect or event.endpoint is None):
+                self._control.doubt()  # a cut or a server's crash shows here first: the heartbeat takes a minute
             self._links.relay_changed(event)
             self._by_udp = event.endpoint is not None and not self._links.in_use
 

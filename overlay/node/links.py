@@ -94,7 +94,7 @@ class DataLinks:
         self._number = 0
         self._link: int | None = None
         self._wish: LinkWish | None = None
-        self._last_change: RelayChanged | None = None
+        self._last_change: RelayChanged | None = None  # of this engine, which may be there before `run`
         self._failed: list[CarrierName] = []  # whose links broke, the latest last
         self._backoff = Backoff(uniform)
         self._since = 0.0
@@ -104,6 +104,8 @@ class DataLinks:
     async def run(self) -> None:
         """Until cancelled. The engine closes what was handed to it when it ends."""
         self._wish = LinkWish(anyio.current_time(), udp=self._udp)
+        if self._last_change is not None:
+            self._wish.relay_changed(self._last_change, anyio.current_time())
         self._forget()
         self._backoff, self._retry_at, self._failed = Backoff(self._uniform), 0.0, []
         try:
@@ -122,11 +124,12 @@ class DataLinks:
                 with anyio.move_on_at(min((each for each in timeouts if each is not None), default=float("inf"))):
                     await news.wait()
         finally:
-            self._wish = None
+            self._wish = self._last_change = None
             self._forget()
 
     def relay_changed(self, change: RelayChanged) -> None:
         """The engine's event."""
+        self._last_change = change
         self.in_use = change.endpoint is not None and change.endpoint[0] == LINK_HOST
         if self._wish is not None:
             self._wish.relay_changed(change, anyio.current_time())
@@ -142,6 +145,11 @@ class DataLinks:
         self._backoff.lasted(now - self._since)
         self._forget()
         self._retry_at = now + self._backoff.next()
+        self._news.set()
+
+    def server_is_back(self) -> None:
+        """The control connection works again: a link that waits for its next try need not wait any longer."""
+        self._retry_at = 0.0
         self._news.set()
 
     def link_changed(self) -> None:

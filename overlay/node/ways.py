@@ -30,6 +30,9 @@ from overlay_dns.lookup import look_up
 FAVOURITES_FILE = "carriers.json"
 DIAL_TIMEOUT = 10.0
 """Seconds to find the server by any way."""
+FIRST_LINGER = 2.0
+"""Seconds for what is silent once all else has refused, where the server was reached before: it may be starting anew.
+Twice as long each time that nothing is found, so that the slowest way is given its time, too."""
 LOOK_TIMEOUT = 3.0
 """Seconds for a better carrier to prove itself: one that takes longer is no better."""
 
@@ -75,6 +78,7 @@ class Ways:
         self._search = BetterSearch(self._usable, uniform)
         self._search_changed = anyio.Event()
         self._favourites = self._remembered()
+        self._linger = DIAL_TIMEOUT
         self._found: Found | None = None  # by the search for a better one, the last time
 
     @property
@@ -90,7 +94,13 @@ class Ways:
         if favourite is not None and self._search.is_unsteady(favourite.carrier):
             favourite = None
         # What is let through at first and then cut off must not be all that is ever tried.
-        found = await self._find(self._search.steady_first() or self._target.carriers, DIAL_TIMEOUT, favourite)
+        carriers = self._search.steady_first() or self._target.carriers
+        try:
+            found = await self._find(carriers, DIAL_TIMEOUT, favourite, self._linger)
+        except UserError:
+            self._linger = min(DIAL_TIMEOUT, 2 * self._linger)
+            raise
+        self._linger = FIRST_LINGER
         await self._take(found, network)
         return found.connection
 
@@ -136,7 +146,13 @@ class Ways:
 
     # inside ----------------------------------------------------------------------------------------------------------
 
-    async def _find(self, carriers: Sequence[CarrierName], seconds: float, favourite: Favourite | None) -> Found:
+    async def _find(
+        self,
+        carriers: Sequence[CarrierName],
+        seconds: float,
+        favourite: Favourite | None,
+        linger: float = float("inf"),
+    ) -> Found:
         target = self._target
         return await find_server(
             target.addresses,
@@ -147,6 +163,7 @@ class Ways:
             openers=self._openers,
             options=target.options,
             favourite=favourite,
+            linger=linger,
             look_up=self.look_up,
             direct=partial(excepted, target.no_proxy),
         )

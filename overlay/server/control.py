@@ -88,7 +88,7 @@ async def converse(network: Network, connection: ControlConnection) -> None:
         await connection.send(_refused(error))
         return
     link = NodeLink(number, connection)
-    await connection.send(network.welcome(number))
+    await connection.send(network.welcome(number, connection.carrier))
     await network.connect(link)
     try:
         with link.scope:

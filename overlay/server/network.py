@@ -34,6 +34,9 @@ from overlay.wire.control.messages import Hello, MapNode, Refused, Welcome
 from overlay.wire.control.netmap import map_key
 
 HEARTBEAT = 15.0  # s between a node's pings; the carrier closes a connection after three without one
+UDP_HEARTBEAT = 5.0
+"""The same by udp, where nothing else tells a node that this server was killed and started anew: the system closes TCP
+connections of a dead process, and knows none by UDP."""
 SAVE_INTERVAL = 5.0  # s; what a crash loses of endpoints and last-seen times, which nodes say anew
 _log = logging.getLogger(__name__)
 
@@ -130,7 +133,7 @@ class Network:
         self._publish(record.number)
         return record.number
 
-    def welcome(self, number: int) -> Welcome:
+    def welcome(self, number: int, carrier: CarrierName) -> Welcome:
         node = self._nodes[number]
         return Welcome(
             number=number,
@@ -142,7 +145,7 @@ class Network:
             relays=self.reach.relays,
             relay_number=SERVER_NUMBER,
             map_key=map_key(self._keys.map_seed),
-            heartbeat=HEARTBEAT,
+            heartbeat=UDP_HEARTBEAT if carrier == "udp" else HEARTBEAT,
             exposures=self.exposures.of_node(number),
         )
 

@@ -204,10 +204,15 @@ def test_a_link_change_brings_a_look_soon() -> None:
     assert search.next_timeout() == 1000.0 + LINK_PAUSE + 2 * FIRST_PAUSE
 
 
-def test_a_carrier_that_works_and_does_not_last_is_looked_for_seldom() -> None:
+def test_a_carrier_that_works_and_does_not_last_is_looked_for_seldom_from_the_second_time_on() -> None:
     search = BetterSearch(CARRIERS, mean)
     search.connected("udp", 0.0)
-    search.lost(2.0)
+    search.lost(1.0)
+    assert search.is_unsteady("udp") and search.steady_first()[-1] == "udp"
+    search.connected("tls", 1.0)
+    assert search.next_timeout() == 1.0 + FIRST_PAUSE
+    search.connected("udp", 1.0 + FIRST_PAUSE)
+    search.lost(2.0 + FIRST_PAUSE)
     search.connected("tls", 2.0)
     found = looks(search, 2.0, 3600.0)
     assert found[0] == (SETTLED, ("udp",))

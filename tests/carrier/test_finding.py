@@ -92,6 +92,20 @@ async def test_all_that_failed_is_in_one_sentence() -> None:
     )
 
 
+async def test_what_is_silent_is_not_waited_for_long_where_all_else_refuses() -> None:
+    with anyio.fail_after(5), pytest.raises(UserError) as caught:
+        await find_server(
+            ["192.0.2.1:443"],
+            SERVER_PUBLIC,
+            NODE,
+            60.0,
+            carriers=("udp", "tls"),
+            openers={"udp": blocked, "tls": refused},
+            linger=0.1,
+        )
+    assert "by tls (the proxy says 403 Forbidden), by udp (no answer so far)." in caught.value.message
+
+
 async def test_a_stranger_is_told_with_what_else_was_tried() -> None:
     with pytest.raises(UserError) as caught:
         await find(["192.0.2.1:443"], {"tls": refused, "ws": strange})

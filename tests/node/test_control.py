@@ -219,6 +219,36 @@ def test_a_server_that_falls_silent_is_dialled_again() -> None:
     anyio.run(main)
 
 
+def test_a_doubt_is_a_question_at_once_and_its_answer_ends_it() -> None:
+    async def main() -> None:
+        async with running(Setup()) as setup:
+            await setup.server.until(lambda: len(pings(setup)) == 1)
+            setup.client.doubt()
+            await setup.server.until(lambda: len(pings(setup)) == 2)
+            assert setup.client.state == "connected" and setup.recorder.lost == 0
+
+    anyio.run(main)
+
+
+def test_a_doubt_that_is_not_answered_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("overlay.node.backoff.SUSPICION", 0.05)
+
+    async def main() -> None:
+        setup = Setup()
+        setup.server.silent = True
+        async with running(setup):
+            await setup.recorder.until(lambda: bool(setup.recorder.maps))
+            setup.client.doubt()
+            await setup.recorder.until(lambda: len(setup.recorder.welcomes) == 2)
+            assert setup.recorder.lost == 1
+
+    anyio.run(main)
+
+
+def pings(setup: Setup) -> list[Ping]:
+    return [message for message in setup.server.received if isinstance(message, Ping)]
+
+
 def test_answers_the_servers_ping() -> None:
     async def main() -> None:
         async with running(Setup()) as setup:

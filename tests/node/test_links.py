@@ -153,6 +153,20 @@ def test_a_link_is_dialled_attached_and_handed_over() -> None:
     anyio.run(main)
 
 
+def test_what_the_engine_said_before_counts() -> None:
+    async def main() -> None:
+        links = DataLinks(Rig().dial, tuple, Rig().post, udp=True)
+        links.relay_changed(UDP)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(links.run)
+            await anyio.wait_all_tasks_blocked()
+            assert links._wish is not None and links._wish.next_timeout() is None
+            assert not links._wish.wanted(anyio.current_time() + 2 * UNDECIDED)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
 def test_a_lost_link_is_replaced_by_another_carrier() -> None:
     async def main() -> None:
         async with rigged(udp=False) as (rig, links):

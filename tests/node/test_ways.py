@@ -29,6 +29,7 @@ class Firewall:
 
     def __init__(self, *open_carriers: CarrierName) -> None:
         self.open = set(open_carriers)
+        self.silent: set[CarrierName] = set()
         self.tried: list[CarrierName] = []
         self.options: list[DialOptions] = []
 
@@ -37,6 +38,8 @@ class Firewall:
             async def dial(endpoint: Endpoint, options: DialOptions) -> CarrierStream:
                 self.tried.append(name)
                 self.options.append(options)
+                if name in self.silent:
+                    await anyio.sleep_forever()
                 if name not in self.open:
                     raise OSError("blocked")
                 return await connect(endpoint)
@@ -125,6 +128,30 @@ def test_a_carrier_that_is_cut_off_again_and_again_does_not_hold_the_node(tmp_pa
             assert await rig.dial(ways) == "udp"  # none is better than the others
             ways.link_changed()
             assert await rig.dial(ways) == "udp"
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
+def test_a_server_that_refuses_for_a_moment_is_not_waited_for_by_a_carrier_that_is_blocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overlay.node.ways.FIRST_LINGER", 0.05)
+
+    async def main() -> None:
+        server = StubServer()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(server.run)
+            rig = Rig(tmp_path, server, Firewall("tls"))
+            rig.firewall.silent.add("udp")
+            ways = rig.ways()
+            assert await rig.dial(ways) == "tls"
+            rig.firewall.open.clear()
+            with anyio.fail_after(5), pytest.raises(UserError) as caught:
+                await rig.dial(ways)
+            assert "by udp (no answer so far)" in caught.value.message
+            rig.firewall.open.add("tls")
+            assert await rig.dial(ways) == "tls"
             tasks.cancel_scope.cancel()
 
     anyio.run(main)

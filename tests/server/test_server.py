@@ -15,6 +15,7 @@ from overlay.engine.api import AddLink, LinkLost, RemoveClient, RemoveLink, SetC
 from overlay.errors import Exit, UserError
 from overlay.server import control as control_module
 from overlay.server.control import TokenBucket
+from overlay.server.network import HEARTBEAT
 from overlay.wire.control.messages import (
     Attach,
     Attached,
@@ -277,6 +278,7 @@ def test_pings_are_answered_and_floods_are_not(tmp_path: Path, monkeypatch: pyte
 
     async def test(server: Running) -> None:
         a = await server.node().connect(await server.invite(), name="a")
+        assert a.welcome is not None and a.welcome.heartbeat == HEARTBEAT
         await a.connection.send(Ping(seq=7))
         assert (await a.receive(Pong)).seq == 7
         for seq in range(50):

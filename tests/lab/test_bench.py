@@ -160,7 +160,7 @@ def test_without_root_it_says_what_it_needs(
 
 
 def test_every_suite_of_the_issue_is_there() -> None:
-    wanted = {"tcp", "pps", "rtt", "relay", "wireguard", "loss", "mtu", "cpu", "memory", "idle", "scale"}
+    wanted = {"tcp", "pps", "rtt", "relay", "carrier", "wireguard", "loss", "mtu", "cpu", "memory", "idle", "scale"}
     assert set(SUITES) == wanted
 
 

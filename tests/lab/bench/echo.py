@@ -16,7 +16,7 @@ WARM = 10  # questions that do not count
 
 def _listen(port: int) -> socket.socket:
     listener = socket.create_server(("0.0.0.0", port))
-    sys.stdout.write("listens\n")
+    sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     return listener
 

@@ -156,7 +156,7 @@ def _add_shares(result: Result) -> None:
                 result.add(name, at, [(SHARE, value / direct[at])])
 
 
-def _crowd(bench: Bench, result: Result, count: int) -> None:
+def join_crowd(bench: Bench, result: Result, count: int) -> None:
     """`count` new nodes join a fresh server by tcp, and stay."""
     name = f"{count} nodes by tcp"
     bench.say(f"{result.suite}: {name}")
@@ -209,5 +209,5 @@ def run(bench: Bench) -> Result:
         _add_shares(result)
         if joined:
             _ask_round_trips(bench, result, joined)
-    _crowd(bench, result, NODES_QUICK if bench.quick else NODES)
+    join_crowd(bench, result, bench.nodes or (NODES_QUICK if bench.quick else NODES))
     return result

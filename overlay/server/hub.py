@@ -18,6 +18,7 @@ from overlay.wire.control.messages import MapDelta, MapNode, NetworkMap, Refused
 from overlay.wire.control.netmap import diff
 
 DEBOUNCE = 0.05  # s: a node that joins changes its entry several times at once; a person notices 1 s
+CROWD = 200  # connected nodes for which the debounce is once more as long: telling all of them takes a fifth of it
 VERSION_BLOCK = 1 << 20  # map versions reserved in the registry at a time, so that a change costs no write
 _log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Hub:
         task_status.started()
         while True:
             await self._changed.wait()
-            await anyio.sleep(self._debounce)
+            await anyio.sleep(self._debounce * (1 + len(self._links) / CROWD))
             self._changed = anyio.Event()
             await self._reserve_versions()
             await self._publish()

@@ -38,6 +38,7 @@ UDP_HEARTBEAT = 5.0
 """The same by udp, where nothing else tells a node that this server was killed and started anew: the system closes TCP
 connections of a dead process, and knows none by UDP."""
 SAVE_INTERVAL = 5.0  # s; what a crash loses of endpoints and last-seen times, which nodes say anew
+MAX_TOGETHER = 64  # nodes that are admitted in one transaction
 _log = logging.getLogger(__name__)
 
 
@@ -53,6 +54,15 @@ class Clock:
 
     wall: Callable[[], float]  # Unix time, s
     random_bytes: Callable[[int], bytes]
+
+
+@dataclass(slots=True, eq=False)
+class _Arrival:
+    """A node at the door, and what came of it: its record, or why it is not let in."""
+
+    key: bytes
+    hello: Hello
+    outcome: NodeRecord | UserError | None = None
 
 
 class Network:
@@ -89,6 +99,7 @@ class Network:
         self._epochs = {SERVER_NUMBER: int.from_bytes(clock.random_bytes(4), "big") | 1}
         self._unsaved: set[int] = set()
         self._lock = anyio.Lock()
+        self._arrivals: list[_Arrival] = []
         self.links = RelayLinks(relay.post)
 
     @property
@@ -115,23 +126,54 @@ class Network:
         """The node's number, registered if need be. Raises `UserError` as `admission.admit` does."""
         if key == self._keys.public_key:
             raise UserError("key-in-use", "The node shows the server's own key.", "Give it a state of its own.")
-        wall, random_bytes = self._clock.wall(), self._clock.random_bytes
+        arrival = _Arrival(key, hello)
+        self._arrivals.append(arrival)
         with anyio.CancelScope(shield=True):  # a node that is registered must be known here, gone or not
             async with self._lock:
-                async with self._registry.transaction() as transaction:
-                    record = await admission.admit(transaction, key, hello, wall=wall, random_bytes=random_bytes)
-                if record.number not in self._nodes:
-                    _log.info("node %d registered as '%s'", record.number, record.name)
-                    self._relay.post(_client(record))
-                known = self._nodes.get(record.number)
-                if known is not None:  # endpoints that were not written yet are newer than the registry's
-                    record = msgspec.structs.replace(record, lan=known.lan, observed=known.observed)
-                self._nodes[record.number] = record
-                self._epochs[record.number] = hello.epoch
+                if arrival.outcome is None:
+                    await self._admit_arrivals()
+        record = arrival.outcome
+        assert record is not None
+        if isinstance(record, UserError):
+            raise record
         if hello.endpoints:
             self.set_endpoints(record.number, hello.endpoints, record.observed)
         self._publish(record.number)
         return record.number
+
+    async def _admit_arrivals(self) -> None:
+        """Admit all that wait, in order and in one transaction: to have it on the disk takes longer than all else, and
+        those who come meanwhile wait for the next one together."""
+        arrivals, self._arrivals = self._arrivals[:MAX_TOGETHER], self._arrivals[MAX_TOGETHER:]
+        wall, random_bytes = self._clock.wall(), self._clock.random_bytes
+        outcomes: list[NodeRecord | UserError] = []
+        try:
+            async with self._registry.transaction() as transaction:
+                for arrival in arrivals:
+                    try:
+                        async with transaction.part():
+                            outcomes.append(
+                                await admission.admit(
+                                    transaction, arrival.key, arrival.hello, wall=wall, random_bytes=random_bytes
+                                )
+                            )
+                    except UserError as error:
+                        outcomes.append(error)
+        except UserError as error:  # the disk's, and so everybody's
+            outcomes = [error] * len(arrivals)
+        for arrival, outcome in zip(arrivals, outcomes, strict=True):
+            arrival.outcome = outcome if isinstance(outcome, UserError) else self._admitted(outcome, arrival.hello)
+
+    def _admitted(self, record: NodeRecord, hello: Hello) -> NodeRecord:
+        if record.number not in self._nodes:
+            _log.info("node %d registered as '%s'", record.number, record.name)
+            self._relay.post(_client(record))
+        known = self._nodes.get(record.number)
+        if known is not None:  # endpoints that were not written yet are newer than the registry's
+            record = msgspec.structs.replace(record, lan=known.lan, observed=known.observed)
+        self._nodes[record.number] = record
+        self._epochs[record.number] = hello.epoch
+        return record
 
     def welcome(self, number: int, carrier: CarrierName) -> Welcome:
         node = self._nodes[number]

@@ -1,5 +1,7 @@
 """The registry's queries, inside one transaction. Knows tables and records, and no policy."""
 
+from collections.abc import AsyncIterator, Set
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +31,19 @@ class Transaction:
     def __init__(self, connection: AsyncConnection, path: Path) -> None:
         self._connection = connection
         self._path = path
+        # Read once, and kept up to date: a thousand nodes that register together ask a thousand times.
+        self._names: set[str] | None = None
+        self._hosts: set[int] | None = None
+
+    @asynccontextmanager
+    async def part(self) -> AsyncIterator[None]:
+        """All or nothing of the block, which may raise without ending the transaction."""
+        try:
+            async with self._connection.begin_nested():
+                yield
+        except BaseException:
+            self._names = self._hosts = None
+            raise
 
     # the network
 
@@ -65,24 +80,34 @@ class Transaction:
     async def node_with_key(self, key: bytes) -> NodeRecord | None:
         return await self._one(NodeRecord, node_table, node_table.c.key == key)
 
-    async def names(self) -> set[str]:
-        return set((await self._connection.execute(select(node_table.c.name))).scalars())
+    async def names(self) -> Set[str]:
+        if self._names is None:
+            self._names = set((await self._connection.execute(select(node_table.c.name))).scalars())
+        return self._names
 
-    async def hosts(self) -> set[int]:
+    async def hosts(self) -> Set[int]:
         """The taken places of the ranges."""
-        return set((await self._connection.execute(select(node_table.c.host))).scalars())
+        if self._hosts is None:
+            self._hosts = set((await self._connection.execute(select(node_table.c.host))).scalars())
+        return self._hosts
 
     async def add_node(self, record: NodeRecord) -> None:
         await self._connection.execute(insert(node_table).values(**record_values(record)))
+        if self._names is not None:
+            self._names.add(record.name)
+        if self._hosts is not None:
+            self._hosts.add(record.host)
 
     async def set_node(self, record: NodeRecord) -> None:
         """Overwrite the node of this number."""
+        self._names = self._hosts = None
         values = record_values(record)
         del values["number"]
         await self._connection.execute(update(node_table).where(node_table.c.number == record.number).values(**values))
 
     async def remove_node(self, number: int) -> None:
         """With its exposures."""
+        self._names = self._hosts = None
         await self._connection.execute(delete(exposure_table).where(exposure_table.c.node == number))
         await self._connection.execute(delete(node_table).where(node_table.c.number == number))
 

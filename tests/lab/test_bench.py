@@ -1,7 +1,10 @@
 """The bench: its arithmetic by example, and the smallest suites for the shape of the outcome. Speed is not judged."""
 
+import contextlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
@@ -11,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.lab.bench import __main__ as bench
+from tests.lab.bench import echo
 from tests.lab.bench.chart import chart, number
 from tests.lab.bench.load import Datagrams, LoadFailed, parse_pings
 from tests.lab.bench.machine import cpu_seconds
 from tests.lab.bench.report import Report
 from tests.lab.bench.result import Quantity, Result
-from tests.lab.bench.suites import SUITES
+from tests.lab.bench.runner import Bench
+from tests.lab.bench.suites import SUITES, carrier
 from tests.lab.bench.suites.pps import LOWEST_RATE, highest_rate
 from tests.lab.bench.suites.scale import make_circle
 from tests.lab.netns import Lab
@@ -160,7 +165,7 @@ def test_without_root_it_says_what_it_needs(
 
 
 def test_every_suite_of_the_issue_is_there() -> None:
-    wanted = {"tcp", "pps", "rtt", "relay", "wireguard", "loss", "mtu", "cpu", "memory", "idle", "scale"}
+    wanted = {"tcp", "pps", "rtt", "relay", "carrier", "wireguard", "loss", "mtu", "cpu", "memory", "idle", "scale"}
     assert set(SUITES) == wanted
 
 
@@ -198,3 +203,24 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert {each["name"] for each in cpu["quantities"]} == {"sending end", "receiving end", "both ends"}
     assert {path.name for path in tmp_path.iterdir()} == {"tcp.svg", "cpu.svg"}
     assert document["machine"]["congestion control"]
+
+
+@pytest.mark.lab
+def test_a_few_nodes_join_and_stay() -> None:
+    made = Result("carrier", "", carrier.DIRECT)
+    carrier.join_crowd(Bench([], 1, 1, quick=True, say=lambda _: None), made, 5)
+    assert made.failures == []
+    assert set(made.samples) == {carrier.MEMORY, carrier.JOINED, carrier.JOIN_CPU}
+    assert (made.median(carrier.JOINED, "5 nodes by tcp") or 0) > 0
+
+
+def test_an_echo_is_passed_on_and_answered() -> None:
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        for command in (["answer", "0"], ["forward", "0", "127.0.0.1"]):
+            words = [sys.executable, "-m", "tests.lab.bench.echo", *command, *map(str, ports)]
+            process = stack.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+            stack.callback(process.terminate)
+            assert process.stdout is not None
+            ports.append(int(process.stdout.readline()))
+        assert 0 < echo.ask("127.0.0.1", ports[1], 3) < 10

@@ -63,6 +63,26 @@ def exposure(node_number: int, port: int) -> ExposureRecord:
     )
 
 
+def test_a_part_of_a_transaction_may_fail_alone(tmp_path: Path) -> None:
+    async def test() -> None:
+        registry = await Registry.open(tmp_path / "registry.sqlite")
+        async with registry.transaction() as transaction:
+            assert await transaction.names() == set()
+            async with transaction.part():
+                await transaction.add_node(node(1))
+            with pytest.raises(LookupError):
+                async with transaction.part():
+                    await transaction.add_node(node(2))
+                    assert await transaction.names() == {"n1", "n2"}
+                    raise LookupError
+            assert (await transaction.names(), await transaction.hosts()) == ({"n1"}, {1})
+        async with registry.transaction() as transaction:
+            assert await transaction.nodes() == [node(1)]
+        await registry.close()
+
+    anyio.run(test)
+
+
 def test_what_is_written_is_read_and_survives_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "registry.sqlite"
 

@@ -24,12 +24,14 @@ from overlay.wire.control.messages import (
     Expose,
     Exposed,
     Failed,
+    Hello,
     Leave,
     Ping,
     Pong,
     Refused,
     SignedMap,
     Unexpose,
+    Welcome,
 )
 from tests.server.running import PATIENCE, Node, Running, online_names, running
 
@@ -67,6 +69,34 @@ def test_two_nodes_see_each_other_come_and_go(tmp_path: Path) -> None:
         await b.connection.send(Leave())
         await a.sees(lambda network: online_names(network) == {"server", "a"})
         assert (await server.request("GET", "/v1/status"))["drops"]["endpoint"] == 1
+
+    with_server(tmp_path, test)
+
+
+def test_nodes_that_come_together_are_admitted_together_each_on_its_own_merits(tmp_path: Path) -> None:
+    async def test(server: Running) -> None:
+        invite = await server.invite(uses=8)
+        nodes = [await server.node().dial(invite) for _ in range(8)]
+
+        async def join(number: int, node: Node) -> None:
+            chosen = {"name": "server", "name_chosen": True} if number == 3 else {"name": "n"}
+            await node.connection.send(Hello(invite=invite.secret, **chosen))
+            with anyio.fail_after(PATIENCE):
+                answer = await node.connection.receive()
+            answers[number] = answer
+
+        answers: dict[int, object] = {}
+        async with anyio.create_task_group() as tasks:
+            for number, node in enumerate(nodes):
+                tasks.start_soon(join, number, node)
+        welcomes = [answer for answer in answers.values() if isinstance(answer, Welcome)]
+        assert {welcome.number for welcome in welcomes} == set(range(2, 9))
+        assert {welcome.name for welcome in welcomes} == {"n", *(f"n-{number}" for number in range(2, 8))}
+        assert isinstance(answers[3], Refused) and answers[3].code == "name-taken"
+        last = await server.node().connect(invite, name="last")  # who was refused has used up nothing
+        assert last.welcome is not None
+        more = await server.node().connect(invite, name="more")
+        assert more.refused is not None and more.refused.code == "invite-used-up"
 
     with_server(tmp_path, test)
 

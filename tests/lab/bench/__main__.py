@@ -26,6 +26,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--suite", action="append", choices=SUITES, help="one suite; may be repeated; default: all")
     parser.add_argument("--rounds", type=int, help=f"how often everything is measured in turn (default {ROUNDS})")
     parser.add_argument("--seconds", type=int, help=f"length of one measurement (default {SECONDS})")
+    parser.add_argument("--nodes", type=int, help="how many join a server in the suite carrier (default 1900)")
     parser.add_argument("--quick", action="store_true", help="to see that it works, not how fast")
     parser.add_argument("--only", action="append", metavar="NAME", help="of the others, only this one; may be repeated")
     parser.add_argument("--wireguard-go", metavar="FILE", help="use this program, not the one on PATH")
@@ -71,6 +72,7 @@ def main(words: list[str] | None = None) -> int:
         seconds=options.seconds or (QUICK_SECONDS if options.quick else SECONDS),
         quick=options.quick,
         say=report.say,
+        nodes=options.nodes,
     )
     results = []
     for name in options.suite or SUITES:

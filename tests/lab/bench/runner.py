@@ -32,6 +32,7 @@ class Bench:
     seconds: int  # of one measurement
     quick: bool  # to see that it works, not how fast
     say: Callable[[str], None]
+    nodes: int | None = None  # that join a server; None: as many as the suite thinks
 
     def contenders(self) -> list[Contender]:
         return [Overlay(), Veth(), *self.rivals]

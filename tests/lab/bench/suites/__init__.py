@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 
 from tests.lab.bench.result import Result
 from tests.lab.bench.runner import Bench
-from tests.lab.bench.suites import cpu, idle, loss, memory, mtu, pps, relay, rtt, scale, tcp, wireguard
+from tests.lab.bench.suites import carrier, cpu, idle, loss, memory, mtu, pps, relay, rtt, scale, tcp, wireguard
 
 SUITES: Mapping[str, Callable[[Bench], Result]] = {
     "tcp": tcp.run,
     "pps": pps.run,
     "rtt": rtt.run,
     "relay": relay.run,
+    "carrier": carrier.run,
     "wireguard": wireguard.run,
     "loss": loss.run,
     "mtu": mtu.run,

@@ -9,7 +9,7 @@ from overlay.engine.channel import Channel
 from overlay.engine.staging import Staging
 from overlay.engine.transport import TransportReader, TransportWriter
 from overlay.path.budget import Budget
-from overlay.path.pmtu import MIN_PLPMTU, PROBE_BURST, PROBE_RATE, PathMtu
+from overlay.path.pmtu import BASE_PLPMTU, MIN_PLPMTU, PROBE_BURST, PROBE_RATE, PathMtu
 from overlay.path.selector import Selector
 from overlay.path.types import Path
 from overlay.wire.endpoint import Endpoint
@@ -33,6 +33,7 @@ KEY_PATIENCE: Final = 15.0
 """s that packets wait for an answer to our initiations: three of them, 5 s apart. The session asks on; what is sent
 then waits anew."""
 
+_IPV6_MORE: Final = 20  # bytes; its header is that much longer than IPv4's
 _MAX_PATHS: Final = 16
 """Paths of one peer whose datagram size is remembered."""
 
@@ -139,9 +140,10 @@ class Peer:
         """Datagrams go there from now on. Returns whether that is a change."""
         if address == self.address and prefix == self.prefix:
             return False
+        longer = _longer_headers(self.address, address)
         self.address = address
         self.prefix = prefix
-        self._choose_mtu()
+        self._choose_mtu(longer)
         if self.staging:
             self.staging.since = now  # another way is another chance
         self.datagram_size_changed()
@@ -182,13 +184,16 @@ class Peer:
         """Bytes of box that a datagram holds."""
         return self.datagram_size - len(self.prefix) - FRAGMENT_HEADER_SIZE
 
-    def _choose_mtu(self) -> None:
+    def _choose_mtu(self, longer_headers: int = 0) -> None:
         """Go on with what is known of the present path. One that is new begins with no more than the last one took, as
-        ways to the same peer often share their narrowest place."""
+        ways to the same peer often share their narrowest place.
+
+        `longer_headers`: bytes by which IP's header is longer than on the last path.
+        """
         initial = DATAGRAM_SIZE
         if self.mtu is not None:
             self.mtu.rest(self.tx_bytes)
-            initial = min(initial, self.mtu.size)
+            initial = min(initial, max(self.mtu.size - longer_headers, min(self.mtu.size, BASE_PLPMTU)))
         self.mtu = None
         if self.selector is None or self.address is None:
             return
@@ -261,3 +266,10 @@ class Peer:
     def path_snapshot(self) -> PathSnapshot | None:
         path = self.path()
         return None if path is None else PathSnapshot(path.kind, path.endpoint, self.path_since, self.datagram_size)
+
+
+def _longer_headers(before: Endpoint | None, now: Endpoint | None) -> int:
+    """Bytes by which IP's header is longer on the way now."""
+    if before is None or now is None or ":" in before[0] or ":" not in now[0]:
+        return 0
+    return _IPV6_MORE

@@ -14,6 +14,7 @@ from overlay.wire.wireguard.device import Device
 
 ONE: Endpoint = ("192.0.2.1", 1000)
 TWO: Endpoint = ("192.0.2.2", 1000)
+SIX: Endpoint = ("2001:db8::1", 1000)
 
 
 def make(*, stock: bool = False) -> Peer:
@@ -49,6 +50,20 @@ def test_a_size_that_our_kernel_refuses_is_followed_by_smaller_ones() -> None:
     while peer.shrink(1.0):
         sizes.append(peer.datagram_size)
     assert sizes == [DATAGRAM_SIZE, BASE_PLPMTU, MIN_PLPMTU]
+
+
+def test_the_same_narrow_place_takes_less_by_ipv6() -> None:
+    """Its header is 20 bytes longer; and 1232 pass wherever IPv6 does."""
+    for takes, begins in ((1352, 1332), (1252, 1232), (1240, 1232), (700, 548)):
+        peer = make()
+        peer.set_route(ONE, b"", 0.0)
+        send(peer, 0.0)
+        answer(peer, takes, 0.0)
+        before = peer.datagram_size
+        peer.set_route(SIX, b"", 1.0)
+        assert peer.datagram_size == min(before, begins)
+        peer.set_route(TWO, b"", 2.0)
+        assert peer.datagram_size == min(before, begins), "what is known of the last way holds for IPv4 as well"
 
 
 def test_what_a_path_takes_is_remembered_for_that_path() -> None:

@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import ByteStream, SocketAttribute
 
 from overlay.carrier.carriers import Detached
-from overlay.wire.endpoint import Endpoint, canonical_endpoint
+from overlay.wire.endpoint import Endpoint
 from overlay.wire.stream.codec import Plain
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 s; close() then sends RST
@@ -186,9 +186,3 @@ def errno_text(number: int) -> str:
     """`connection refused`: the system's words, in the middle of a sentence."""
     words = os.strerror(number)
     return words[:1].lower() + words[1:]
-
-
-def remote_endpoint(connected: socket.socket) -> Endpoint:
-    """Raises `OSError` if the peer has gone already."""
-    host, port = connected.getpeername()[:2]
-    return canonical_endpoint(host, port)

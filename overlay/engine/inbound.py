@@ -26,6 +26,7 @@ from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket
 from overlay.errors import RemoteProtocolError
 from overlay.path.budget import Budget
+from overlay.wire.demux import QUIC_FIRST
 from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.disco import sender as disco_sender
 from overlay.wire.endpoint import Endpoint
@@ -49,9 +50,6 @@ cost some 20 µs; how many get curve arithmetic is the device's own, much lower 
 
 READS_PER_TURN: Final = 2
 """Reads from one link before the others get their turn: 256 KiB at most."""
-
-FOREIGN_TYPE: Final = 0x40
-"""First bytes from here on are not ours: QUIC packets have the fixed bit (RFC 9000 §17), ours are small numbers."""
 
 FOREIGN_RATE: Final = 4000.0
 FOREIGN_BURST: Final = 2000.0
@@ -144,7 +142,7 @@ class Inbound:
                 for datagram in _datagrams(run, segment):
                     with self._faults:
                         self._handshake(datagram, source, None, now)
-            elif kind >= FOREIGN_TYPE:
+            elif kind >= QUIC_FIRST:
                 self._foreign(run, segment, source, now)
             else:
                 self._drops.count(drops.UNKNOWN_TYPE, _count(run, segment))

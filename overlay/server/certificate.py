@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from overlay.carrier.tls import harden
+
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
 ALPN_HTTP: Final = "http/1.1"
@@ -77,7 +79,7 @@ class Certificate:
     def context(self, protocols: Sequence[str] = (ALPN_HTTP,)) -> ssl.SSLContext:
         """For the server's side, TLS 1.2 and up. Raises `ValueError` for what OpenSSL does not take."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        harden(context)
         context.set_alpn_protocols(list(protocols))
         # Python's ssl reads keys from files only: this one is in memory, and no other user can open it.
         with os.fdopen(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as file:

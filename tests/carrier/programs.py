@@ -1,26 +1,16 @@
 """Real programs between node and server: nginx as a reverse proxy, tinyproxy for CONNECT. Each on a free port of
 loopback, in a process of its own, with a configuration of its own."""
 
-import os
-import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import pytest
+
+from tests.programs import program
 
 from .streams import Certificate
-
-
-def found(program: str) -> str:
-    path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{program} is not installed, and on CI nothing may be skipped")
-        pytest.skip(f"{program} is not installed")
-    return path
 
 
 def free_port() -> int:
@@ -54,7 +44,7 @@ async def running(command: list[str], *ports: int) -> AsyncIterator[None]:
 async def nginx(folder: Path, certificate: Certificate, upstream: int) -> AsyncIterator[tuple[int, int]]:
     """→ its ports for HTTP and HTTPS. /vpn/ leads to the server as ws, /vpns/ as wss, / is a page of its own, and /old
     redirects."""
-    program = found("nginx")
+    path = program("nginx")
     plain, secure = free_port(), free_port()
     forwarding = """
             proxy_http_version 1.1;
@@ -94,7 +84,7 @@ http {{
     }}
 }}
 """)
-    command = [program, "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]
+    command = [path, "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]
     async with running(command, plain, secure):
         yield plain, secure
 
@@ -102,10 +92,10 @@ http {{
 @asynccontextmanager
 async def tinyproxy(folder: Path, *settings: str) -> AsyncIterator[int]:
     """→ its port."""
-    program = found("tinyproxy")
+    path = program("tinyproxy")
     port = free_port()
     configuration = folder / "tinyproxy.conf"
     lines = [f"Port {port}", "Listen 127.0.0.1", "Timeout 60", "MaxClients 20", f'LogFile "{folder}/tinyproxy.log"']
     configuration.write_text("\n".join([*lines, *settings, ""]))
-    async with running([program, "-d", "-c", str(configuration)], port):
+    async with running([path, "-d", "-c", str(configuration)], port):
         yield port

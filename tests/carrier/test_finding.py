@@ -13,17 +13,9 @@ from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.wire.endpoint import Endpoint
 
 from .ends import NODE, SERVER_PUBLIC, answer_pings, greeted, serving
+from .openers import blocked, through
 
 pytestmark = pytest.mark.anyio
-
-
-async def through(endpoint: Endpoint, options: DialOptions) -> CarrierStream:
-    return await connect(endpoint)
-
-
-async def blocked(endpoint: Endpoint, options: DialOptions) -> CarrierStream:
-    await anyio.sleep_forever()
-    raise AssertionError
 
 
 async def refused(endpoint: Endpoint, options: DialOptions) -> CarrierStream:

@@ -8,7 +8,6 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.carriers import CarrierName, CarrierStream, DialOptions, Opener
-from overlay.carrier.stream import connect
 from overlay.errors import Exit, UserError
 from overlay.node.interface import Assigned, Machine, Route
 from overlay.node.memory import Joined
@@ -16,6 +15,7 @@ from overlay.node.netcheck import NetReport, check, choose_server
 from overlay.node.ways import Target
 from overlay.wire.control.invite import Invite
 from overlay.wire.endpoint import Endpoint
+from tests.carrier.openers import blocked, through
 from tests.node.stub_server import StubServer
 
 MACHINE = Machine(
@@ -23,15 +23,6 @@ MACHINE = Machine(
     (Route("0.0.0.0/0", "eth0", gateway="192.0.2.1"),),
 )
 JOINED = Joined(addresses=("192.0.2.1:443",), server_key=bytes(32), domain="local.test", pin=b"p" * 32)
-
-
-async def through(endpoint: Endpoint, options: DialOptions) -> CarrierStream:
-    return await connect(endpoint)
-
-
-async def blocked(endpoint: Endpoint, options: DialOptions) -> CarrierStream:
-    await anyio.sleep_forever()
-    raise AssertionError
 
 
 async def reset(endpoint: Endpoint, options: DialOptions) -> CarrierStream:

@@ -1,7 +1,6 @@
 """A certificate from a real authority's software, Pebble: both challenges on the one port, renewal, and every no."""
 
 import asyncio
-import shutil
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -22,6 +21,7 @@ from overlay.server.certificates import Certificates
 from overlay.server.challenges import Challenges
 from overlay.server.pace import Pace
 from overlay.server.settings import ServerSettings
+from tests.programs import program
 from tests.server.pebble import BLOCKED, LIFETIME, Pebble, pebble
 from tests.server.test_certificates import Wall, pin_of, until
 from tests.server.tls_port import PATIENCE, handshake, tls_port
@@ -70,9 +70,7 @@ def with_authority(
     bad_nonces: int = 5,
 ) -> None:
     """`tls`, `http`: which challenges reach the server; the others lead to a port where nobody is."""
-
-    if shutil.which("pebble") is None:
-        pytest.skip("pebble is not installed")
+    program("pebble")
 
     async def main() -> None:
         server = Server(folder)

@@ -1,6 +1,5 @@
 """Files are read back by programs that are not ours: scapy's reader, and tcpdump where it is installed."""
 
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -14,6 +13,7 @@ from scapy.utils import RawPcapNgReader
 from overlay_cli.capture import pcapng
 from tests.cli.capture.samples import TIME
 from tests.engine.rig import udp4, udp6
+from tests.programs import program
 
 packets = st.tuples(st.integers(0, 2**63), st.binary(min_size=1, max_size=200), st.integers(0, 5), st.booleans())
 
@@ -64,7 +64,6 @@ def test_the_statistics_block_byte_for_byte() -> None:
     )
 
 
-@pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is not installed")
 @pytest.mark.parametrize("linktype", [pcapng.LINKTYPE_RAW, pcapng.LINKTYPE_LINUX_SLL])
 def test_tcpdump_reads_what_was_written(tmp_path: Path, linktype: int) -> None:
     path = tmp_path / "capture.pcapng"
@@ -72,14 +71,15 @@ def test_tcpdump_reads_what_was_written(tmp_path: Path, linktype: int) -> None:
     if linktype == pcapng.LINKTYPE_LINUX_SLL:
         inner = [pcapng.cooked(packet, outbound=True) for packet in inner]
     write(path, [(TIME, packet, 0, True) for packet in inner], linktype=linktype)
-    done = subprocess.run(["tcpdump", "-n", "-tt", "-r", str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [program("tcpdump"), "-n", "-tt", "-r", str(path)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == [
         "1764000000.123456 IP 10.77.0.2.1000 > 10.77.0.3.2000: UDP, length 3",
         "1764000000.123456 IP6 fd12::2.1000 > fd12::3.2000: UDP, length 3",
     ]
 
 
-@pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is not installed")
 def test_tcpdump_reads_two_interfaces(tmp_path: Path) -> None:
     path = tmp_path / "capture.pcapng"
     packet = pcapng.cooked(udp4("10.77.0.2", "10.77.0.3", b"one"), outbound=False)
@@ -87,5 +87,5 @@ def test_tcpdump_reads_two_interfaces(tmp_path: Path) -> None:
     blocks += [pcapng.interface(name, "", 262144, pcapng.LINKTYPE_LINUX_SLL) for name in ("overlay0", "overlay-outer")]
     blocks += [pcapng.packet(number, TIME, packet, len(packet), outbound=False) for number in (0, 1, 0)]
     path.write_bytes(b"".join(blocks))
-    done = subprocess.run(["tcpdump", "-n", "-r", str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run([program("tcpdump"), "-n", "-r", str(path)], capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 3

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from overlay.errors import RemoteProtocolError
@@ -21,7 +22,11 @@ PIN_SIZE: Final = 32
 def spki_sha256(certificate_der: bytes) -> bytes:
     """SHA-256 of the certificate's SubjectPublicKeyInfo: 32 bytes, the same for each certificate of one key
     (RFC 7469 §2.4). Raises `ValueError` for what is no certificate."""
-    key = x509.load_der_x509_certificate(certificate_der).public_key()
+    return public_key_sha256(x509.load_der_x509_certificate(certificate_der).public_key())
+
+
+def public_key_sha256(key: PublicKeyTypes) -> bytes:
+    """As `spki_sha256`, of the key itself."""
     return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 

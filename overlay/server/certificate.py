@@ -1,7 +1,6 @@
 """One certificate with its key: made here, read from files, and in the forms that TLS and QUIC want. Keeps nothing."""
 
 import datetime
-import hashlib
 import os
 import ssl
 from collections.abc import Sequence
@@ -13,9 +12,10 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from overlay.carrier.tls import harden
+from overlay.carrier.verification import public_key_sha256
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
@@ -40,7 +40,7 @@ class Certificate:
     @property
     def pin(self) -> bytes:
         """SHA-256 of the public key's SubjectPublicKeyInfo, DER: 32 bytes (RFC 7469 §2.4)."""
-        return public_key_hash(self.key)
+        return public_key_sha256(self.key.public_key())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,11 +90,6 @@ class Certificate:
             except ssl.SSLError as error:
                 raise ValueError(f"OpenSSL refuses it ({error.reason or error})") from error
         return context
-
-
-def public_key_hash(key: PrivateKey) -> bytes:
-    """As `Certificate.pin`."""
-    return hashlib.sha256(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
 def make_key() -> ec.EllipticCurvePrivateKey:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.to_thread
 
+from overlay.carrier.verification import public_key_sha256
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
-from overlay.server.certificate import Certificate, is_name, public_key_hash, self_signed
+from overlay.server.certificate import Certificate, is_name, self_signed
 from overlay.server.certificate_files import CertificateFiles, day, keep, load_kept, load_or_make_key
 from overlay.server.challenges import Challenges
 from overlay.server.pace import DEFAULT_PACE, Pace
@@ -123,7 +124,7 @@ class Certificates:
     def pin(self) -> bytes:
         """SHA-256 of the public key that every certificate of this server will have, for invites; empty: whoever keeps
         the files may change the key, and a pin would lock nodes out."""
-        return b"" if self._files is not None else public_key_hash(self._key)
+        return b"" if self._files is not None else public_key_sha256(self._key.public_key())
 
     def context(self) -> SSLContext:
         """For the next connection: ask for each one anew. TLS 1.2 and up; ALPN http/1.1, and acme-tls/1 when an

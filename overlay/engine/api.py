@@ -157,6 +157,26 @@ class Inspect:
 
 
 @dataclass(frozen=True, slots=True)
+class PingAnswer:
+    """`path`: the way that the ping took; None: there is none to that peer now, and `rtt` is None as well."""
+
+    path: PathSnapshot | None
+    rtt: float | None  # s
+
+
+PingReply = Callable[[PingAnswer], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PingPeer:
+    """Measure one round trip to a peer, on the way that its data goes; counts as data, so that a better way is looked
+    for. `reply` is called on the engine thread and must only hand over; not at all if no answer comes."""
+
+    number: int
+    reply: PingReply
+
+
+@dataclass(frozen=True, slots=True)
 class StartTap:
     """Feed this tap. `started` is called on the engine thread once it is fed; it must only hand over."""
 
@@ -183,6 +203,7 @@ Command = (
     | SendDatagrams
     | LinkChanged
     | Inspect
+    | PingPeer
     | StartTap
     | StopTap
 )

@@ -8,15 +8,16 @@ from collections.abc import Callable
 from typing import Final
 
 from overlay.engine import drops
-from overlay.engine.api import Event, Observed, RelayChanged
+from overlay.engine.api import Event, Observed, PingReply, RelayChanged
 from overlay.engine.drops import Drops
+from overlay.engine.echoes import Echoes
 from overlay.engine.link import is_link
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.engine.routes import Routes
 from overlay.path.budget import Budget
-from overlay.wire.disco import DiscoKey, Ping, Pong, sender
+from overlay.wire.disco import TXID_SIZE, DiscoKey, Ping, Pong, sender
 from overlay.wire.endpoint import Endpoint
 
 RATE: Final = 2000.0
@@ -54,6 +55,7 @@ class DiscoExchange:
         self._on_event = on_event
         self._keys: dict[bytes, DiscoKey] = {}  # by public key
         self._budget = Budget(RATE, BURST)
+        self._echoes = Echoes()
 
     def ping(self, number: int, endpoint: Endpoint, txid: bytes) -> None:
         """Ask whether node `number` is at `endpoint`."""
@@ -61,6 +63,19 @@ class DiscoExchange:
             self._drops.count(drops.INNER_ENDPOINT)
             return
         self._send(number, Ping(txid), endpoint)
+
+    def echo(self, peer: Peer, reply: PingReply, now: float) -> bool:
+        """Ask for one answer on the way that data goes. False: there is no such way."""
+        path, key = peer.path_snapshot(), self._key(peer.number)
+        if path is None or key is None or peer.address is None:
+            return False
+        txid = self._random_bytes(TXID_SIZE)
+        datagram = key.seal(Ping(txid), self._number, self._random_bytes(_NONCE_SIZE))
+        self._echoes.asked(peer.number, txid, path, reply, now)
+        outcome = self._outbox.send((peer.prefix, datagram), 0, peer.address)
+        if outcome:
+            self._drops.count(outcome)
+        return True
 
     def probe(self, peer: Peer, now: float) -> None:
         """Send what the search for the path's datagram size asks for, the way that data goes."""
@@ -180,6 +195,8 @@ class DiscoExchange:
 
     def _probe_answered(self, peer: Peer, pong: Pong, now: float) -> bool:
         """Whichever way the answer came: the probe went the way of data, and nobody else saw its id."""
+        if self._echoes.answered(peer.number, pong.txid, now):
+            return True
         if not peer.probe_answered(pong.txid, now):
             return False
         self._peers.touched.add(peer)  # there may be another probe to send

@@ -311,6 +311,8 @@ class Loop:
                 self._link_changed(now)
             case api.Inspect(reply):
                 reply(self._snapshot(now))
+            case api.PingPeer(number, ping_reply):
+                self._ping_peer(number, ping_reply, now)
             case api.StartTap(tap, started):
                 self._taps.start(tap)
                 started()
@@ -358,6 +360,14 @@ class Loop:
         self._disco.attend_home(now)
         routes.ticket = ticket
         routes.all_moved = True
+
+    def _ping_peer(self, number: int, reply: api.PingReply, now: float) -> None:
+        peer = self._peers.by_number.get(number)
+        if peer is not None and peer.selector is not None:
+            peer.selector.data_sent(now)
+            self._attendance.attend(peer, now)  # there may be a way now, where there was none
+        if peer is None or not self._disco.echo(peer, reply, now):
+            reply(api.PingAnswer(None, None))
 
     def _link_changed(self, now: float) -> None:
         if self._routes.home is not None:

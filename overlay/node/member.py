@@ -11,19 +11,19 @@ to make of them for the engine; does not know where maps come from, nor any cont
         tasks.cancel_scope.cancel()               # takes everything down again
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from overlay.daemon.capture import CaptureWish, Produce
+from overlay.daemon.peers import PingResult
 from overlay.daemon.state import StateDir, corrupt
 from overlay.engine.api import (
     Command,
@@ -55,7 +55,8 @@ from overlay.node.interface import (
     read_machine,
     watch_machine,
 )
-from overlay.node.status import PathStatus, PeerStatus
+from overlay.node.pings import hand_over, milliseconds, path_status, ping
+from overlay.node.status import PeerStatus
 from overlay.wire.control.messages import MapNode, NetworkMap
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
@@ -69,7 +70,6 @@ SNAPSHOT_TIMEOUT = 5.0
 """Seconds that the engine may take to answer; its loop turns in milliseconds unless the machine hangs."""
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,12 @@ def _unknown_peer(message: str) -> UserError:
     return UserError("peer-unknown", message, "'overlay status' lists the peers.", Exit.FAILED)
 
 
+def _not_up() -> UserError:
+    return UserError(
+        "not-up", "The network is not up on this machine yet.", "Try again when 'overlay status' says 'connected'."
+    )
+
+
 class Member:
     """See the module's docstring. All methods are for the event loop's thread."""
 
@@ -246,7 +252,7 @@ class Member:
             check_ranges(identity.networks, await read_machine())
         self._floor = _read_floor(self._state)
         self._failure, self._failed = None, anyio.Event()
-        engine = self._start_engine(self._engine_config(identity), _hand_over(self._receive_event))
+        engine = self._start_engine(self._engine_config(identity), hand_over(self._receive_event))
         await anyio.to_thread.run_sync(engine.start)
         self._engine, self.identity = engine, identity
         try:
@@ -297,7 +303,7 @@ class Member:
             found.append(snapshot)
             arrived.set()
 
-        engine.post(Inspect(_hand_over(take)))
+        engine.post(Inspect(hand_over(take)))
         with anyio.move_on_after(SNAPSHOT_TIMEOUT):
             await arrived.wait()
         return found[0] if found else None
@@ -319,21 +325,22 @@ class Member:
                     name=node.name,
                     addresses=node.addresses,
                     online=node.online,
-                    path=None
-                    if path is None
-                    else PathStatus(
-                        kind=path.kind,
-                        endpoint=format_endpoint(path.endpoint) if path.endpoint is not None else None,
-                        since=path.since,
-                        mtu=path.mtu,
-                    ),
-                    rtt_ms=_milliseconds(peer.rtt if peer is not None else None),
+                    path=path_status(path),
+                    rtt_ms=milliseconds(peer.rtt if peer is not None else None),
                     last_handshake_s=peer.last_handshake if peer is not None else None,
                     rx_bytes=peer.rx_bytes if peer is not None else 0,
                     tx_bytes=peer.tx_bytes if peer is not None else 0,
                 )
             )
         return tuple(found)
+
+    # what is asked about one peer -------------------------------------------------------------------------------------
+
+    async def ping(self, number: int, patience: float) -> PingResult:
+        """As `overlay.daemon.peers.Peers` has it. Raises `UserError` ("not-up")."""
+        if self._engine is None:
+            raise _not_up()
+        return await ping(self._engine.post, number, patience)
 
     # what is captured ------------------------------------------------------------------------------------------------
 
@@ -349,11 +356,7 @@ class Member:
     def capture(self, wish: CaptureWish) -> Produce:
         """As `overlay.daemon.capture.Capturing` has it. Raises `UserError`: "not-up", those of `Captures.new`."""
         if self._engine is None:
-            raise UserError(
-                "not-up",
-                "The network is not up on this machine yet.",
-                "Try again when 'overlay status' says 'connected'.",
-            )
+            raise _not_up()
         nodes = self._map.nodes if self._map is not None else ()
         return self._captures.new(wish, self._engine.interface, self._engine.port, nodes).run
 
@@ -488,17 +491,6 @@ class Member:
         self.lan, self.observed = (), ()
 
 
-def _hand_over(function: Callable[[T], None]) -> Callable[[T], None]:
-    """`function` for the engine's thread to call: it runs on the event loop's. Dropped once that has ended."""
-    loop = asyncio.get_running_loop()
-
-    def call(value: T) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-            loop.call_soon_threadsafe(function, value)
-
-    return call
-
-
 def _default_engine(config: EngineConfig, on_event: Callable[[Event], None]) -> RunningEngine:
     from overlay.engine.engine import Engine
 
@@ -512,7 +504,3 @@ def _read_floor(state: StateDir) -> int:
     if not data.isdigit() or len(data) > 20:
         raise corrupt(state.path / FLOOR_FILE, "it is not a number of nanoseconds")
     return int(data)
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)

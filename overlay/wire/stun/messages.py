@@ -162,7 +162,7 @@ def _parts(message: Message) -> tuple[int, list[bytes], list[bytes]]:
 
 
 def _attributes(data: bytes) -> dict[int, bytes]:
-    """The first attribute of each type (§14: later ones are ignored). FINGERPRINT is the last and right, or not there."""
+    """The first attribute of each type (§14: later ones are ignored). FINGERPRINT is last and right, or not there."""
     found: dict[int, bytes] = {}
     for number, (kind, value, at) in enumerate(wire.attributes(memoryview(data)[wire.HEADER_SIZE :])):
         if number >= MAX_ATTRIBUTES:

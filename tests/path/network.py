@@ -68,7 +68,9 @@ class Side:
             if isinstance(message, Ping):
                 self.seal(Pong(message.txid, source), source)
                 self.selector.ping_received(source, now)
-            elif not self.selector.pong_received(source, message.txid, message.observed, now):
+            elif isinstance(message, Pong) and not self.selector.pong_received(
+                source, message.txid, message.observed, now
+            ):
                 self.drops["unasked_pong"] += 1
         self.drain()
 

@@ -292,6 +292,12 @@ class Loop:
                 self._attendance.reroute(self._peers.set(peer, now), now)
             case api.RemovePeer(number):
                 self._peers.remove(number, now)
+                self._disco.calls.forget(number)
+            case api.SetReach():
+                self._disco.calls.set_reach(command, now)
+            case api.SendCue(number, call):
+                if number in self._peers.by_number:
+                    self._disco.calls.send(self._peers.by_number[number], call, now)
             case api.SetRelay(endpoints, number, public_key, ticket):
                 self._set_relay(endpoints, number, public_key, ticket, now)
             case api.SetClient(number, public_key, ticket):
@@ -311,6 +317,8 @@ class Loop:
                 self._link_changed(now)
             case api.Inspect(reply):
                 reply(self._snapshot(now))
+            case api.InspectPeer(number, tell):
+                tell(self._peer_details(number, now))
             case api.PingPeer(number, ping_reply):
                 self._ping_peer(number, ping_reply, now)
             case api.StartTap(tap, started):
@@ -401,6 +409,21 @@ class Loop:
             relayed_bytes=0 if relayed is None else relayed.sent_bytes,
             relay_waiting=0 if relayed is None else relayed.held,
             timestamp=self._timestamper.highest,
+        )
+
+    def _peer_details(self, number: int, now: float) -> api.PeerDetails | None:
+        peer, calls = self._peers.by_number.get(number), self._disco.calls
+        if peer is None or peer.selector is None:
+            return None
+        next_call = peer.selector.next_call
+        return api.PeerDetails(
+            peer=_peer_snapshot(peer, now),
+            active=peer.selector.active(now),
+            own_nat=calls.reach.nat,
+            nat=calls.nat(number),
+            relay=self._routes.relay(number, now) is not None,
+            next_call=None if next_call is None else max(0.0, next_call - now),
+            candidates=peer.selector.candidates(now),
         )
 
 

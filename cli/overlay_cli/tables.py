@@ -39,6 +39,7 @@ def server_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderab
     parts: list[RenderableType] = [
         Text.assemble(_dot(status["state"]), " ", (status["state"], "bold"), f" as {_full_name(status)}"),
         Text("public     " + "  ".join(status["public"])),
+        Text(f"ports      {_ports(status)}"),
         Text("addresses  " + "  ".join(status["addresses"])),
         Text("networks   " + "  ".join(status["networks"])),
         Text(f"nodes      {status['nodes']}, {status['online']} online"),
@@ -50,6 +51,13 @@ def server_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderab
     if verbose:
         parts.extend(_details(status))
     return Group(*parts)
+
+
+def _ports(status: dict[str, Any]) -> str:
+    """What a firewall must let in."""
+    tcp = dict.fromkeys(endpoint.rpartition(":")[2] for endpoint in status["listen"])
+    udp = [str(status[key]) for key in ("port", "stun_port") if status[key]]
+    return f"TCP {', '.join(tcp)}; UDP {', '.join(udp)}"
 
 
 def net_report(report: dict[str, Any]) -> RenderableType:

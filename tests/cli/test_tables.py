@@ -56,6 +56,9 @@ SERVER: dict[str, Any] = {
     "name": "server",
     "domain": "local.test",
     "public": ["203.0.113.1:443"],
+    "listen": ["0.0.0.0:443", "[::]:443"],
+    "port": 443,
+    "stun_port": 3478,
     "addresses": ["10.77.0.1"],
     "networks": ["10.77.0.0/16"],
     "nodes": 3,
@@ -98,6 +101,8 @@ def test_a_node_without_peers() -> None:
 def test_a_server() -> None:
     text = drawn(server_summary(SERVER, verbose=True))
     assert "3, 2 online" in text and "1.5 kB\n" in text and "no interface" in text
+    assert "TCP 443; UDP 443, 3478\n" in text
+    assert "TCP 443; UDP 443\n" in drawn(server_summary({**SERVER, "stun_port": None}))
     assert "1.5 kB, 100 Mbit/s per node at most" in drawn(server_summary({**SERVER, "relay_rate_bit_s": 1e8}))
 
 

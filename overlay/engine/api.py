@@ -12,6 +12,7 @@ from typing import Literal
 
 from overlay.engine.link import Handed as Handed
 from overlay.engine.tap import Tap
+from overlay.path.nat import NatBehaviour
 from overlay.path.types import PathKind as PathKind
 from overlay.wire.endpoint import Endpoint
 
@@ -115,6 +116,14 @@ class SendDatagrams:
 
 
 @dataclass(frozen=True, slots=True)
+class SetReach:
+    """What is known of the NAT before this machine, and the node's own endpoints, which peers may be told of."""
+
+    nat: NatBehaviour
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LinkChanged:
     """Addresses or routes of the machine changed: prove all paths anew."""
 
@@ -182,6 +191,7 @@ Command = (
     | AddLink
     | RemoveLink
     | SendDatagrams
+    | SetReach
     | LinkChanged
     | Inspect
     | StartTap

@@ -37,6 +37,7 @@ from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket, UdpSockets
 from overlay.engine.unreachable import Unreachable
 from overlay.errors import UserError
+from overlay.path.nat import UNKNOWN_NAT
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet import ecn
 from overlay.wire.record.buffers import MAX_BATCH_SEGMENTS, MAX_BATCH_SIZE
@@ -146,6 +147,7 @@ class Loop:
             clock,
         )
         self._was_blocked = False
+        self._reach = api.SetReach(UNKNOWN_NAT, ())
         self._epoll.register(wakeup, select.EPOLLIN)
         for descriptor in self._by_fd:
             self._epoll.register(descriptor, select.EPOLLIN)
@@ -307,6 +309,8 @@ class Loop:
                 self._links.remove(number, now)
             case api.SendDatagrams(datagrams, endpoint):
                 self._send_datagrams(datagrams, endpoint)
+            case api.SetReach():
+                self._reach = command
             case api.LinkChanged():
                 self._link_changed(now)
             case api.Inspect(reply):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -41,6 +41,7 @@ from overlay.engine.api import (
     RelayChanged,
     RemovePeer,
     SetPeer,
+    SetReach,
     SetRelay,
 )
 from overlay.errors import Exit, UserError
@@ -56,12 +57,18 @@ from overlay.node.interface import (
     watch_machine,
 )
 from overlay.node.status import PathStatus, PeerStatus
+from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.wire.control.messages import MapNode, NetworkMap
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 if TYPE_CHECKING:
     from overlay.node.names import Names
 
+Outside = Literal["mapped", "relay", "stun"]
+"""Who says how the engine's port is reached from outside: a router that was asked to, the relay, a STUN server."""
+_OUTSIDE: tuple[Outside, ...] = ("mapped", "relay", "stun")
+OBSERVED_LIMIT = 4
+"""Endpoints outside that peers are told of: what a router mapped, and what the NAT shows, by both families."""
 FLOOR_FILE = "timestamp"
 FLOOR_INTERVAL = 15.0
 """Seconds between writes of the TAI64N floor. What is written lies two intervals ahead: a crash loses nothing."""
@@ -188,11 +195,12 @@ class Member:
         on_link_changed: Callable[[], None] = lambda: None,
         on_relay: Callable[[RelayChanged | LinkLost], None] = lambda event: None,
         on_foreign: Callable[[bytes, Endpoint], None] = lambda datagram, source: None,
+        on_observed: Callable[[Endpoint], None] = lambda endpoint: None,
         start_engine: StartEngine | None = None,
     ) -> None:
         """`on_endpoints`: `lan` or `observed` is another. `on_link_changed`: the host's addresses or routes are.
-        `on_relay`: how the home relay is reached, or a data link is lost. `on_foreign`: a datagram of QUIC came to the
-        engine's port, from that endpoint."""
+        `on_relay`: how the home relay is reached, or a data link is lost. `on_foreign`: a datagram of QUIC or STUN came
+        to the engine's port, from that endpoint. `on_observed`: the relay sees the engine's port there."""
         self.settings = settings
         self.identity: Identity | None = None  # while it runs
         self.lan: tuple[str, ...] = ()  # own endpoints, for the map
@@ -202,6 +210,7 @@ class Member:
         self._on_link_changed = on_link_changed
         self._on_relay = on_relay
         self._on_foreign = on_foreign
+        self._on_observed = on_observed
         self._start_engine = start_engine or _default_engine
         self._engine: RunningEngine | None = None
         self._captures = Captures(self.post)
@@ -209,6 +218,9 @@ class Member:
         self._relay: Relay | None = None
         self._posted: dict[int, PeerConfig] = {}
         self._posted_relay: SetRelay | None = None
+        self._nat = UNKNOWN_NAT
+        self._outside: dict[Outside, tuple[Endpoint, ...]] = {}
+        self._posted_reach: SetReach | None = None
         self._names: Names | None = None
         self._interface_warnings: tuple[str, ...] = ()
         self._failure: BaseException | None = None
@@ -279,6 +291,23 @@ class Member:
         self._relay = relay
         self._posted_relay = None
         self._post_map()
+
+    def set_nat(self, nat: NatBehaviour) -> None:
+        """What is known of the NAT before this machine."""
+        self._nat = nat
+        self._post_reach()
+
+    def set_outside(self, source: Outside, endpoints: tuple[Endpoint, ...]) -> None:
+        """At which endpoints the engine's port is to be reached from outside, as `source` has it."""
+        if endpoints == self._outside.get(source, ()):
+            return
+        self._outside[source] = endpoints
+        found = [each for key in _OUTSIDE for each in self._outside.get(key, ())]
+        observed = tuple(dict.fromkeys(map(format_endpoint, found)))[:OBSERVED_LIMIT]
+        if observed != self.observed:
+            self.observed = observed
+            self._on_endpoints()
+        self._post_reach()
 
     def post(self, *commands: Command) -> None:
         """Commands for the engine, such as the relay role's. Nothing happens while there is none."""
@@ -378,8 +407,9 @@ class Member:
     async def _run_tasks(self, identity: Identity, engine: RunningEngine, task_status: TaskStatus[None]) -> None:
         async with anyio.create_task_group() as tasks:
             machine = await tasks.start(self._watch, engine.interface)
+            self._posted, self._posted_relay, self._posted_reach = {}, None, None
             self._take_candidates(machine, identity, engine.port)
-            self._posted, self._posted_relay = {}, None
+            self._post_reach()
             if self.settings.names and engine.interface is not None:
                 from overlay.node.names import Names  # a server's daemon does without
 
@@ -411,6 +441,7 @@ class Member:
         if lan != self.lan:
             self.lan = lan
             self._on_endpoints()
+            self._post_reach()
 
     def _receive_event(self, event: Event) -> None:
         if isinstance(event, Observed):
@@ -427,13 +458,22 @@ class Member:
             _log.debug("%s", event)
 
     def _take_observed(self, endpoint: Endpoint) -> None:
-        text, version = format_endpoint(endpoint), ip_address(endpoint[0]).version
+        if self._engine is None:
+            return
         # One for each address family: the relay is asked over both.
-        others = [each for each in self.observed if ip_address(parse_endpoint(each)[0]).version != version]
-        observed = tuple(sorted([*others, text]))
-        if observed != self.observed and self._engine is not None:
-            self.observed = observed
-            self._on_endpoints()
+        version = ip_address(endpoint[0]).version
+        others = [each for each in self._outside.get("relay", ()) if ip_address(each[0]).version != version]
+        self.set_outside("relay", tuple(sorted([*others, endpoint], key=format_endpoint)))
+        self._on_observed(endpoint)
+
+    def _post_reach(self) -> None:
+        if self._engine is None:
+            return
+        own = [parse_endpoint(text) for text in self.lan + self.observed]
+        reach = SetReach(self._nat, tuple(dict.fromkeys(own)))
+        if reach != self._posted_reach:
+            self._posted_reach = reach
+            self._engine.post(reach)
 
     def _post_map(self) -> None:
         if self._engine is None or self._map is None or self.identity is None:
@@ -486,6 +526,7 @@ class Member:
         self._engine, self.identity, self._names = None, None, None
         self._interface_warnings = ()
         self.lan, self.observed = (), ()
+        self._outside.clear()
 
 
 def _hand_over(function: Callable[[T], None]) -> Callable[[T], None]:

@@ -7,13 +7,14 @@ end. Knows no NAT.
 import logging
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
 from overlay.errors import RemoteProtocolError
+from overlay.path.nat import Observations
 from overlay.path.observation import Ask, Observer
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 from overlay.wire.stun import TRANSACTION_ID_SIZE, ErrorResponse, Message, Request, Response, decode, encode
@@ -123,6 +124,31 @@ class Inquiry:
                 self._take(decode(datagram), number, canonical_endpoint(address[0], address[1]))
             except RemoteProtocolError as error:
                 _log.debug("no STUN from %s: %s", address, error)
+
+
+async def observe(servers: Sequence[Endpoint], own: Sequence[str]) -> list[Observations]:
+    """Look at the NAT from sockets of our own, by both address families, IPv4 first: those by which anybody answered.
+
+    `servers`: endpoints that may answer STUN; `own`: this machine's addresses.
+    """
+    observers: list[Observer] = []
+    async with anyio.create_task_group() as tasks:
+        for of_family in by_family(servers):
+            try:
+                main = open_socket(of_family[0])
+            except OSError:
+                continue  # no such family here
+            observer = Observer(of_family, own, int(main.getsockname()[1]), anyio.current_time())
+            observers.append(observer)
+            tasks.start_soon(Inquiry(observer, main=main).run)
+    return [each.observations for each in observers if each.observations.mapped]
+
+
+def by_family(endpoints: Sequence[Endpoint]) -> list[list[Endpoint]]:
+    """IPv4 and IPv6 apart, in this order, without those of which there are none."""
+    ipv4 = [each for each in endpoints if ":" not in each[0]]
+    ipv6 = [each for each in endpoints if ":" in each[0]]
+    return [each for each in (ipv4, ipv6) if each]
 
 
 def open_socket(to: Endpoint) -> socket.socket:

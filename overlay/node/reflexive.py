@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 
 from overlay.errors import RemoteProtocolError
-from overlay.node.inquiry import Inquiry, Send
+from overlay.node.inquiry import Inquiry, Send, by_family
 from overlay.node.interface import Machine, network_key, read_machine
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour, classify
 from overlay.path.observation import LIFETIME_PAUSES, LifetimeSearch, Observer
@@ -163,11 +163,7 @@ class Reflexive:
             return
         machine = await self._read_host()
         own = [each.address for each in machine.addresses]
-        observers = [
-            Observer(servers, own, port, anyio.current_time())
-            for version in (4, 6)
-            if (servers := [each for each in self._servers if (":" in each[0]) == (version == 6)])
-        ]
+        observers = [Observer(servers, own, port, anyio.current_time()) for servers in by_family(self._servers)]
         await self._inquire([(observer, self._send) for observer in observers])
         seen = [observer.observations for observer in observers if observer.observations.mapped]
         self._unanswered = 0 if seen else self._unanswered + 1

@@ -23,11 +23,11 @@ from overlay.carrier.limits import network_of
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.path.budget import Budget
 from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
-from overlay.wire.stun import MAX_GAIN, ErrorResponse, Message, Request, Response, decode, encode
+from overlay.wire.stun import MAX_GAIN, PORT, ErrorResponse, Message, Request, Response, decode, encode
 from overlay.wire.stun.attributes import CHANGE_REQUEST, RESPONSE_PORT
 
-DEFAULT_PORT: Final = 3478
-"""STUN's own (RFC 8489 §18.5): networks that let out little let it out."""
+DEFAULT_PORT: Final = PORT
+"""STUN's own: networks that let out little let it out, and who knows no other tries it."""
 
 ADDRESS_RATE: Final = 20.0
 ADDRESS_BURST: Final = 200.0

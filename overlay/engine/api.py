@@ -110,7 +110,8 @@ class RemoveLink:
 
 @dataclass(frozen=True, slots=True)
 class SendDatagrams:
-    """Send these from the engine's UDP port: another protocol's (QUIC). What cannot be sent is dropped and counted."""
+    """Send these from the engine's UDP port: another protocol's (QUIC, STUN). What cannot be sent is dropped and
+    counted."""
 
     datagrams: tuple[bytes, ...]
     endpoint: Endpoint
@@ -312,8 +313,8 @@ class LinkLost:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A datagram of another protocol came to the engine's UDP port: its first byte is 0x40 or above (QUIC, RFC 9000
-    §17). From anybody; so many a second at the most, the others are dropped and counted."""
+    """A datagram of another protocol came to the engine's UDP port: QUIC or STUN, by `wire.demux.kind_of`. From
+    anybody; so many a second at the most, the others are dropped and counted."""
 
     datagram: bytes
     source: Endpoint

@@ -47,6 +47,7 @@ WRONG_SOURCE: Final = "wrong_source"  # inner source address is not one of the p
 HANDSHAKE_RATE: Final = "handshake_rate"
 INNER_ENDPOINT: Final = "inner_endpoint"  # a candidate inside the network itself; never pinged, so never used
 FOREIGN_RATE: Final = "foreign_rate"  # packets of another protocol (QUIC), beyond so many a second
+STUN_RATE: Final = "stun_rate"  # the same of STUN
 DISCO_RATE: Final = "disco_rate"
 DISCO_STRANGER: Final = "disco_stranger"  # a sender number that we have no key for
 DISCO_UNASKED: Final = "disco_unasked"  # a pong to no ping of ours, or an answer to no call

@@ -3,7 +3,7 @@
 Codecs alone: no state, no timers; what to ask and what an answer means is `overlay.path`'s business.
 """
 
-from overlay.wire.stun.attributes import FINGERPRINT_SIZE, HEADER_SIZE, MAGIC_COOKIE, TRANSACTION_ID_SIZE
+from overlay.wire.stun.attributes import FINGERPRINT_SIZE, HEADER_SIZE, MAGIC_COOKIE, PORT, TRANSACTION_ID_SIZE
 from overlay.wire.stun.messages import (
     MAX_GAIN,
     ErrorResponse,
@@ -20,6 +20,7 @@ __all__ = [
     "HEADER_SIZE",
     "MAGIC_COOKIE",
     "MAX_GAIN",
+    "PORT",
     "TRANSACTION_ID_SIZE",
     "ErrorResponse",
     "Message",

@@ -15,6 +15,7 @@ from typing import Final
 from overlay.errors import LocalProtocolError, RemoteProtocolError
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
+PORT: Final = 3478  # STUN's own, UDP and TCP (§18.5)
 MAGIC_COOKIE: Final = b"\x21\x12\xa4\x42"
 TRANSACTION_ID_SIZE: Final = 12  # bytes; random (§5): who did not see the request cannot guess it
 HEADER: Final = struct.Struct(">HH4s12s")

@@ -17,7 +17,8 @@ from overlay.engine.peers import Peers
 from overlay.path.budget import Budget
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.path.offers import is_usable
-from overlay.wire.disco import CALL_ID_SIZE, CallMe, Offer
+from overlay.path.punch import predicted
+from overlay.wire.disco import CALL_ID_SIZE, MAX_OFFERS, CallMe, Offer
 from overlay.wire.endpoint import Endpoint
 
 PEER_RATE: Final = 1.0
@@ -61,6 +62,8 @@ class Calls:
         send: Callable[[Peer, CallMe, float], bool],
     ) -> None:
         self.reach = SetReach()
+        self.on_called: Callable[[Peer, float], None] = lambda peer, now: None
+        """Told when a peer and we have called each other."""
         self._peers = peers
         self._drops = counted
         self._random_bytes = random_bytes
@@ -150,6 +153,7 @@ class Calls:
         if peer.selector is not None:
             peer.selector.called(((offer.endpoint, offer.origin) for offer in offers), start, now)
             self._peers.touched.add(peer)
+            self.on_called(peer, now)
 
     def _of(self, peer: Peer) -> _Known:
         known = self._known.get(peer.number)
@@ -159,13 +163,15 @@ class Calls:
 
     def _ours(self, peer: Peer, id: bytes, *, answer: bool) -> CallMe:
         reach = self.reach
+        seen = [offer.endpoint for offer in reach.offers if offer.origin == "observed"]
+        next_ones = [Offer(each, "predicted") for endpoint in seen[:1] for each in predicted(reach.nat, endpoint)]
         return CallMe(
             id=id,
             answer=answer,
             way="udp",
             half_rtt=self.half_rtt(peer.number),
             nat=reach.nat.pack(),
-            offers=reach.offers,
+            offers=(*reach.offers[: MAX_OFFERS - len(next_ones)], *next_ones),
         )
 
     def _is_usable(self, endpoint: Endpoint) -> bool:

@@ -57,6 +57,8 @@ class DiscoExchange:
         self._keys: dict[bytes, DiscoKey] = {}  # by public key
         self._budget = Budget(RATE, BURST)
         self._echoes = Echoes()
+        self.probe_answered: Callable[[Peer, bytes, Endpoint, float], bool] = lambda peer, txid, source, now: False
+        """Was this pong asked for by a probe of many (`Punches`)?"""
         self.calls = Calls(peers, counted, random_bytes, on_event, self._send_relayed)
 
     def ping(self, number: int, endpoint: Endpoint, txid: bytes) -> None:
@@ -65,6 +67,13 @@ class DiscoExchange:
             self._drops.count(drops.INNER_ENDPOINT)
             return
         self._send(number, Ping(txid), endpoint)
+
+    def sealed_ping(self, number: int, endpoint: Endpoint, txid: bytes) -> bytes | None:
+        """A ping to send to that endpoint; None: it is inside the network, or the node is no peer."""
+        key = self._key(number)
+        if key is None or self._peers.is_inner(endpoint):
+            return None
+        return key.seal(Ping(txid), self._number, self._random_bytes(_NONCE_SIZE))
 
     def echo(self, peer: Peer, reply: PingReply, now: float) -> bool:
         """Ask for one answer on the way that data goes. False: there is no such way."""
@@ -199,6 +208,8 @@ class DiscoExchange:
             return
         peer = self._peers.by_number.get(number)
         if peer is not None and self._probe_answered(peer, pong, now):
+            return
+        if peer is not None and self.probe_answered(peer, pong.txid, source, now):
             return
         if (
             peer is None

@@ -37,7 +37,8 @@ class Peers:
         self._device = device
         self._drops = counted
         self._random_bytes = random_bytes
-        self._node_budget = Budget(timing.NODE_RATE, timing.NODE_BURST)
+        self.node_budget = Budget(timing.NODE_RATE, timing.NODE_BURST)
+        """Of probes to what may be a peer's endpoint, all peers' together."""
         self._mtu = mtu
         self._record_buffers = RecordBuffers()
         self._transport_buffers = TransportBuffers()
@@ -64,7 +65,7 @@ class Peers:
         if peer is None:
             selector = None
             if config.transport == "record":
-                selector = Selector(relay=False, random_bytes=self._random_bytes, node_budget=self._node_budget)
+                selector = Selector(relay=False, random_bytes=self._random_bytes, node_budget=self.node_budget)
             peer = Peer(config, session, selector, time.time(), self._random_bytes)
             self.by_number[config.number] = peer
             self.by_key[config.public_key] = peer

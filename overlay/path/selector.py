@@ -70,6 +70,11 @@ class Selector:
         candidate = self._candidates.get(source)
         return candidate is not None and candidate.proven
 
+    def trusts(self, endpoint: Endpoint, now: float) -> bool:
+        """Has it answered a moment ago?"""
+        candidate = self._candidates.get(endpoint)
+        return candidate is not None and candidate.trusted(now)
+
     # --- what the caller reports --------------------------------------------------------------------------------------
 
     def data_sent(self, now: float) -> None:

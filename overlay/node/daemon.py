@@ -129,7 +129,7 @@ class NodeDaemon:
         if welcome is not None and self._memory.network_map is not None:
             self._remember(welcome, self._memory.network_map)
         async with anyio.create_task_group() as tasks:
-            await tasks.start(serve_local_api, make_api(self, self._member), self._state.path)
+            await tasks.start(serve_local_api, make_api(self, self._member, self._member), self._state.path)
             tasks.start_soon(self._take_signals, tasks.cancel_scope)
             tasks.start_soon(self._memory.keep_map)
             tasks.start_soon(functools.partial(self._control.run, patient=self._identity is not None))

@@ -11,19 +11,19 @@ to make of them for the engine; does not know where maps come from, nor any cont
         tasks.cancel_scope.cancel()               # takes everything down again
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from overlay.daemon.capture import CaptureWish, Produce
+from overlay.daemon.peers import PingResult, WhyReport
 from overlay.daemon.state import StateDir, corrupt
 from overlay.engine.api import (
     Command,
@@ -33,11 +33,13 @@ from overlay.engine.api import (
     Event,
     Foreign,
     Inspect,
+    InspectPeer,
     LinkChanged,
     LinkLost,
     Network,
     Observed,
     PeerConfig,
+    PeerDetails,
     RelayChanged,
     RemovePeer,
     SetPeer,
@@ -56,9 +58,12 @@ from overlay.node.interface import (
     read_machine,
     watch_machine,
 )
-from overlay.node.status import PathStatus, PeerStatus
+from overlay.node.pings import asked, hand_over, milliseconds, path_status, ping
+from overlay.node.status import PeerStatus
+from overlay.node.why import why_report
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.wire.control.messages import MapNode, NetworkMap
+from overlay.wire.disco import Offer
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 if TYPE_CHECKING:
@@ -76,7 +81,6 @@ SNAPSHOT_TIMEOUT = 5.0
 """Seconds that the engine may take to answer; its loop turns in milliseconds unless the machine hangs."""
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ class MemberSettings:
     relay_rate: float = 0.0  # bytes per second that it forwards for each node; 0: no bound
     copy_dscp: bool = False  # outer headers show the DSCP of the packets inside
     udp: bool = True  # the home relay may be reached by UDP
+    endpoints: tuple[Endpoint, ...] = ()  # where a person says that the UDP port is reached from outside
     names: bool = True  # run the resolver and point the system at it
 
 
@@ -183,6 +188,12 @@ def _unknown_peer(message: str) -> UserError:
     return UserError("peer-unknown", message, "'overlay status' lists the peers.", Exit.FAILED)
 
 
+def _not_up() -> UserError:
+    return UserError(
+        "not-up", "The network is not up on this machine yet.", "Try again when 'overlay status' says 'connected'."
+    )
+
+
 class Member:
     """See the module's docstring. All methods are for the event loop's thread."""
 
@@ -258,7 +269,7 @@ class Member:
             check_ranges(identity.networks, await read_machine())
         self._floor = _read_floor(self._state)
         self._failure, self._failed = None, anyio.Event()
-        engine = self._start_engine(self._engine_config(identity), _hand_over(self._receive_event))
+        engine = self._start_engine(self._engine_config(identity), hand_over(self._receive_event))
         await anyio.to_thread.run_sync(engine.start)
         self._engine, self.identity = engine, identity
         try:
@@ -319,17 +330,8 @@ class Member:
         engine = self._engine
         if engine is None:
             return None
-        arrived = anyio.Event()
-        found: list[EngineSnapshot] = []
-
-        def take(snapshot: EngineSnapshot) -> None:
-            found.append(snapshot)
-            arrived.set()
-
-        engine.post(Inspect(_hand_over(take)))
-        with anyio.move_on_after(SNAPSHOT_TIMEOUT):
-            await arrived.wait()
-        return found[0] if found else None
+        found: EngineSnapshot | None = await asked(lambda reply: engine.post(Inspect(reply)), SNAPSHOT_TIMEOUT)
+        return found
 
     def peers(self, snapshot: EngineSnapshot | None) -> tuple[PeerStatus, ...]:
         """The other nodes of the network, with what the engine knows of them."""
@@ -348,21 +350,35 @@ class Member:
                     name=node.name,
                     addresses=node.addresses,
                     online=node.online,
-                    path=None
-                    if path is None
-                    else PathStatus(
-                        kind=path.kind,
-                        endpoint=format_endpoint(path.endpoint) if path.endpoint is not None else None,
-                        since=path.since,
-                        mtu=path.mtu,
-                    ),
-                    rtt_ms=_milliseconds(peer.rtt if peer is not None else None),
+                    path=path_status(path),
+                    rtt_ms=milliseconds(peer.rtt if peer is not None else None),
                     last_handshake_s=peer.last_handshake if peer is not None else None,
                     rx_bytes=peer.rx_bytes if peer is not None else 0,
                     tx_bytes=peer.tx_bytes if peer is not None else 0,
                 )
             )
         return tuple(found)
+
+    # what is asked about one peer -------------------------------------------------------------------------------------
+
+    async def ping(self, number: int, patience: float) -> PingResult:
+        """As `overlay.daemon.peers.Peers` has it. Raises `UserError` ("not-up")."""
+        if self._engine is None:
+            raise _not_up()
+        return await ping(self._engine.post, number, patience)
+
+    async def why(self, number: int) -> WhyReport:
+        """As `overlay.daemon.peers.Peers` has it. Raises `UserError`: "not-up", "peer-unknown"."""
+        engine = self._engine
+        if engine is None:
+            raise _not_up()
+        details: PeerDetails | None = await asked(
+            lambda reply: engine.post(InspectPeer(number, reply)), SNAPSHOT_TIMEOUT
+        )
+        node = find_node(self._map, str(number))
+        if details is None or node is None:
+            raise _unknown_peer(f"Node {number} is no peer any more.")
+        return why_report(node, details)
 
     # what is captured ------------------------------------------------------------------------------------------------
 
@@ -378,11 +394,7 @@ class Member:
     def capture(self, wish: CaptureWish) -> Produce:
         """As `overlay.daemon.capture.Capturing` has it. Raises `UserError`: "not-up", those of `Captures.new`."""
         if self._engine is None:
-            raise UserError(
-                "not-up",
-                "The network is not up on this machine yet.",
-                "Try again when 'overlay status' says 'connected'.",
-            )
+            raise _not_up()
         nodes = self._map.nodes if self._map is not None else ()
         return self._captures.new(wish, self._engine.interface, self._engine.port, nodes).run
 
@@ -469,8 +481,15 @@ class Member:
     def _post_reach(self) -> None:
         if self._engine is None:
             return
-        own = [parse_endpoint(text) for text in self.lan + self.observed]
-        reach = SetReach(self._nat, tuple(dict.fromkeys(own)))
+        offers: dict[Endpoint, Offer] = {}
+        for endpoint in self.settings.endpoints:
+            offers.setdefault(endpoint, Offer(endpoint, "manual"))
+        for text in self.lan:
+            offers.setdefault(parse_endpoint(text), Offer(parse_endpoint(text), "interface"))
+        for source in _OUTSIDE:
+            for endpoint in self._outside.get(source, ()):
+                offers.setdefault(endpoint, Offer(endpoint, "mapped" if source == "mapped" else "observed"))
+        reach = SetReach(self._nat, tuple(offers.values()))
         if reach != self._posted_reach:
             self._posted_reach = reach
             self._engine.post(reach)
@@ -529,17 +548,6 @@ class Member:
         self._outside.clear()
 
 
-def _hand_over(function: Callable[[T], None]) -> Callable[[T], None]:
-    """`function` for the engine's thread to call: it runs on the event loop's. Dropped once that has ended."""
-    loop = asyncio.get_running_loop()
-
-    def call(value: T) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-            loop.call_soon_threadsafe(function, value)
-
-    return call
-
-
 def _default_engine(config: EngineConfig, on_event: Callable[[Event], None]) -> RunningEngine:
     from overlay.engine.engine import Engine
 
@@ -553,7 +561,3 @@ def _read_floor(state: StateDir) -> int:
     if not data.isdigit() or len(data) > 20:
         raise corrupt(state.path / FLOOR_FILE, "it is not a number of nanoseconds")
     return int(data)
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)

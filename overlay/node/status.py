@@ -4,16 +4,10 @@ from typing import Literal
 
 import msgspec
 
+from overlay.daemon.peers import PathStatus
 from overlay.path.nat import Dependence
 
 State = Literal["starting", "connected", "offline", "stopped"]
-
-
-class PathStatus(msgspec.Struct, frozen=True, kw_only=True):
-    kind: Literal["relay", "lan", "udp", "tcp"]
-    endpoint: str | None  # None for relay
-    since: float  # Unix time, s
-    mtu: int  # largest UDP payload, bytes
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):

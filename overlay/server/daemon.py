@@ -230,7 +230,7 @@ class ServerDaemon:
         tasks.start_soon(network.run)
         tasks.start_soon(certificates.run)
         tasks.start_soon(stun.run)
-        await tasks.start(serve_local_api, make_api(self, network, member), self._state.path)
+        await tasks.start(serve_local_api, make_api(self, network, member, member), self._state.path)
         await tasks.start(self._serve, listeners, member, certificates)
         await self._say_ready(network, first=len(nodes) == 1)
 

@@ -32,6 +32,7 @@ from overlay.node.interface import Assigned, Machine
 from overlay.node.member import FLOOR_FILE, FLOOR_INTERVAL, Identity, Member, MemberSettings, Relay, peer_configs
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.wire.control.messages import MapNode, NetworkMap
+from overlay.wire.disco import Offer
 from overlay.wire.endpoint import Endpoint
 from tests.node.fake_engine import Engines
 
@@ -255,10 +256,10 @@ def test_the_engine_is_told_of_the_nat_and_of_all_own_endpoints(tmp_path: Path) 
             setup.member.set_outside("stun", (outside,))
             setup.member.set_outside("stun", (outside,))
             setup.member.set_outside("mapped", (mapped,))
-            assert [(each.nat.translated, each.endpoints) for each in reaches(setup)] == [
-                (True, first.endpoints),
-                (True, (*first.endpoints, outside)),
-                (True, (*first.endpoints, mapped, outside)),
+            assert [(each.nat.translated, each.offers) for each in reaches(setup)] == [
+                (True, first.offers),
+                (True, (*first.offers, Offer(outside, "observed"))),
+                (True, (*first.offers, Offer(mapped, "mapped"), Offer(outside, "observed"))),
             ]
             setup.engines.last.on_event(Observed(outside))  # the relay says the same
             await anyio.lowlevel.checkpoint()

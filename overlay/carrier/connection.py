@@ -5,7 +5,7 @@ A dialled connection writes in the task that sends. A served one has a writer of
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -92,17 +92,15 @@ class ControlConnection:
         A dialled connection waits until the kernel has taken it, at most `Limits.write` for each 64 KiB. A served one
         only queues it and never waits. Messages that are queued when a sender is cancelled go before the next one.
         """
-        self._raise_if_lost()
-        self._channel.send(encode(message))
-        if self._waiting() > self._limits.outbox:
-            self.lose("peer_does_not_read", f"{self._waiting()} bytes wait for it")
-            self._raise_if_lost()
+        self._queue((encode(message),))
         if isinstance(message, Welcome):
             self._admit()
-        if self._writing:
-            self._queued.set()
-        else:
-            await self._write()
+        await self._go()
+
+    async def send_encoded(self, messages: Sequence[bytes]) -> None:
+        """Send messages that are encoded already, in memory only once for all whom they go to. As `send` else."""
+        self._queue(messages)
+        await self._go()
 
     async def receive(self) -> Message:
         """The next message of a type that this version knows. Raises `ConnectionLost`, after what came before it."""
@@ -191,6 +189,20 @@ class ControlConnection:
         if self._lost is not None:
             raise ConnectionLost(self._lost.reason, self._lost.detail)
 
+    def _queue(self, messages: Iterable[bytes]) -> None:
+        self._raise_if_lost()
+        for message in messages:
+            self._channel.send(message)
+        if self._waiting() > self._limits.outbox:
+            self.lose("peer_does_not_read", f"{self._waiting()} bytes wait for it")
+            self._raise_if_lost()
+
+    async def _go(self) -> None:
+        if self._writing:
+            self._queued.set()
+        else:
+            await self._write()
+
     def _waiting(self) -> int:
         return len(self._outgoing) + self._channel.bytes_to_send
 
@@ -210,7 +222,7 @@ class ControlConnection:
     async def _drain(self) -> None:
         while self._waiting():
             if not self._outgoing:
-                self._outgoing = memoryview(self._channel.data_to_send())
+                self._outgoing = memoryview(self._channel.data_to_send(_WRITE_SIZE))
             try:
                 with anyio.fail_after(self._limits.write):
                     taken = await self._stream.send_some(self._outgoing[:_WRITE_SIZE])

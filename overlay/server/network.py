@@ -208,9 +208,9 @@ class Network:
             exposures=self.exposures.of_node(number),
         )
 
-    async def connect(self, link: Link) -> None:
-        """The node is there."""
-        await self.hub.connect(link)
+    async def connect(self, link: Link, mark: bytes) -> None:
+        """The node is there, with a map that was last changed by the update of this mark."""
+        await self.hub.connect(link, mark)
         self._publish(link.number)
         _log.info("node '%s' is online", self._nodes[link.number].name)
 

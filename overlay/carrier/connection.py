@@ -73,7 +73,8 @@ class ControlConnection:
         self._lost: ConnectionLost | None = None
         self._closing = False
         self._reading = False
-        self._writing = False
+        self._writing = False  # somebody writes, or waits for what is to be written
+        self._draining = False
         self._queued = anyio.Event()
         self._written = anyio.Event()
         self._ended = anyio.Event()
@@ -199,9 +200,29 @@ class ControlConnection:
 
     async def _go(self) -> None:
         if self._writing:
-            self._queued.set()
+            self._write_now()
         else:
             await self._write()
+
+    def _write_now(self) -> None:
+        """Give the stream what it takes at once, which is nearly always all of it, and leave the rest to the writer:
+        to wake it costs as much as all else that a short message to a node does."""
+        if self._draining or self._queued.is_set():
+            return  # it is about to go on, in order
+        try:
+            while self._waiting():
+                if not self._outgoing:
+                    self._outgoing = memoryview(self._channel.data_to_send(_WRITE_SIZE))
+                taken = self._stream.send_now(self._outgoing[:_WRITE_SIZE])
+                if not taken:
+                    self._queued.set()
+                    return
+                self._outgoing = self._outgoing[taken:]
+        except anyio.ClosedResourceError:
+            self.lose("closed")
+        except anyio.BrokenResourceError as error:
+            self.lose("reset", str(error))
+        self._raise_if_lost()
 
     def _waiting(self) -> int:
         return len(self._outgoing) + self._channel.bytes_to_send
@@ -220,6 +241,15 @@ class ControlConnection:
             self._writing = False
 
     async def _drain(self) -> None:
+        self._draining = True
+        try:
+            await self._write_all()
+        finally:
+            self._draining = False
+        self._written.set()
+        self._written = anyio.Event()
+
+    async def _write_all(self) -> None:
         while self._waiting():
             if not self._outgoing:
                 self._outgoing = memoryview(self._channel.data_to_send(_WRITE_SIZE))
@@ -235,8 +265,6 @@ class ControlConnection:
             else:
                 self._outgoing = self._outgoing[taken:]
             self._raise_if_lost()
-        self._written.set()
-        self._written = anyio.Event()
 
     async def _read(self, patience: float) -> None:
         self._reading = True

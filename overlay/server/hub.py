@@ -21,9 +21,8 @@ from overlay.wire.control.messages import MapDelta, MapNode, NetworkMap, Refused
 from overlay.wire.control.netmap import NODES_PER_PART, diff
 
 DEBOUNCE: Final = 0.05  # s: a node that joins changes its entry several times at once; a person notices 1 s
-CROWD: Final = (
-    200  # connected nodes for which the rest between deltas is one debounce: telling them takes a fifth of it
-)
+CROWD: Final = 100  # nodes for which the rest between deltas is one debounce: telling them takes a tenth of it
+REST_MOST: Final = 2.0  # s; above 4,000 nodes telling takes a larger share of a busy time
 VERSION_BLOCK: Final = 1 << 20  # map versions reserved in the registry at a time, so that a change costs no write
 _VERSIONS_AHEAD: Final = 1000  # still reserved when a change goes out: it is at most one delta for each part of a map
 _TURN: Final = 100  # nodes that are told before other tasks get a turn
@@ -128,7 +127,7 @@ class Hub:
             self._changed = anyio.Event()
             await self._reserve_versions()
             await self._publish()
-            rested = anyio.current_time() + self._debounce * len(self._links) / CROWD
+            rested = anyio.current_time() + min(REST_MOST, self._debounce * len(self._links) / CROWD)
 
     async def _publish(self) -> None:
         old = self.published

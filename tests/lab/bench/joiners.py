@@ -1,8 +1,15 @@
 """Many new nodes in one process: each joins a server by tcp, each from an address of its own, and stays.
 
 They say what a node says (a hello with the invite, a ping now and then) and throw away what they are told behind the
-answer. A child process of the bench: it reads the invite, says in a line of JSON how long all took (`seconds`), in
-another how many are still there after a pause (`connected`), and ends with its standard input.
+answer. When the server goes, they come back as nodes do, after `Backoff`'s waits, and in no other order.
+A child process of the bench: it reads the invite, then one command a line, and answers each with a line of JSON.
+
+    join      all join, so many at a time: how long that took (`seconds`)
+    settle    how many are connected when what they were told is dealt with (`connected`)
+    return    said when the server has gone and comes back: how long until the last one was welcome again (`seconds`,
+              from its listening, which is when the first one got through), how many connections that took (`dialled`)
+
+It ends with its standard input.
 """
 
 import argparse

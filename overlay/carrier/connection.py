@@ -23,6 +23,7 @@ from overlay.wire.endpoint import Endpoint, format_endpoint
 
 _WRITE_SIZE: Final = 64 * 1024  # bytes of progress that `Limits.write` is granted for
 _READ_SIZE: Final = 64 * 1024
+_NOTHING: Final = memoryview(b"")
 _LINGER: Final = 1.0  # s for the last message to arrive before we close
 
 
@@ -69,7 +70,7 @@ class ControlConnection:
         self._limits = limits
         self._on_admitted = on_admitted
         self._inbox = deque(channel.messages())
-        self._outgoing = memoryview(b"")
+        self._outgoing = _NOTHING
         self._lost: ConnectionLost | None = None
         self._closing = False
         self._reading = False
@@ -217,12 +218,16 @@ class ControlConnection:
                 if not taken:
                     self._queued.set()
                     return
-                self._outgoing = self._outgoing[taken:]
+                self._take_off(taken)
         except anyio.ClosedResourceError:
             self.lose("closed")
         except anyio.BrokenResourceError as error:
             self.lose("reset", str(error))
         self._raise_if_lost()
+
+    def _take_off(self, taken: int) -> None:
+        # An empty view would hold on to all the bytes that it was cut from, of every idle connection.
+        self._outgoing = self._outgoing[taken:] if taken < len(self._outgoing) else _NOTHING
 
     def _waiting(self) -> int:
         return len(self._outgoing) + self._channel.bytes_to_send
@@ -263,7 +268,7 @@ class ControlConnection:
             except anyio.BrokenResourceError as error:
                 self.lose("reset", str(error))
             else:
-                self._outgoing = self._outgoing[taken:]
+                self._take_off(taken)
             self._raise_if_lost()
 
     async def _read(self, patience: float) -> None:

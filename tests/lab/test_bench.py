@@ -210,7 +210,7 @@ def test_a_few_nodes_join_and_stay() -> None:
     made = Result("carrier", "", carrier.DIRECT)
     carrier.join_crowd(Bench([], 1, 1, quick=True, say=lambda _: None), made, 5)
     assert made.failures == []
-    assert set(made.samples) == {carrier.MEMORY, carrier.JOINED, carrier.JOIN_CPU}
+    assert set(made.samples) == {carrier.MEMORY, carrier.JOINED, carrier.JOIN_CPU, carrier.RETURNED, carrier.DIALLED}
     assert (made.median(carrier.JOINED, "5 nodes by tcp") or 0) > 0
 
 

@@ -35,6 +35,7 @@ class MapHistory:
 
     def __init__(self, sign: Sign, current: NetworkMap) -> None:
         self.current = current
+        self.kept_least = KEPT_LEAST
         self._sign = sign
         self._base: tuple[bytes, ...] = ()
         self._base_version = 0
@@ -76,7 +77,7 @@ class MapHistory:
         self._marks[signed[-1].mark] = self._base_version
 
     def _forget(self) -> None:
-        most = max(KEPT_LEAST, KEPT_SHARE * self._base_size)
+        most = max(self.kept_least, KEPT_SHARE * self._base_size)
         if self._steps_size <= most:
             return
         while self._steps_size > most:

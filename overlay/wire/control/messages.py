@@ -121,7 +121,7 @@ class Attached(Message, frozen=True, kw_only=True, tag="attached"):
 
 
 class SignedMap(Message, frozen=True, kw_only=True, tag="map"):
-    """A `NetworkMap` or `MapDelta` as JSON in `body`, with the Ed25519 signature of `MAP_CONTEXT + body`."""
+    """A `NetworkMap` or `MapDelta` in `body`, as JSON packed by zlib; signed by Ed25519: `MAP_CONTEXT + body`."""
 
     body: bytes
     signature: bytes

@@ -5,7 +5,7 @@ answer. When the server goes, they come back as nodes do, after `Backoff`'s wait
 A child process of the bench: it reads the invite, then commands, and answers each with a line of JSON.
 
     join      all join: how long that took (`seconds`)
-    settle    how many are connected when what they were told is dealt with (`connected`)
+    settle    how many are connected when what they were told is dealt with, after `--settle` s (`connected`)
     return    said before the server goes away and comes back: how long from the first that got through to the last
               (`seconds`), and how many connections all of them took (`dialled`)
 
@@ -36,7 +36,6 @@ FIRST: Final = IPv4Address("198.18.0.1")
 TOGETHER: Final = 64  # that join at a time: the server lets 128 strangers in at once
 ATTEMPTS: Final = 20  # of one node: the server's door turns who comes too fast away
 PAUSE: Final = 0.2  # s until the next
-SETTLE: Final = 8.0  # s until what they were told is dealt with
 HEARTBEAT: Final = 15.0  # s
 _IP_FREEBIND: Final = 15  # bind to an address that is nobody's: linux/in.h
 
@@ -132,7 +131,8 @@ class Joiner:
 class Crowd:
     """All of them."""
 
-    def __init__(self, invite: Invite, count: int) -> None:
+    def __init__(self, invite: Invite, count: int, settle: float) -> None:
+        self._settle = settle
         self._joiners = [Joiner(number, invite) for number in range(count)]
         self._lives: list[asyncio.Task[None]] = []
         self._stays: list[asyncio.Task[None]] = []  # of those that came back
@@ -152,7 +152,7 @@ class Crowd:
         return {"seconds": time.monotonic() - start}
 
     async def settle(self) -> dict[str, float]:
-        await asyncio.sleep(SETTLE)
+        await asyncio.sleep(self._settle)
         return {"connected": sum(joiner.connected for joiner in self._joiners)}
 
     async def come_back(self) -> dict[str, float]:
@@ -169,8 +169,8 @@ class Crowd:
             self._stays.append(asyncio.create_task(joiner.stay()))
 
 
-async def run(invite: Invite, count: int) -> None:
-    crowd = Crowd(invite, count)
+async def run(invite: Invite, count: int, settle: float) -> None:
+    crowd = Crowd(invite, count, settle)
     commands = {"join": crowd.join, "settle": crowd.settle, "return": crowd.come_back}
     while command := (await asyncio.to_thread(sys.stdin.readline)).strip():
         _say(await commands[command]())
@@ -184,12 +184,13 @@ def _say(document: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, required=True)
-    count = parser.parse_args().count
+    parser.add_argument("--settle", type=float, default=8.0)
+    options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     invite = Invite.parse(sys.stdin.readline().strip())
     try:
-        asyncio.run(run(invite, count))
+        asyncio.run(run(invite, options.count, options.settle))
     except (OSError, EOFError) as error:
         _say({"error": str(error)})
         os._exit(1)

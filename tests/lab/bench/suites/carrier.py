@@ -35,6 +35,7 @@ ECHOES = 300
 RETURNED = Quantity("registered nodes back after a restart", "1/s")
 DIALLED = Quantity("connections that each took to come back", "", more_is_better=False)
 NODES, NODES_QUICK = 5000, 20
+SETTLE = 8.0  # s until what a crowd was told is dealt with
 _HELPER = (sys.executable, "-m", "tests.lab.bench.echo")
 
 
@@ -159,8 +160,9 @@ def _add_shares(result: Result) -> None:
 class _Crowd:
     """The nodes of `tests.lab.bench.joiners`, in a process of their own."""
 
-    def __init__(self, space: Namespace, invite: str, count: int) -> None:
-        command = [sys.executable, "-m", "tests.lab.bench.joiners", "--count", str(count)]
+    def __init__(self, space: Namespace, invite: str, count: int, settle: float) -> None:
+        helper = [sys.executable, "-m", "tests.lab.bench.joiners"]
+        command = [*helper, "--count", str(count), "--settle", str(settle)]
         self._process = space.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._say(invite)
 
@@ -202,7 +204,7 @@ def join_crowd(bench: Bench, result: Result, count: int, at: int = 0) -> None:
         space.run(["ip", "route", "add", "local", "198.18.0.0/15", "dev", "lo"])
         try:
             network.start_server()
-            crowd = _Crowd(space, network.invite("--uses", str(count)), count)
+            crowd = _Crowd(space, network.invite("--uses", str(count)), count, 0.5 if bench.quick else SETTLE)
             stack.callback(crowd.end)
             pid = network.server.daemon_pid()
             assert pid is not None

@@ -69,15 +69,14 @@ class Peers:
             peer = Peer(config, session, selector, time.time(), self._random_bytes)
             self.by_number[config.number] = peer
             self.by_key[config.public_key] = peer
+            self._insert_networks(peer)
         before = peer.config
         peer.config = config = replace(config, epoch=config.epoch or before.epoch)
         if before.epoch != config.epoch:
             session.renew(now)
-        self._remove_networks(peer)
-        for network in config.allowed:
-            self.allowed.insert(network, peer)
-            if network.num_addresses == 1:
-                self._inner[network.network_address.packed] = peer
+        if before.allowed != config.allowed:
+            self._remove_networks(peer)  # takes the longer, the more peers there are
+            self._insert_networks(peer)
         if peer.selector is not None:
             peer.selector.set_candidates(config.endpoints, config.lan_endpoints, now)
         elif config.endpoints and (peer.address is None or before.endpoints != config.endpoints):
@@ -100,6 +99,12 @@ class Peers:
     def is_inner(self, endpoint: Endpoint) -> bool:
         """Is this an address inside the network? A path to there would lead through itself."""
         return ip_address(endpoint[0]).packed in self._inner
+
+    def _insert_networks(self, peer: Peer) -> None:
+        for network in peer.config.allowed:
+            self.allowed.insert(network, peer)
+            if network.num_addresses == 1:
+                self._inner[network.network_address.packed] = peer
 
     def _remove_networks(self, peer: Peer) -> None:
         self.allowed.remove_value(peer)

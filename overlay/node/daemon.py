@@ -228,7 +228,7 @@ class NodeDaemon:
 
     # inside ----------------------------------------------------------------------------------------------------------
 
-    def _hello(self, map_version: int) -> Hello:
+    def _hello(self, map_version: int, map_mark: bytes) -> Hello:
         chosen = self._start.joined.name
         return Hello(
             name=chosen or default_name(socket.gethostname()),
@@ -238,6 +238,7 @@ class NodeDaemon:
             ciphers=self._ciphers,
             endpoints=self._member.lan,
             map_version=map_version,
+            map_mark=map_mark,
             epoch=self._epoch,
             software=f"overlay {__version__}",
         )

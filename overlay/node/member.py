@@ -144,14 +144,32 @@ StartEngine = Callable[[EngineConfig, Callable[[Event], None]], RunningEngine]
 
 def peer_configs(network_map: NetworkMap, own_number: int) -> dict[int, PeerConfig]:
     """What the engine must know of each other node of the map."""
-    networks = [ip_network(text) for text in network_map.networks]
-    own = next((node for node in network_map.nodes if node.number == own_number), None)
-    own_ciphers = own.ciphers if own is not None else ()
-    return {
-        node.number: _peer_config(node, networks, own_ciphers)
-        for node in network_map.nodes
-        if node.number != own_number
-    }
+    return _PeerConfigs().of(network_map, own_number)
+
+
+class _PeerConfigs:
+    """The same for one map after the other: made anew only for a node whose entry is another object than before, as it
+    is after a delta. In a network of thousands something changes all the time."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[MapNode, PeerConfig]] = {}
+        self._made_with: object = None
+
+    def of(self, network_map: NetworkMap, own_number: int) -> dict[int, PeerConfig]:
+        own = next((node for node in network_map.nodes if node.number == own_number), None)
+        own_ciphers = own.ciphers if own is not None else ()
+        made_with = (network_map.networks, own_ciphers)
+        if made_with != self._made_with:
+            self._made_with, self._made = made_with, {}
+        networks = [ip_network(text) for text in network_map.networks]
+        made: dict[int, tuple[MapNode, PeerConfig]] = {}
+        for node in network_map.nodes:
+            known = self._made.get(node.number)
+            if known is None or known[0] is not node:
+                known = (node, _peer_config(node, networks, own_ciphers))
+            made[node.number] = known
+        self._made = made
+        return {number: config for number, (_, config) in made.items() if number != own_number}
 
 
 def _peer_config(node: MapNode, networks: list[Network], own_ciphers: tuple[str, ...]) -> PeerConfig:
@@ -227,6 +245,7 @@ class Member:
         self._captures = Captures(self.post)
         self._map: NetworkMap | None = None
         self._relay: Relay | None = None
+        self._configs = _PeerConfigs()
         self._posted: dict[int, PeerConfig] = {}
         self._posted_relay: SetRelay | None = None
         self._nat = UNKNOWN_NAT
@@ -497,7 +516,7 @@ class Member:
     def _post_map(self) -> None:
         if self._engine is None or self._map is None or self.identity is None:
             return
-        wanted = peer_configs(self._map, self.identity.number)
+        wanted = self._configs.of(self._map, self.identity.number)
         commands: list[Command] = [RemovePeer(number) for number in self._posted.keys() - wanted.keys()]
         commands += [SetPeer(peer) for number, peer in wanted.items() if self._posted.get(number) != peer]
         self._posted = wanted

@@ -206,12 +206,12 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.lab
-def test_a_few_nodes_join_and_stay() -> None:
+def test_many_nodes_join_stay_and_come_back_after_a_restart() -> None:
     made = Result("carrier", "", carrier.DIRECT)
-    carrier.join_crowd(Bench([], 1, 1, quick=True, say=lambda _: None), made, 5)
+    carrier.join_crowd(Bench([], 1, 1, quick=True, say=lambda _: None), made, 300)
     assert made.failures == []
-    assert set(made.samples) == {carrier.MEMORY, carrier.JOINED, carrier.JOIN_CPU}
-    assert (made.median(carrier.JOINED, "5 nodes by tcp") or 0) > 0
+    assert set(made.samples) == {carrier.MEMORY, carrier.JOINED, carrier.JOIN_CPU, carrier.RETURNED, carrier.DIALLED}
+    assert (made.median(carrier.JOINED, "300 nodes by tcp") or 0) > 0
 
 
 def test_an_echo_is_passed_on_and_answered() -> None:

@@ -116,6 +116,7 @@ class Peers:
             receiver.transport = TransportReader(keypair.receive_key, keypair.replay, self._transport_buffers)
             peer.transport_writers[index] = TransportWriter(keypair, self._mtu(), self._transport_buffers)
         self.receivers[index] = receiver
+        peer.channel = None
 
     def remove_keypair(self, peer: Peer, index: int, now: float) -> None:
         """The key pair is dead; what it counted stays counted."""

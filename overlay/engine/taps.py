@@ -61,8 +61,7 @@ class Taps:
             _replace(sock, self._outer, {"message": self._tapped_message})
             _replace(sock, self._outer, {"receive_alone": _nothing, "plain_sender": _nothing})  # the others serve
             _replace(sock, self._outer, {"send": self._tapped_send, "send_fragmented": self._tapped_send})
-        for peer in self._peers:
-            peer.channel = None  # it keeps what `message` gave
+        self._peers.forget_channels()  # they keep what `message` gave
 
     # --- in a packet's way --------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from overlay.daemon.capture import Capturing, capture_routes
 from overlay.daemon.localapi import json_object, on_user_error
+from overlay.daemon.peers import Peers, peer_routes
 from overlay.errors import Exit, UserError
 from overlay.node.status import ExposureStatus, NodeStatus
 
@@ -24,7 +25,7 @@ class Node(Protocol):
     async def unexpose(self, name: str) -> None: ...
 
 
-def make_api(node: Node, capturing: Capturing) -> Starlette:
+def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
     """The application for `serve_local_api`."""
 
     async def status(_request: Request) -> Response:
@@ -53,6 +54,7 @@ def make_api(node: Node, capturing: Capturing) -> Starlette:
             Route("/v1/exposures", expose, methods=["POST"]),
             Route("/v1/exposures/{id}", unexpose, methods=["DELETE"]),
             *capture_routes(capturing),
+            *peer_routes(peers),
         ],
         exception_handlers={UserError: on_user_error},
     )

@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from overlay.daemon.capture import Capturing, capture_routes
 from overlay.daemon.localapi import json_object, on_user_error
+from overlay.daemon.peers import Peers, peer_routes
 from overlay.errors import Exit, UserError
 from overlay.server.invites import DEFAULT_EXPIRY, DEFAULT_USES
 
@@ -29,7 +30,7 @@ class Daemon(Protocol):
     def shut_down(self) -> None: ...
 
 
-def make_api(daemon: Daemon, network: Administration, capturing: Capturing) -> Starlette:
+def make_api(daemon: Daemon, network: Administration, capturing: Capturing, peers: Peers) -> Starlette:
     """The application for `serve_local_api`."""
 
     async def status(_request: Request) -> Response:
@@ -74,6 +75,7 @@ def make_api(daemon: Daemon, network: Administration, capturing: Capturing) -> S
             Route("/v1/nodes/{name}", remove_node, methods=["DELETE"]),
             Route("/v1/nodes/{name}", rename_node, methods=["PATCH"]),
             *capture_routes(capturing),
+            *peer_routes(peers),
         ],
         exception_handlers={UserError: on_user_error},
     )

@@ -57,6 +57,10 @@ _REASONS: Final = {
 Taken = tuple[memoryview, int, Endpoint, int]
 """A run as it came: bytes, segment size, source, traffic class."""
 
+_SINGLES: Final = 8
+"""Datagrams that come one by one before the next is expected to: a stream has some, too, and its runs are taken apart
+by the kernel where they are expected."""
+
 _ALONE_CONTROL: Final = 2 * socket.CMSG_SPACE(4)
 
 Buffers = Sequence[bytes | bytearray | memoryview]
@@ -76,7 +80,7 @@ class UdpSocket:
         self._run = Run()
         self._names = Names(sock.family)
         self._places = [memoryview(bytearray(MAX_RUN))]  # of `receive_alone`
-        self._many = False  # did the last run have several datagrams?
+        self._singles = 0  # runs of one datagram each that came since the last of several
         self._messages: dict[Layout, RecordMessage] = {}
         self._ipv6 = sock.family == socket.AF_INET6
         self._unmarked = [(*TRAFFIC_CLASS[sock.family], bytes(4 if self._ipv6 else 1))]  # control data of most
@@ -105,13 +109,13 @@ class UdpSocket:
         run = self._run
         if not run.receive(self._descriptor):
             return None
-        self._many = run.segment < run.size
+        self._singles = 0 if run.segment < run.size else self._singles + 1
         return run
 
     def receive_alone(self) -> Taken | None:
         """As `receive`, for when one datagram is more likely than many: fewer calls, and many are copied once more.
         Bytes valid until the next call. None: ask `receive`."""
-        if self._many:
+        if self._singles < _SINGLES:
             return None
         try:
             size, control, _, source = self._socket.recvmsg_into(self._places, _ALONE_CONTROL)
@@ -122,7 +126,8 @@ class UdpSocket:
             for _, kind, data in control:
                 if kind == UDP_GRO:
                     segment = int.from_bytes(data, sys.byteorder)
-                    self._many = segment < size
+                    if segment < size:
+                        self._singles = 0
                 else:
                     traffic_class = data[0] if len(data) == 1 else int.from_bytes(data, sys.byteorder) & 0xFF
         return self._places[0][:size], segment, source if len(source) == 2 else _endpoint6(*source), traffic_class

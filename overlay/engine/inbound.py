@@ -111,16 +111,24 @@ class Inbound:
                 continue
             if run is None:
                 return
-            self._traffic_class = run.traffic_class
-            try:
-                expected = run.whole and self._record(run, now)
-            except Exception as error:
-                self._faults.caught(error)
-                continue
-            if expected:
-                run.hit()
-            else:
-                self.run(run.joined(), run.segment, run.source, now)
+            self._take(run, now)
+
+    def taken(self, run: memoryview, segment: int, source: Endpoint, traffic_class: int, now: float) -> None:
+        """Deal with a run that was read elsewhere."""
+        self._traffic_class = traffic_class
+        self.run(run, segment, source, now)
+
+    def _take(self, run: Run, now: float) -> None:
+        self._traffic_class = run.traffic_class
+        try:
+            expected = run.whole and self._record(run, now)
+        except Exception as error:
+            self._faults.caught(error)
+            return
+        if expected:
+            run.hit()
+        else:
+            self.run(run.joined(), run.segment, run.source, now)
 
     def run(self, batch: memoryview, segment: int, source: Endpoint, now: float) -> None:
         """Deal with a run as a socket gave it: datagrams of `segment` bytes, the last maybe shorter. Never raises on
@@ -237,8 +245,15 @@ class Inbound:
         plain = reader.open(headers[offset : offset + fragments.FRAGMENT_HEADER_SIZE], count, counter, run.box())
         if plain is None:
             return False
-        self._deliver_all(peer, self._opened(receiver, source, plain, run.traffic_class & ecn.ECN_MASK, now))
+        self.opened(receiver, source, plain, run.traffic_class, now)
         return True
+
+    def opened(
+        self, receiver: Receiver, source: Endpoint | None, plain: memoryview, traffic_class: int, now: float
+    ) -> None:
+        """Deal with an authentic record that came with this traffic class from `source`; None: relayed."""
+        found = self._opened(receiver, source, plain, traffic_class & ecn.ECN_MASK, now)
+        self._deliver_all(receiver.peer, found)
 
     def _opened(
         self, receiver: Receiver, source: Endpoint | None, plain: memoryview, field: int, now: float
@@ -265,8 +280,14 @@ class Inbound:
                         self._take_frames(plain, found)
                 except Exception as error:
                     self._faults.caught(error)
+        self.tell(receiver, source, now, data=data)
+        return found
+
+    def tell(self, receiver: Receiver, source: Endpoint | None, now: float, *, data: bool) -> None:
+        """Authentic records came: tell the peer's machines, unless the same was said in this turn."""
         if receiver.turn is now and receiver.source is source and (receiver.data or not data):
-            return found  # the same was said in this turn
+            return
+        peer = receiver.peer
         receiver.turn, receiver.source, receiver.data = now, source, data
         self._peers.touched.add(peer)
         peer.session.data_received(receiver.keypair, now, empty=not data)
@@ -274,7 +295,6 @@ class Inbound:
             peer.selector.data_received(source, now, empty=not data)
         if source is None:
             self._routes.relay_heard()
-        return found
 
     # --- relayed ------------------------------------------------------------------------------------------------------
 

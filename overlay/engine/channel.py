@@ -15,7 +15,10 @@ class Channel:
     `turn`: the turn's `now`, compared by identity. `limit`: bytes of the largest box that goes out in one call.
     """
 
-    __slots__ = ("address", "descriptor", "keypair", "layout", "limit", "message", "name", "prefix", "seal", "turn")
+    __slots__ = (
+        "address", "descriptor", "keypair", "layout", "limit", "message", "name", "prefix", "seal", "sock", "turn",
+        "writer",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -29,10 +32,12 @@ class Channel:
     ) -> None:
         self.turn = turn
         self.keypair = keypair
+        self.writer = writer
         self.seal = writer.seal
         self.layout = layout
         self.prefix = prefix
         self.address = address
+        self.sock = sock
         self.limit = 0
         self.descriptor = -1
         self.message: RecordMessage | None = None

@@ -12,6 +12,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 read: Final = _libc.read
 sendmsg: Final = _libc.sendmsg
 recvmsg: Final = _libc.recvmsg
+recvmmsg: Final = _libc.recvmmsg
 read.restype = sendmsg.restype = recvmsg.restype = ctypes.c_ssize_t
 read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)  # without, addresses would pass as an int
 

@@ -9,6 +9,7 @@ from overlay.engine.api import PeerConfig
 from overlay.engine.drops import Drops
 from overlay.engine.peer import Peer, Receiver
 from overlay.engine.transport import TransportBuffers, TransportReader, TransportWriter
+from overlay.path.pace import Pace
 from overlay.path.selector import Selector
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.record.buffers import RecordBuffers
@@ -36,6 +37,7 @@ class Peers:
         self._drops = counted
         self._random_bytes = random_bytes
         self._mtu = mtu
+        self._pace = Pace()
         self._record_buffers = RecordBuffers()
         self._transport_buffers = TransportBuffers()
 
@@ -59,7 +61,9 @@ class Peers:
         session = self._device.add_peer(config.public_key, config.preshared_key, config.persistent_keepalive, now=now)
         peer = self.by_number.get(config.number)
         if peer is None:
-            selector = Selector(relay=False, random_bytes=self._random_bytes) if config.transport == "record" else None
+            selector = None
+            if config.transport == "record":
+                selector = Selector(relay=False, random_bytes=self._random_bytes, pace=self._pace)
             peer = Peer(config, session, selector, time.time(), self._random_bytes)
             self.by_number[config.number] = peer
             self.by_key[config.public_key] = peer

@@ -115,18 +115,26 @@ class Inbound:
                 continue
             if run is None:
                 return
-            self._traffic_class = run.traffic_class
-            try:
-                expected = run.whole and self._record(run, now)
-            except Exception as error:
-                self._faults.caught(error)
-                continue
-            if expected:
-                run.hit()
-            else:
-                self.run(run.joined(), run.segment, run.source, now)
+            self._take(run, now)
             if run.drained and not run.followed:
                 return
+
+    def taken(self, run: memoryview, segment: int, source: Endpoint, traffic_class: int, now: float) -> None:
+        """Deal with a run that was read elsewhere."""
+        self._traffic_class = traffic_class
+        self.run(run, segment, source, now)
+
+    def _take(self, run: Run, now: float) -> None:
+        self._traffic_class = run.traffic_class
+        try:
+            expected = run.whole and self._record(run, now)
+        except Exception as error:
+            self._faults.caught(error)
+            return
+        if expected:
+            run.hit()
+        else:
+            self.run(run.joined(), run.segment, run.source, now)
 
     def run(self, batch: memoryview, segment: int, source: Endpoint, now: float) -> None:
         """Deal with a run as a socket gave it: datagrams of `segment` bytes, the last maybe shorter. Never raises on
@@ -245,7 +253,7 @@ class Inbound:
         plain = reader.open(headers[offset : offset + fragments.FRAGMENT_HEADER_SIZE], count, counter, run.box())
         if plain is None:
             return False
-        self._deliver_all(peer, self._opened(receiver, source, plain, run.traffic_class & ecn.ECN_MASK, now))
+        self.opened(receiver, source, plain, run.traffic_class, now)
         return True
 
     def _side_by_side(
@@ -262,7 +270,7 @@ class Inbound:
         self._peers.touched.add(peer)
         single = single_frames(opened) if opened and not field & 1 and not reader.marks else None
         if single is not None:
-            self._tell(receiver, source, now, data=True)
+            self.tell(receiver, source, now, data=True)
             self._deliver_unchecked(peer, single)
             return True
         found: list[memoryview] = []
@@ -270,6 +278,13 @@ class Inbound:
             found += self._opened(receiver, source, plain, reader.marks.get(index, field), now)
         self._deliver_all(peer, found)
         return True
+
+    def opened(
+        self, receiver: Receiver, source: Endpoint | None, plain: memoryview, traffic_class: int, now: float
+    ) -> None:
+        """Deal with an authentic record that came with this traffic class from `source`; None: relayed."""
+        found = self._opened(receiver, source, plain, traffic_class & ecn.ECN_MASK, now)
+        self._deliver_all(receiver.peer, found)
 
     def _opened(
         self, receiver: Receiver, source: Endpoint | None, plain: memoryview, field: int, now: float
@@ -296,10 +311,10 @@ class Inbound:
                         self._take_frames(plain, found)
                 except Exception as error:
                     self._faults.caught(error)
-        self._tell(receiver, source, now, data=data)
+        self.tell(receiver, source, now, data=data)
         return found
 
-    def _tell(self, receiver: Receiver, source: Endpoint | None, now: float, *, data: bool) -> None:
+    def tell(self, receiver: Receiver, source: Endpoint | None, now: float, *, data: bool) -> None:
         """Authentic records came: tell the peer's machines, unless the same was said in this turn."""
         if receiver.turn is now and receiver.source is source and (receiver.data or not data):
             return

@@ -183,6 +183,9 @@ class Link:
     def name(self, endpoint: Endpoint) -> None:
         return None
 
+    def plain_sender(self) -> None:
+        return None
+
     def forwards(self, send_buffer: int) -> None:
         """As `UdpSocket`'s: `MAX_UNSENT` bounds what the kernel holds already."""
 

@@ -4,6 +4,7 @@ One turn: commands, for a share of it; what is readable, up to a share per descr
 something happened to is attended to, once. Datagrams come before timers, lest a late wake-up looks like a silent path.
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -23,6 +24,7 @@ from overlay.engine.home_relay import HomeRelay
 from overlay.engine.inbound import Inbound
 from overlay.engine.link import Link
 from overlay.engine.links import Links
+from overlay.engine.lone import Lone
 from overlay.engine.outbound import Outbound
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer
@@ -61,9 +63,11 @@ COMMANDS_AT_ONCE: Final = 8
 """Commands that are done in one turn however long they take: what belongs together, such as a peer and its relay."""
 
 
-def clock() -> float:
-    """s, monotonic, counting while the machine sleeps: keys age in a suspended machine, too."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+MAX_READY: Final = 64
+"""Descriptors that a turn deals with; the kernel tells of others first the next time."""
+
+clock: Final = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""s, monotonic, counting while the machine sleeps: keys age in a suspended machine, too."""
 
 
 class Loop:
@@ -127,10 +131,24 @@ class Loop:
             config.number,
             on_event,
         )
-        self._outbound = None
+        self._outbound: Outbound | None = None
+        self._lone: Lone | None = None
         if tun is not None:
-            self._outbound = Outbound(
+            outbound = self._outbound = Outbound(
                 tun, self._peers, self._sender, self._outbox, unreachable, self._drops, self._faults, class_mask
+            )
+            self._lone = Lone(
+                tun,
+                self._peers,
+                self._sender,
+                self._outbox,
+                self._routes,
+                self._inbound,
+                outbound,
+                self._drops,
+                self._faults,
+                class_mask,
+                commands,
             )
         self._taps = Taps(tun, sockets.all(), self._peers, role)
         self._epoll = select.epoll()
@@ -185,9 +203,37 @@ class Loop:
         deadline, before = self._timers.next(), clock()
         if deadline is not None:
             patience = max(0.0, min(patience, deadline - before))
-        ready = self._epoll.poll(patience)
+        ready = self._epoll.poll(patience, MAX_READY)
         now = clock()
         idle = now - before > IDLE
+        if not (idle and len(ready) == 1 and self._alone(*ready[0], now)):
+            self._deal(ready, now, idle)
+        self._wake_waiters(now)
+        self._attend(now)
+        if self._sockets.links and self._links.end_turn(now):
+            self._attend(now)  # some of them are gone: others go another way at once
+            self._links.end_turn(now)
+        self._watch_blocked()
+
+    # --- descriptors --------------------------------------------------------------------------------------------------
+
+    def _alone(self, descriptor: int, mask: int, now: float) -> bool:
+        """Deal with what one descriptor has, if the short way is for it."""
+        if self._lone is None or mask != select.EPOLLIN or self._commands:
+            return False
+        try:
+            if descriptor == self._tun_descriptor:
+                self._lone.packet(now)
+                return True
+            sock = self._by_fd.get(descriptor)
+            if sock is None:
+                return False
+            self._lone.datagram(sock, now)
+        except OSError as error:
+            raise self._gone(error) from error
+        return True
+
+    def _deal(self, ready: list[tuple[int, int]], now: float, idle: bool) -> None:
         if (self._wakeup, select.EPOLLIN) in ready:  # first: packets may come for a peer that was posted before them
             os.eventfd_read(self._wakeup)
             self._take_commands(now)
@@ -204,14 +250,6 @@ class Loop:
             elif descriptor in self._punches.by_fd:
                 with self._faults:
                     self._punches.ready(descriptor, now)
-        self._wake_waiters(now)
-        self._attend(now)
-        if self._sockets.links and self._links.end_turn(now):
-            self._attend(now)  # some of them are gone: others go another way at once
-            self._links.end_turn(now)
-        self._watch_blocked()
-
-    # --- descriptors --------------------------------------------------------------------------------------------------
 
     def _socket_ready(self, sock: UdpSocket, mask: int, now: float, idle: bool) -> None:
         if mask & select.EPOLLOUT:
@@ -231,16 +269,20 @@ class Loop:
             self._tun_ready(now, idle)
 
     def _tun_ready(self, now: float, idle: bool) -> None:
-        if self._outbound is None or self._tun is None:
+        if self._outbound is None:
             return
         try:
             self._outbound.read(now, idle)
         except OSError as error:
-            raise UserError(
-                "interface-gone",
-                f"The network interface '{self._tun.name}' was removed ({error.strerror or error}).",
-                "Start again to make it anew.",
-            ) from error
+            raise self._gone(error) from error
+
+    def _gone(self, error: OSError) -> UserError:
+        name = "" if self._tun is None else self._tun.name
+        return UserError(
+            "interface-gone",
+            f"The network interface '{name}' was removed ({error.strerror or error}).",
+            "Start again to make it anew.",
+        )
 
     def _watch_blocked(self) -> None:
         """While a socket's buffer is full, wait for room in it, and leave packets in the TUN's own queue."""

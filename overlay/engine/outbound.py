@@ -67,16 +67,19 @@ class Outbound:
         self._drops = counted
         self._faults = faults
         self._class_mask = class_mask
-        self._buffer = bytearray(_ROOM + MAX_FRAME)
-        self._view = memoryview(self._buffer)
+        self.buffer = bytearray(_ROOM + MAX_FRAME)
+        self.view = memoryview(self.buffer)
         self._packets = 0  # since `_measured`
         self._measured = 0.0
         self._rapid_until = 0.0
 
-    def read(self, now: float, idle: bool) -> None:
+    def read(self, now: float, idle: bool, first: int = 0) -> None:
         """Take what the TUN holds, up to a turn's share. The first packet waits for no other if we were idle. Raises
-        `OSError` when the device is gone."""
-        buffer, view, read, hosts = self._buffer, self._view, self._tun.read, self._peers.allowed.hosts
+        `OSError` when the device is gone.
+
+        `first`: size of the frame that was read to the start of `view` already; 0: none was.
+        """
+        buffer, view, read, hosts = self.buffer, self.view, self._tun.read, self._peers.allowed.hosts
         peer: Peer | None = None  # whose frames stand in view[start:end] and wait for more
         start = end = taken = count = gathered_class = 0
         mask = self._class_mask
@@ -85,7 +88,8 @@ class Outbound:
         for packets in range(PACKETS_PER_TURN):
             if peer is None:
                 start = end = 0
-            size = read(view, end)
+            size = first or read(view, end)
+            first = 0
             if not size:
                 if patient and peer is not None:
                     patient = False
@@ -149,7 +153,7 @@ class Outbound:
     def _superseded(self, acks: dict[bytes, int], start: int, at: int, size: int) -> bool:
         """Did the frame at `at` take the place of an earlier acknowledgement of the same record? It stays there else,
         and is remembered if it is an acknowledgement."""
-        buffer = self._buffer
+        buffer = self.buffer
         flow = ack_flow(buffer, at, size)
         if flow is None:
             return False
@@ -163,7 +167,7 @@ class Outbound:
 
     def _owner(self, at: int, size: int) -> Peer | None:
         """The peer that has the destination of the packet at `at`."""
-        buffer = self._buffer
+        buffer = self.buffer
         version = buffer[at] >> 4
         if version == 4 and size >= 20:
             destination = bytes(buffer[at + 16 : at + 20])
@@ -175,7 +179,7 @@ class Outbound:
 
     def _nowhere(self, start: int, end: int, now: float) -> None:
         """The frame there is for no peer: say so to who sent it."""
-        frame = self._view[start:end]
+        frame = self.view[start:end]
         packet = frame[FRAME_HEADER_SIZE:]
         version = packet[0] >> 4
         if not (version == 4 and len(packet) >= 20 or version == 6 and len(packet) >= 40):
@@ -189,6 +193,6 @@ class Outbound:
 
     def _send(self, peer: Peer, start: int, end: int, count: int, now: float) -> None:
         try:
-            self._sender.data(peer, self._view[start:end], count, now)
+            self._sender.data(peer, self.view[start:end], count, now)
         except Exception as error:
             self._faults.caught(error)

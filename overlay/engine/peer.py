@@ -114,7 +114,7 @@ class Peer:
         self.record_writers: dict[int, RecordWriter] = {}
         self.transport_writers: dict[int, TransportWriter] = {}
         self.channel: Channel | None = None
-        """What the records of this turn are sent with; None: to be looked up anew."""
+        """What records are sent with; None: to be looked up anew."""
         self.meter = LossMeter()
         """What to tell the peer of the records that come from it."""
         self.sizer = RecordSizer(self._payload())

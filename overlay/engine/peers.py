@@ -101,6 +101,11 @@ class Peers:
         for index in [*peer.record_writers, *peer.transport_writers]:
             self.remove_keypair(peer, index, now)
 
+    def forget_channels(self) -> None:
+        """What reaches an endpoint is another socket now, or sockets send otherwise: channels are to be made anew."""
+        for peer in self:
+            peer.channel = None
+
     def is_inner(self, endpoint: Endpoint) -> bool:
         """Is this an address inside the network? A path to there would lead through itself."""
         return ip_address(endpoint[0]).packed in self._inner
@@ -126,6 +131,7 @@ class Peers:
             receiver.transport = TransportReader(keypair.receive_key, keypair.replay, self._transport_buffers)
             peer.transport_writers[index] = TransportWriter(keypair, self._mtu(), self._transport_buffers)
         self.receivers[index] = receiver
+        peer.channel = None
 
     def remove_keypair(self, peer: Peer, index: int, now: float) -> None:
         """The key pair is dead; what it counted stays counted."""

@@ -229,6 +229,7 @@ class Punches:
         self._kept[endpoint] = _Kept(kept, self._number, now)
         self.kept_by_fd[kept.fileno()] = kept
         self._outbox.add_socket(kept, endpoint)
+        self._peers.forget_channels()
 
     def _look_after_kept(self, now: float) -> None:
         for endpoint, kept in list(self._kept.items()):
@@ -243,6 +244,7 @@ class Punches:
         del self.kept_by_fd[kept.sock.fileno()]
         self._epoll.unregister(kept.sock.fileno())
         self._outbox.remove_socket(kept.sock, endpoint)
+        self._peers.forget_channels()
         kept.sock.close()
 
 

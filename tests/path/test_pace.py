@@ -1,4 +1,4 @@
-"""How often paths are asked: as often as can be where few peers talk, and together no more than so often where many do."""
+"""How often paths are asked: often where few peers talk, and together no more than so often where many do."""
 
 import pytest
 

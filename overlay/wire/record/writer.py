@@ -12,7 +12,7 @@ from struct import Struct
 
 from overlay.errors import LocalProtocolError
 from overlay.wire.record.buffers import Iovec, Layout, RecordBuffers
-from overlay.wire.record.fragments import FRAGMENT_HEADER, INDICES, MESSAGE_TYPE, TAG_SIZE
+from overlay.wire.record.fragments import FRAGMENT_HEADER, FRAGMENT_HEADER_SIZE, INDICES, MESSAGE_TYPE, TAG_SIZE
 from overlay.wire.record.frames import MAX_RECORD
 from overlay.wire.record.keys import Cipher, record_aead
 
@@ -123,6 +123,20 @@ class RecordWriter:
             header = _pack_pair(_heads(-(-len(box) // layout.payload), self._receiver_index)[0], counter)
             found.append(bytearray(self._decrypt(bytes(self._nonce), bytes(box), header)))
         return found
+
+    def seal_alone(self, plain: memoryview, counter: int, header: memoryview, box: memoryview) -> None:
+        """Seal a record of one datagram to wherever the caller has it: `header` with all but its counter in place
+        already (`header_alone`), and `box` of exactly the size. Counters and errors as in `seal`."""
+        if counter <= self._last_counter:
+            raise LocalProtocolError(f"counter {counter} after {self._last_counter}: a nonce would be used twice")
+        self._last_counter = counter
+        _pack_counter(header, FRAGMENT_HEADER_SIZE - 8, counter)
+        _pack_counter(self._nonce, 4, counter)
+        self._encrypt_into(self._nonce, plain, header, box)
+
+    def header_alone(self) -> bytes:
+        """The header of a record of one datagram, with counter 0."""
+        return _pack_header(MESSAGE_TYPE, 0, 1, 0, self._receiver_index, 0)
 
     def write(
         self, plain: memoryview, counter: int, datagram_size: int, prefix: bytes = b""

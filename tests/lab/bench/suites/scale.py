@@ -2,8 +2,8 @@
 
 Asked three times: with one peer that talks and others that are only known; with a session to each and every packet to
 another one; and the same with packets that come one at a time, each to an engine that had gone to sleep. Of those that
-come together many are for the same peer where there are two, and none where there are a thousand: what belongs to a turn
-and not to a packet is shared by fewer. One at a time, the pattern is the same whatever the number of peers.
+come together several belong to one peer where there are two, and none where there are a thousand, so that what is done
+once a turn for each peer is shared by fewer. One at a time, the pattern is the same whatever the number of peers.
 """
 
 import contextlib

@@ -21,7 +21,8 @@ class Channel:
 
     __slots__ = (
         "_box", "_datagram", "_header", "_head_size", "_seal_alone", "_send", "address", "alone", "descriptor",
-        "expires", "keypair", "layout", "limit", "message", "name", "prefix", "seal", "turn",
+        "expires", "keypair", "layout", "limit", "message", "name", "prefix", "seal", "sock",
+        "turn", "writer",
     )  # fmt: skip
 
     def __init__(
@@ -35,11 +36,13 @@ class Channel:
     ) -> None:
         self.turn = -1.0
         self.keypair = keypair
+        self.writer = writer
         self.expires = keypair.expires
         self.seal = writer.seal
         self.layout = layout
         self.prefix = prefix
         self.address = address
+        self.sock = sock
         self.limit = 0
         self.descriptor = -1
         self.message: RecordMessage | None = None

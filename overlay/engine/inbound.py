@@ -16,12 +16,12 @@ from overlay.engine.drops import Drops
 from overlay.engine.exchange import DiscoExchange
 from overlay.engine.faults import Faults
 from overlay.engine.link import Link
-from overlay.engine.msghdr import Run
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer, Receiver
 from overlay.engine.peers import Peers
 from overlay.engine.relay_queue import RUNS_TAKEN_PER_TURN
 from overlay.engine.routes import Routes
+from overlay.engine.run import Run
 from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket
 from overlay.errors import RemoteProtocolError
@@ -32,9 +32,10 @@ from overlay.wire.disco import sender as disco_sender
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet import ecn, virtio
 from overlay.wire.packet.datagrams import merge
-from overlay.wire.packet.join import join_frames, join_padded
+from overlay.wire.packet.join import join_frames, join_padded, join_unchecked
 from overlay.wire.record import fragments, marks
-from overlay.wire.record.frames import LENGTH_SIZE, frames
+from overlay.wire.record.frames import LENGTH_SIZE, frames, single_frames
+from overlay.wire.record.reader import RecordReader
 from overlay.wire.record.reports import is_report, parse_report
 from overlay.wire.relay import RELAY_HEADER_SIZE, RELAY_TYPE, header_runs, parse_header, tickets_equal
 from overlay.wire.wireguard import transport
@@ -103,7 +104,10 @@ class Inbound:
 
     def receive(self, sock: UdpSocket, now: float, idle: bool) -> None:
         """Take what the socket holds, up to a turn's share; one run if we were idle."""
-        for _ in range(1 if idle else RUNS_PER_TURN if self._routes.role is None else RUNS_TAKEN_PER_TURN):
+        share = 1 if idle else RUNS_PER_TURN if self._routes.role is None else RUNS_TAKEN_PER_TURN
+        held = sock.begin()
+        while share > 0 or held.followed:
+            share -= 1
             try:
                 run = sock.receive()
             except OSError:
@@ -112,6 +116,8 @@ class Inbound:
             if run is None:
                 return
             self._take(run, now)
+            if run.drained and not run.followed:
+                return
 
     def taken(self, run: memoryview, segment: int, source: Endpoint, traffic_class: int, now: float) -> None:
         """Deal with a run that was read elsewhere."""
@@ -215,15 +221,15 @@ class Inbound:
         return True
 
     def _record(self, run: Run, now: float) -> bool:
-        """Deal with a run that is one whole record, as nearly all are at speed. False, and nothing happened: it is
-        something else, or not authentic; look closer.
+        """Deal with a run that is one whole record, as nearly all are at speed, or records side by side, as where
+        datagrams get lost. False, and nothing happened: it is something else, or not authentic; look closer.
 
         What only one header is asked for here, the AEAD bears out for all: box bytes of another record, of another
         order or of another key would not open.
         """
         headers, offset = run.headers, run.offset
         kind, index, count, reserved, receiver_index, counter = _unpack_header(headers, offset)
-        if kind != fragments.MESSAGE_TYPE or index or reserved or count != run.count:
+        if kind != fragments.MESSAGE_TYPE:
             return False
         receiver = self._peers.receivers.get(receiver_index)
         if receiver is None or now >= receiver.expires:
@@ -240,12 +246,37 @@ class Inbound:
             if routes.role is not None or routes.home is None or not tickets_equal(routes.ticket, header.ticket):
                 return False
             source = None
-        elif count > 1 and not selector.proven(run.source):
+        if count != run.count or index or reserved:
+            return run.count > 1 and self._side_by_side(receiver, reader, run, source, now)
+        if source is not None and count > 1 and not selector.proven(source):
             return False
         plain = reader.open(headers[offset : offset + fragments.FRAGMENT_HEADER_SIZE], count, counter, run.box())
         if plain is None:
             return False
         self.opened(receiver, source, plain, run.traffic_class, now)
+        return True
+
+    def _side_by_side(
+        self, receiver: Receiver, reader: RecordReader, run: Run, source: Endpoint | None, now: float
+    ) -> bool:
+        """Deal with a run of records, or what is left of them. False, and nothing happened: not all are for one
+        receiver."""
+        peer = receiver.peer
+        proven = source is None or (peer.selector is not None and peer.selector.proven(source))
+        field = run.traffic_class & ecn.ECN_MASK
+        opened = reader.receive_apart(run.headers, run.offset, run.box(), run.payload, now, multi=proven, field=field)
+        if opened is None:
+            return False
+        self._peers.touched.add(peer)
+        single = single_frames(opened) if opened and not field & 1 and not reader.marks else None
+        if single is not None:
+            self.tell(receiver, source, now, data=True)
+            self._deliver_unchecked(peer, single)
+            return True
+        found: list[memoryview] = []
+        for index, plain in enumerate(opened):
+            found += self._opened(receiver, source, plain, reader.marks.get(index, field), now)
+        self._deliver_all(peer, found)
         return True
 
     def opened(
@@ -457,6 +488,13 @@ class Inbound:
                 self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
             return
         for view in found:
+            self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
+
+    def _deliver_unchecked(self, peer: Peer, found: list[memoryview]) -> None:
+        """As `_deliver_all`, for frames that have not been checked: each neighbour that is like a checked one but for
+        what counts on from packet to packet has been checked with it."""
+        for joined in join_unchecked(found, self._drops.count, tcp=self._join_tcp, udp=self._join_udp):
+            view = memoryview(joined)
             self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
 
     def _packets(self, receiver: Receiver, run: memoryview, segment: int, source: Endpoint, now: float) -> None:

@@ -14,6 +14,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 read: Final = _libc.read
 sendmsg: Final = _libc.sendmsg
 recvmsg: Final = _libc.recvmsg
+recvmmsg: Final = _libc.recvmmsg
 read.restype = sendmsg.restype = recvmsg.restype = ctypes.c_ssize_t
 
 get_errno: Final = ctypes.get_errno

@@ -11,6 +11,7 @@ from overlay.engine.peer import Peer, Receiver
 from overlay.engine.transport import TransportBuffers, TransportReader, TransportWriter
 from overlay.path import timing
 from overlay.path.budget import Budget
+from overlay.path.pace import Pace
 from overlay.path.selector import Selector
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.record.buffers import RecordBuffers
@@ -40,6 +41,7 @@ class Peers:
         self.node_budget = Budget(timing.NODE_RATE, timing.NODE_BURST)
         """Of probes to what may be a peer's endpoint, all peers' together."""
         self._mtu = mtu
+        self._pace = Pace()
         self._record_buffers = RecordBuffers()
         self._transport_buffers = TransportBuffers()
 
@@ -65,7 +67,9 @@ class Peers:
         if peer is None:
             selector = None
             if config.transport == "record":
-                selector = Selector(relay=False, random_bytes=self._random_bytes, node_budget=self.node_budget)
+                selector = Selector(
+                    relay=False, random_bytes=self._random_bytes, node_budget=self.node_budget, pace=self._pace
+                )
             peer = Peer(config, session, selector, time.time(), self._random_bytes)
             self.by_number[config.number] = peer
             self.by_key[config.public_key] = peer

@@ -8,9 +8,10 @@ not keep it.
 from collections.abc import Callable
 from typing import Any, Final
 
-from overlay.engine.msghdr import Name, RecordMessage, Run
+from overlay.engine.msghdr import Name, RecordMessage
 from overlay.engine.peers import Peers
 from overlay.engine.relay_role import RelayRole
+from overlay.engine.run import Run
 from overlay.engine.tap import Octets, Tap
 from overlay.engine.tun import Tun
 from overlay.engine.udp import Buffers, UdpSocket

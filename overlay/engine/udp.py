@@ -20,7 +20,8 @@ from typing import Final
 from overlay.engine import drops
 from overlay.engine.features import Features
 from overlay.engine.link import LINK_HOST, Link
-from overlay.engine.msghdr import MAX_RUN, SOL_UDP, TRAFFIC_CLASS, UDP_GRO, UDP_SEGMENT, Name, Names, RecordMessage, Run
+from overlay.engine.msghdr import SOL_UDP, TRAFFIC_CLASS, UDP_GRO, UDP_SEGMENT, Name, Names, RecordMessage
+from overlay.engine.run import MAX_RUN, Run
 from overlay.errors import Exit, UserError
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.record.buffers import Layout
@@ -37,7 +38,7 @@ PMTUDISC_PROBE: Final = 3  # DF, and EMSGSIZE above the interface's MTU, whateve
 SOCKET_BUFFER: Final = 7 << 20
 """Bytes asked for in either direction: a superpacket in flight per 0.1 ms at 10 Gb/s for 5 ms of our not looking."""
 
-_MAX_MESSAGES: Final = 16
+_MAX_MESSAGES: Final = 32
 _PORT_ATTEMPTS: Final = 16
 
 _REASONS: Final = {
@@ -135,6 +136,11 @@ class UdpSocket:
     def plain_sender(self) -> Callable[[memoryview, Endpoint], int] | None:
         """What sends a datagram without a traffic class in the fewest steps, and raises `OSError`; None: use `send`."""
         return self._socket.sendto
+
+    def begin(self) -> Run:
+        """Where runs will lie; what waits now waited together."""
+        self._run.begin()
+        return self._run
 
     def record_limit(self, layout: Layout) -> int:
         """Bytes of the largest box that `message(layout)` sends: a batch, or a datagram where nothing segments."""

@@ -3,7 +3,8 @@
 It knows no packet, key or socket: whoever calls it has authenticated what it reports, and sends the pings. The relay,
 where there is one, carries from the first packet on. While data flows, the peer's candidates are asked; one that
 answers a ping with a fresh transaction id is proven, and the best proven one is used. On the path in use a ping goes
-out four times a second while data is sent: data that comes in cannot prove the way out. A path that leaves those
+out four times a second while data is sent (`pace`: more rarely where very many peers talk): data that comes in cannot
+prove the way out. A path that leaves those
 unanswered is left before a second is over, and rests. Pairs without data for 45 s send nothing and need no timer;
 what they knew is proven anew with the next packet, which meanwhile goes over the relay. Without a relay and without a
 better way the last path is kept.
@@ -22,6 +23,7 @@ from itertools import islice
 from overlay.path import timing
 from overlay.path.budget import Budget
 from overlay.path.candidate import Candidate
+from overlay.path.pace import Pace
 from overlay.path.strangers import Strangers
 from overlay.path.types import RELAY_PATH, CandidateState, Origin, Path, PathChanged, PathEvent, PathKind, WantTcp
 from overlay.wire.endpoint import Endpoint
@@ -32,8 +34,16 @@ NEVER = float("inf")
 class Selector:
     """The paths to one peer. Times in s, monotonic, never going back; `random_bytes(n)` gives n unguessable bytes."""
 
-    def __init__(self, *, relay: bool, random_bytes: Callable[[int], bytes], node_budget: Budget | None = None) -> None:
-        """`node_budget`: of pings to candidates of all peers; None: this one's own is bound enough."""
+    def __init__(
+        self,
+        *,
+        relay: bool,
+        random_bytes: Callable[[int], bytes],
+        node_budget: Budget | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        """`node_budget`: of pings to candidates of all peers; None: this one's own is bound enough. `pace`: of pings on
+        the paths in use, those of all peers; None: this one has its own."""
         self.path: Path | None = RELAY_PATH if relay else None
         """Where data goes now; None: nowhere yet (report `data_sent` all the same, it starts the search)."""
         self.observed: Endpoint | None = None
@@ -48,6 +58,7 @@ class Selector:
         self._liveness_due = NEVER  # when data_sent has to ping; NEVER if no live direct path is in use
         self._timeout = NEVER
         self._budget = Budget(timing.PROBE_RATE, timing.PROBE_BURST)
+        self._pace = pace if pace is not None else Pace()
         self._node_budget = node_budget or Budget(timing.NODE_RATE, timing.NODE_BURST)
         self._strangers = Strangers()
         self._from_map: dict[Endpoint, PathKind] = {}
@@ -266,6 +277,8 @@ class Selector:
                 current.ask_anew(now)
                 self._choose(now)
             elif now >= self._path_ping_due(current, now):
+                if self._last_sent > current.last_ping:
+                    self._pace.pinged(now)
                 self._ping(current, now)
         if self._asks(now):
             for candidate in self._due(now):
@@ -343,7 +356,7 @@ class Selector:
     def _path_ping_due(self, current: Candidate, now: float) -> float:
         due = NEVER
         if self._last_sent > current.last_ping:
-            due = current.last_ping + timing.LIVENESS
+            due = current.last_ping + self._pace.interval
         elif self.active(now):
             due = current.last_ping + timing.HEARTBEAT
         oldest = current.oldest_unanswered
@@ -430,7 +443,7 @@ class Selector:
         self._liveness_due = NEVER
         current = self._current
         if current is not None and current.trusted(now):
-            self._liveness_due = current.last_ping + timing.LIVENESS
+            self._liveness_due = current.last_ping + self._pace.interval
             timeout = self._path_ping_due(current, now)
             oldest = current.oldest_unanswered
             if oldest is not None and len(current.outstanding) >= timing.MIN_UNANSWERED:

@@ -20,6 +20,10 @@ LIVENESS = 0.25
 """s between pings on the path in use while data goes out. Only the answer to a ping proves our own direction: data that
 comes in does not, where a cut is one-way. With `PATIENCE`, a cut is noticed after 0.95 s at the latest."""
 
+LIVENESS_RATE = 400.0
+"""Such pings per second, of all peers together: up to a hundred that talk at once are each asked as often as that, more
+ever more rarely, down to `HEARTBEAT`. Ping and pong cost a node some four times what a small packet does."""
+
 RETRY = 0.1
 """s between pings once an answer is overdue: a path with loss gets several chances within `PATIENCE` (with one datagram
 in ten lost each way, about five pings in a row would have to fail)."""

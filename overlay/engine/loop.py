@@ -50,6 +50,10 @@ logger = logging.getLogger(__name__)
 MAX_SLEEP: Final = 60.0
 """s that epoll sleeps at most; bounds what a clock that counts differently from epoll's (suspend) can cost."""
 
+OVERSLEPT: Final = 5.0
+"""s that epoll slept longer than it was asked to, from which on the machine must have been asleep, or this process
+stopped: epoll's clock does not count that, ours does."""
+
 IDLE: Final = 0.0001
 """s that the loop slept for, above which a turn is somebody's round trip rather than part of a stream: what came first
 is dealt with to its end before anything else."""
@@ -188,6 +192,8 @@ class Loop:
         ready = self._epoll.poll(patience)
         now = clock()
         idle = now - before > IDLE
+        if idle and now - before > patience + OVERSLEPT:
+            self._link_changed(now)  # whoever wakes is somewhere else, or its NATs have forgotten it
         if (self._wakeup, select.EPOLLIN) in ready:  # first: packets may come for a peer that was posted before them
             os.eventfd_read(self._wakeup)
             self._take_commands(now)

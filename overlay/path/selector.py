@@ -298,10 +298,15 @@ class Selector:
         return True
 
     def _wants_call(self, now: float) -> bool:
-        """Does data flow that no direct path by UDP carries? Calls go through the relay."""
+        """Does data flow that no direct path by UDP carries, or only one that the map knew of? There may be a LAN, of
+        which only the peer itself tells. Calls go through the relay."""
+        known = self._direct(now) and (bool(self._offered) or self.path is None or self.path.kind == "lan")
+        return self._relay and self.active(now) and not known
+
+    def _direct(self, now: float) -> bool:
+        """Does UDP carry data to the peer itself?"""
         current = self._current
-        direct = current is not None and current.trusted(now) and current.path.kind in ("lan", "udp")
-        return self._relay and self.active(now) and not direct
+        return current is not None and current.trusted(now) and current.path.kind in ("lan", "udp")
 
     def _call(self, now: float) -> None:
         """Call the peer when it is time, and ask for TCP when UDP had its time."""
@@ -316,6 +321,8 @@ class Selector:
             self._call_now = True
             if self._tcp_due == NEVER:
                 self._tcp_due = now + timing.UDP_PATIENCE
+        if self._direct(now):
+            self._tcp_due = NEVER
         if now >= self._tcp_due:
             self._tcp_due = self._call_due + timing.UDP_PATIENCE
             self._events.append(WantTcp(now))

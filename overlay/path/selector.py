@@ -53,6 +53,7 @@ class Selector:
         self._from_map: dict[Endpoint, PathKind] = {}
         self._offered: dict[Endpoint, tuple[PathKind, Origin]] = {}
         self._looking_until = float("-inf")  # the peer called: its endpoints are asked though no data flows here
+        self._crowded_until = float("-inf")  # the node's budget has no room
         self._call_due = NEVER
         self._call_now = False
         self._calls = 0  # since somebody had a reason to begin anew
@@ -270,6 +271,8 @@ class Selector:
         if self._asks(now):
             for candidate in self._due(now):
                 if not self._may_ping(candidate, now):
+                    if now < self._crowded_until:
+                        break  # one wake-up for all of them
                     continue
                 if not self._budget.take(now):
                     break
@@ -289,9 +292,11 @@ class Selector:
             if later > now:
                 candidate.next_ping = max(candidate.next_ping, later)
                 return False
+        if now < self._crowded_until:
+            return False
         if not self._node_budget.take(now):
             first, last = timing.CROWDED
-            candidate.next_ping = now + first + (last - first) * int.from_bytes(self._random_bytes(2)) / 65536
+            self._crowded_until = now + first + (last - first) * int.from_bytes(self._random_bytes(2)) / 65536
             return False
         if not candidate.proven:
             self._strangers.pinged(candidate.endpoint, now)
@@ -447,7 +452,7 @@ class Selector:
         if self._asks(now):
             probe = min((self._probe_due(c, now) for c in self._candidates.values()), default=NEVER)
             if probe != NEVER and (self.active(now) or probe < self._looking_until):
-                timeout = min(timeout, max(probe, self._budget.available_at(now)))
+                timeout = min(timeout, max(probe, self._budget.available_at(now), self._crowded_until))
         self._timeout = min(timeout, self._call_due, self._tcp_due)
 
     # --- for who asks why ---------------------------------------------------------------------------------------------

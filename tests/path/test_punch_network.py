@@ -191,7 +191,7 @@ def test_three_hundred_peers_at_once_stay_under_the_nodes_budget() -> None:
     for number, selector in enumerate(selectors):
         selector.set_candidates([(f"192.0.2.{number % 250}", 1000 + 16 * number + n) for n in range(16)], [], clock.now)
         clock.watch(selector, partial(drain, selector))
-    for _ in range(120):
+    for _ in range(16):
         for selector in selectors:
             selector.data_sent(clock.now)
             drain(selector)
@@ -199,4 +199,4 @@ def test_three_hundred_peers_at_once_stay_under_the_nodes_budget() -> None:
     seconds = Counter(int(when - pings[0]) for when in pings)
     assert seconds[0] <= timing.NODE_RATE + timing.NODE_BURST
     assert all(count <= timing.NODE_RATE + 1 for second, count in seconds.items() if second)
-    assert len(pings) >= 0.8 * 60 * timing.NODE_RATE, "and it is made use of"
+    assert len(pings) >= 0.8 * 8 * timing.NODE_RATE, "and it is made use of"

@@ -82,7 +82,9 @@ def test_a_path_that_is_cut_under_traffic_and_mended_is_direct_again(homes: Netw
 
 
 def test_two_symmetric_ones_stay_on_the_relay_and_why_says_it(homes: Network) -> None:
-    seconds_until(homes, "random", "random2", "relay", 10.0)
+    wait_for(lambda: homes["random"].peer("random2") is not None, "random knows random2")
+    homes["random"].run(*COMMAND, "-c", "5", homes.address("random2"))
+    assert homes["random"].path_kind("random2") == "relay"
     wait_for(
         lambda: homes["random"].overlay_json("why", "random2")["reason"] == "both-nats-hard",
         "why says that both NATs are hard",

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from overlay.errors import Exit, UserError
-from overlay.path.offers import is_usable
-from overlay.wire.endpoint import Endpoint, parse_endpoint
 
 if TYPE_CHECKING:
     from overlay.carrier.carriers import CarrierName
+    from overlay.wire.endpoint import Endpoint
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,8 +44,11 @@ def check_ways(carriers: str, proxy: str) -> "tuple[tuple[CarrierName, ...], str
     return found, proxy or None
 
 
-def parse_endpoints(texts: tuple[str, ...]) -> tuple[Endpoint, ...]:
+def parse_endpoints(texts: tuple[str, ...]) -> "tuple[Endpoint, ...]":
     """Where peers may reach this machine. Raises `UserError` ("endpoint-invalid", exit 2)."""
+    from overlay.path.offers import is_usable
+    from overlay.wire.endpoint import parse_endpoint
+
     found = []
     for text in texts:
         hint = "As in --endpoint 203.0.113.7:41641: the address and UDP port that a router passes on to this machine."

@@ -193,7 +193,8 @@ class Loop:
         now = clock()
         idle = now - before > IDLE
         if idle and now - before > patience + OVERSLEPT:
-            self._link_changed(now)  # whoever wakes is somewhere else, or its NATs have forgotten it
+            with self._faults:
+                self._link_changed(now)  # whoever wakes is somewhere else, or its NATs have forgotten it
         if (self._wakeup, select.EPOLLIN) in ready:  # first: packets may come for a peer that was posted before them
             os.eventfd_read(self._wakeup)
             self._take_commands(now)

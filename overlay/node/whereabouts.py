@@ -2,7 +2,7 @@
 away, nobody passes calls on, and nodes of one LAN find each other all the same."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import anyio.to_thread
@@ -41,7 +41,7 @@ class Whereabouts:
         self._unsaved = False
         self.before = {number: _parsed(said) for number, said in self._said.items()}
 
-    def said(self, number: int, offers: Iterable[Offer]) -> None:
+    def said(self, number: int, offers: Sequence[Offer]) -> None:
         """A peer said where it is. Predictions are left out: they hold for seconds."""
         lan = tuple(format_endpoint(offer.endpoint) for offer in offers if offer.origin == "interface")
         kept = (offer for offer in offers if offer.origin not in ("interface", "predicted"))

@@ -52,6 +52,10 @@ logger = logging.getLogger(__name__)
 MAX_SLEEP: Final = 60.0
 """s that epoll sleeps at most; bounds what a clock that counts differently from epoll's (suspend) can cost."""
 
+OVERSLEPT: Final = 5.0
+"""s that epoll slept longer than it was asked to, from which on the machine must have been asleep, or this process
+stopped: epoll's clock does not count that, ours does."""
+
 IDLE: Final = 0.0001
 """s that the loop slept for, above which a turn is somebody's round trip rather than part of a stream: what came first
 is dealt with to its end before anything else."""
@@ -206,6 +210,9 @@ class Loop:
         ready = self._epoll.poll(patience, MAX_READY)
         now = clock()
         idle = now - before > IDLE
+        if idle and now - before > patience + OVERSLEPT:
+            with self._faults:
+                self._link_changed(now)  # whoever wakes is somewhere else, or its NATs have forgotten it
         if not (idle and len(ready) == 1 and self._alone(*ready[0], now)):
             self._deal(ready, now, idle)
         self._wake_waiters(now)

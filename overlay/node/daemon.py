@@ -38,7 +38,7 @@ from overlay.node.memory import Joined, Memory, load_or_make_key
 from overlay.node.names import restore_system
 from overlay.node.nat_report import nat_status
 from overlay.node.reflexive import Reflexive
-from overlay.node.settings import NodeSettings, check_ways
+from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
 from overlay.node.status import ExposureStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
@@ -88,6 +88,7 @@ class NodeDaemon:
                 port=settings.port,
                 copy_dscp=settings.dscp == "copy",
                 udp="udp" in target.carriers,
+                endpoints=parse_endpoints(settings.endpoints),
                 names=settings.names,
             ),
             state,
@@ -266,7 +267,8 @@ class NodeDaemon:
             self._identity_changed.set()
 
     def _endpoints_changed(self) -> None:
-        self._control.set_endpoints(self._member.lan, self._member.observed)
+        # Not the LAN's: peers are told themselves, sealed, and the server need not know how a home is numbered.
+        self._control.set_endpoints((), self._member.observed)
 
     def _set_stun_servers(self, relay: Relay, stun: Sequence[Endpoint]) -> None:
         if self._udp:  # else nobody wants UDP to the server

@@ -40,6 +40,7 @@ from overlay.engine.api import (
     Observed,
     PeerConfig,
     PeerDetails,
+    PeerOffers,
     RelayChanged,
     RemovePeer,
     SetPeer,
@@ -60,6 +61,7 @@ from overlay.node.interface import (
 )
 from overlay.node.pings import asked, hand_over, milliseconds, path_status, ping
 from overlay.node.status import PeerStatus
+from overlay.node.whereabouts import Whereabouts
 from overlay.node.why import why_report
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.wire.control.messages import MapNode, NetworkMap
@@ -251,6 +253,7 @@ class Member:
         self._nat = UNKNOWN_NAT
         self._outside: dict[Outside, tuple[Endpoint, ...]] = {}
         self._posted_reach: SetReach | None = None
+        self._whereabouts = Whereabouts(state)
         self._names: Names | None = None
         self._interface_warnings: tuple[str, ...] = ()
         self._failure: BaseException | None = None
@@ -479,6 +482,8 @@ class Member:
             self._take_observed(event.endpoint)
         elif isinstance(event, RelayChanged | LinkLost):
             self._on_relay(event)
+        elif isinstance(event, PeerOffers):
+            self._whereabouts.said(event.number, event.offers)
         elif isinstance(event, Foreign):
             self._on_foreign(event.datagram, event.source)
         elif isinstance(event, EngineFailed):
@@ -516,7 +521,9 @@ class Member:
     def _post_map(self) -> None:
         if self._engine is None or self._map is None or self.identity is None:
             return
-        wanted = self._configs.of(self._map, self.identity.number)
+        found = self._configs.of(self._map, self.identity.number)
+        self._whereabouts.keep_only(found)
+        wanted = {number: self._whereabouts.complete(peer) for number, peer in found.items()}
         commands: list[Command] = [RemovePeer(number) for number in self._posted.keys() - wanted.keys()]
         commands += [SetPeer(peer) for number, peer in wanted.items() if self._posted.get(number) != peer]
         self._posted = wanted
@@ -541,6 +548,7 @@ class Member:
     async def _keep_floor(self) -> None:
         while True:
             await self._save_floor()
+            await self._whereabouts.save()
             await anyio.sleep(FLOOR_INTERVAL)
 
     async def _save_floor(self) -> None:
@@ -559,6 +567,7 @@ class Member:
     async def _take_down(self, engine: RunningEngine) -> None:
         if self._failure is None:
             await self._save_floor()
+        await self._whereabouts.save()
         await self._captures.close()
         await anyio.to_thread.run_sync(engine.stop)
         self._engine, self.identity, self._names = None, None, None

@@ -64,6 +64,7 @@ class Selector:
         self._from_map: dict[Endpoint, PathKind] = {}
         self._offered: dict[Endpoint, tuple[PathKind, Origin]] = {}
         self._looking_until = float("-inf")  # the peer called: its endpoints are asked though no data flows here
+        self._crowded_until = float("-inf")  # the node's budget has no room
         self._call_due = NEVER
         self._call_now = False
         self._calls = 0  # since somebody had a reason to begin anew
@@ -283,6 +284,8 @@ class Selector:
         if self._asks(now):
             for candidate in self._due(now):
                 if not self._may_ping(candidate, now):
+                    if now < self._crowded_until:
+                        break  # one wake-up for all of them
                     continue
                 if not self._budget.take(now):
                     break
@@ -302,19 +305,26 @@ class Selector:
             if later > now:
                 candidate.next_ping = max(candidate.next_ping, later)
                 return False
+        if now < self._crowded_until:
+            return False
         if not self._node_budget.take(now):
             first, last = timing.CROWDED
-            candidate.next_ping = now + first + (last - first) * int.from_bytes(self._random_bytes(2)) / 65536
+            self._crowded_until = now + first + (last - first) * int.from_bytes(self._random_bytes(2)) / 65536
             return False
         if not candidate.proven:
             self._strangers.pinged(candidate.endpoint, now)
         return True
 
     def _wants_call(self, now: float) -> bool:
-        """Does data flow that no direct path by UDP carries? Calls go through the relay."""
+        """Does data flow that no direct path by UDP carries, or only one that the map knew of? There may be a LAN, of
+        which only the peer itself tells. Calls go through the relay."""
+        known = self._direct(now) and (bool(self._offered) or self.path is None or self.path.kind == "lan")
+        return self._relay and self.active(now) and not known
+
+    def _direct(self, now: float) -> bool:
+        """Does UDP carry data to the peer itself?"""
         current = self._current
-        direct = current is not None and current.trusted(now) and current.path.kind in ("lan", "udp")
-        return self._relay and self.active(now) and not direct
+        return current is not None and current.trusted(now) and current.path.kind in ("lan", "udp")
 
     def _call(self, now: float) -> None:
         """Call the peer when it is time, and ask for TCP when UDP had its time."""
@@ -329,6 +339,8 @@ class Selector:
             self._call_now = True
             if self._tcp_due == NEVER:
                 self._tcp_due = now + timing.UDP_PATIENCE
+        if self._direct(now):
+            self._tcp_due = NEVER
         if now >= self._tcp_due:
             self._tcp_due = self._call_due + timing.UDP_PATIENCE
             self._events.append(WantTcp(now))
@@ -453,7 +465,7 @@ class Selector:
         if self._asks(now):
             probe = min((self._probe_due(c, now) for c in self._candidates.values()), default=NEVER)
             if probe != NEVER and (self.active(now) or probe < self._looking_until):
-                timeout = min(timeout, max(probe, self._budget.available_at(now)))
+                timeout = min(timeout, max(probe, self._budget.available_at(now), self._crowded_until))
         self._timeout = min(timeout, self._call_due, self._tcp_due)
 
     # --- for who asks why ---------------------------------------------------------------------------------------------

@@ -93,7 +93,8 @@ NODE_BURST = 100.0
 """Pings per second, and at once, to candidates of all peers together (the paths in use not counted)."""
 
 CROWDED = (0.2, 1.0)
-"""s, from and to: how much later a ping goes that this budget had no room for; scattered, lest all come at once."""
+"""s, from and to: how much later the pings of a peer go that this budget had no room for; scattered, lest all come at
+once."""
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
 

@@ -427,3 +427,18 @@ def test_a_relay_that_is_named_again_is_asked_at_once(make: Make) -> None:
         assert home.pong(relay.getsockname(), txid, ("192.0.2.1", 1), clock())
         assert home.next_timeout() > clock() + 20.0
         assert name_it(6) == 1
+
+
+def test_a_machine_that_wakes_has_all_paths_proven_anew(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one thing that cannot be had for real is a machine's sleep: the clock jumps while epoll waits."""
+    a, b = make(1), make(2)
+    a.know(b)
+    a.loop.turn(0.0)
+    slept: list[str] = []
+    monkeypatch.setattr(a.loop, "_link_changed", lambda now: slept.append("woke"))
+    times = iter([1e6, 1e6 + 0.01, 2e6, 2e6 + 3600.0])
+    monkeypatch.setattr("overlay.engine.loop.clock", lambda: next(times))
+    a.loop.turn(0.0)
+    assert slept == []
+    a.loop.turn(0.0)
+    assert slept == ["woke"]

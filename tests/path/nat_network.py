@@ -17,6 +17,8 @@ from overlay.wire.wireguard.primitives import public_key
 
 SERVER: Endpoint = ("198.51.100.1", 443)
 PORT = 4000  # of the engine's own socket
+HEADERS = 28  # bytes
+RELAY_HEADER = 16  # bytes, of a type 6
 KEEPALIVE = 20.0  # s: what keeps the mapping towards the server
 
 _PRIVATE = (bytes(31) + b"\x40", bytes(30) + b"\x01\x40")
@@ -57,7 +59,7 @@ class Side:
         self.probes: list[tuple[float, Endpoint]] = []
         self.wants_tcp: list[float] = []
         self.received: list[tuple[float, bool]] = []  # data: when, and whether directly
-        self.lost = 0
+        self.peer_bytes = 0  # sent to the other node, directly or by the relay, with IP and UDP headers
         home.attach(address, self.receive)
 
     @property
@@ -90,6 +92,8 @@ class Side:
             self.network.relay(self, b"data")
 
     def send(self, destination: Endpoint, datagram: bytes) -> None:
+        if destination != SERVER:
+            self.peer_bytes += len(datagram) + HEADERS
         self.home.send((self.address, self.bound.get(destination, PORT)), destination, datagram)
 
     def receive(self, datagram: bytes, source: Endpoint, destination: Endpoint) -> None:
@@ -244,6 +248,7 @@ class NatNetwork:
         self.clock.at(self.clock.now + KEEPALIVE, lambda: self._keep_alive(side))
 
     def relay(self, side: Side, datagram: bytes) -> None:
+        side.peer_bytes += len(datagram) + RELAY_HEADER + HEADERS
         self._relays[side.number].send(datagram)
 
     def talk(self, seconds: float, every: float = 0.05) -> Iterator[float]:

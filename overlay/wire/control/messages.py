@@ -35,7 +35,8 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
 
 
 class Endpoints(Message, frozen=True, kw_only=True, tag="endpoints"):
-    """Where the node may be reached: `lan` its own interfaces' endpoints, `observed` as the relay sees it."""
+    """Where the node may be reached: `observed` as the relay sees it; `lan` its own interfaces' endpoints, which nodes
+    leave out and tell their peers themselves."""
 
     lan: tuple[str, ...] = ()
     observed: tuple[str, ...] = ()

@@ -40,6 +40,8 @@ class Peers:
         self.node_budget = Budget(timing.NODE_RATE, timing.NODE_BURST)
         """Of probes to what may be a peer's endpoint, all peers' together."""
         self._mtu = mtu
+        self.on_removed: Callable[[int, float], None] = lambda number, now: None
+        """Told before a peer is forgotten."""
         self._record_buffers = RecordBuffers()
         self._transport_buffers = TransportBuffers()
 
@@ -87,9 +89,11 @@ class Peers:
 
     def remove(self, number: int, now: float) -> None:
         """Forget a peer with all its keys; unknown numbers are forgotten already."""
-        peer = self.by_number.pop(number, None)
+        peer = self.by_number.get(number)
         if peer is None:
             return
+        self.on_removed(number, now)
+        del self.by_number[number]
         self._device.remove_peer(peer.config.public_key)
         del self.by_key[peer.config.public_key]
         self._remove_networks(peer)

@@ -63,6 +63,10 @@ def home(
     for node, _ in nodes:
         node.route("default", f"{inside}.1")
     router.forward()
+    # What goes from one machine inside to another by the outside address is routed, not bridged: a switch does not send
+    # back to where it came from.
+    with contextlib.suppress(FileNotFoundError):
+        router.set("net.bridge.bridge-nf-call-iptables", 0)
     set_nat(router, kind, outside=outside, hairpinning=hairpinning)
 
 
@@ -117,12 +121,12 @@ def _memory() -> Iterator[str]:
 def _forward(outside: str, kind: NatKind, hairpinning: bool, remembers: bool) -> str:
     rules = ["type filter hook forward priority filter; policy accept;"]
     if remembers:
-        for protocol in _PROTOCOLS:
-            rules.append(
-                f"iifname != {outside} ct status ! dnat meta l4proto {protocol}"
-                f" update @{protocol}_owner {{ {protocol} sport : ip saddr }}"
-                f" update @{protocol}_sent {{ ip daddr . {protocol} sport }}"
-            )
+        rules += [
+            f"iifname != {outside} ct status ! dnat meta l4proto {protocol}"
+            f" update @{protocol}_owner {{ {protocol} sport : ip saddr }}"
+            f" update @{protocol}_sent {{ ip daddr . {protocol} sport }}"
+            for protocol in _PROTOCOLS
+        ]
         rules.append(f"iifname {outside} ct status dnat accept")
     rules.append(f"iifname {outside} ct state new drop")
     return _chain("forward", rules)

@@ -92,9 +92,9 @@ class RemoveClient:
 
 @dataclass(frozen=True, slots=True)
 class AddLink:
-    """A stream to the relay, from a client or to a peer, set up: the engine takes it over, and closes its socket in every
-    case. `handed`: the carrier's `Detached`. Those to the relay and from a client are authenticated. One to a peer is a
-    candidate for the path to it, and closed if the peer does not prove itself there."""
+    """A stream to the relay, from a client or to a peer, set up: the engine takes it over, and closes its socket in
+    every case. `handed`: the carrier's `Detached`. Those to the relay and from a client are authenticated. One to a
+    peer is a candidate for the path to it, and closed if the peer does not prove itself there."""
 
     number: int  # chosen by who posts this; never used twice in an engine's life
     handed: Handed

@@ -1,4 +1,4 @@
-"""A link: a byte stream to a relay, a client or a peer that stands where a UDP socket does, with one endpoint. Linux only.
+"""A link: a byte stream to a relay, client or peer that stands where a UDP socket does, with one endpoint. Linux only.
 
 It is handed over set up (`api.AddLink`): a connected socket, and the codec of its carrier. Runs of datagrams go in and
 out as frames (`overlay.wire.stream.framing`). Sending never waits: while the kernel takes no more, one batch of frames
@@ -42,8 +42,8 @@ GATHERED: Final = 16 << 10
 at the end of the turn."""
 
 DATAGRAM_SIZE: Final = 16_000
-"""Bytes of a datagram that goes to a peer by a link. A stream takes any size. This one makes four of a superpacket: large
-enough that their headers and calls are no matter, and small enough that a slow link's drops need not be superpackets."""
+"""Bytes of a datagram that goes to a peer by a link. A stream takes any size. This one makes four of a superpacket:
+large enough that headers and calls are no matter, small enough that a slow link's drops need not be superpackets."""
 
 PROOF: Final = 5.0
 """s in which a peer has to answer a ping on its link: two of TCP's retransmissions, beginning with 1 s."""
@@ -109,10 +109,9 @@ class Link:
         clock: Callable[[], float],
         lively: "set[Link]",
     ) -> None:
-        """Takes the socket over. `client`: the node that is proven to be there; `peer`: the one that should be there, as
-        a peer; both None: it leads to our home relay.
-        `clock`: for the age of what waits. `lively`: where to say that something happened, to be looked at before the
-        turn ends."""
+        """Takes the socket over. `client`: the node that is proven to be there; `peer`: the one that should be there,
+        as a peer; both None: it leads to our home relay. `clock`: for the age of what waits. `lively`: where to say
+        that something happened, to be looked at before the turn ends."""
         self.number = number
         self.endpoint = link_endpoint(number)
         self.client = client

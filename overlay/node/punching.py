@@ -1,6 +1,6 @@
 """TCP to peers where UDP does not get through: when the engine wants it, or a peer calls, one attempt is made, and the
-connection that comes of it given to the engine as a link. Knows calls and sockets' owners; when and whom to connect to is
-`overlay.path.tcp_punch`'s, the sockets are `overlay.node.tcp_punch`'s.
+connection that comes of it given to the engine as a link. Whom to connect to and when is `overlay.path.tcp_punch`'s
+business, the sockets are `overlay.node.tcp_punch`'s.
 
 Whoever begins asks the server how a new port of his looks from outside, and tells the peer by a call-me, through the
 relay and sealed. The peer does the same and answers; then both connect at the same moment. If both called, the call of
@@ -61,6 +61,9 @@ class _Pair:
     heard: CueReceived | None = None  # the answer, or the peer's own call that counts instead
     news: anyio.Event = field(default_factory=anyio.Event)
     link: int | None = None  # that the engine has
+
+    def call(self, id: bytes) -> None:
+        self.calling, self.heard, self.news = id, None, anyio.Event()
 
 
 class TcpPunching:
@@ -156,7 +159,7 @@ class TcpPunching:
         port = None
         try:
             port, offers = await self._open()
-            pair.calling, pair.heard, pair.news = secrets.token_bytes(CALL_ID_SIZE), None, anyio.Event()
+            pair.call(secrets.token_bytes(CALL_ID_SIZE))
             self._send(wish.number, pair.calling, wish.half_rtt, offers, answer=False)
             with anyio.move_on_after(ANSWER_TIME):
                 await pair.news.wait()

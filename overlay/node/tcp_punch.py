@@ -1,15 +1,15 @@
-"""A TCP connection to a peer, opened from both sides at once: the sockets of one attempt (`overlay.path.tcp_punch`), and
-the proof that it is the peer who is at the other end.
+"""A TCP connection to a peer, opened from both sides at once: the sockets of one attempt (`overlay.path.tcp_punch`),
+and the proof that it is the peer who is at the other end.
 
 Every socket of an attempt has the same local port: listeners, connections to the peer's endpoints, and the one to the
-server that shows how the port looks from outside, which is kept open so that the NAT's mapping stays. The proof, on each
-connection, in frames of `overlay.wire.stream.framing`:
+server that shows how the port looks from outside, which is kept open so that the NAT's mapping stays. The proof, on
+each connection, in frames of `overlay.wire.stream.framing`:
 
     higher number → lower    a disco ping, whose txid is the id of the call ‖ 4 random bytes
     lower number → higher    the pong to it: this is the connection
 
-The id went through the relay, sealed, and is of this attempt alone: who replays a ping has nothing of it. Who is not the
-peer costs one socket for `PROOF_TIME`, some hundred bytes, and one authentication that fails.
+The id went through the relay, sealed, and is of this attempt alone: who replays a ping has nothing of it. Who is not
+the peer costs one socket for `PROOF_TIME`, some hundred bytes, and one authentication that fails.
 """
 
 import errno
@@ -17,7 +17,7 @@ import logging
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final

@@ -3,9 +3,9 @@ Sans-I/O; knows no socket, key or message.
 
 Both nodes have a local port each, from which they connect to the other's endpoints and on which they listen. They begin
 together, on the server's cue: who was called begins half a round trip after it has answered, who called when the answer
-is there. A NAT that has seen the first packet of its own side lets in the other's: the two then open simultaneously (RFC
-9293 §3.5), or one side's listener takes the other's connection. A NAT that refuses what comes too early, rather than
-dropping it, spoils a try (RFC 5382 REQ-4); the next begins on both sides at the same moment again.
+is there. A NAT that has seen the first packet of its own side lets in the other's: the two then open simultaneously
+(RFC 9293 §3.5), or one side's listener takes the other's connection. A NAT that refuses what comes too early, rather
+than dropping it, spoils a try (RFC 5382 REQ-4); the next begins on both sides at the same moment again.
 
 More than one connection may come about. The node with the lower number takes the first on which the other has proven
 itself, and says so on it; both close the others.
@@ -43,7 +43,7 @@ BURST: Final = 60.0
 
 CUE_RATE: Final = 0.2
 CUE_BURST: Final = 3.0
-"""Attempts per second, and at once, that one peer can have us begin by its cues: an honest one has one in six seconds."""
+"""Attempts per second, and at once, that a peer can have us begin by its cues: an honest one has one in six seconds."""
 
 MAX_ATTEMPTS: Final = 16
 """At the same time, with all peers together: each has a port, and some sockets."""

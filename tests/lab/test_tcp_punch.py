@@ -1,4 +1,4 @@
-"""TCP between nodes in homes of their own where UDP does not get through: found, used, lost to the relay, found again."""
+"""TCP between nodes in homes of their own where UDP does not get through: found, used, lost, found again."""
 
 from collections.abc import Iterator
 

@@ -1,5 +1,6 @@
 """TCP between nodes in homes of their own where UDP does not get through: found, used, lost, found again."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -40,6 +41,13 @@ def answers(machine: Machine, target: str) -> bool:
     return machine.run("ping", "-n", "-c", "1", "-W", "1", target, check=False).returncode == 0
 
 
+def session_began(machine: Machine, peer: str) -> float:
+    """When the session's key was made, s."""
+    known = machine.peer(peer)
+    assert known is not None
+    return time.monotonic() - float(known["last_handshake_s"])
+
+
 def test_found_used_lost_and_found_again(punched: Network) -> None:
     a, b = punched["a"], punched["b"]
     to_b = punched.address("b")
@@ -49,6 +57,7 @@ def test_found_used_lost_and_found_again(punched: Network) -> None:
     path = (a.peer("b") or {})["path"]
     assert path["endpoint"].startswith(NATS["b-nat"])
 
+    began = session_began(a, "b")
     original = web_file(a, "file", SIZE)
     start_web(a.namespace, original.parent)
     url = f"http://{punched.address('a')}"
@@ -66,4 +75,5 @@ def test_found_used_lost_and_found_again(punched: Network) -> None:
         spaces[name].unblock()
     wait_for(lambda: a.path_kind("b") == b.path_kind("a") == "tcp", "both go by TCP again", 20)
     assert download.finish() == digest(paced)
+    assert session_began(a, "b") == pytest.approx(began, abs=1.0)  # the one session all along
     print(f"nothing passed for {download.longest_pause:.2f} s")  # noqa: T201

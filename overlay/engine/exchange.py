@@ -187,10 +187,10 @@ class DiscoExchange:
             if role.clients[number].address != before:
                 self._routes.moved.add(number)
             return
-        if is_link(source):
-            return  # no place where a peer could be
         peer = self._peers.by_number.get(number)
         if peer is not None and peer.selector is not None:
+            if is_link(source) and not peer.selector.has_link(source):
+                return  # no place where a peer could be
             peer.selector.ping_received(source, now)
             self._peers.touched.add(peer)
 

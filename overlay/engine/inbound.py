@@ -15,7 +15,7 @@ from overlay.engine.attendance import Attendance
 from overlay.engine.drops import Drops
 from overlay.engine.exchange import DiscoExchange
 from overlay.engine.faults import Faults
-from overlay.engine.link import Link
+from overlay.engine.link import Link, is_link
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer, Receiver
 from overlay.engine.peers import Peers
@@ -185,7 +185,11 @@ class Inbound:
                     self._linked(run, segment, link, now)
 
     def _linked(self, run: memoryview, segment: int, link: Link, now: float) -> None:
-        """A run that came by a link: relayed messages, and disco between us and who is at its other end."""
+        """A run that came by a link: relayed messages, and disco between us and who is at its other end; by a link to a
+        peer, what else would come by UDP."""
+        if link.peer is not None:
+            self._from_peer(run, segment, link, link.peer, now)
+            return
         for start, end in header_runs(run, segment):
             part = run[start:end]
             if part[0] == RELAY_TYPE:
@@ -198,6 +202,30 @@ class Inbound:
                     if datagram[0] != DISCO_TYPE:
                         self._drops.count(drops.LINK_BAD_TYPE)
                     elif disco_sender(datagram) != owner:
+                        self._drops.count(drops.LINK_STRANGER)
+                    else:
+                        self._disco.receive(datagram, link.endpoint, now)
+
+    def _from_peer(self, run: memoryview, segment: int, link: Link, number: int, now: float) -> None:
+        """A run that came by the link to a peer, who may not be the one that is there: all is checked as if it had come
+        by UDP."""
+        for start, end, kind, index in fragments.runs(run, segment):
+            part = run[start:end]
+            if index >= 0:
+                receiver = self._peers.receivers.get(index)
+                if receiver is not None and receiver.peer.number != number:
+                    self._drops.count(drops.LINK_STRANGER, _count(part, segment))
+                    continue
+                with self._faults:
+                    self._transport(part, segment, 0, kind, index, link.endpoint, now)
+                continue
+            for datagram in _datagrams(part, segment):
+                with self._faults:
+                    if _INITIATION <= kind <= _COOKIE_REPLY:
+                        self._handshake(datagram, link.endpoint, None, now)
+                    elif kind != DISCO_TYPE:
+                        self._drops.count(drops.LINK_BAD_TYPE)
+                    elif disco_sender(datagram) != number:
                         self._drops.count(drops.LINK_STRANGER)
                     else:
                         self._disco.receive(datagram, link.endpoint, now)
@@ -381,7 +409,9 @@ class Inbound:
         if result.session is None:
             return
         peer = self._peers.by_key[result.session.public_key]
-        if peer.selector is None:
+        if source is not None and is_link(source) and not (peer.selector and peer.selector.has_link(source)):
+            self._drops.count(drops.LINK_STRANGER)
+        elif peer.selector is None:
             self._roam(peer, source, now)
         elif source is None:
             self._routes.relay_heard()
@@ -556,5 +586,7 @@ def _origin(source: Endpoint | None, number: int | None) -> bytes:
     if source is None:
         return b"relay" + (number or 0).to_bytes(4, "little")
     host, port = source
+    if is_link(source):
+        return b"link" + port.to_bytes(4, "little")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.inet_pton(family, host) + port.to_bytes(2, "big")

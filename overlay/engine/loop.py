@@ -158,6 +158,7 @@ class Loop:
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
         self._links = Links(
+            self._peers,
             self._outbox,
             self._routes,
             self._inbound,
@@ -179,6 +180,7 @@ class Loop:
             lambda datagram, source, now: self._inbound.run(datagram, len(datagram), source, now),
         )
         self._disco.calls.on_called = self._punches.called
+        self._peers.on_removed = self._links.remove_peer
         self._disco.probe_answered = self._punches.pong_received
         self._was_blocked = False
         self._epoll.register(wakeup, select.EPOLLIN)
@@ -435,7 +437,7 @@ class Loop:
             routes.home_number = number
             routes.home_key = public_key
             for link in self._sockets.links.values():
-                if link.client is None:
+                if link.client is None and link.peer is None:
                     routes.home.add_link(link.endpoint, now)
         else:
             routes.home.ask(now)  # said again after a new connection to the server: it may have started anew

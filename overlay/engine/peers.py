@@ -42,6 +42,8 @@ class Peers:
         """Of probes to what may be a peer's endpoint, all peers' together."""
         self._mtu = mtu
         self._pace = Pace()
+        self.on_removed: Callable[[int, float], None] = lambda number, now: None
+        """Told before a peer is forgotten."""
         self._record_buffers = RecordBuffers()
         self._transport_buffers = TransportBuffers()
 
@@ -90,9 +92,11 @@ class Peers:
 
     def remove(self, number: int, now: float) -> None:
         """Forget a peer with all its keys; unknown numbers are forgotten already."""
-        peer = self.by_number.pop(number, None)
+        peer = self.by_number.get(number)
         if peer is None:
             return
+        self.on_removed(number, now)
+        del self.by_number[number]
         self._device.remove_peer(peer.config.public_key)
         del self.by_key[peer.config.public_key]
         self._remove_networks(peer)

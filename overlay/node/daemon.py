@@ -5,6 +5,7 @@ so, when the server refuses the node for good, or when the engine fails.
 """
 
 import functools
+import itertools
 import logging
 import os
 import secrets
@@ -37,6 +38,7 @@ from overlay.node.member import Identity, Member, MemberSettings, Relay, StartEn
 from overlay.node.memory import Joined, Memory, load_or_make_key
 from overlay.node.names import restore_system
 from overlay.node.nat_report import nat_status
+from overlay.node.punching import Own, TcpPunching
 from overlay.node.reflexive import Reflexive
 from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
 from overlay.node.status import ExposureStatus, NodeStatus, ServerStatus, State
@@ -97,6 +99,7 @@ class NodeDaemon:
             on_relay=self._relay_event,
             on_foreign=lambda datagram, source: self._reflexive.received(datagram, source),
             on_observed=lambda endpoint: self._reflexive.observed(endpoint),
+            on_tcp=lambda event: self._punching.received(event),
             start_engine=start_engine,
         )
         self._reflexive = Reflexive(
@@ -107,11 +110,22 @@ class NodeDaemon:
         self._udp = "udp" in target.carriers
         self._ways = Ways(target, state, lambda: self._member.upstreams)
         self._control = ControlClient(self._ways.dial, self._hello, self, self._memory.network_map, better=self._ways)
+        link_numbers = itertools.count(1)
         self._links = DataLinks(
             self._ways.dial_stream,
             lambda: self._ways.stream_carriers,
             self._member.post,
             udp=self._udp,
+            numbers=link_numbers,
+        )
+        self._punching = TcpPunching(
+            target.private_key,
+            self._member.post,
+            self._reflexive.observe_tcp,
+            self._member.local_endpoints,
+            self._member.public_key,
+            lambda: self._reflexive.nat,
+            link_numbers,
         )
         self._by_udp = False  # relayed packets go by UDP
         self._exposures = Exposures(state, self._control.request, self._is_server)
@@ -191,7 +205,11 @@ class NodeDaemon:
             own = next((node for node in network_map.nodes if node.number == welcome.number), None)
         # The relay's answer to a ping is timed by the engine; the control channel's may have waited for other work.
         rtt = snapshot.relay_rtt if snapshot is not None and snapshot.relay_rtt else self._control.rtt
-        drops = dict(self._exposures.drops) | (dict(snapshot.drops) if snapshot is not None else {})
+        drops = (
+            dict(self._exposures.drops)
+            | dict(self._punching.drops)
+            | (dict(snapshot.drops) if snapshot is not None else {})
+        )
         return NodeStatus(
             state=self._state_word(),
             name=own.name if own is not None else welcome.name if welcome is not None else "",
@@ -271,8 +289,8 @@ class NodeDaemon:
         self._control.set_endpoints((), self._member.observed)
 
     def _set_stun_servers(self, relay: Relay, stun: Sequence[Endpoint]) -> None:
-        if self._udp:  # else nobody wants UDP to the server
-            self._reflexive.set_servers(relay.endpoints, stun)
+        # Where nobody wants UDP to the server, only TCP's ports are looked at from outside.
+        self._reflexive.set_servers(relay.endpoints, stun, udp=self._udp)
 
     def _reach_changed(self) -> None:
         self._member.set_nat(self._reflexive.nat)
@@ -286,6 +304,7 @@ class NodeDaemon:
     def _relay_event(self, event: RelayChanged | LinkLost) -> None:
         if isinstance(event, LinkLost):
             self._links.link_lost(event)
+            self._punching.received(event)
         else:
             if self._by_udp and self._ways.carrier == "udp" and (event.suspect or event.endpoint is None):
                 self._control.doubt()  # a cut or a server's crash shows here first: the heartbeat takes a minute
@@ -307,6 +326,7 @@ class NodeDaemon:
                 await tasks.start(self._exposures.run, str(identity.addresses[0]))
                 tasks.start_soon(self._links.run)
                 tasks.start_soon(self._reflexive.run)
+                tasks.start_soon(self._punching.run, Own(identity.number, identity.networks))
                 self._up.set()
                 self._server_exposures_changed.set()
                 await self._identity_changed.wait()

@@ -27,6 +27,7 @@ from overlay.daemon.peers import PingResult, WhyReport
 from overlay.daemon.state import StateDir, corrupt
 from overlay.engine.api import (
     Command,
+    CueReceived,
     EngineConfig,
     EngineFailed,
     EngineSnapshot,
@@ -46,6 +47,7 @@ from overlay.engine.api import (
     SetPeer,
     SetReach,
     SetRelay,
+    WantTcp,
 )
 from overlay.errors import Exit, UserError
 from overlay.node.capture import Captures
@@ -227,11 +229,13 @@ class Member:
         on_relay: Callable[[RelayChanged | LinkLost], None] = lambda event: None,
         on_foreign: Callable[[bytes, Endpoint], None] = lambda datagram, source: None,
         on_observed: Callable[[Endpoint], None] = lambda endpoint: None,
+        on_tcp: Callable[[CueReceived | WantTcp], None] = lambda event: None,
         start_engine: StartEngine | None = None,
     ) -> None:
         """`on_endpoints`: `lan` or `observed` is another. `on_link_changed`: the host's addresses or routes are.
         `on_relay`: how the home relay is reached, or a data link is lost. `on_foreign`: a datagram of QUIC or STUN came
-        to the engine's port, from that endpoint. `on_observed`: the relay sees the engine's port there."""
+        to the engine's port, from that endpoint. `on_observed`: the relay sees the engine's port there. `on_tcp`: a
+        connection by TCP to a peer is wanted, here or there."""
         self.settings = settings
         self.identity: Identity | None = None  # while it runs
         self.lan: tuple[str, ...] = ()  # own endpoints, for the map
@@ -242,6 +246,7 @@ class Member:
         self._on_relay = on_relay
         self._on_foreign = on_foreign
         self._on_observed = on_observed
+        self._on_tcp = on_tcp
         self._start_engine = start_engine or _default_engine
         self._engine: RunningEngine | None = None
         self._captures = Captures(self.post)
@@ -341,6 +346,15 @@ class Member:
             self.observed = observed
             self._on_endpoints()
         self._post_reach()
+
+    def public_key(self, number: int) -> bytes | None:
+        """Of a node of the map."""
+        return self._posted[number].public_key if number in self._posted else None
+
+    async def local_endpoints(self, port: int) -> tuple[Endpoint, ...]:
+        """Where a port of this machine is reached by peers that have a way to its own addresses."""
+        machine = (await read_machine()).without(self.interface)
+        return local_candidates(machine, port, self.identity.networks if self.identity is not None else ())
 
     def post(self, *commands: Command) -> None:
         """Commands for the engine, such as the relay role's. Nothing happens while there is none."""
@@ -486,6 +500,8 @@ class Member:
             self._whereabouts.said(event.number, event.offers)
         elif isinstance(event, Foreign):
             self._on_foreign(event.datagram, event.source)
+        elif isinstance(event, CueReceived | WantTcp):
+            self._on_tcp(event)
         elif isinstance(event, EngineFailed):
             _log.error("the engine ended by an error", exc_info=event.error)
             self._failure = event.error

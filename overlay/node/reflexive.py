@@ -84,14 +84,15 @@ class Reflexive:
         self._lifetimes: OrderedDict[str, float | None] = OrderedDict()  # by network; None: it could not be told
         self._unanswered = 0
 
-    def set_servers(self, relays: Sequence[Endpoint], stun: Sequence[Endpoint]) -> None:
-        """Where STUN is answered: the relays' endpoints, UDP and TCP, and more of UDP."""
+    def set_servers(self, relays: Sequence[Endpoint], stun: Sequence[Endpoint], *, udp: bool = True) -> None:
+        """Where STUN is answered: the relays' endpoints, UDP and TCP, and more of UDP. Not `udp`: nothing is asked by
+        UDP."""
         ports = dict.fromkeys(port for _, port in stun)
         # The server may have told addresses that are right only at its home: try the ones that it is reached at, too.
         hosts = dict.fromkeys(host for host, _ in relays)
         servers = tuple(dict.fromkeys((*relays, *((host, port) for host in hosts for port in ports), *stun)))
         self._tcp_servers = tuple(relays)
-        if servers != self._servers:
+        if udp and servers != self._servers:
             self._servers = servers
             self._urgent.set()
 

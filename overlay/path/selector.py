@@ -63,6 +63,8 @@ class Selector:
         self._strangers = Strangers()
         self._from_map: dict[Endpoint, PathKind] = {}
         self._offered: dict[Endpoint, tuple[PathKind, Origin]] = {}
+        self._links: dict[Endpoint, Path] = {}
+        self._link_worked = float("-inf")  # when one that is gone answered last
         self._looking_until = float("-inf")  # the peer called: its endpoints are asked though no data flows here
         self._crowded_until = float("-inf")  # the node's budget has no room
         self._call_due = NEVER
@@ -76,6 +78,11 @@ class Selector:
     def rtt(self) -> float | None:
         """Smoothed round trip of the direct path in use, s; None on the relay, or before the first answer."""
         return self._current.rtt if self._current is not None else None
+
+    @property
+    def last_data(self) -> float:
+        """When data went last, either way, s."""
+        return self._last_data
 
     def proven(self, source: Endpoint) -> bool:
         """Has this endpoint answered one of our pings, or carried what the session authenticated?"""
@@ -139,7 +146,8 @@ class Selector:
         candidate = self._candidates.get(source)
         if candidate is None or not candidate.pong(txid, now):
             return False
-        self.observed = observed
+        if source not in self._links:
+            self.observed = observed
         self._choose(now)
         self._schedule(now)
         return True
@@ -159,6 +167,39 @@ class Selector:
         self._from_map = dict(islice(kinds.items(), timing.MAX_ADVERTISED))
         self._advertise(now)
         self._work(now)
+
+    def add_link(self, endpoint: Endpoint, shown: Endpoint, now: float) -> None:
+        """A connection that may lead to the peer is there: a candidate like others, until `remove_link`. `shown`: its
+        other end."""
+        self._links[endpoint] = path = Path("tcp", endpoint, shown)
+        candidate = self._candidates[endpoint] = Candidate(endpoint, "tcp", "punched", now)
+        candidate.path = path
+        self._ping(candidate, now)  # also for a pair that is quiet on our side: the peer's data may come by it
+        self._work(now)
+
+    def remove_link(self, endpoint: Endpoint, now: float) -> None:
+        """The connection is gone."""
+        self._links.pop(endpoint, None)
+        candidate = self._candidates.pop(endpoint, None)
+        if candidate is None:
+            return
+        if candidate.last_answer is not None:
+            self._link_worked = max(self._link_worked, candidate.last_answer)
+        if candidate is self._current:
+            self._current = None
+            for other in self._candidates.values():
+                if not other.trusted(now):
+                    other.ask_anew(now)
+            self._choose(now)
+        if candidate.proven:
+            self._calls = 0
+            self._call_due = now
+            self._tcp_due = NEVER
+        self._work(now)
+
+    def has_link(self, endpoint: Endpoint) -> bool:
+        """Is this one of the peer's links?"""
+        return endpoint in self._links
 
     def called(self, offers: Iterable[tuple[Endpoint, Origin]], start: float, now: float) -> None:
         """The peer called, or answered our call: these are its endpoints now, and it asks ours from `start` on (s, same
@@ -195,6 +236,8 @@ class Selector:
         for endpoint, kind in self._from_map.items():
             if endpoint not in advertised or kind == "lan":
                 advertised[endpoint] = (kind, "map")
+        for link in self._links:
+            advertised[link] = ("tcp", "punched")
         for candidate in self._candidates.values():
             candidate.advertised = candidate.endpoint in advertised
         for endpoint, (kind, origin) in advertised.items():
@@ -333,6 +376,7 @@ class Selector:
             return
         if now >= self._call_due or self._call_due == NEVER:
             worked = any(candidate.worked(now) for candidate in self._candidates.values())
+            worked = worked or now < self._link_worked + timing.RECENTLY
             pause = timing.CUE_PAUSES[min(self._calls, len(timing.CUE_PAUSES) - 1)]
             self._call_due = now + (min(pause, timing.CUE_AGAIN) if worked else pause)
             self._calls += 1
@@ -343,7 +387,8 @@ class Selector:
             self._tcp_due = NEVER
         if now >= self._tcp_due:
             self._tcp_due = self._call_due + timing.UDP_PATIENCE
-            self._events.append(WantTcp(now))
+            if self._current is None or not self._current.trusted(now):
+                self._events.append(WantTcp(now))  # else it is TCP that carries
 
     def _due(self, now: float) -> list[Candidate]:
         due = [candidate for candidate in self._candidates.values() if self._probe_due(candidate, now) <= now]
@@ -483,7 +528,7 @@ class Selector:
     def _state(self, candidate: Candidate, now: float) -> CandidateState:
         next_try = self._probe_due(candidate, now) if self._asks(now) else NEVER
         return CandidateState(
-            endpoint=candidate.endpoint,
+            endpoint=candidate.path.shown or candidate.endpoint,
             kind=candidate.path.kind,
             origin=candidate.origin,
             state="in use"

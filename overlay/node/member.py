@@ -13,7 +13,6 @@ to make of them for the engine; does not know where maps come from, nor any cont
 
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -51,7 +50,6 @@ from overlay.engine.api import (
 )
 from overlay.errors import Exit, UserError
 from overlay.node.capture import Captures
-from overlay.node.ciphers import choose
 from overlay.node.interface import (
     Address,
     Interface,
@@ -61,12 +59,13 @@ from overlay.node.interface import (
     read_machine,
     watch_machine,
 )
+from overlay.node.peer_configs import PeerConfigs, find_node
 from overlay.node.pings import asked, hand_over, milliseconds, path_status, ping
 from overlay.node.status import PeerStatus
 from overlay.node.whereabouts import Whereabouts
 from overlay.node.why import why_report
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
-from overlay.wire.control.messages import MapNode, NetworkMap
+from overlay.wire.control.messages import NetworkMap
 from overlay.wire.disco import Offer
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
@@ -146,66 +145,6 @@ class RunningEngine(Protocol):
 StartEngine = Callable[[EngineConfig, Callable[[Event], None]], RunningEngine]
 
 
-def peer_configs(network_map: NetworkMap, own_number: int) -> dict[int, PeerConfig]:
-    """What the engine must know of each other node of the map."""
-    return _PeerConfigs().of(network_map, own_number)
-
-
-class _PeerConfigs:
-    """The same for one map after the other: made anew only for a node whose entry is another object than before, as it
-    is after a delta. In a network of thousands something changes all the time."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, tuple[MapNode, PeerConfig]] = {}
-        self._made_with: object = None
-
-    def of(self, network_map: NetworkMap, own_number: int) -> dict[int, PeerConfig]:
-        own = next((node for node in network_map.nodes if node.number == own_number), None)
-        own_ciphers = own.ciphers if own is not None else ()
-        made_with = (network_map.networks, own_ciphers)
-        if made_with != self._made_with:
-            self._made_with, self._made = made_with, {}
-        networks = [ip_network(text) for text in network_map.networks]
-        made: dict[int, tuple[MapNode, PeerConfig]] = {}
-        for node in network_map.nodes:
-            known = self._made.get(node.number)
-            if known is None or known[0] is not node:
-                known = (node, _peer_config(node, networks, own_ciphers))
-            made[node.number] = known
-        self._made = made
-        return {number: config for number, (_, config) in made.items() if number != own_number}
-
-
-def _peer_config(node: MapNode, networks: list[Network], own_ciphers: tuple[str, ...]) -> PeerConfig:
-    addresses = [ip_address(text) for text in node.addresses]
-    lan = tuple(parse_endpoint(text) for text in node.lan)
-    observed = tuple(parse_endpoint(text) for text in node.observed)
-    return PeerConfig(
-        number=node.number,
-        public_key=node.key,
-        # Within the network's ranges only: nothing that the server says makes a peer the owner of other addresses.
-        allowed=tuple(ip_network(a) for a in addresses if any(a in network for network in networks)),
-        # What the map says of both: measured again, this machine's order could differ from what the peer goes by.
-        cipher=choose(own_ciphers, node.ciphers),
-        endpoints=tuple(dict.fromkeys(lan + observed)),
-        lan_endpoints=lan,
-        epoch=node.epoch,
-    )
-
-
-def find_node(network_map: NetworkMap | None, text: str) -> MapNode | None:
-    """The node that a person means: by name, full name, overlay address or number."""
-    if network_map is None:
-        return None
-    with suppress(ValueError):
-        text = str(ip_address(text))
-    wanted = text.lower().rstrip(".")
-    for node in network_map.nodes:
-        if wanted in (node.name, f"{node.name}.{network_map.domain}", *node.addresses, str(node.number)):
-            return node
-    return None
-
-
 def _unknown_peer(message: str) -> UserError:
     return UserError("peer-unknown", message, "'overlay status' lists the peers.", Exit.FAILED)
 
@@ -252,7 +191,7 @@ class Member:
         self._captures = Captures(self.post)
         self._map: NetworkMap | None = None
         self._relay: Relay | None = None
-        self._configs = _PeerConfigs()
+        self._configs = PeerConfigs()
         self._posted: dict[int, PeerConfig] = {}
         self._posted_relay: SetRelay | None = None
         self._nat = UNKNOWN_NAT

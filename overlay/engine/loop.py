@@ -177,6 +177,7 @@ class Loop:
             os.urandom,
             self._epoll,
             self._disco.sealed_ping,
+            self._disco.is_from,
             lambda datagram, source, now: self._inbound.run(datagram, len(datagram), source, now),
         )
         self._disco.calls.on_called = self._punches.called

@@ -58,6 +58,7 @@ class Ends:
             os.urandom,
             self.epoll,
             self.disco.sealed_ping,
+            self.disco.is_from,
             self.disco.receive,
         )
         self.disco.probe_answered = self.punches.pong_received
@@ -142,6 +143,18 @@ def test_what_others_send_to_these_sockets_is_counted_and_changes_nothing(hard: 
         stranger.sendto(b"\x07" * 100, ("127.0.0.1", source[1]))
         hard.take_in(T + 2)
     assert hard.drops.counts[PUNCH_STRANGER] == 1 and not hard.sockets.special
+
+
+def test_who_forges_the_peers_endpoint_does_not_have_it_bound(hard: Ends) -> None:
+    hard.punches.handle_timeout(T + punch.DELAY)
+    _, source = hard.asked(int(punch.BURST))[0]
+    for forged in (b"\x07" * 100, hard.key.seal(Ping(b"x" * 12), 4, os.urandom(24))):
+        hard.theirs.sendto(forged, ("127.0.0.1", source[1]))
+        hard.take_in(T + 2)
+    assert not hard.sockets.special and not hard.punches.kept_by_fd
+    hard.say(Ping(b"x" * 12), source)
+    hard.take_in(T + 2)
+    assert list(hard.sockets.special) == [hard.target]
 
 
 def test_an_attempt_in_vain_leaves_nothing_open_and_waits_before_the_next(hard: Ends) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from overlay.path import punch
+from overlay.path import punch, timing
 from overlay.path.budget import Budget
 from overlay.path.nat import NatBehaviour
 from overlay.path.selector import Selector
@@ -43,7 +43,7 @@ class Side:
         self.home = home
         self.address = address
         self.random = Random(number * 1000 + network.seed)
-        self.node_budget = Budget(100.0, 100.0)
+        self.node_budget = Budget(timing.NODE_RATE, timing.NODE_BURST)
         self.selector = Selector(relay=True, random_bytes=self.random.randbytes, node_budget=self.node_budget)
         self.key = _KEYS[number - 1]
         self.nat = behaviour(home if isinstance(home, Nat) else None)

@@ -25,6 +25,7 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("deep", "port-restricted2"): "udp",
     ("deep", "full-cone2"): "udp",
     ("narrow", "no-udp1"): "relay",
+    ("no-udp1", "no-udp2"): "tcp",
     ("narrow", "full-cone1"): "relay",
 }
 """Pair of nodes → the path that they must find."""
@@ -62,11 +63,16 @@ def _ping(machine: Machine, peer: str, expected: str) -> "subprocess.Popen[str]"
 def test_each_pair_finds_its_path(
     pair: tuple[str, str], found: dict[tuple[str, str], dict[str, Any]], network: Network
 ) -> None:
-    answers = found[pair]["answers"]
-    kinds = [answer["path"]["kind"] for answer in answers if answer["path"] is not None]
-    why = network[pair[0]].overlay_json("why", pair[1])
-    assert kinds[-1:] == [EXPECTED[pair]], f"{kinds} {why}"
-    assert set(kinds) <= {"relay", EXPECTED[pair]}
+    """On a busy machine TCP may be there first; what is better is still looked for."""
+    (one, other), expected = pair, EXPECTED[pair]
+    kinds = [answer["path"]["kind"] for answer in found[pair]["answers"] if answer["path"] is not None]
+    assert kinds and set(kinds) <= {"relay", "tcp", expected}
+    wait_for(lambda: _kind(network[one], other) == expected, f"{one} reaches {other} by {expected}", 60)
+
+
+def _kind(machine: Machine, peer: str) -> str | None:
+    machine.overlay("ping", peer, "-c", "1", "--quiet", check=False)
+    return machine.path_kind(peer)
 
 
 def test_the_direct_endpoints_are_the_routers_or_the_neighbours_own(
@@ -74,7 +80,7 @@ def test_the_direct_endpoints_are_the_routers_or_the_neighbours_own(
 ) -> None:
     for (_, peer), document in found.items():
         path = next(answer["path"] for answer in reversed(document["answers"]) if answer["path"] is not None)
-        if path["kind"] == "udp":
+        if path["kind"] in ("udp", "tcp"):
             router = "carrier" if peer == "deep" else peer
             assert path["endpoint"].startswith(f"{outside_address(router)}:")
         elif path["kind"] == "lan":
@@ -107,4 +113,4 @@ def test_a_direct_path_is_the_reason_for_itself(network: Network) -> None:
 
 def test_the_homes_are_all_asked_for() -> None:
     asked = {node for pair in EXPECTED for node in pair}
-    assert set(NODES) - asked <= {"no-udp2"} and {kind for kind, _ in HOMES.values()} == set(NAT_KINDS)
+    assert set(NODES) == asked and {kind for kind, _ in HOMES.values()} == set(NAT_KINDS)

@@ -24,6 +24,7 @@ from tests.lab.bench.daemon import has_interface, start
 from tests.lab.bench.tailscale import Tailscale
 from tests.lab.engines import EngineHost, Key
 from tests.lab.netns import Namespace
+from tests.lab.wireguard import is_controllable
 
 WIREGUARD_PORT, OUR_PORT = 51820, 41641
 WIREGUARD_OVERHEAD = 80  # bytes: what `wg-quick` takes off the outside interface's MTU
@@ -52,7 +53,7 @@ class WireGuardEnd:
             namespace,
             name,
             [*command, self.interface],
-            lambda: namespace.run(["wg", "show", self.interface], check=False).returncode == 0,
+            lambda: is_controllable(namespace, self.interface),
             LOG_LEVEL="error",
             WG_LOG_LEVEL="error",
             WG_THREADS="2",

@@ -130,7 +130,15 @@ class Loop:
         self._outbound = None
         if tun is not None:
             self._outbound = Outbound(
-                tun, self._peers, self._sender, self._outbox, unreachable, self._drops, self._faults, class_mask
+                tun,
+                self._peers,
+                self._sender,
+                self._outbox,
+                unreachable,
+                self._drops,
+                self._faults,
+                class_mask,
+                commands,
             )
         self._taps = Taps(tun, sockets.all(), self._peers, role)
         self._epoll = select.epoll()
@@ -191,6 +199,8 @@ class Loop:
         if (self._wakeup, select.EPOLLIN) in ready:  # first: packets may come for a peer that was posted before them
             os.eventfd_read(self._wakeup)
             self._take_commands(now)
+            if self._outbound is not None and not self._commands:
+                self._outbound.commands_taken(now)
         for descriptor, mask in ready:
             sock = self._by_fd.get(descriptor)
             if sock is not None:

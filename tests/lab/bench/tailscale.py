@@ -11,8 +11,8 @@ from tests.lab.bench.contenders import Ends
 from tests.lab.bench.daemon import start
 from tests.lab.netns import Namespace
 
-CONTROL = ("203.0.113.1", "203.0.113.5")
-"""The control server's addresses, for either end; each end has the next one."""
+CONTROL = "203.0.113.1"
+"""The control server. The ends have cables to it that do not lead to each other."""
 
 PORT = 8080
 USER = "bench"
@@ -29,16 +29,16 @@ class Tailscale:
     def join(self, a: Namespace, b: Namespace, strangers: int = 0) -> Ends:
         lab = a.lab
         control = lab.namespace(f"{a.short_name}c")
-        lab.link(control, f"{CONTROL[0]}/30", a, "203.0.113.2/30")
-        lab.link(control, f"{CONTROL[1]}/30", b, "203.0.113.6/30")
+        lab.link(control, f"{CONTROL}/30", a, "203.0.113.2/30")
+        lab.link(control, "203.0.113.5/30", b, "203.0.113.6/30")
+        b.route(CONTROL, via="203.0.113.5")
         key = _serve(control)
-        ours = self._start(a, CONTROL[0], key)
-        theirs = self._start(b, CONTROL[1], key)
+        ours, theirs = self._start(a, key), self._start(b, key)
         inner_a, inner_b = (_client(machine, "ip", "-4").strip() for machine in (a, b))
         _client(a, "ping", "--until-direct", "-c", str(PINGS), "--timeout", "1s", inner_b)
         return Ends(self.name, a, b, inner_a, inner_b, processes_a=[ours], processes_b=[theirs])
 
-    def _start(self, machine: Namespace, control: str, key: Path) -> int:
+    def _start(self, machine: Namespace, key: Path) -> int:
         state = _folder(machine)
         command = [
             *("tailscaled", "--tun", "tailscale0", "--statedir", str(state), "--socket", str(state / "socket")),
@@ -46,7 +46,7 @@ class Tailscale:
         ]
         process = start(machine, self.name, command, lambda: _answers(machine), TS_DEBUG_USE_DERP_HTTP="true")
         options = ["--accept-dns=false", f"--hostname={machine.short_name}", f"--timeout={UP_TIMEOUT}s"]
-        _client(machine, "up", f"--login-server=http://{control}:{PORT}", f"--auth-key=file:{key}", *options)
+        _client(machine, "up", f"--login-server=http://{CONTROL}:{PORT}", f"--auth-key=file:{key}", *options)
         return process
 
 
@@ -87,7 +87,7 @@ def _serve(control: Namespace) -> Path:
 def headscale_configuration(folder: Path) -> dict[str, object]:
     """Its whole configuration: plain HTTP, its own relay, nothing fetched from anywhere, state in `folder`."""
     return {
-        "server_url": f"http://{CONTROL[0]}:{PORT}",
+        "server_url": f"http://{CONTROL}:{PORT}",
         "listen_addr": f"0.0.0.0:{PORT}",
         "metrics_listen_addr": "127.0.0.1:9090",
         "grpc_listen_addr": "127.0.0.1:50443",

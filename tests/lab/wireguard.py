@@ -21,9 +21,10 @@ def is_controllable(namespace: Namespace, interface: str) -> bool:
     """
     with namespace.enter():
         lines = Path("/proc/thread-self/net/unix").read_text().splitlines()[1:]
-    wanted = f"wireguard/{interface}.sock"
+    wanted = ("wireguard", f"{interface}.sock")
     rows = (line.split() for line in lines)
-    return any(row[-1].endswith(wanted) and int(row[3], 16) & LISTENING for row in rows)
+    # Some write two slashes between folder and file, as `Path` does not.
+    return any(Path(row[-1]).parts[-2:] == wanted and int(row[3], 16) & LISTENING for row in rows)
 
 
 class WireGuardGo:

@@ -139,7 +139,15 @@ class Loop:
         self._lone: Lone | None = None
         if tun is not None:
             outbound = self._outbound = Outbound(
-                tun, self._peers, self._sender, self._outbox, unreachable, self._drops, self._faults, class_mask
+                tun,
+                self._peers,
+                self._sender,
+                self._outbox,
+                unreachable,
+                self._drops,
+                self._faults,
+                class_mask,
+                commands,
             )
             self._lone = Lone(
                 tun,
@@ -247,6 +255,8 @@ class Loop:
         if (self._wakeup, select.EPOLLIN) in ready:  # first: packets may come for a peer that was posted before them
             os.eventfd_read(self._wakeup)
             self._take_commands(now)
+            if self._outbound is not None and not self._commands:
+                self._outbound.commands_taken(now)
         for descriptor, mask in ready:
             sock = self._by_fd.get(descriptor)
             if sock is not None:

@@ -5,6 +5,7 @@ the cipher. Work per turn is bounded, so that a busy interface leaves the socket
 """
 
 import time
+from collections.abc import Sized
 from struct import Struct
 from typing import Final
 
@@ -38,6 +39,9 @@ RAPID: Final = 15_000.0
 RATE_WINDOW: Final = 0.01
 """s over which that is counted."""
 
+EARLY: Final = 64
+"""Packets for nobody that wait for commands which were posted before them; beyond that they are dropped."""
+
 _ALONE: Final = 2048
 """Bytes; larger frames are superpackets, and each has a record of its own."""
 
@@ -57,8 +61,10 @@ class Outbound:
         counted: Drops,
         faults: Faults,
         class_mask: int,
+        commands: Sized,
     ) -> None:
-        """`class_mask`: what of the inner traffic class outer headers get; a record's packets are alike in that."""
+        """`class_mask`: what of the inner traffic class outer headers get; a record's packets are alike in that.
+        `commands`: those that wait; they may make known whose a packet is that is read before they are taken."""
         self._tun = tun
         self._peers = peers
         self._sender = sender
@@ -67,6 +73,8 @@ class Outbound:
         self._drops = counted
         self._faults = faults
         self._class_mask = class_mask
+        self._commands = commands
+        self._early: list[bytes] = []  # frames that were read while commands waited
         self.buffer = bytearray(_ROOM + MAX_FRAME)
         self.view = memoryview(self.buffer)
         self._packets = 0  # since `_measured`
@@ -177,9 +185,24 @@ class Outbound:
             return None
         return self._peers.allowed.lookup(destination)
 
+    def commands_taken(self, now: float) -> None:
+        """Send what was for nobody until then."""
+        early, self._early = self._early, []
+        for frame in early:
+            size = len(frame)
+            self.view[:size] = frame
+            found = self._owner(FRAME_HEADER_SIZE, size - FRAME_HEADER_SIZE)
+            if found is None:
+                self._nowhere(0, size, now)
+            else:
+                self._send(found, 0, size, 1, now)
+
     def _nowhere(self, start: int, end: int, now: float) -> None:
-        """The frame there is for no peer: say so to who sent it."""
+        """The frame there is for no peer: say so to who sent it, unless that may change at once."""
         frame = self.view[start:end]
+        if self._commands and len(self._early) < EARLY:
+            self._early.append(bytes(frame))
+            return
         packet = frame[FRAME_HEADER_SIZE:]
         version = packet[0] >> 4
         if not (version == 4 and len(packet) >= 20 or version == 6 and len(packet) >= 40):

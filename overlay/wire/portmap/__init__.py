@@ -1,0 +1,15 @@
+"""Port mapping: what a home router is asked so that datagrams from outside reach a port of ours.
+
+Codecs alone: no sockets, no timers, no gateway's address. Who is asked, when, and whether an answer came from the
+gateway is the caller's business. Everything that is parsed here came from the network and is hostile until it is not.
+
+- `nat_pmp`: NAT Port Mapping Protocol, RFC 6886.
+- `pcp`: Port Control Protocol, RFC 6887. The same port of the gateway; the first byte, the version, tells them apart.
+"""
+
+SERVER_PORT = 5351
+"""UDP port of the gateway for both (RFC 6886 §3.1, RFC 6887 §19)."""
+LIFETIME = 7200
+"""Seconds asked for: what RFC 6886 §3.3 recommends; a node that vanishes leaves a hole for no longer than this."""
+
+__all__ = ["LIFETIME", "SERVER_PORT"]

@@ -1,10 +1,11 @@
 """Port mapping: what a home router is asked so that datagrams from outside reach a port of ours.
 
-Codecs alone: no sockets, no timers, no gateway's address. Who is asked, when, and whether an answer came from the
-gateway is the caller's business. Everything that is parsed here came from the network and is hostile until it is not.
+No sockets, no clock, no gateway's address: who is asked, and whether an answer came from the gateway, is the caller's
+business. Everything that is parsed here came from the network.
 
 - `nat_pmp`: NAT Port Mapping Protocol, RFC 6886.
 - `pcp`: Port Control Protocol, RFC 6887. The same port of the gateway; the first byte, the version, tells them apart.
+- `client`: one port mapped by one gateway, by either of them, for as long as it is wanted.
 """
 
 SERVER_PORT = 5351

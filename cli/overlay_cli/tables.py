@@ -96,6 +96,50 @@ def net_report(report: dict[str, Any]) -> RenderableType:
     return Group(*parts, table)
 
 
+def why_report(report: dict[str, Any]) -> RenderableType:
+    """What `overlay why` tells."""
+    path = report["path"]
+    since = "" if path is None else f", for {format_duration(max(0.0, time.time() - path['since']))}"
+    trip = "" if report["rtt_ms"] is None else f", {report['rtt_ms']:.1f} ms"
+    parts: list[RenderableType] = [
+        Text.assemble(
+            _dot("connected" if report["online"] else "offline"),
+            " ",
+            (f"{report['name']}: {_path(path)}", "bold"),
+            f"{since}{trip}",
+        ),
+        Text(report["sentence"]),
+        Text(f"NAT here   {report['own_nat']}"),
+        Text(f"NAT there  {report['peer_nat']}"),
+    ]
+    if not report["candidates"]:
+        return Group(*parts)
+    table = _table("endpoint", "kind", "known from", "state", "pings", "answered", "round trip", "next try")
+    for each in report["candidates"]:
+        table.add_row(
+            Text(each["endpoint"] or "the same connection"),
+            Text(each["kind"]),
+            Text(_ORIGINS.get(each["origin"], each["origin"])),
+            Text(each["state"]),
+            Text(str(each["pings"])),
+            Text("never" if each["answered_s"] is None else f"{format_duration(each['answered_s'])} ago"),
+            Text("–" if each["rtt_ms"] is None else f"{each['rtt_ms']:.1f} ms"),
+            Text("–" if each["next_try_s"] is None else f"in {format_duration(each['next_try_s'])}"),
+        )
+    return Group(*parts, table)
+
+
+_ORIGINS = {
+    "map": "the network map",
+    "seen": "its own packets",
+    "interface": "its interfaces",
+    "observed": "others who see it",
+    "mapped": "its router",
+    "manual": "its owner",
+    "predicted": "prediction",
+}
+
+
 def _nat(nat: dict[str, Any] | None) -> list[RenderableType]:
     """The NAT before this machine: what it means, and below it the RFC's words."""
     if nat is None:

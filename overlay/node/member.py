@@ -23,7 +23,7 @@ import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from overlay.daemon.capture import CaptureWish, Produce
-from overlay.daemon.peers import PingResult
+from overlay.daemon.peers import PingResult, WhyReport
 from overlay.daemon.state import StateDir, corrupt
 from overlay.engine.api import (
     Command,
@@ -33,11 +33,13 @@ from overlay.engine.api import (
     Event,
     Foreign,
     Inspect,
+    InspectPeer,
     LinkChanged,
     LinkLost,
     Network,
     Observed,
     PeerConfig,
+    PeerDetails,
     RelayChanged,
     RemovePeer,
     SetPeer,
@@ -56,8 +58,9 @@ from overlay.node.interface import (
     read_machine,
     watch_machine,
 )
-from overlay.node.pings import hand_over, milliseconds, path_status, ping
+from overlay.node.pings import asked, hand_over, milliseconds, path_status, ping
 from overlay.node.status import PeerStatus
+from overlay.node.why import why_report
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.wire.control.messages import MapNode, NetworkMap
 from overlay.wire.disco import Offer
@@ -327,17 +330,8 @@ class Member:
         engine = self._engine
         if engine is None:
             return None
-        arrived = anyio.Event()
-        found: list[EngineSnapshot] = []
-
-        def take(snapshot: EngineSnapshot) -> None:
-            found.append(snapshot)
-            arrived.set()
-
-        engine.post(Inspect(hand_over(take)))
-        with anyio.move_on_after(SNAPSHOT_TIMEOUT):
-            await arrived.wait()
-        return found[0] if found else None
+        found: EngineSnapshot | None = await asked(lambda reply: engine.post(Inspect(reply)), SNAPSHOT_TIMEOUT)
+        return found
 
     def peers(self, snapshot: EngineSnapshot | None) -> tuple[PeerStatus, ...]:
         """The other nodes of the network, with what the engine knows of them."""
@@ -372,6 +366,19 @@ class Member:
         if self._engine is None:
             raise _not_up()
         return await ping(self._engine.post, number, patience)
+
+    async def why(self, number: int) -> WhyReport:
+        """As `overlay.daemon.peers.Peers` has it. Raises `UserError`: "not-up", "peer-unknown"."""
+        engine = self._engine
+        if engine is None:
+            raise _not_up()
+        details: PeerDetails | None = await asked(
+            lambda reply: engine.post(InspectPeer(number, reply)), SNAPSHOT_TIMEOUT
+        )
+        node = find_node(self._map, str(number))
+        if details is None or node is None:
+            raise _unknown_peer(f"Node {number} is no peer any more.")
+        return why_report(node, details)
 
     # what is captured ------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from overlay.errors import RemoteProtocolError
@@ -21,6 +22,7 @@ from overlay.wire.stun import TRANSACTION_ID_SIZE, ErrorResponse, Message, Reque
 
 Send = Callable[[bytes, Endpoint], None]
 
+_BATCH: Final = 64  # datagrams taken from one socket before others get a turn
 _LARGEST: Final = 2048  # bytes read of a datagram; what is longer is none that was asked for
 _log = logging.getLogger(__name__)
 
@@ -64,6 +66,10 @@ class Inquiry:
                     with anyio.move_on_at(_deadline(machine)):
                         await self._news.wait()
                     self._news = anyio.Event()
+                    # What has come counts before the clock does: this process may have waited for its turn.
+                    await anyio.lowlevel.checkpoint()
+                    for number, opened in self._sockets.items():
+                        self._drain(number, opened)
                     machine.handle_timeout(anyio.current_time())
                 self._tasks.cancel_scope.cancel()
         finally:
@@ -115,10 +121,16 @@ class Inquiry:
 
     async def _receive(self, number: int, opened: socket.socket) -> None:
         while True:
+            await anyio.wait_readable(opened)
+            self._drain(number, opened)
+
+    def _drain(self, number: int, opened: socket.socket) -> None:
+        for _ in range(_BATCH):
             try:
-                await anyio.wait_readable(opened)
                 datagram, address = opened.recvfrom(_LARGEST)
-            except OSError:  # nothing there, or
+            except BlockingIOError:
+                return
+            except OSError:
                 continue  # of something sent before: it is asked again
             try:
                 self._take(decode(datagram), number, canonical_endpoint(address[0], address[1]))

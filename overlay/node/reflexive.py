@@ -32,10 +32,10 @@ from overlay.wire.stun import (
     message_size,
 )
 
-AGAIN: Final = 600.0
-"""s between looks where nothing else asks for one: some NATs change their ways under load."""
+AGAIN: Final = 3600.0
+"""s between looks where nothing else asks for one: some NATs change their ways under load. A look costs some 2 KB."""
 
-AGAIN_UNANSWERED: Final = (5.0, 30.0, 120.0, AGAIN)
+AGAIN_UNANSWERED: Final = (5.0, 30.0, 120.0, 600.0)
 """s until the next, after one, two, … without any answer: UDP may be blocked here."""
 
 APART: Final = 5.0

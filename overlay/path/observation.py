@@ -81,12 +81,15 @@ class Questions:
         self._go_on(now)
 
     def answered(self, number: int, at: int, mapped: Endpoint, source: Endpoint, now: float) -> None:
-        """A success response came from `source` to socket `at`. One that is not where it is expected says nothing."""
+        """A success response came from `source` to socket `at`. One that is not where it is expected, or not from
+        there, says nothing: a server of several addresses may answer from another one than was asked."""
         question = self._open.get(number)
         if question is None or question.over:
             return
+        ask = question.ask
         # With RESPONSE-PORT it goes to the socket before the asking one.
-        if at == question.ask.socket - (question.ask.response_port is not None):
+        right_way = at == ask.socket - (ask.response_port is not None)
+        if right_way and (ask.change_address or ask.change_port or source == ask.to):
             self._settle(question, mapped, source, now)
 
     def refused(self, number: int, now: float) -> None:

@@ -322,7 +322,9 @@ class Selector:
 
     def _due(self, now: float) -> list[Candidate]:
         due = [candidate for candidate in self._candidates.values() if self._probe_due(candidate, now) <= now]
-        return sorted(due, key=lambda candidate: timing.RANK[candidate.path.kind])
+        # Predicted ones first, in their order: each new destination takes the next port of a NAT that counts. So the
+        # first that we ask is asked from the first where the peer expects us.
+        return sorted(due, key=lambda candidate: (candidate.origin != "predicted", timing.RANK[candidate.path.kind]))
 
     def _probe_due(self, candidate: Candidate, now: float) -> float:
         """When to ask this one, as a candidate, while the pair is active."""

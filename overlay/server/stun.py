@@ -228,6 +228,9 @@ class StunService:
     def _own_host(self, client: Endpoint) -> str:
         """The address that the kernel answers this client from."""
         family = socket.AF_INET6 if ":" in client[0] else socket.AF_INET
+        own = [host for host in self.places.hosts if (":" in host) == (":" in client[0])]
+        if len(own) == 1:
+            return own[0]
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect(client)

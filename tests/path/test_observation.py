@@ -105,6 +105,7 @@ def test_answers_that_nobody_asked_for_change_nothing() -> None:
     observer = Observer(SERVERS, [OWN], OWN_PORT, world.clock.now)
     observer.answered(99, 0, (OUTSIDE, 1), SERVERS[0], world.clock.now)
     observer.answered(1, 5, (OUTSIDE, 1), SERVERS[0], world.clock.now)  # at a socket that did not ask
+    observer.answered(1, 0, (OUTSIDE, 1), SERVERS[2], world.clock.now)  # from somebody who was not asked that
     observer.arrived(99, (OUTSIDE, 1), world.clock.now)
     observer.refused(99, world.clock.now)
     assert world.run(observer)

@@ -10,7 +10,9 @@ business. Everything that is parsed here came from the network.
 
 SERVER_PORT = 5351
 """UDP port of the gateway for both (RFC 6886 §3.1, RFC 6887 §19)."""
+ANNOUNCEMENT_PORT = 5350
+"""UDP port of 224.0.0.1 to which a gateway says that it started anew (RFC 6886 §3.2.1, RFC 6887 §19)."""
 LIFETIME = 7200
 """Seconds asked for: what RFC 6886 §3.3 recommends; a node that vanishes leaves a hole for no longer than this."""
 
-__all__ = ["LIFETIME", "SERVER_PORT"]
+__all__ = ["ANNOUNCEMENT_PORT", "LIFETIME", "SERVER_PORT"]

@@ -106,3 +106,30 @@ def test_another_nonce_or_port_is_not_believed() -> None:
     with pytest.raises(RemoteProtocolError):
         client.receive_datagram(bytes(forged), 3600.3)
     assert client.mapped == ("203.0.113.7", 49153)
+
+
+def test_a_refused_renewal_leaves_what_was_granted() -> None:
+    client = mapped("pcp")
+    client.handle_timeout(client.next_timeout())
+    (request,) = client.datagrams_to_send()
+    refusal = b"\x02\x81\x00\x08" + (1800).to_bytes(4, "big") + (4600).to_bytes(4, "big") + bytes(12) + request[24:]
+    client.receive_datagram(refusal, 3600.3)
+    assert client.mapped is not None and client.next_timeout() == pytest.approx(7200.3)
+    client.handle_timeout(client.next_timeout())
+    assert client.state == "refused" and client.retry_after == 1800 and client.datagrams_to_send() == []
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_pcp_is_asked_where_nat_pmp_grants_nothing(silent: bool) -> None:
+    client = Client(OWN, "udp", 41641, NONCE, 0.0)
+    client.receive_datagram(b"\x02\x80" + bytes(6) + (1000).to_bytes(4, "big") + bytes(12), 0.0)
+    client.receive_datagram(pmp_address(1000), 0.01)
+    while client.protocol == "nat-pmp":
+        client.datagrams_to_send()
+        if silent:
+            client.handle_timeout(client.next_timeout())
+        else:
+            client.receive_datagram(bytes.fromhex("0081000200000001"), 0.1)
+    (request,) = client.datagrams_to_send()
+    client.receive_datagram(answer(request, 1000), 30.0)
+    assert (client.protocol, client.mapped) == ("pcp", ("203.0.113.7", 49153))

@@ -216,6 +216,14 @@ def test_dscp_is_hidden_or_copied_and_nothing_else(
     assert "'higher'" in capsys.readouterr().err
 
 
+def test_port_mapping_is_on_or_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--port-mapping", "maybe", "--state", str(tmp_path)]) == 2
+    assert "'maybe' is not one of 'on', 'off'" in capsys.readouterr().err
+    (tmp_path / "config.toml").write_text('port-mapping = "never"\n')
+    assert main(["up", "--state", str(tmp_path)]) == 2
+    assert "'never'" in capsys.readouterr().err
+
+
 # what a start costs --------------------------------------------------------------------------------------------------
 
 

@@ -197,6 +197,18 @@ def test_a_router_that_started_anew_is_asked_anew(network: Network, router: Rout
         assert wait_for_mapping(network)["external"] == found["external"]
 
 
+def test_what_a_router_refuses_or_cannot_know_is_said_and_not_offered(network: Network, router: Router) -> None:
+    router.start("upnp", allow=False, version_1=True)
+    with up(network):
+        wait_for(lambda: "By UPnP it refuses" in mapping(network)["why"], "the refusal is told")
+        assert mapping(network)["external"] is None and "neither NAT-PMP nor PCP" in mapping(network)["why"]
+        router.start("nat-pmp", outside="ext_ip=9.1.1.99\n")
+        network["a"].namespace.address("eth0", "192.168.1.20/24")  # a change of the link: asked again at once
+        wait_for(lambda: "is seen at" in mapping(network)["why"], "another address outside is noticed")
+        shown = network["a"].overlay("status", "-v").stdout
+        assert "9.1.1.99" in shown and f"is seen at {ROUTER}" in shown
+
+
 def test_netcheck_tries_it_and_leaves_nothing(network: Network, router: Router) -> None:
     router.start("upnp")
     report = network["a"].overlay_json("netcheck", "--carrier", "udp")

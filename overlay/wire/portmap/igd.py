@@ -39,7 +39,7 @@ _SERVICES: Final = (
     "urn:schemas-upnp-org:service:WANPPPConnection:1",
 )
 _LONGEST_TEXT: Final = 512  # characters of a value that counts; an error's words are cut there
-_URL: Final = re.compile(r"(?:http://[^/:\s]+(?::(\d{1,5}))?)?(/?[!-~]*)")
+_URL: Final = re.compile(r"(?:http://[^/:\s]+(?::([0-9]{1,5}))?)?((?![a-z]+:)/?[!-~]*)")
 _DESCRIPTION: Final = "overlay"
 
 

@@ -38,6 +38,7 @@ from overlay.node.member import Identity, Member, MemberSettings, Relay, StartEn
 from overlay.node.memory import Joined, Memory, load_or_make_key
 from overlay.node.names import restore_system
 from overlay.node.nat_report import nat_status
+from overlay.node.portmap import PortMapper
 from overlay.node.punching import Own, TcpPunching
 from overlay.node.reflexive import Reflexive
 from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
@@ -108,6 +109,11 @@ class NodeDaemon:
             self._reach_changed,
         )
         self._udp = "udp" in target.carriers
+        self._port_mapper = PortMapper(
+            lambda: self._member.port,
+            lambda: self._member.set_outside("mapped", self._port_mapper.endpoints),
+        )
+        self._maps_port = settings.port_mapping and self._udp
         self._ways = Ways(target, state, lambda: self._member.upstreams)
         self._control = ControlClient(self._ways.dial, self._hello, self, self._memory.network_map, better=self._ways)
         link_numbers = itertools.count(1)
@@ -227,6 +233,7 @@ class NodeDaemon:
             exposures=self._exposures.status(),
             port=self._member.port,
             nat=nat_status(self._reflexive.nat, self._reflexive.endpoints) if self._udp else None,
+            port_mapping=self._port_mapper.status if self._maps_port else None,
             warnings=self._member.warnings,
             drops=drops,
             features=dict(snapshot.features) if snapshot is not None else {},
@@ -295,9 +302,11 @@ class NodeDaemon:
     def _reach_changed(self) -> None:
         self._member.set_nat(self._reflexive.nat)
         self._member.set_outside("stun", self._reflexive.endpoints)
+        self._port_mapper.seen(self._reflexive.endpoints)
 
     def _link_changed(self) -> None:
         self._reflexive.link_changed()
+        self._port_mapper.link_changed()
         self._control.link_changed()
         self._links.link_changed()
 
@@ -327,6 +336,8 @@ class NodeDaemon:
                 tasks.start_soon(self._links.run)
                 tasks.start_soon(self._reflexive.run)
                 tasks.start_soon(self._punching.run, Own(identity.number, identity.networks))
+                if self._maps_port:
+                    tasks.start_soon(self._port_mapper.run)
                 self._up.set()
                 self._server_exposures_changed.set()
                 await self._identity_changed.wait()

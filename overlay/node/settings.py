@@ -23,6 +23,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     proxy: str = ""  # http://[user:password@]host:port
     no_proxy: str = ""  # hosts that it is not for, as in NO_PROXY
     ca_file: str = ""  # that wss:// and tls:// addresses are verified by, instead of the system's CAs
+    port_mapping: bool = True  # ask the router to pass on what comes for the UDP port
     names: bool = True  # resolve the network's names on this machine
     verbosity: int = 0  # −1 quiet, 0, 1, 2
 

@@ -234,6 +234,14 @@ def test_an_endpoint_that_nobody_could_use_is_refused_before_anything_starts(
     assert error["code"] == "endpoint-invalid" and says in error["message"] and "--endpoint" in error["hint"]
 
 
+def test_port_mapping_is_on_or_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--port-mapping", "maybe", "--state", str(tmp_path)]) == 2
+    assert "'maybe' is not one of 'on', 'off'" in capsys.readouterr().err
+    (tmp_path / "config.toml").write_text('port-mapping = "never"\n')
+    assert main(["up", "--state", str(tmp_path)]) == 2
+    assert "'never'" in capsys.readouterr().err
+
+
 # what a start costs --------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ NAT: dict[str, Any] = {
     "port_delta": 2,
     "lifetime_s": 40.0,
 }
+MAPPED = {"protocol": "upnp", "gateway": "192.168.1.1", "external": "203.0.113.7:41641", "why": ""}
 NODE: dict[str, Any] = {
     "state": "connected",
     "name": "a",
@@ -59,6 +60,7 @@ NODE: dict[str, Any] = {
     ],
     "warnings": ["The names of the network do not resolve here."],
     "nat": NAT,
+    "port_mapping": MAPPED,
     "drops": {"bad_tag": 3, "short_header": 0},
     "features": {"udp_gso": True, "tun_uso": False},
     "version": "0.1.0",
@@ -121,6 +123,17 @@ def test_the_nat_in_words() -> None:
     assert "nat " not in drawn(node_summary({**NODE, "nat": None}, verbose=True))
 
 
+def test_the_port_mapping_in_words() -> None:
+    def shown(**others: Any) -> str:
+        return drawn(node_summary({**NODE, "port_mapping": {**MAPPED, **others}}, verbose=True))
+
+    assert "mapping    203.0.113.7:41641 by upnp of 192.168.1.1\n" in shown()
+    assert "           Nobody gets in.\n" in shown(why="Nobody gets in.")
+    assert "mapping    The router says no.\n" in shown(external=None, protocol=None, why="The router says no.")
+    assert "mapping  " not in drawn(node_summary({**NODE, "port_mapping": None}, verbose=True))
+    assert "mapping  " not in drawn(node_summary(NODE))
+
+
 def test_a_node_without_peers() -> None:
     assert "no peers yet" in drawn(node_summary({**NODE, "peers": [], "exposures": [], "server": None}))
 
@@ -162,6 +175,7 @@ def test_a_network_report() -> None:
         "ipv6": False,
         "proxy": "http://proxy:3128",
         "nat": NAT,
+        "port_mapping": MAPPED,
         "udp": "blocked",
         "captive_portal": None,
         "best": "tls",
@@ -173,6 +187,7 @@ def test_a_network_report() -> None:
     text = drawn(net_report(report))
     assert "reached by tls" in text and "IPv4 yes, IPv6 no" in text and "udp        blocked" in text
     assert "no answer within 5 s" in text and "31.4 ms" in text and "http://proxy:3128" in text
+    assert "mapping    203.0.113.7:41641 by upnp" in text
     lost = {**report, "best": None, "proxy": None, "captive_portal": "HTTP/1.1 302 Found", "network": ""}
     text = drawn(net_report(lost))
     assert "the server is not reached" in text and "HTTP/1.1 302 Found" in text and "no default route" in text

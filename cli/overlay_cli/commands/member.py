@@ -8,7 +8,19 @@ import typer
 
 from overlay.errors import Exit, UserError
 from overlay_cli import output
-from overlay_cli.options import CaFile, Carrier, Dscp, Json, NodeState, Proxy, Quiet, Verbose, verbosity, way_settings
+from overlay_cli.options import (
+    CaFile,
+    Carrier,
+    Dscp,
+    Json,
+    NodeState,
+    PortMapping,
+    Proxy,
+    Quiet,
+    Verbose,
+    verbosity,
+    way_settings,
+)
 
 START_TIMEOUT = 60.0
 """Seconds for the daemon to say that it is connected, or why not: its own patience with a silent server is shorter."""
@@ -69,6 +81,7 @@ def up(
     proxy: Proxy = None,
     ca: CaFile = None,
     dscp: Dscp = "hide",
+    port_mapping: PortMapping = "on",
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, for service managers and for a look.")
     ] = False,
@@ -90,6 +103,7 @@ def up(
         port=port,
         endpoints=tuple(endpoint or ()),
         dscp=dscp,
+        port_mapping=port_mapping == "on",
         carriers=ways["carriers"],
         proxy=ways["proxy"],
         no_proxy=ways["no_proxy"],

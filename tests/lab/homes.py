@@ -57,6 +57,16 @@ def build_homes(lab: Lab, *names: str) -> Network:
     return network
 
 
+def new_lease(space: Namespace) -> None:
+    """The machine has another host address in its home now, and the way out by it."""
+    (line,) = space.run(["ip", "-4", "-o", "addr", "show", "dev", "eth0"]).stdout.splitlines()
+    before = line.split()[3]
+    network, _, host = before.partition("/")[0].rpartition(".")
+    after = f"{network}.{10 + (int(host) - 10 + 1) % 100}/24"
+    steps = f"addr del {before} dev eth0\naddr add {after} dev eth0\nroute add default via {network}.1\n"
+    space.run(["ip", "-batch", "-"], input=steps)
+
+
 def _carrier(lab: Lab, network: Network, carrier: Namespace) -> None:
     inner = lab.namespace("deep-nat")
     home(lab, carrier, "100.64.0", [(inner, "9")], "port-restricted")

@@ -1,7 +1,9 @@
 """Which path each pair of homes finds, through real NATs: every cell of the matrix, all at once in one network."""
 
+import contextlib
 import itertools
 import json
+import secrets
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +12,12 @@ from typing import Any
 import pytest
 
 from tests.lab.conftest import tracked
+from tests.lab.eavesdrop import captured, holds
+from tests.lab.gates import Download, digest, web_file
 from tests.lab.homes import HOMES, NODES, build_homes, outside_address
 from tests.lab.nats import NAT_KINDS
 from tests.lab.netns import Lab, wait_for
-from tests.lab.topology import OVERLAY, Machine, Network
+from tests.lab.topology import OVERLAY, Machine, Network, start_web
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -24,11 +28,21 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("lan1", "port-restricted1"): "udp",
     ("deep", "port-restricted2"): "udp",
     ("deep", "full-cone2"): "udp",
-    ("narrow", "no-udp1"): "relay",
     ("no-udp1", "no-udp2"): "tcp",
+    ("narrow", "no-udp1"): "relay",
     ("narrow", "full-cone1"): "relay",
 }
 """Pair of nodes → the path that they must find."""
+
+
+SECRETIVE = {
+    "relay": ("symmetric1", "symmetric2"),
+    "udp": ("full-cone1", "full-cone2"),
+    "tcp": ("no-udp1", "no-udp2"),
+}
+"""Path → two nodes that find it."""
+
+SENT = 1_000_000  # bytes of the transfer that is listened to
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +123,33 @@ def test_a_direct_path_is_the_reason_for_itself(network: Network) -> None:
     report = network["full-cone1"].overlay_json("why", "full-cone2")
     assert report["reason"] == "direct"
     assert [each["state"] for each in report["candidates"] if each["state"] == "in use"] == ["in use"]
+
+
+@pytest.mark.parametrize("kind", ["relay", "udp", "tcp"])
+def test_who_listens_on_the_way_or_at_the_server_finds_no_plaintext(
+    kind: str, found: dict[tuple[str, str], dict[str, Any]], network: Network
+) -> None:
+    source, target = SECRETIVE[kind]
+    a, b = network[source], network[target]
+    unit = secrets.token_hex(32).encode()
+    page = web_file(a, f"page-{kind}", 0)
+    page.write_bytes(unit * (SENT // len(unit)))
+    start_web(a.namespace, page.parent)
+    folder, spaces = network.lab.directory, network.lab.namespaces
+    places = [(network.server.namespace, "eth0"), (spaces[f"{source}-nat"], "eth0"), (a.namespace, "eth0")]
+    files = [folder / f"{kind}-{number}.pcap" for number in range(len(places))]
+    inside = folder / f"{kind}-inside.pcap"
+    with contextlib.ExitStack() as listening:
+        for (space, interface), file in zip(places, files, strict=True):
+            listening.enter_context(captured(space, interface, file))
+        listening.enter_context(captured(a.namespace, a.status()["interface"], inside))
+        url = f"http://{network.address(source)}/{page.name}"
+        assert Download(b, url, folder / f"copy-{kind}").finish() == digest(page)
+        assert b.path_kind(source) == kind
+    passed = [file.stat().st_size > SENT for file in files]
+    assert passed == [kind == "relay", True, True], "what was captured is not what was sent"
+    assert holds(inside, unit), "the search finds nothing where there is plaintext"
+    assert not any(holds(file, unit) for file in files)
 
 
 def test_the_homes_are_all_asked_for() -> None:

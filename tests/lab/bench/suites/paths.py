@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from tests.lab.bench.result import Quantity, Result
 from tests.lab.bench.runner import EXPECTED, Bench, reason
 from tests.lab.gates import Download, digest, web_file
-from tests.lab.homes import HOMES, build_homes, outside_address
+from tests.lab.homes import HOMES, build_homes, new_lease, outside_address
 from tests.lab.nats import forget_flows
 from tests.lab.netns import Lab, wait_for
 from tests.lab.pings import COMMAND, Pings
@@ -132,28 +132,17 @@ def _move(network: Network, at: int, result: Result) -> None:
         with _pinging(a, address) as pings:
             wait_for(lambda: a.path_kind(other) in kinds, "a direct path", 15)
             pings.wait_for_answers(20)
-            _change_address(a)
+            new_lease(a.namespace)
             time.sleep(AFTER)
             result.add(OURS, at, [(MOVED, _silence(pings))])
         with _pinging(a, address) as pings:
             pings.wait_for_answers(20)
             network.server.kill_daemon()
-            _change_address(a)
-            _change_address(b)
+            new_lease(a.namespace)
+            new_lease(b.namespace)
             network.start_server()
             time.sleep(2 * AFTER)
             result.add(OURS, at, [(ALL, _silence(pings))])
-
-
-def _change_address(machine: Machine) -> None:
-    """As a new lease would: another host address in the home, and the way out by it."""
-    run = machine.namespace.run
-    (line,) = run(["ip", "-4", "-o", "addr", "show", "dev", "eth0"]).stdout.splitlines()
-    before = line.split()[3]
-    network, _, host = before.partition("/")[0].rpartition(".")
-    after = f"{network}.{10 + (int(host) - 10 + 1) % 100}/24"
-    steps = f"addr del {before} dev eth0\naddr add {after} dev eth0\nroute add default via {network}.1\n"
-    run(["ip", "-batch", "-"], input=steps)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from overlay.node.interface import Address
 from overlay.wire.control.messages import NetworkMap
 from overlay_dns.osconfig.resolvconf import ResolvConf
 from overlay_dns.server import PORT, Resolver
-from overlay_dns.zone import Zone
+from overlay_dns.zone import Zones
 
 START_TIMEOUT = 3.0
 """Seconds that bringing names up may hold up the network; sockets and one small file take milliseconds."""
@@ -34,9 +34,9 @@ def restore_system(state: StateDir) -> None:
         _log.warning("the system's resolver configuration could not be put back: %s", error)
 
 
-def build_zone(network_map: NetworkMap) -> Zone:
-    """The zone of a map: each node by its name."""
-    return Zone.build(
+def build_zones(network_map: NetworkMap) -> Zones:
+    """The zones of a map: each node by its name."""
+    return Zones.build(
         network_map.domain,
         {node.name: [ip_address(text) for text in node.addresses] for node in network_map.nodes},
         network_map.version,
@@ -53,7 +53,7 @@ class Names:
         self.port: int | None = None  # while the resolver serves
         self._wanted_port = port
         self._resolv_conf = resolv_conf or ResolvConf(state)
-        self._zone: Zone | None = None
+        self._zones: Zones | None = None
         self._resolver: Resolver | None = None
         self._upstreams: list[tuple[str, int]] = []
 
@@ -64,9 +64,9 @@ class Names:
 
     def set_map(self, network_map: NetworkMap) -> None:
         """Answer from this map from now on."""
-        self._zone = build_zone(network_map)
+        self._zones = build_zones(network_map)
         if self._resolver is not None:
-            self._resolver.set_zone(self._zone)
+            self._resolver.set_zones(self._zones)
 
     async def run(
         self, addresses: Sequence[Address], domain: str, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
@@ -77,7 +77,7 @@ class Names:
         """
         own = str(addresses[0])
         started = False
-        self._resolver = Resolver(self._zone or Zone.build(domain, {}, 0), lambda: self._upstreams)
+        self._resolver = Resolver(self._zones or Zones.build(domain, {}, 0), lambda: self._upstreams)
         try:
             async with anyio.create_task_group() as tasks:
                 with anyio.fail_after(START_TIMEOUT):

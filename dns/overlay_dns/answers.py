@@ -1,0 +1,39 @@
+"""Replies that are ready to be sent, by the bytes of the question: a name is worked out once per network map.
+
+The key is all of the query but its identifier: flags, question with the case that it came in, EDNS. So a reply that is
+found is, byte for byte, the one that would be built.
+"""
+
+from typing import Final
+
+LONGEST_QUERY: Final = 128
+"""Bytes of a query that is kept; ordinary ones have 30 to 80."""
+
+MOST: Final = 4096
+"""Replies kept; at 1,232 bytes at the most (4 KiB over TCP) that is 5 to 16 MB if somebody wants it so."""
+
+LARGEST_REPLY: Final = 4096
+
+
+class Answers:
+    """Replies without their first two bytes."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, bytes] = {}
+
+    def get(self, query: bytes) -> bytes | None:
+        """The reply to `query`, with the query's identifier."""
+        kept = self._kept.get(query[2:])
+        return None if kept is None else query[:2] + kept
+
+    def keep(self, query: bytes, reply: bytes) -> None:
+        if len(query) > LONGEST_QUERY or len(reply) > LARGEST_REPLY:
+            return
+        if len(self._kept) >= MOST:
+            self._kept.clear()  # names in use are back within a question each; whoever filled it has gained nothing
+        self._kept[query[2:]] = reply[2:]
+
+    def clear(self) -> None:
+        self._kept.clear()

@@ -16,24 +16,24 @@ LARGEST_REPLY: Final = 4096
 
 
 class Answers:
-    """Replies without their first two bytes."""
+    """`ready`: queries to replies, both without their first two bytes. The loop that reads UDP looks there itself."""
 
-    __slots__ = ("_kept",)
+    __slots__ = ("ready",)
 
     def __init__(self) -> None:
-        self._kept: dict[bytes, bytes] = {}
+        self.ready: dict[bytes, bytes] = {}
 
     def get(self, query: bytes) -> bytes | None:
         """The reply to `query`, with the query's identifier."""
-        kept = self._kept.get(query[2:])
+        kept = self.ready.get(query[2:])
         return None if kept is None else query[:2] + kept
 
     def keep(self, query: bytes, reply: bytes) -> None:
         if len(query) > LONGEST_QUERY or len(reply) > LARGEST_REPLY:
             return
-        if len(self._kept) >= MOST:
-            self._kept.clear()  # names in use are back within a question each; whoever filled it has gained nothing
-        self._kept[query[2:]] = reply[2:]
+        if len(self.ready) >= MOST:
+            self.ready.clear()  # names in use are back within a question each; whoever filled it has gained nothing
+        self.ready[query[2:]] = reply[2:]
 
     def clear(self) -> None:
-        self._kept.clear()
+        self.ready.clear()

@@ -189,19 +189,20 @@ class Resolver:
                     await anyio.lowlevel.checkpoint()
 
     def _take_some(self, tasks: TaskGroup, udp: socket.socket) -> None:
+        receive, send = udp.recvfrom, udp.sendto
+        ready, is_own = self._answers[False].ready, self._is_own
         for _ in range(UDP_AT_ONCE):
             try:
-                data, source = udp.recvfrom(LARGEST_QUESTION)
+                data, source = receive(LARGEST_QUESTION)
+                reply = ready.get(data[2:])
+                if reply is not None and is_own.get(source[0]):
+                    send(data[:2] + reply, source)
+                elif self._admits(source[0]):
+                    self._take(tasks, udp, data, source)
             except BlockingIOError:
-                return
-            except OSError:  # an earlier reply reached nobody, and the kernel says so now
-                self.drops["receive_failed"] += 1
-                continue
-            reply = self._ready(data, source[0], stream=False)
-            if reply is not None:
-                self._send(udp, reply, source)
-            elif self._admits(source[0]):
-                self._take(tasks, udp, data, source)
+                return  # nothing waits; or nobody takes our replies, and those who ask will ask again
+            except OSError:  # a reply reached nobody, and the kernel says so now
+                self.drops["udp_failed"] += 1
 
     def _take(self, tasks: TaskGroup, udp: socket.socket, data: bytes, source: _Source) -> None:
         query = self._parsed(data)

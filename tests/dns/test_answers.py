@@ -35,7 +35,7 @@ def test_the_memory_is_bounded() -> None:
     answers = Answers()
     for _ in range(3 * MOST):
         answers.keep(os.urandom(40), b"..reply")
-        assert len(answers._kept) <= MOST
+        assert len(answers.ready) <= MOST
     answers.keep(bytes(LONGEST_QUERY + 1), b"..reply")
     answers.keep(bytes(40), bytes(LARGEST_REPLY + 1))
     assert answers.get(bytes(LONGEST_QUERY + 1)) is None and answers.get(bytes(40)) is None

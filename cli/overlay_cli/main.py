@@ -16,7 +16,7 @@ from overlay_cli.commands.expose import expose_app
 from overlay_cli.commands.member import down, status, up
 from overlay_cli.commands.netcheck import netcheck
 from overlay_cli.commands.node import node_app
-from overlay_cli.commands.peer import ping
+from overlay_cli.commands.peer import ping, why
 from overlay_cli.commands.server import invite, server
 from overlay_cli.commands.version import version
 
@@ -45,6 +45,7 @@ app.command(epilog="Example: sudo overlay up ov1_…   (or: sudo overlay up - < 
 app.command(epilog="Example: sudo overlay down")(down)
 app.command(epilog="Example: overlay status --json")(status)
 app.command(epilog="Example: overlay ping b -c 3   (or: overlay ping b --until-direct)")(ping)
+app.command(epilog="Example: overlay why b")(why)
 app.add_typer(expose_app, name="expose")
 app.command(epilog="Example: sudo overlay capture b -w b.pcapng icmp or tcp port 443")(capture)
 app.command(epilog="Example: overlay netcheck --json   (or, before joining: overlay netcheck ov1_…)")(netcheck)

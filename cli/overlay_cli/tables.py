@@ -24,6 +24,7 @@ def node_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderable
         trip = "" if server.get("rtt_ms") is None else f", {server['rtt_ms']:.1f} ms"
         by = f" by {server['carrier']}{_why(server)}" if server["carrier"] else ""
         parts.append(Text(f"server     {server['address']}{by}{trip}"))
+    parts.extend(_nat(status.get("nat")) if verbose else [])
     parts.extend(_warnings(status))
     peers = status["peers"]
     parts.append(peer_table(peers) if peers else Text("no peers yet", style="dim"))
@@ -39,6 +40,7 @@ def server_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderab
     parts: list[RenderableType] = [
         Text.assemble(_dot(status["state"]), " ", (status["state"], "bold"), f" as {_full_name(status)}"),
         Text("public     " + "  ".join(status["public"])),
+        Text(f"ports      {_ports(status)}"),
         Text("addresses  " + "  ".join(status["addresses"])),
         Text("networks   " + "  ".join(status["networks"])),
         Text(f"nodes      {status['nodes']}, {status['online']} online"),
@@ -50,6 +52,13 @@ def server_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderab
     if verbose:
         parts.extend(_details(status))
     return Group(*parts)
+
+
+def _ports(status: dict[str, Any]) -> str:
+    """What a firewall must let in."""
+    tcp = dict.fromkeys(endpoint.rpartition(":")[2] for endpoint in status["listen"])
+    udp = [str(status[key]) for key in ("port", "stun_port") if status[key]]
+    return f"TCP {', '.join(tcp)}; UDP {', '.join(udp)}"
 
 
 def net_report(report: dict[str, Any]) -> RenderableType:
@@ -67,6 +76,7 @@ def net_report(report: dict[str, Any]) -> RenderableType:
         Text(f"network    {report['network'] or 'no default route'}"),
         Text(f"families   {families}"),
         Text(f"udp        {report['udp']}"),
+        *_nat(report["nat"]),
     ]
     if report["proxy"]:
         parts.append(Text(f"proxy      {report['proxy']}"))
@@ -84,6 +94,70 @@ def net_report(report: dict[str, Any]) -> RenderableType:
             Text(each["address"] or each["why"]),
         )
     return Group(*parts, table)
+
+
+def why_report(report: dict[str, Any]) -> RenderableType:
+    """What `overlay why` tells."""
+    path = report["path"]
+    since = "" if path is None else f", for {format_duration(max(0.0, time.time() - path['since']))}"
+    trip = "" if report["rtt_ms"] is None else f", {report['rtt_ms']:.1f} ms"
+    parts: list[RenderableType] = [
+        Text.assemble(
+            _dot("connected" if report["online"] else "offline"),
+            " ",
+            (f"{report['name']}: {_path(path)}", "bold"),
+            f"{since}{trip}",
+        ),
+        Text(report["sentence"]),
+        Text(f"NAT here   {report['own_nat']}"),
+        Text(f"NAT there  {report['peer_nat']}"),
+    ]
+    if not report["candidates"]:
+        return Group(*parts)
+    table = _table("endpoint", "kind", "known from", "state", "pings", "answered", "round trip", "next try")
+    for each in report["candidates"]:
+        table.add_row(
+            Text(each["endpoint"] or "the same connection"),
+            Text(each["kind"]),
+            Text(_ORIGINS.get(each["origin"], each["origin"])),
+            Text(each["state"]),
+            Text(str(each["pings"])),
+            Text("never" if each["answered_s"] is None else f"{format_duration(each['answered_s'])} ago"),
+            Text("–" if each["rtt_ms"] is None else f"{each['rtt_ms']:.1f} ms"),
+            Text("–" if each["next_try_s"] is None else f"in {format_duration(each['next_try_s'])}"),
+        )
+    return Group(*parts, table)
+
+
+_ORIGINS = {
+    "map": "the network map",
+    "seen": "its own packets",
+    "interface": "its interfaces",
+    "observed": "others who see it",
+    "mapped": "its router",
+    "manual": "its owner",
+    "predicted": "prediction",
+}
+
+
+def _nat(nat: dict[str, Any] | None) -> list[RenderableType]:
+    """The NAT before this machine: what it means, and below it the RFC's words."""
+    if nat is None:
+        return []
+    words = [f"{name} {nat[name]}" for name in ("mapping", "filtering") if nat[name] is not None]
+    flags = (("hairpinning", "hairpinning", "no hairpinning"), ("port_preserved", "port preserved", "another port"))
+    if nat["translated"]:
+        words += [yes if nat[name] else no for name, yes, no in flags if nat[name] is not None]
+    if nat["port_delta"] is not None:
+        words.append(f"port delta {nat['port_delta']}")
+    if nat["lifetime_s"] is not None:
+        words.append(f"mappings last {format_duration(nat['lifetime_s'])} at least")
+    lines = [nat["summary"]]
+    if words:
+        lines.append(", ".join(words))
+    if nat["endpoints"]:
+        lines.append("seen from outside as " + "  ".join(nat["endpoints"]))
+    return [Text(f"{'nat' if not number else '':<11}{line}") for number, line in enumerate(lines)]
 
 
 def peer_table(peers: list[dict[str, Any]]) -> Table:

@@ -5,7 +5,6 @@ What cannot be forwarded is dropped and counted, as a network does it.
 """
 
 import socket
-import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Final
@@ -13,6 +12,7 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
+from overlay.carrier.local_address import ANCILLARY_SIZE, Ancillary, answer_from, ask_for_local_address, local_address
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
 FLOW_IDLE: Final = 60.0  # s; above the 30 s of common NATs, below RFC 4787's 2 min, as a flow costs a socket
@@ -20,24 +20,19 @@ FLOW_LIMIT: Final = 1024
 _LARGEST_DATAGRAM: Final = 65535
 _BATCH: Final = 64  # datagrams taken from one socket before others get a turn
 _ERROR_PAUSE: Final = 0.1  # s, when the listening socket itself reports an error
-_IP_PKTINFO: Final = 8  # <linux/in.h>; the socket module has it from Python 3.14 on
-_IN_PKTINFO: Final = struct.Struct("=i4s4s")  # interface, local address, destination address
-_IN6_PKTINFO: Final = struct.Struct("=16sI")  # local address, interface
-_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(_IN6_PKTINFO.size)
 
 _SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-_Ancillary = list[tuple[int, int, bytes]]
 _Key = tuple[_SocketAddress, bytes]
 
 
 class _Flow:
-    __slots__ = ("answer_from", "last", "socket", "target", "user")
+    __slots__ = ("answer_with", "last", "socket", "target", "user")
 
     def __init__(
-        self, user: _SocketAddress, answer_from: _Ancillary, target: Endpoint, connected: socket.socket, now: float
+        self, user: _SocketAddress, answer_with: Ancillary, target: Endpoint, connected: socket.socket, now: float
     ) -> None:
         self.user = user
-        self.answer_from = answer_from
+        self.answer_with = answer_with
         self.target = target
         self.socket = connected
         self.last = now
@@ -78,7 +73,7 @@ class UdpFlows:
         self._accepts = accepts
         self._flows: OrderedDict[_Key, _Flow] = OrderedDict()  # the longest silent first
         self._buffer = bytearray(_LARGEST_DATAGRAM)  # shared: never held across an await
-        _ask_for_local_address(listening)
+        ask_for_local_address(listening)
 
     @property
     def count(self) -> int:
@@ -105,7 +100,7 @@ class UdpFlows:
                 return
             for _ in range(_BATCH):
                 try:
-                    size, ancillary, _, user = self._listening.recvmsg_into([self._buffer], _ANCILLARY_SIZE)
+                    size, ancillary, _, user = self._listening.recvmsg_into([self._buffer], ANCILLARY_SIZE)
                 except BlockingIOError:
                     break
                 except OSError:
@@ -114,7 +109,7 @@ class UdpFlows:
                     break
                 self._forward(memoryview(self._buffer)[:size], user, ancillary, tasks)
 
-    def _forward(self, datagram: memoryview, user: _SocketAddress, ancillary: _Ancillary, tasks: TaskGroup) -> None:
+    def _forward(self, datagram: memoryview, user: _SocketAddress, ancillary: Ancillary, tasks: TaskGroup) -> None:
         if self._accepts is not None and not self._accepts(canonical_endpoint(user[0], user[1])):
             self.drops["source_refused"] += 1
             return
@@ -122,14 +117,14 @@ class UdpFlows:
         if target is None:
             self.drops["target_offline"] += 1
             return
-        answer_from = _answer_from(ancillary)
-        key = (user, answer_from[0][2] if answer_from else b"")
+        local = local_address(ancillary)
+        key = (user, local)
         flow = self._flows.get(key)
         if flow is not None and flow.target != target:
             self._close(key)
             flow = None
         if flow is None:
-            flow = self._open(key, user, answer_from, target, tasks)
+            flow = self._open(key, user, answer_from(local), target, tasks)
             if flow is None:
                 return
         self._touch(key, flow)
@@ -145,7 +140,7 @@ class UdpFlows:
             self.to_target += len(datagram)
 
     def _open(
-        self, key: _Key, user: _SocketAddress, answer_from: _Ancillary, target: Endpoint, tasks: TaskGroup
+        self, key: _Key, user: _SocketAddress, answer_with: Ancillary, target: Endpoint, tasks: TaskGroup
     ) -> _Flow | None:
         if len(self._flows) >= self._limit:
             self._close(next(iter(self._flows)))
@@ -162,7 +157,7 @@ class UdpFlows:
             connected.close()
             self.drops["target_failed"] += 1
             return None
-        flow = self._flows[key] = _Flow(user, answer_from, target, connected, anyio.current_time())
+        flow = self._flows[key] = _Flow(user, answer_with, target, connected, anyio.current_time())
         tasks.start_soon(self._from_target, key, flow)
         return flow
 
@@ -190,7 +185,7 @@ class UdpFlows:
 
     def _answer(self, datagram: memoryview, flow: _Flow) -> None:
         try:
-            self._listening.sendmsg([datagram], flow.answer_from, 0, flow.user)
+            self._listening.sendmsg([datagram], flow.answer_with, 0, flow.user)
         except BlockingIOError:
             self.drops["user_full"] += 1
         except OSError:
@@ -222,23 +217,3 @@ def _send(connected: socket.socket, datagram: memoryview) -> None:
         connected.send(datagram)
     except ConnectionRefusedError:
         connected.send(datagram)  # what was refused was an earlier one: the kernel tells it once, and took nothing
-
-
-def _ask_for_local_address(listening: socket.socket) -> None:
-    if listening.family == socket.AF_INET6:
-        listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-    else:
-        listening.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-
-
-def _answer_from(ancillary: _Ancillary) -> _Ancillary:
-    """What to send with an answer so that it leaves from the address that the question came to."""
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO) and len(data) == _IN_PKTINFO.size:
-            _, local, _ = _IN_PKTINFO.unpack(data)
-            return [(level, kind, _IN_PKTINFO.pack(0, local, bytes(4)))]
-        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO) and len(data) == _IN6_PKTINFO.size:
-            local, _ = _IN6_PKTINFO.unpack(data)
-            # The interface is left to routing; a link-local user's is in its socket address.
-            return [(level, kind, _IN6_PKTINFO.pack(local, 0))]
-    return []

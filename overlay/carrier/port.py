@@ -3,6 +3,7 @@
     00 60           a Noise message of 96 bytes, the first one: tcp, or tls within TLS
     16 03           a TLS record with a ClientHello: once more within, by the server's certificate
     GET, POST, …    HTTP: WebSocket's upgrade, or an answer such as any web server gives
+    00 01           a Binding request of STUN
     anything else   closed without a byte
 
 All of it runs under the time and the counts that `Limits` gives to strangers. No header that a proxy may have set or
@@ -21,12 +22,13 @@ from overlay.carrier.carriers import CarrierName
 from overlay.carrier.http import answer, header, parse_request, read_head
 from overlay.carrier.stream import TcpStream
 from overlay.carrier.streams import CodecStream
+from overlay.carrier.stun import REQUEST as STUN
 from overlay.carrier.tls import server_handshake
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import INITIATION_SIZE
 from overlay.wire.stream.websocket import WebSocket
 
-Spoken = Literal["noise", "tls", "http"]
+Spoken = Literal["noise", "tls", "http", "stun"]
 HttpAnswer = Callable[[str], bytes | None]
 """Path below `CHALLENGES` → body; None: not known. Called for every stranger who asks: it must be quick."""
 
@@ -34,7 +36,7 @@ CHALLENGES: Final = "/.well-known/acme-challenge/"  # RFC 8555 §8.3
 NOISE: Final = INITIATION_SIZE.to_bytes(2, "big")
 TLS: Final = b"\x16\x03"  # handshake, version 3.x (RFC 8446 §5.1)
 METHODS: Final = tuple(f"{name} ".encode() for name in "GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT".split())
-_STARTS: Final[dict[bytes, Spoken]] = {NOISE: "noise", TLS: "tls", **dict.fromkeys(METHODS, "http")}
+_STARTS: Final[dict[bytes, Spoken]] = {NOISE: "noise", TLS: "tls", STUN: "stun", **dict.fromkeys(METHODS, "http")}
 _LINGER: Final = 1.0  # s for an answer to arrive before we close
 _LINGER_BYTES: Final = 64 * 1024
 
@@ -54,9 +56,9 @@ async def greet(
     tls: Callable[[], ssl.SSLContext] | None,
     http_answer: HttpAnswer | None,
     random_bytes: Callable[[int], bytes],
-) -> tuple[TcpStream | CodecStream, CarrierName] | None:
-    """→ the stream whose first bytes are those of Noise, and what it runs over. None: an HTTP request was served, and
-    there is nothing more to do.
+) -> tuple[TcpStream | CodecStream, CarrierName] | TcpStream | None:
+    """→ the stream whose first bytes are those of Noise, and what it runs over; alone: STUN is spoken there. None: an
+    HTTP request was served, and there is nothing more to do.
 
     Raises `RemoteProtocolError`: `unknown_protocol`, `tls_failed`, `http_stranger`, `bad_http`, `bad_upgrade`,
     `http_head_too_large`, or that of the frames; and what a stream raises. The caller sets the deadline and closes.
@@ -69,6 +71,8 @@ async def greet(
         start = more
     if speaks == "noise":
         return tcp, "tcp"
+    if speaks == "stun":
+        return tcp
     if speaks == "http":
         upgraded = await _serve_http(tcp, b"", http_answer, random_bytes)
         return None if upgraded is None else (upgraded, "ws")
@@ -84,7 +88,7 @@ async def greet(
     if speaks == "http":
         upgraded = await _serve_http(secured, start, http_answer, random_bytes)
         return None if upgraded is None else (upgraded, "wss")
-    raise RemoteProtocolError("unknown_protocol", "TLS within TLS")
+    raise RemoteProtocolError("unknown_protocol", f"{speaks} within TLS")
 
 
 async def _serve_http(

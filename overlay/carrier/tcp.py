@@ -25,6 +25,7 @@ from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
 from overlay.carrier.port import NOISE, HttpAnswer, greet
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.stream import TcpStream
+from overlay.carrier.stun import Answer, StunRoom
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import BUSY, NoiseChannel
 from overlay.wire.control.codec import decode_node_message
@@ -35,8 +36,8 @@ __all__ = ["DEFAULT_LIMITS", "ConnectionLost", "ControlConnection", "Limits", "d
 logger = logging.getLogger(__name__)
 
 _Greeted = tuple[CarrierStream, CarrierName]
-_Greeting = Callable[[], Awaitable[_Greeted | None]]
-"""Finds out what a connection runs over, and sets that up; None: there is nothing more to do."""
+_Greeting = Callable[[], Awaitable[_Greeted | TcpStream | None]]
+"""Finds out what a connection runs over, and sets that up. A stream alone: STUN; None: there is nothing more to do."""
 
 _ACCEPT_BATCH: Final = 64  # connections taken before other tasks get a turn
 _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no file descriptor or memory left
@@ -57,6 +58,7 @@ async def serve(
     quic: QuicDoor | None = None,
     tls: Callable[[], ssl.SSLContext] | None = None,
     http_answer: HttpAnswer | None = None,
+    stun: Answer | None = None,
 ) -> None:
     """Serve nodes until cancelled, all under one set of limits. `listeners`: one or several of those that
     `anyio.create_tcp_listener` gives; they stay the caller's.
@@ -66,12 +68,13 @@ async def serve(
     time as a stranger. It learns of the connection's end from `receive` or `send`. A `ConnectionLost` that it lets out
     is expected; any other error is logged, and ends that connection alone.
     `tls` is asked for the context of every TLS connection anew, so that a certificate can change; None: no TLS here.
-    `http_answer` is what ACME wants to be found on the port (`overlay.carrier.port.HttpAnswer`).
+    `http_answer` is what ACME wants to be found on the port (`overlay.carrier.port.HttpAnswer`). `stun` answers Binding
+    requests there.
     `drops` counts every connection that was not let in, or was closed for cause, by reason; each reason is logged
     once as a warning, and after that only at debug level. `quic` is served besides, under the same limits.
     """
     counted = Counter() if drops is None else drops
-    server = _Server(private_key, handler, limits, counted, random_bytes, tls, http_answer)
+    server = _Server(private_key, handler, limits, counted, random_bytes, tls, http_answer, stun)
     await server.run(_listening_sockets(listeners), quic)
 
 
@@ -94,6 +97,7 @@ class _Server:
         random_bytes: Callable[[int], bytes],
         tls: Callable[[], ssl.SSLContext] | None,
         http_answer: HttpAnswer | None,
+        stun: Answer | None,
     ) -> None:
         self._private_key = private_key
         self._handler = handler
@@ -102,6 +106,7 @@ class _Server:
         self._random_bytes = random_bytes
         self._tls = tls
         self._http_answer = http_answer
+        self._stun = None if stun is None else StunRoom(stun)
         self.door = Door(limits)
         self._streams: set[CarrierStream] = set()
         self._tasks: TaskGroup
@@ -158,20 +163,33 @@ class _Server:
     async def _serve(self, stream: CarrierStream, greeting: _Greeting, endpoint: Endpoint, visit: Visit) -> None:
         try:
             connection = await self._authenticate(greeting, endpoint, visit)
-            if connection is not None:
+            if isinstance(connection, TcpStream):
+                await self._answer_stun(connection, endpoint, visit)
+            elif connection is not None:
                 await self._converse(connection)
         finally:
             stream.close()
             self._streams.discard(stream)
             visit.leave()
 
-    async def _authenticate(self, greeting: _Greeting, endpoint: Endpoint, visit: Visit) -> ControlConnection | None:
+    async def _answer_stun(self, stream: TcpStream, endpoint: Endpoint, visit: Visit) -> None:
+        try:
+            if self._stun is not None:
+                await self._stun.serve(stream, endpoint, visit.leave)
+        except RemoteProtocolError as error:
+            self.count(error.reason, format_endpoint(endpoint), str(error))
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return
+
+    async def _authenticate(
+        self, greeting: _Greeting, endpoint: Endpoint, visit: Visit
+    ) -> ControlConnection | TcpStream | None:
         peer = format_endpoint(endpoint)
         try:
             with anyio.fail_after(self._limits.handshake):
                 greeted = await greeting()
-                if greeted is None:
-                    return None
+                if greeted is None or isinstance(greeted, TcpStream):
+                    return greeted
                 return await self._prove(*greeted, endpoint, visit)
         except TimeoutError:
             self.count("handshake_timeout", peer)

@@ -28,6 +28,38 @@ class PingResult(msgspec.Struct, frozen=True, kw_only=True):
     rtt_ms: float | None
 
 
+class CandidateStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One endpoint that the peer may be reached at, and what came of asking it."""
+
+    endpoint: str
+    kind: Literal["lan", "udp", "tcp"]
+    origin: str  # how it is known: "map", "seen", "interface", "observed", "mapped", "manual", "predicted"
+    state: str  # "in use", "proven", "asked", "silent", "resting", "waiting"
+    pings: int  # sent in all
+    pinged_s: float | None  # s ago
+    answered_s: float | None  # s ago
+    rtt_ms: float | None
+    next_try_s: float | None  # in s; None: not planned
+
+
+class WhyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Why packets to a peer go the way they go."""
+
+    name: str
+    addresses: tuple[str, ...]
+    online: bool
+    path: PathStatus | None
+    rtt_ms: float | None
+    active: bool  # does data flow?
+    reason: str  # a word for scripts
+    sentence: str  # the same for a person
+    own_nat: str  # a sentence
+    peer_nat: str
+    relay: bool  # is there one?
+    next_call_s: float | None  # in s: when the peer is called again, through the relay
+    candidates: tuple[CandidateStatus, ...]
+
+
 class Peers(Protocol):
     """What a daemon with peers offers. All of it raises `UserError`."""
 
@@ -36,6 +68,9 @@ class Peers(Protocol):
 
     async def ping(self, number: int, patience: float) -> PingResult:
         """One round trip to the peer, waited for `patience` seconds at most."""
+
+    async def why(self, number: int) -> WhyReport:
+        """What the choice of the path to the peer rests on."""
 
 
 def peer_routes(daemon: Peers) -> list[Route]:
@@ -49,4 +84,11 @@ def peer_routes(daemon: Peers) -> list[Route]:
         number = int(daemon.find_peer(request.path_params["peer"])["number"])
         return JSONResponse(msgspec.to_builtins(await daemon.ping(number, float(patience))))
 
-    return [Route("/v1/peers/{peer}/ping", ping, methods=["POST"])]
+    async def why(request: Request) -> Response:
+        number = int(daemon.find_peer(request.path_params["peer"])["number"])
+        return JSONResponse(msgspec.to_builtins(await daemon.why(number)))
+
+    return [
+        Route("/v1/peers/{peer}/ping", ping, methods=["POST"]),
+        Route("/v1/peers/{peer}/why", why, methods=["GET"]),
+    ]

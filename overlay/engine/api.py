@@ -12,7 +12,10 @@ from typing import Literal
 
 from overlay.engine.link import Handed as Handed
 from overlay.engine.tap import Tap
+from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
+from overlay.path.types import CandidateState
 from overlay.path.types import PathKind as PathKind
+from overlay.wire.disco import CallMe, Offer
 from overlay.wire.endpoint import Endpoint
 
 Cipher = Literal["aes-256-gcm", "chacha20-poly1305"]
@@ -107,7 +110,8 @@ class RemoveLink:
 
 @dataclass(frozen=True, slots=True)
 class SendDatagrams:
-    """Send these from the engine's UDP port: another protocol's (QUIC). What cannot be sent is dropped and counted."""
+    """Send these from the engine's UDP port: another protocol's (QUIC, STUN). What cannot be sent is dropped and
+    counted."""
 
     datagrams: tuple[bytes, ...]
     endpoint: Endpoint
@@ -116,6 +120,22 @@ class SendDatagrams:
 @dataclass(frozen=True, slots=True)
 class LinkChanged:
     """Addresses or routes of the machine changed: prove all paths anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetReach:
+    """Where we may be reached, best first, and what our NAT does: what peers are told when they are called."""
+
+    nat: NatBehaviour = UNKNOWN_NAT
+    offers: tuple[Offer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SendCue:
+    """Send a call-me to a peer, through the relay; for way "tcp", which the engine does not deal with itself."""
+
+    number: int
+    call: CallMe
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +154,28 @@ class PeerSnapshot:
     last_handshake: float | None  # s ago
     rx_bytes: int  # inner bytes
     tx_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDetails:
+    """All that bears on the choice of the path to one peer."""
+
+    peer: PeerSnapshot
+    active: bool  # does data flow?
+    own_nat: NatBehaviour
+    nat: NatBehaviour  # the peer's, as it told us
+    relay: bool  # is there one?
+    next_call: float | None  # s until the peer is called again; None: it is not
+    candidates: tuple[CandidateState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InspectPeer:
+    """Ask for one peer's details; `reply` is called on the engine thread and must only hand over. None: no such peer,
+    or a stock WireGuard peer, which has no choice of paths."""
+
+    number: int
+    reply: Callable[[PeerDetails | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +244,10 @@ Command = (
     | RemoveLink
     | SendDatagrams
     | LinkChanged
+    | SetReach
+    | SendCue
     | Inspect
+    | InspectPeer
     | PingPeer
     | StartTap
     | StopTap
@@ -232,6 +277,33 @@ class RelayChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class CueReceived:
+    """A peer's call-me for way "tcp" came. `half_rtt`: half a round trip to it through the relay as we measured it, s;
+    0: not known."""
+
+    number: int
+    call: CallMe
+    half_rtt: float
+
+
+@dataclass(frozen=True, slots=True)
+class WantTcp:
+    """Data flows to the peer, and UDP has brought no direct path: TCP is worth a try. Said again with growing
+    pauses."""
+
+    number: int
+    half_rtt: float
+
+
+@dataclass(frozen=True, slots=True)
+class PeerOffers:
+    """A peer said where it may be reached."""
+
+    number: int
+    offers: tuple[Offer, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LinkLost:
     """A link ended by itself, or its peer broke the protocol; the socket is closed. `reason` is a word."""
 
@@ -241,8 +313,8 @@ class LinkLost:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A datagram of another protocol came to the engine's UDP port: its first byte is 0x40 or above (QUIC, RFC 9000
-    §17). From anybody; so many a second at the most, the others are dropped and counted."""
+    """A datagram of another protocol came to the engine's UDP port: QUIC or STUN, by `wire.demux.kind_of`. From
+    anybody; so many a second at the most, the others are dropped and counted."""
 
     datagram: bytes
     source: Endpoint
@@ -260,4 +332,15 @@ class EngineFailed:
     error: BaseException
 
 
-Event = PathChanged | Observed | RelayChanged | LinkLost | Foreign | HandshakeCompleted | EngineFailed
+Event = (
+    PathChanged
+    | Observed
+    | RelayChanged
+    | CueReceived
+    | WantTcp
+    | PeerOffers
+    | LinkLost
+    | Foreign
+    | HandshakeCompleted
+    | EngineFailed
+)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from overlay.engine import drops
-from overlay.engine.api import Event, HandshakeCompleted, PathChanged
+from overlay.engine.api import Event, HandshakeCompleted, PathChanged, WantTcp
 from overlay.engine.drops import Drops
 from overlay.engine.exchange import DiscoExchange
 from overlay.engine.peer import Peer
@@ -16,6 +16,7 @@ from overlay.engine.routes import Routes
 from overlay.engine.sender import Sender
 from overlay.engine.timers import Timers
 from overlay.engine.unreachable import Unreachable
+from overlay.path import types as path
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.wireguard import events
 
@@ -109,11 +110,19 @@ class Attendance:
         pings = selector.pings_to_send()
         for endpoint, txid in pings:
             self._disco.ping(peer.number, endpoint, txid)
-        changes = selector.events()
-        if changes:
+        called = selector.call_due()
+        if called:
+            self._disco.calls.call(peer, now)
+        changed = False
+        for event in selector.events():
+            if isinstance(event, path.WantTcp):
+                self._on_event(WantTcp(peer.number, self._disco.calls.half_rtt(peer.number)))
+            else:
+                changed = True
+        if changed:
             self._routes.follow(peer, now)
             self._way_changed(peer, now)
-        return bool(pings or changes)
+        return bool(pings or called or changed)
 
     def _way_changed(self, peer: Peer, now: float) -> None:
         self._on_event(PathChanged(peer.number, peer.path_snapshot()))

@@ -47,9 +47,16 @@ WRONG_SOURCE: Final = "wrong_source"  # inner source address is not one of the p
 HANDSHAKE_RATE: Final = "handshake_rate"
 INNER_ENDPOINT: Final = "inner_endpoint"  # a candidate inside the network itself; never pinged, so never used
 FOREIGN_RATE: Final = "foreign_rate"  # packets of another protocol (QUIC), beyond so many a second
+STUN_RATE: Final = "stun_rate"  # the same of STUN
 DISCO_RATE: Final = "disco_rate"
 DISCO_STRANGER: Final = "disco_stranger"  # a sender number that we have no key for
-DISCO_UNASKED: Final = "disco_unasked"  # a pong to no ping of ours
+DISCO_UNASKED: Final = "disco_unasked"  # a pong to no ping of ours, or an answer to no call
+DISCO_NOT_RELAYED: Final = "disco_not_relayed"  # a call-me that did not come through a relay
+CALL_RATE: Final = "call_rate"  # calls beyond so many a second, of one peer or of all
+CALL_REPEATED: Final = "call_repeated"  # a call that was taken before
+PUNCH_STRANGER: Final = "punch_stranger"  # to a probe's socket, from elsewhere than was asked, or once too often
+PUNCH_NO_SOCKET: Final = "punch_no_socket"  # no socket to be had for a probe
+OFFER_UNUSABLE: Final = "offer_unusable"  # an endpoint where no node can be
 RELAY_NOT_OURS: Final = "relay_not_ours"  # relayed to us by who does not know our ticket
 
 # relay role

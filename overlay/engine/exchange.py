@@ -9,6 +9,7 @@ from typing import Final
 
 from overlay.engine import drops
 from overlay.engine.api import Event, Observed, PingReply, RelayChanged
+from overlay.engine.calls import Calls
 from overlay.engine.drops import Drops
 from overlay.engine.echoes import Echoes
 from overlay.engine.link import is_link
@@ -17,7 +18,7 @@ from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.engine.routes import Routes
 from overlay.path.budget import Budget
-from overlay.wire.disco import TXID_SIZE, DiscoKey, Ping, Pong, sender
+from overlay.wire.disco import TXID_SIZE, CallMe, DiscoKey, Ping, Pong, sender
 from overlay.wire.endpoint import Endpoint
 
 RATE: Final = 2000.0
@@ -56,6 +57,9 @@ class DiscoExchange:
         self._keys: dict[bytes, DiscoKey] = {}  # by public key
         self._budget = Budget(RATE, BURST)
         self._echoes = Echoes()
+        self.probe_answered: Callable[[Peer, bytes, Endpoint, float], bool] = lambda peer, txid, source, now: False
+        """Was this pong asked for by a probe of many (`Punches`)?"""
+        self.calls = Calls(peers, counted, random_bytes, on_event, self._send_relayed)
 
     def ping(self, number: int, endpoint: Endpoint, txid: bytes) -> None:
         """Ask whether node `number` is at `endpoint`."""
@@ -63,6 +67,13 @@ class DiscoExchange:
             self._drops.count(drops.INNER_ENDPOINT)
             return
         self._send(number, Ping(txid), endpoint)
+
+    def sealed_ping(self, number: int, endpoint: Endpoint, txid: bytes) -> bytes | None:
+        """A ping to send to that endpoint; None: it is inside the network, or the node is no peer."""
+        key = self._key(number)
+        if key is None or self._peers.is_inner(endpoint):
+            return None
+        return key.seal(Ping(txid), self._number, self._random_bytes(_NONCE_SIZE))
 
     def echo(self, peer: Peer, reply: PingReply, now: float) -> bool:
         """Ask for one answer on the way that data goes. False: there is no such way."""
@@ -105,12 +116,14 @@ class DiscoExchange:
         message = key.open(datagram)
         if isinstance(message, Ping):
             self._ping_received(number, message, source, now)
-        else:
+        elif isinstance(message, Pong):
             self._pong_received(number, message, source, now)
+        else:
+            self._drops.count(drops.DISCO_NOT_RELAYED)
 
     def receive_relayed(self, datagram: memoryview, number: int, now: float) -> None:
-        """Take a type 7 that node `number` sent through a relay: a probe of that path's size, or the answer to one.
-        It says nothing of where the node is. Raises `RemoteProtocolError` for one that is not authentic."""
+        """Take a type 7 that node `number` sent through a relay: a call, or a probe of that path's size, or the answer
+        to one; the last two say nothing of where the node is. Raises `RemoteProtocolError` if it is not authentic."""
         if not self._budget.take(now):
             self._drops.count(drops.DISCO_RATE)
             return
@@ -128,8 +141,20 @@ class DiscoExchange:
             outcome = self._outbox.send((prefix, answer), 0, address)
             if outcome:
                 self._drops.count(outcome)
+        elif isinstance(message, CallMe):
+            self.calls.received(peer, message, now)
         elif not self._probe_answered(peer, message, now):
             self._drops.count(drops.DISCO_UNASKED)
+
+    def _send_relayed(self, peer: Peer, call: CallMe, now: float) -> bool:
+        key, route = self._key(peer.number), self._routes.relay(peer.number, now)
+        if key is None or route is None:
+            return False
+        address, prefix = route
+        outcome = self._outbox.send((prefix, key.seal(call, self._number, self._random_bytes(_NONCE_SIZE))), 0, address)
+        if outcome:
+            self._drops.count(outcome)
+        return True
 
     def attend_home(self, now: float) -> None:
         """Do what the home relay's machine wants done."""
@@ -183,6 +208,8 @@ class DiscoExchange:
             return
         peer = self._peers.by_number.get(number)
         if peer is not None and self._probe_answered(peer, pong, now):
+            return
+        if peer is not None and self.probe_answered(peer, pong.txid, source, now):
             return
         if (
             peer is None

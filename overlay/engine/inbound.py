@@ -26,7 +26,7 @@ from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket
 from overlay.errors import RemoteProtocolError
 from overlay.path.budget import Budget
-from overlay.wire.demux import QUIC_FIRST
+from overlay.wire.demux import QUIC_FIRST, kind_of
 from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.disco import sender as disco_sender
 from overlay.wire.endpoint import Endpoint
@@ -56,8 +56,14 @@ FOREIGN_BURST: Final = 2000.0
 """Foreign datagrams handed on per second, and at once: a thousand nodes that connect again send some 4000. Bounds what
 waits for who deals with them, 6 MB for each second that they are late."""
 
+STUN_RATE: Final = 2000.0
+STUN_BURST: Final = 2000.0
+"""The same for STUN, with a budget of its own: a flood of it is no reason for QUIC to wait. A thousand nodes that start
+together send some ten requests each, and ask again for what was let fall."""
+
 _unpack_header = fragments.FRAGMENT_HEADER.unpack_from
-_INITIATION: Final = 1
+_STUN_REQUEST: Final = 0
+_INITIATION: Final = 1  # and STUN's responses
 _COOKIE_REPLY: Final = 3
 
 
@@ -91,6 +97,7 @@ class Inbound:
         self._on_event = on_event
         self._budget = Budget(HANDSHAKE_RATE, HANDSHAKE_BURST)
         self._foreign_budget = Budget(FOREIGN_RATE, FOREIGN_BURST)
+        self._stun_budget = Budget(STUN_RATE, STUN_BURST)
         self._traffic_class = 0
         """Of the run at hand: DSCP and ECN of its outer headers."""
 
@@ -141,9 +148,14 @@ class Inbound:
             elif _INITIATION <= kind <= _COOKIE_REPLY:
                 for datagram in _datagrams(run, segment):
                     with self._faults:
-                        self._handshake(datagram, source, None, now)
+                        if kind != _INITIATION or not self._stun(datagram, source, now):
+                            self._handshake(datagram, source, None, now)
             elif kind >= QUIC_FIRST:
                 self._foreign(run, segment, source, now)
+            elif kind == _STUN_REQUEST:
+                for datagram in _datagrams(run, segment):
+                    if not self._stun(datagram, source, now):
+                        self._drops.count(drops.UNKNOWN_TYPE)
             else:
                 self._drops.count(drops.UNKNOWN_TYPE, _count(run, segment))
 
@@ -183,6 +195,16 @@ class Inbound:
                 self._on_event(Foreign(bytes(datagram), source))
             else:
                 self._drops.count(drops.FOREIGN_RATE)
+
+    def _stun(self, datagram: memoryview, source: Endpoint, now: float) -> bool:
+        """Hand it on if it is STUN's; False: it is not."""
+        if kind_of(datagram) != "stun":
+            return False
+        if self._stun_budget.take(now):
+            self._on_event(Foreign(bytes(datagram), source))
+        else:
+            self._drops.count(drops.STUN_RATE)
+        return True
 
     def _record(self, run: Run, now: float) -> bool:
         """Deal with a run that is one whole record, as nearly all are at speed. False, and nothing happened: it is

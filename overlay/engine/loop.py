@@ -27,6 +27,7 @@ from overlay.engine.outbound import Outbound
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
+from overlay.engine.punches import Punches
 from overlay.engine.relay_role import RelayRole
 from overlay.engine.routes import Routes
 from overlay.engine.sender import Sender
@@ -145,6 +146,18 @@ class Loop:
             on_event,
             clock,
         )
+        self._punches = Punches(
+            self._peers,
+            self._disco.calls,
+            self._outbox,
+            self._drops,
+            os.urandom,
+            self._epoll,
+            self._disco.sealed_ping,
+            lambda datagram, source, now: self._inbound.run(datagram, len(datagram), source, now),
+        )
+        self._disco.calls.on_called = self._punches.called
+        self._disco.probe_answered = self._punches.pong_received
         self._was_blocked = False
         self._epoll.register(wakeup, select.EPOLLIN)
         for descriptor in self._by_fd:
@@ -158,6 +171,7 @@ class Loop:
         self._stopping = True
 
     def close(self) -> None:
+        self._punches.close()
         self._epoll.close()
 
     def run(self) -> None:
@@ -185,6 +199,11 @@ class Loop:
                 self._link_ready(self._links.by_descriptor[descriptor], mask, now, idle)
             elif descriptor == self._tun_descriptor:
                 self._tun_ready(now, idle)
+            elif descriptor in self._punches.kept_by_fd:
+                self._socket_ready(self._punches.kept_by_fd[descriptor], mask, now, idle)
+            elif descriptor in self._punches.by_fd:
+                with self._faults:
+                    self._punches.ready(descriptor, now)
         self._wake_waiters(now)
         self._attend(now)
         if self._sockets.links and self._links.end_turn(now):
@@ -230,7 +249,7 @@ class Loop:
         if not blocked and not self._was_blocked:
             return
         self._was_blocked = blocked
-        for descriptor, sock in self._by_fd.items():
+        for descriptor, sock in (*self._by_fd.items(), *self._punches.kept_by_fd.items()):
             waiting = self._outbox.waiting(sock) or (relayed is not None and relayed.waiting(sock))
             self._epoll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if waiting else 0))
         if self._tun is not None:
@@ -250,6 +269,8 @@ class Loop:
                     self._links.timeout(waiter, now)
                 elif waiter is self._relayed:
                     self._relayed.handle_timeout(now)
+                elif waiter is self._punches:
+                    self._punches.handle_timeout(now)
 
     def _attend(self, now: float) -> None:
         routes, touched = self._routes, self._peers.touched
@@ -270,6 +291,9 @@ class Loop:
             self._timers.arm(routes.home, routes.home.next_timeout())
         if self._relayed is not None:
             self._timers.arm(self._relayed, self._relayed.end_turn(now))
+        if self._punches.stirred:
+            self._punches.stirred = False
+            self._timers.arm(self._punches, self._punches.next_timeout(now))
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -292,6 +316,13 @@ class Loop:
                 self._attendance.reroute(self._peers.set(peer, now), now)
             case api.RemovePeer(number):
                 self._peers.remove(number, now)
+                self._disco.calls.forget(number)
+                self._punches.forget(number, now)
+            case api.SetReach():
+                self._disco.calls.set_reach(command, now)
+            case api.SendCue(number, call):
+                if number in self._peers.by_number:
+                    self._disco.calls.send(self._peers.by_number[number], call, now)
             case api.SetRelay(endpoints, number, public_key, ticket):
                 self._set_relay(endpoints, number, public_key, ticket, now)
             case api.SetClient(number, public_key, ticket):
@@ -311,6 +342,8 @@ class Loop:
                 self._link_changed(now)
             case api.Inspect(reply):
                 reply(self._snapshot(now))
+            case api.InspectPeer(number, tell):
+                tell(self._peer_details(number, now))
             case api.PingPeer(number, ping_reply):
                 self._ping_peer(number, ping_reply, now)
             case api.StartTap(tap, started):
@@ -401,6 +434,21 @@ class Loop:
             relayed_bytes=0 if relayed is None else relayed.sent_bytes,
             relay_waiting=0 if relayed is None else relayed.held,
             timestamp=self._timestamper.highest,
+        )
+
+    def _peer_details(self, number: int, now: float) -> api.PeerDetails | None:
+        peer, calls = self._peers.by_number.get(number), self._disco.calls
+        if peer is None or peer.selector is None:
+            return None
+        next_call = peer.selector.next_call
+        return api.PeerDetails(
+            peer=_peer_snapshot(peer, now),
+            active=peer.selector.active(now),
+            own_nat=calls.reach.nat,
+            nat=calls.nat(number),
+            relay=self._routes.relay(number, now) is not None,
+            next_call=None if next_call is None else max(0.0, next_call - now),
+            candidates=peer.selector.candidates(now),
         )
 
 

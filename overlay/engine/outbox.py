@@ -94,6 +94,19 @@ class Outbox:
     def add_link(self, link: Link) -> None:
         self._queues[link] = _Queue(link)
 
+    def add_socket(self, sock: UdpSocket, endpoint: Endpoint) -> None:
+        """A socket that one endpoint is reached by."""
+        self._queues[sock] = _Queue(None)
+        self.sockets.special[endpoint] = sock
+
+    def remove_socket(self, sock: UdpSocket, endpoint: Endpoint) -> None:
+        """What waits for it goes nowhere."""
+        self.sockets.special.pop(endpoint, None)
+        queue = self._queues.pop(sock, None)
+        if queue is not None and queue.runs:
+            self._drops.count(drops.SEND_UNREACHABLE, len(queue.runs))
+        self._look_whether_busy()
+
     def remove_link(self, link: Link) -> None:
         """What waits for it goes nowhere."""
         queue = self._queues.pop(link, None)

@@ -9,6 +9,8 @@ from overlay.engine.api import PeerConfig
 from overlay.engine.drops import Drops
 from overlay.engine.peer import Peer, Receiver
 from overlay.engine.transport import TransportBuffers, TransportReader, TransportWriter
+from overlay.path import timing
+from overlay.path.budget import Budget
 from overlay.path.selector import Selector
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.record.buffers import RecordBuffers
@@ -35,6 +37,8 @@ class Peers:
         self._device = device
         self._drops = counted
         self._random_bytes = random_bytes
+        self.node_budget = Budget(timing.NODE_RATE, timing.NODE_BURST)
+        """Of probes to what may be a peer's endpoint, all peers' together."""
         self._mtu = mtu
         self._record_buffers = RecordBuffers()
         self._transport_buffers = TransportBuffers()
@@ -59,7 +63,9 @@ class Peers:
         session = self._device.add_peer(config.public_key, config.preshared_key, config.persistent_keepalive, now=now)
         peer = self.by_number.get(config.number)
         if peer is None:
-            selector = Selector(relay=False, random_bytes=self._random_bytes) if config.transport == "record" else None
+            selector = None
+            if config.transport == "record":
+                selector = Selector(relay=False, random_bytes=self._random_bytes, node_budget=self.node_budget)
             peer = Peer(config, session, selector, time.time(), self._random_bytes)
             self.by_number[config.number] = peer
             self.by_key[config.public_key] = peer

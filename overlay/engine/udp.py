@@ -257,15 +257,20 @@ class UdpSockets:
         self.ipv6 = ipv6
         self.port = ipv4.port
         self.links: dict[Endpoint, Link] = {}
+        self.special: dict[Endpoint, UdpSocket] = {}
+        """Endpoints that are reached by a socket of their own: the NAT before us lets them in there alone."""
         self.lively_links: set[Link] = set()
         """Those that something happened to in this turn of the loop."""
 
     def all(self) -> list[UdpSocket]:
-        return [self.ipv4] if self.ipv6 is None else [self.ipv4, self.ipv6]
+        own = [self.ipv4] if self.ipv6 is None else [self.ipv4, self.ipv6]
+        return [*own, *self.special.values()] if self.special else own
 
     def to(self, endpoint: Endpoint) -> UdpSocket | Link | None:
         """What reaches `endpoint`; None: this machine lacks its family, or the link is gone."""
         host = endpoint[0]
+        if self.special and endpoint in self.special:
+            return self.special[endpoint]
         if ":" in host:
             return self.ipv6
         return self.ipv4 if host != LINK_HOST else self.links.get(endpoint)
@@ -294,6 +299,7 @@ class UdpSockets:
         for link in self.links.values():
             link.close()
         self.links.clear()
+        self.special.clear()
 
 
 MakeSocket = Callable[[socket.AddressFamily], socket.socket]

@@ -11,6 +11,7 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,22 +24,25 @@ from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.state import LOG_NAME, StateDir
-from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged
+from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged, SendDatagrams
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.api import make_api
 from overlay.node.ciphers import measure
 from overlay.node.control import ControlClient
 from overlay.node.exposures import Exposures
 from overlay.node.interface import check_tun
-from overlay.node.joining import default_name, identity_of, plan_start, relay_of
+from overlay.node.joining import default_name, identity_of, plan_start, relay_of, stun_servers_of
 from overlay.node.links import DataLinks
-from overlay.node.member import Identity, Member, MemberSettings, StartEngine
+from overlay.node.member import Identity, Member, MemberSettings, Relay, StartEngine
 from overlay.node.memory import Joined, Memory, load_or_make_key
 from overlay.node.names import restore_system
+from overlay.node.nat_report import nat_status
+from overlay.node.reflexive import Reflexive
 from overlay.node.settings import NodeSettings, check_ways
 from overlay.node.status import ExposureStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
+from overlay.wire.endpoint import Endpoint
 
 OFFLINE_AFTER = 3.0
 """Seconds that a node which remembers its network waits for the server before it says that it works without."""
@@ -90,15 +94,23 @@ class NodeDaemon:
             on_endpoints=self._endpoints_changed,
             on_link_changed=self._link_changed,
             on_relay=self._relay_event,
+            on_foreign=lambda datagram, source: self._reflexive.received(datagram, source),
+            on_observed=lambda endpoint: self._reflexive.observed(endpoint),
             start_engine=start_engine,
         )
+        self._reflexive = Reflexive(
+            lambda datagram, to: self._member.post(SendDatagrams((datagram,), to)),
+            lambda: self._member.port,
+            self._reach_changed,
+        )
+        self._udp = "udp" in target.carriers
         self._ways = Ways(target, state, lambda: self._member.upstreams)
         self._control = ControlClient(self._ways.dial, self._hello, self, self._memory.network_map, better=self._ways)
         self._links = DataLinks(
             self._ways.dial_stream,
             lambda: self._ways.stream_carriers,
             self._member.post,
-            udp="udp" in target.carriers,
+            udp=self._udp,
         )
         self._by_udp = False  # relayed packets go by UDP
         self._exposures = Exposures(state, self._control.request, self._is_server)
@@ -135,7 +147,7 @@ class NodeDaemon:
 
     def welcomed(self, welcome: Welcome) -> None:
         identity = identity_of(welcome)
-        relay = relay_of(welcome, self._control.endpoint)
+        relay, stun = relay_of(welcome, self._control.endpoint), stun_servers_of(welcome)
         try:
             self._memory.save_welcome(welcome)
             self._memory.save_joined(self._start.joined)
@@ -146,6 +158,7 @@ class NodeDaemon:
             _log.warning("%s %s", error, error.hint)
         self._take_identity(identity)
         self._member.set_relay(relay)
+        self._set_stun_servers(relay, stun)
         self._links.server_is_back()
         self._server_exposures = ("welcome", welcome.exposures)
         self._server_exposures_changed.set()
@@ -194,6 +207,7 @@ class NodeDaemon:
             peers=self._member.peers(snapshot),
             exposures=self._exposures.status(),
             port=self._member.port,
+            nat=nat_status(self._reflexive.nat, self._reflexive.endpoints) if self._udp else None,
             warnings=self._member.warnings,
             drops=drops,
             features=dict(snapshot.features) if snapshot is not None else {},
@@ -236,7 +250,9 @@ class NodeDaemon:
     def _remember(self, welcome: Welcome, network_map: NetworkMap) -> None:
         try:
             self._take_identity(identity_of(welcome))
-            self._member.set_relay(relay_of(welcome, None))
+            relay = relay_of(welcome, None)
+            self._member.set_relay(relay)
+            self._set_stun_servers(relay, stun_servers_of(welcome))
             self._member.apply_map(network_map)
         except (RemoteProtocolError, ValueError) as error:
             # The server says it all anew; until then there is nothing to work from.
@@ -251,7 +267,16 @@ class NodeDaemon:
     def _endpoints_changed(self) -> None:
         self._control.set_endpoints(self._member.lan, self._member.observed)
 
+    def _set_stun_servers(self, relay: Relay, stun: Sequence[Endpoint]) -> None:
+        if self._udp:  # else nobody wants UDP to the server
+            self._reflexive.set_servers(relay.endpoints, stun)
+
+    def _reach_changed(self) -> None:
+        self._member.set_nat(self._reflexive.nat)
+        self._member.set_outside("stun", self._reflexive.endpoints)
+
     def _link_changed(self) -> None:
+        self._reflexive.link_changed()
         self._control.link_changed()
         self._links.link_changed()
 
@@ -278,6 +303,7 @@ class NodeDaemon:
                 await tasks.start(self._member.run, identity)
                 await tasks.start(self._exposures.run, str(identity.addresses[0]))
                 tasks.start_soon(self._links.run)
+                tasks.start_soon(self._reflexive.run)
                 self._up.set()
                 self._server_exposures_changed.set()
                 await self._identity_changed.wait()

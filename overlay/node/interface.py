@@ -40,10 +40,13 @@ WIDEST_LOCAL_ROUTE = 8
 """Shortest prefix that counts as a route of its own. A default route, also one cut into two /1, overlaps everything."""
 
 _CONTAINER_BRIDGE = re.compile(
-    r"docker\d+|docker_gwbridge|br-[0-9a-f]{12}|virbr\d+|(lxc|lxd|incus)br\d+|cni\d+|podman\d+"
+    r"docker\d+|docker_gwbridge|br-[0-9a-f]{12}|virbr.*|(lxc|lxd|incus|nerdctl)(br)?\d+|lxc\w+|cni.*|podman\d+"
+    r"|flannel.*|cali[0-9a-f]{11}|cilium_\w+|kube-(bridge|ipvs0|dummy-if)|weave|vmnet\d+|vboxnet\d+|vnet\d+"
 )
-"""Bridges to this host's own containers and guests: nobody outside can reach their addresses."""
-_VIRTUAL_LINK = re.compile(r"veth[0-9a-f]{6,}|overlay\d+")
+"""Bridges to this host's own containers and guests. Nobody outside can reach their private addresses; a public one
+counts: who gave it to a bridge wants it reached. A bridge by any other name (br-lan, br0)
+is taken for one that has the world on it."""
+_VIRTUAL_LINK = re.compile(r"veth\w{6,}|overlay\d+")
 """Container ends, and other overlays (one carried inside the other would nest and then loop)."""
 
 _TUN_DEVICE = "/dev/net/tun"
@@ -143,7 +146,9 @@ def local_candidates(machine: Machine, port: int, networks: Iterable[Network] = 
     found = []
     for assigned in machine.addresses:
         address = ip_address(assigned.address)
-        if _CONTAINER_BRIDGE.fullmatch(assigned.interface) or _VIRTUAL_LINK.fullmatch(assigned.interface):
+        if _VIRTUAL_LINK.fullmatch(assigned.interface):
+            continue
+        if _CONTAINER_BRIDGE.fullmatch(assigned.interface) and not address.is_global:
             continue
         if address.is_loopback or address.is_multicast or address.is_unspecified or address.is_link_local:
             continue

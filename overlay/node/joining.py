@@ -105,3 +105,11 @@ def relay_of(welcome: Welcome, control: Endpoint | None) -> Relay:
             host = str(ip_address(control[0]))
             endpoints.insert(0, next((each for each in endpoints if each[0] == host), (host, endpoints[0][1])))
     return Relay(tuple(dict.fromkeys(endpoints)), welcome.relay_number, welcome.ticket)
+
+
+def stun_servers_of(welcome: Welcome) -> tuple[Endpoint, ...]:
+    """More endpoints that answer STUN, beside the relay's. Raises `RemoteProtocolError` ("bad_welcome")."""
+    try:
+        return tuple(parse_endpoint(text) for text in welcome.stun)
+    except ValueError as error:
+        raise RemoteProtocolError("bad_welcome", str(error)) from error

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from overlay.daemon.capture import CaptureWish, Produce
-from overlay.daemon.peers import PingResult
+from overlay.daemon.peers import PingResult, WhyReport
 from overlay.daemon.state import StateDir, corrupt
 from overlay.engine.api import (
     Command,
@@ -33,14 +33,17 @@ from overlay.engine.api import (
     Event,
     Foreign,
     Inspect,
+    InspectPeer,
     LinkChanged,
     LinkLost,
     Network,
     Observed,
     PeerConfig,
+    PeerDetails,
     RelayChanged,
     RemovePeer,
     SetPeer,
+    SetReach,
     SetRelay,
 )
 from overlay.errors import Exit, UserError
@@ -55,14 +58,22 @@ from overlay.node.interface import (
     read_machine,
     watch_machine,
 )
-from overlay.node.pings import hand_over, milliseconds, path_status, ping
+from overlay.node.pings import asked, hand_over, milliseconds, path_status, ping
 from overlay.node.status import PeerStatus
+from overlay.node.why import why_report
+from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.wire.control.messages import MapNode, NetworkMap
+from overlay.wire.disco import Offer
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 if TYPE_CHECKING:
     from overlay.node.names import Names
 
+Outside = Literal["mapped", "relay", "stun"]
+"""Who says how the engine's port is reached from outside: a router that was asked to, the relay, a STUN server."""
+_OUTSIDE: tuple[Outside, ...] = ("mapped", "relay", "stun")
+OBSERVED_LIMIT = 4
+"""Endpoints outside that peers are told of: what a router mapped, and what the NAT shows, by both families."""
 FLOOR_FILE = "timestamp"
 FLOOR_INTERVAL = 15.0
 """Seconds between writes of the TAI64N floor. What is written lies two intervals ahead: a crash loses nothing."""
@@ -83,6 +94,7 @@ class MemberSettings:
     relay_rate: float = 0.0  # bytes per second that it forwards for each node; 0: no bound
     copy_dscp: bool = False  # outer headers show the DSCP of the packets inside
     udp: bool = True  # the home relay may be reached by UDP
+    endpoints: tuple[Endpoint, ...] = ()  # where a person says that the UDP port is reached from outside
     names: bool = True  # run the resolver and point the system at it
 
 
@@ -194,11 +206,12 @@ class Member:
         on_link_changed: Callable[[], None] = lambda: None,
         on_relay: Callable[[RelayChanged | LinkLost], None] = lambda event: None,
         on_foreign: Callable[[bytes, Endpoint], None] = lambda datagram, source: None,
+        on_observed: Callable[[Endpoint], None] = lambda endpoint: None,
         start_engine: StartEngine | None = None,
     ) -> None:
         """`on_endpoints`: `lan` or `observed` is another. `on_link_changed`: the host's addresses or routes are.
-        `on_relay`: how the home relay is reached, or a data link is lost. `on_foreign`: a datagram of QUIC came to the
-        engine's port, from that endpoint."""
+        `on_relay`: how the home relay is reached, or a data link is lost. `on_foreign`: a datagram of QUIC or STUN came
+        to the engine's port, from that endpoint. `on_observed`: the relay sees the engine's port there."""
         self.settings = settings
         self.identity: Identity | None = None  # while it runs
         self.lan: tuple[str, ...] = ()  # own endpoints, for the map
@@ -208,6 +221,7 @@ class Member:
         self._on_link_changed = on_link_changed
         self._on_relay = on_relay
         self._on_foreign = on_foreign
+        self._on_observed = on_observed
         self._start_engine = start_engine or _default_engine
         self._engine: RunningEngine | None = None
         self._captures = Captures(self.post)
@@ -215,6 +229,9 @@ class Member:
         self._relay: Relay | None = None
         self._posted: dict[int, PeerConfig] = {}
         self._posted_relay: SetRelay | None = None
+        self._nat = UNKNOWN_NAT
+        self._outside: dict[Outside, tuple[Endpoint, ...]] = {}
+        self._posted_reach: SetReach | None = None
         self._names: Names | None = None
         self._interface_warnings: tuple[str, ...] = ()
         self._failure: BaseException | None = None
@@ -286,6 +303,23 @@ class Member:
         self._posted_relay = None
         self._post_map()
 
+    def set_nat(self, nat: NatBehaviour) -> None:
+        """What is known of the NAT before this machine."""
+        self._nat = nat
+        self._post_reach()
+
+    def set_outside(self, source: Outside, endpoints: tuple[Endpoint, ...]) -> None:
+        """At which endpoints the engine's port is to be reached from outside, as `source` has it."""
+        if endpoints == self._outside.get(source, ()):
+            return
+        self._outside[source] = endpoints
+        found = [each for key in _OUTSIDE for each in self._outside.get(key, ())]
+        observed = tuple(dict.fromkeys(map(format_endpoint, found)))[:OBSERVED_LIMIT]
+        if observed != self.observed:
+            self.observed = observed
+            self._on_endpoints()
+        self._post_reach()
+
     def post(self, *commands: Command) -> None:
         """Commands for the engine, such as the relay role's. Nothing happens while there is none."""
         if self._engine is not None:
@@ -296,17 +330,8 @@ class Member:
         engine = self._engine
         if engine is None:
             return None
-        arrived = anyio.Event()
-        found: list[EngineSnapshot] = []
-
-        def take(snapshot: EngineSnapshot) -> None:
-            found.append(snapshot)
-            arrived.set()
-
-        engine.post(Inspect(hand_over(take)))
-        with anyio.move_on_after(SNAPSHOT_TIMEOUT):
-            await arrived.wait()
-        return found[0] if found else None
+        found: EngineSnapshot | None = await asked(lambda reply: engine.post(Inspect(reply)), SNAPSHOT_TIMEOUT)
+        return found
 
     def peers(self, snapshot: EngineSnapshot | None) -> tuple[PeerStatus, ...]:
         """The other nodes of the network, with what the engine knows of them."""
@@ -341,6 +366,19 @@ class Member:
         if self._engine is None:
             raise _not_up()
         return await ping(self._engine.post, number, patience)
+
+    async def why(self, number: int) -> WhyReport:
+        """As `overlay.daemon.peers.Peers` has it. Raises `UserError`: "not-up", "peer-unknown"."""
+        engine = self._engine
+        if engine is None:
+            raise _not_up()
+        details: PeerDetails | None = await asked(
+            lambda reply: engine.post(InspectPeer(number, reply)), SNAPSHOT_TIMEOUT
+        )
+        node = find_node(self._map, str(number))
+        if details is None or node is None:
+            raise _unknown_peer(f"Node {number} is no peer any more.")
+        return why_report(node, details)
 
     # what is captured ------------------------------------------------------------------------------------------------
 
@@ -381,8 +419,9 @@ class Member:
     async def _run_tasks(self, identity: Identity, engine: RunningEngine, task_status: TaskStatus[None]) -> None:
         async with anyio.create_task_group() as tasks:
             machine = await tasks.start(self._watch, engine.interface)
+            self._posted, self._posted_relay, self._posted_reach = {}, None, None
             self._take_candidates(machine, identity, engine.port)
-            self._posted, self._posted_relay = {}, None
+            self._post_reach()
             if self.settings.names and engine.interface is not None:
                 from overlay.node.names import Names  # a server's daemon does without
 
@@ -414,6 +453,7 @@ class Member:
         if lan != self.lan:
             self.lan = lan
             self._on_endpoints()
+            self._post_reach()
 
     def _receive_event(self, event: Event) -> None:
         if isinstance(event, Observed):
@@ -430,13 +470,29 @@ class Member:
             _log.debug("%s", event)
 
     def _take_observed(self, endpoint: Endpoint) -> None:
-        text, version = format_endpoint(endpoint), ip_address(endpoint[0]).version
+        if self._engine is None:
+            return
         # One for each address family: the relay is asked over both.
-        others = [each for each in self.observed if ip_address(parse_endpoint(each)[0]).version != version]
-        observed = tuple(sorted([*others, text]))
-        if observed != self.observed and self._engine is not None:
-            self.observed = observed
-            self._on_endpoints()
+        version = ip_address(endpoint[0]).version
+        others = [each for each in self._outside.get("relay", ()) if ip_address(each[0]).version != version]
+        self.set_outside("relay", tuple(sorted([*others, endpoint], key=format_endpoint)))
+        self._on_observed(endpoint)
+
+    def _post_reach(self) -> None:
+        if self._engine is None:
+            return
+        offers: dict[Endpoint, Offer] = {}
+        for endpoint in self.settings.endpoints:
+            offers.setdefault(endpoint, Offer(endpoint, "manual"))
+        for text in self.lan:
+            offers.setdefault(parse_endpoint(text), Offer(parse_endpoint(text), "interface"))
+        for source in _OUTSIDE:
+            for endpoint in self._outside.get(source, ()):
+                offers.setdefault(endpoint, Offer(endpoint, "mapped" if source == "mapped" else "observed"))
+        reach = SetReach(self._nat, tuple(offers.values()))
+        if reach != self._posted_reach:
+            self._posted_reach = reach
+            self._engine.post(reach)
 
     def _post_map(self) -> None:
         if self._engine is None or self._map is None or self.identity is None:
@@ -489,6 +545,7 @@ class Member:
         self._engine, self.identity, self._names = None, None, None
         self._interface_warnings = ()
         self.lan, self.observed = (), ()
+        self._outside.clear()
 
 
 def _default_engine(config: EngineConfig, on_event: Callable[[Event], None]) -> RunningEngine:

@@ -5,6 +5,7 @@ Says nothing to the server that a stranger could not: a handshake with a key mad
 
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -18,14 +19,20 @@ from overlay.carrier.proxy import excepted
 from overlay.carrier.stream import connect
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
+from overlay.node.inquiry import observe
 from overlay.node.interface import Machine, network_key, read_machine
 from overlay.node.joining import plan_start
-from overlay.node.memory import JOINED_FILE, Joined
+from overlay.node.memory import JOINED_FILE, WELCOME_FILE, Joined
+from overlay.node.nat_report import nat_status
 from overlay.node.settings import check_ways
+from overlay.node.status import NatStatus
 from overlay.node.ways import Target
+from overlay.path.nat import UNKNOWN_NAT, classify
 from overlay.wire.control.address import parse_server_address
 from overlay.wire.control.invite import PREFIX
-from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
+from overlay.wire.control.messages import Welcome
+from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint, parse_endpoint
+from overlay.wire.stun import PORT as STUN_PORT
 
 CHECK_TIMEOUT = 5.0
 """Seconds for each carrier; they are tried side by side."""
@@ -52,6 +59,7 @@ class NetReport(msgspec.Struct, frozen=True, kw_only=True):
     proxy: str | None  # that the carriers but udp go through, without its password
     udp: str  # "works", "blocked", or "unknown" where nothing works
     captive_portal: str | None  # what answers in the server's place, as far as it looks like that
+    nat: NatStatus | None  # None: UDP is not to be used
     best: CarrierName | None
     carriers: tuple[CarrierReport, ...]
 
@@ -85,7 +93,9 @@ async def check_from(state: StateDir, given: str, ways: Mapping[str, str]) -> Ne
     """
     carriers, proxy = check_ways(ways["carriers"], ways["proxy"])
     # An invite is enough: who has one need not be able to read this machine's state.
-    remembered = None if given.startswith(PREFIX) else state.read_struct(JOINED_FILE, Joined)
+    mine = not given.startswith(PREFIX)
+    remembered = state.read_struct(JOINED_FILE, Joined) if mine else None
+    welcome = state.read_struct(WELCOME_FILE, Welcome) if mine else None
     joined = choose_server(given, remembered)
     target = Target(
         addresses=joined.addresses,
@@ -95,7 +105,7 @@ async def check_from(state: StateDir, given: str, ways: Mapping[str, str]) -> Ne
         options=DialOptions(proxy=proxy, pin=joined.pin, ca_file=ways["ca_file"] or None),
         no_proxy=ways["no_proxy"],
     )
-    return await check(target, await read_machine())
+    return await check(target, await read_machine(), stun=welcome.stun if welcome is not None else ())
 
 
 async def check(
@@ -105,17 +115,25 @@ async def check(
     openers: Mapping[CarrierName, Opener] = OPENERS,
     look_up: LookUp = system_look_up,
     seconds: float = CHECK_TIMEOUT,
+    stun: Sequence[str] = (),
 ) -> NetReport:
-    """Try every carrier of `target`, whose own private key is not used."""
+    """Try every carrier of `target`, whose own private key is not used. `stun`: more endpoints than the server's own
+    that answer STUN; none known: STUN's usual port is tried."""
     target = replace(target, private_key=secrets.token_bytes(32))
     reports: dict[CarrierName, CarrierReport] = {}
+    nat: list[NatStatus] = []
 
     async def try_one(carrier: CarrierName) -> None:
         reports[carrier] = await _try(target, carrier, openers, look_up, seconds)
 
+    async def look_at_nat() -> None:
+        nat.append(await _nat(target, machine, stun, look_up))
+
     async with anyio.create_task_group() as tasks:
         for carrier in target.carriers:
             tasks.start_soon(try_one, carrier)
+        if "udp" in target.carriers:
+            tasks.start_soon(look_at_nat)
     found = tuple(reports[carrier] for carrier in target.carriers)
     best = next((report.carrier for report in found if report.works), None)
     return NetReport(
@@ -126,6 +144,7 @@ async def check(
         proxy=_without_password(target.options.proxy),
         udp=_udp(reports, openers),
         captive_portal=None if best is not None else await _portal(target, look_up),
+        nat=nat[0] if nat else None,
         best=best,
         carriers=found,
     )
@@ -161,6 +180,17 @@ async def _try(
         address=format_endpoint(found.connection.remote_address),
         latency_ms=round(found.seconds * 1000, 1),
     )
+
+
+async def _nat(target: Target, machine: Machine, stun: Sequence[str], look_up: LookUp) -> NatStatus:
+    servers: list[Endpoint] = []
+    for text in target.addresses:
+        address = parse_server_address(text)
+        with suppress(OSError):
+            servers += await _endpoints(address.host, address.port, look_up)
+    more = [parse_endpoint(text) for text in stun] or [(host, STUN_PORT) for host, _ in servers]
+    seen = await observe([*servers, *more], [each.address for each in machine.addresses])
+    return nat_status(classify(seen[0]) if seen else UNKNOWN_NAT, [each.mapped[0][1] for each in seen])
 
 
 def _reasons(outcomes: Sequence[Outcome]) -> str:

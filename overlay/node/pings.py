@@ -25,19 +25,25 @@ def hand_over(function: Callable[[T], None]) -> Callable[[T], None]:
     return call
 
 
-async def ping(post: Callable[[Command], None], number: int, patience: float) -> PingResult:
-    """One round trip to node `number`, waited for `patience` seconds at most."""
+async def asked(ask: Callable[[Callable[[T], None]], object], patience: float) -> T | None:
+    """What the engine's thread replies to a command that `ask` posts, waited for `patience` seconds at most."""
     arrived = anyio.Event()
-    found: list[PingAnswer] = []
+    found: list[T] = []
 
-    def take(answer: PingAnswer) -> None:
+    def take(answer: T) -> None:
         found.append(answer)
         arrived.set()
 
-    post(PingPeer(number, hand_over(take)))
+    ask(hand_over(take))
     with anyio.move_on_after(patience):
         await arrived.wait()
-    answer = found[0] if found else PingAnswer(None, None)
+    return found[0] if found else None
+
+
+async def ping(post: Callable[[Command], None], number: int, patience: float) -> PingResult:
+    """One round trip to node `number`, waited for `patience` seconds at most."""
+    found: PingAnswer | None = await asked(lambda reply: post(PingPeer(number, reply)), patience)
+    answer = found or PingAnswer(None, None)
     return PingResult(path=path_status(answer.path), rtt_ms=milliseconds(answer.rtt))
 
 

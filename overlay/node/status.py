@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from overlay.daemon.peers import PathStatus
+from overlay.path.nat import Dependence
 
 State = Literal["starting", "connected", "offline", "stopped"]
 
@@ -28,6 +29,20 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     data_carrier: str | None = None  # of relayed packets; None: the relay is not reached
 
 
+class NatStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The NAT before this machine, in the words of RFC 4787; None: not known."""
+
+    summary: str  # a sentence
+    endpoints: tuple[str, ...]  # where the engine's port is seen from outside
+    translated: bool | None  # False: there is none
+    mapping: Dependence | None
+    filtering: Dependence | None
+    hairpinning: bool | None
+    port_preserved: bool | None
+    port_delta: int | None
+    lifetime_s: float | None  # a mapping that is not used is kept at least so long
+
+
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     public: str
@@ -47,6 +62,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[PeerStatus, ...]
     exposures: tuple[ExposureStatus, ...]
     port: int | None  # the engine's UDP port
+    nat: NatStatus | None = None  # None: it is not looked for
     warnings: tuple[str, ...]  # sentences: what does not work, though the network does
     drops: dict[str, int]  # by reason
     features: dict[str, bool]  # of the kernel

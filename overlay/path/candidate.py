@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from overlay.path import timing
-from overlay.path.types import TXID_SIZE, Path, PathKind
+from overlay.path.types import TXID_SIZE, Origin, Path, PathKind
 from overlay.wire.endpoint import Endpoint
 
 
@@ -15,27 +15,33 @@ class Candidate:
         "endpoint",
         "falls",
         "heard",
+        "last_answer",
         "last_ping",
         "last_pong",
         "next_ping",
+        "origin",
         "outstanding",
         "path",
+        "pings",
         "proven",
         "resting_until",
         "rtt",
         "silent_pings",
     )
 
-    def __init__(self, endpoint: Endpoint, kind: PathKind, now: float, *, advertised: bool) -> None:
+    def __init__(self, endpoint: Endpoint, kind: PathKind, origin: Origin, now: float) -> None:
         self.endpoint = endpoint
         self.path = Path(kind, endpoint)
-        self.advertised = advertised  # by the network map; else learnt from the peer's datagrams
+        self.origin: Origin = origin
+        self.advertised = origin != "seen"  # by the network map or the peer; else learnt from its datagrams
+        self.pings = 0
         self.heard = now  # last sign of the peer from here
         self.proven = False  # has answered a ping, or carried what the session authenticated
         self.rtt: float | None = None  # smoothed, s
         self.outstanding: dict[bytes, float] = {}  # txid → sent, oldest first
         self.last_ping = float("-inf")
         self.last_pong: float | None = None  # None as well after it was left: only a new pong counts
+        self.last_answer: float | None = None  # the same, left or not
         self.next_ping = now  # as a candidate; not for the path in use
         self.silent_pings = 0  # in a row
         self.falls = 0
@@ -43,6 +49,10 @@ class Candidate:
 
     def trusted(self, now: float) -> bool:
         return self.last_pong is not None and now < self.last_pong + timing.TRUST
+
+    def worked(self, now: float) -> bool:
+        """Has it answered lately, whatever became of it since?"""
+        return self.last_answer is not None and now < self.last_answer + timing.RECENTLY
 
     @property
     def oldest_unanswered(self) -> float | None:
@@ -58,8 +68,10 @@ class Candidate:
         txid = random_bytes(TXID_SIZE)
         self.outstanding[txid] = now
         self.last_ping = now
+        self.pings += 1
         pauses = timing.PROBE_PAUSES
-        self.next_ping = now + pauses[min(self.silent_pings, len(pauses) - 1)]
+        pause = pauses[min(self.silent_pings, len(pauses) - 1)]
+        self.next_ping = now + (min(pause, timing.RETRY_WORKED) if self.worked(now) else pause)
         self.silent_pings += 1
         return txid
 
@@ -75,7 +87,7 @@ class Candidate:
             self.rtt = sample  # the first, or the first for long: nothing to smooth it with
         else:
             self.rtt += (sample - self.rtt) / 8  # RFC 6298 §2, alpha
-        self.last_pong = self.heard = now
+        self.last_pong = self.last_answer = self.heard = now
         self.proven = True
         self.silent_pings = 0
         self.next_ping = now + timing.LOOK_AGAIN

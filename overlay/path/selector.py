@@ -8,17 +8,22 @@ unanswered is left before a second is over, and rests. Pairs without data for 45
 what they knew is proven anew with the next packet, which meanwhile goes over the relay. Without a relay and without a
 better way the last path is kept.
 
+While data flows and no direct path by UDP carries it, the peer is called through the relay, so that both sides ask each
+other's endpoints at once and their NATs let the answers in; and TCP is asked for, besides.
+
 Calls and their order: report (`data_sent`, `…_received`, `set_…`, `link_changed`, `handle_timeout`), then drain
-`pings_to_send` and `events`, then ask `next_timeout`. Datagrams that already arrived are to be reported before
-`handle_timeout` is called, lest a late wake-up looks like a silent path.
+`pings_to_send`, `call_due` and `events`, then ask `next_timeout`. Datagrams that already arrived come before
+`handle_timeout`, lest a late wake-up looks like a silent path.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from overlay.path import timing
 from overlay.path.budget import Budget
 from overlay.path.candidate import Candidate
-from overlay.path.types import RELAY_PATH, Path, PathChanged, PathEvent, PathKind
+from overlay.path.strangers import Strangers
+from overlay.path.types import RELAY_PATH, CandidateState, Origin, Path, PathChanged, PathEvent, PathKind, WantTcp
 from overlay.wire.endpoint import Endpoint
 
 NEVER = float("inf")
@@ -27,7 +32,8 @@ NEVER = float("inf")
 class Selector:
     """The paths to one peer. Times in s, monotonic, never going back; `random_bytes(n)` gives n unguessable bytes."""
 
-    def __init__(self, *, relay: bool, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, *, relay: bool, random_bytes: Callable[[int], bytes], node_budget: Budget | None = None) -> None:
+        """`node_budget`: of pings to candidates of all peers; None: this one's own is bound enough."""
         self.path: Path | None = RELAY_PATH if relay else None
         """Where data goes now; None: nowhere yet (report `data_sent` all the same, it starts the search)."""
         self.observed: Endpoint | None = None
@@ -42,6 +48,15 @@ class Selector:
         self._liveness_due = NEVER  # when data_sent has to ping; NEVER if no live direct path is in use
         self._timeout = NEVER
         self._budget = Budget(timing.PROBE_RATE, timing.PROBE_BURST)
+        self._node_budget = node_budget or Budget(timing.NODE_RATE, timing.NODE_BURST)
+        self._strangers = Strangers()
+        self._from_map: dict[Endpoint, PathKind] = {}
+        self._offered: dict[Endpoint, tuple[PathKind, Origin]] = {}
+        self._looking_until = float("-inf")  # the peer called: its endpoints are asked though no data flows here
+        self._call_due = NEVER
+        self._call_now = False
+        self._calls = 0  # since somebody had a reason to begin anew
+        self._tcp_due = NEVER
         self._pings: list[tuple[Endpoint, bytes]] = []
         self._events: list[PathEvent] = []
 
@@ -54,6 +69,11 @@ class Selector:
         """Has this endpoint answered one of our pings, or carried what the session authenticated?"""
         candidate = self._candidates.get(source)
         return candidate is not None and candidate.proven
+
+    def trusts(self, endpoint: Endpoint, now: float) -> bool:
+        """Has it answered a moment ago?"""
+        candidate = self._candidates.get(endpoint)
+        return candidate is not None and candidate.trusted(now)
 
     # --- what the caller reports --------------------------------------------------------------------------------------
 
@@ -81,7 +101,7 @@ class Selector:
             candidate.proven = True
             candidate.heard = now
         if not empty:
-            woken = not self._active(now)
+            woken = not self.active(now)
             self._last_data = now
             if woken:
                 self._wake(now)
@@ -95,7 +115,8 @@ class Selector:
         if not candidate.trusted(now) and now >= candidate.resting_until:
             # Its way in is open: now is the best time to ask, also for a pair that is quiet on our side, so that the
             # source is proven before the peer's data comes from there.
-            if now - candidate.last_ping >= timing.MIN_INTERVAL and self._budget.take(now):
+            spaced = now - candidate.last_ping >= timing.MIN_INTERVAL
+            if spaced and self._may_ping(candidate, now) and self._budget.take(now):
                 candidate.silent_pings = 0
                 self._ping(candidate, now)
             self._schedule(now)
@@ -123,14 +144,54 @@ class Selector:
         kinds: dict[Endpoint, PathKind] = dict.fromkeys(lan, "lan")
         for endpoint in endpoints:
             kinds.setdefault(endpoint, "udp")
-        advertised = dict(list(kinds.items())[: timing.MAX_ADVERTISED])
+        self._from_map = dict(islice(kinds.items(), timing.MAX_ADVERTISED))
+        self._advertise(now)
+        self._work(now)
+
+    def called(self, offers: Iterable[tuple[Endpoint, Origin]], start: float, now: float) -> None:
+        """The peer called, or answered our call: these are its endpoints now, and it asks ours from `start` on (s, same
+        clock as `now`). They replace those that it offered before."""
+        listed: dict[Endpoint, tuple[PathKind, Origin]] = {}
+        for endpoint, origin in offers:
+            listed.setdefault(endpoint, ("lan" if origin == "interface" else "udp", origin))
+        self._offered = dict(islice(listed.items(), timing.MAX_OFFERED))
+        self._looking_until = max(self._looking_until, start + timing.CALLED)
+        self._advertise(now)
+        for candidate in self._candidates.values():
+            if candidate.endpoint in self._offered and not candidate.trusted(now):
+                candidate.ask_anew(max(start, now))
+        self._work(now)
+
+    def punched(self, source: Endpoint, asked_at: float, now: float) -> None:
+        """A probe that was sent to one of many endpoints was answered from there: take it as a candidate that has
+        answered."""
+        candidate = self._candidates.get(source) or self._learn(source, now)
+        txid = candidate.ping(asked_at, self._random_bytes)
+        candidate.pong(txid, now)
+        self._choose(now)
+        self._schedule(now)
+
+    def call_anew(self, now: float) -> None:
+        """Our own endpoints are others now: the peer should hear of it soon, if it matters."""
+        self._calls = 0
+        self._call_due = now if self._wants_call(now) else NEVER
+        self._work(now)
+
+    def _advertise(self, now: float) -> None:
+        """Have the candidates that the map and the peer name, and no others that never were of use."""
+        advertised: dict[Endpoint, tuple[PathKind, Origin]] = dict(self._offered)
+        for endpoint, kind in self._from_map.items():
+            if endpoint not in advertised or kind == "lan":
+                advertised[endpoint] = (kind, "map")
         for candidate in self._candidates.values():
             candidate.advertised = candidate.endpoint in advertised
-        for endpoint, kind in advertised.items():
+        for endpoint, (kind, origin) in advertised.items():
             known = self._candidates.get(endpoint)
             if known is None:
-                self._candidates[endpoint] = Candidate(endpoint, kind, now, advertised=True)
-            elif known.path.kind != kind:
+                self._candidates[endpoint] = Candidate(endpoint, kind, origin, now)
+                continue
+            known.origin = origin
+            if known.path.kind != kind:
                 known.path = Path(kind, endpoint)
                 if known is self._current:
                     self._use(known, known.path, now)
@@ -140,7 +201,6 @@ class Selector:
         self._forget(now)
         self._make_room(timing.MAX_LEARNED)
         self._choose(now)
-        self._work(now)
 
     def link_changed(self, now: float) -> None:
         """Our addresses or routes changed: every path is proven anew. Who is behind an endpoint stays known."""
@@ -150,6 +210,8 @@ class Selector:
             candidate.falls = 0
             candidate.resting_until = float("-inf")
             candidate.ask_anew(now)
+        self._calls = 0
+        self._call_due = now
         self._choose(now)
         self._work(now)
 
@@ -164,6 +226,11 @@ class Selector:
         pings, self._pings = self._pings, []
         return pings
 
+    def call_due(self) -> bool:
+        """Is the peer to be called now? Asking counts as doing it."""
+        due, self._call_now = self._call_now, False
+        return due
+
     def events(self) -> list[PathEvent]:
         events, self._events = self._events, []
         return events
@@ -174,7 +241,8 @@ class Selector:
 
     # --- the work -----------------------------------------------------------------------------------------------------
 
-    def _active(self, now: float) -> bool:
+    def active(self, now: float) -> bool:
+        """Does data flow, or did it a moment ago?"""
         return now < self._last_data + timing.ACTIVE
 
     def _wake(self, now: float) -> None:
@@ -183,6 +251,8 @@ class Selector:
         for candidate in self._candidates.values():
             if not candidate.trusted(now):
                 candidate.ask_anew(now)
+        self._calls = 0
+        self._call_due = now
         self._work(now)
 
     def _work(self, now: float) -> None:
@@ -197,16 +267,64 @@ class Selector:
                 self._choose(now)
             elif now >= self._path_ping_due(current, now):
                 self._ping(current, now)
-        if self._active(now):
+        if self._asks(now):
             for candidate in self._due(now):
+                if not self._may_ping(candidate, now):
+                    continue
                 if not self._budget.take(now):
                     break
                 self._ping(candidate, now)
+        self._call(now)
         self._schedule(now)
+
+    def _asks(self, now: float) -> bool:
+        """Are candidates asked now: because data flows, or because the peer called?"""
+        return self.active(now) or now < self._looking_until
+
+    def _may_ping(self, candidate: Candidate, now: float) -> bool:
+        """Within what an endpoint without any answer gets, and all candidates of this node together? If not, the
+        candidate's turn comes later."""
+        if not candidate.proven:
+            later = self._strangers.next_ping(candidate.endpoint, now)
+            if later > now:
+                candidate.next_ping = max(candidate.next_ping, later)
+                return False
+        if not self._node_budget.take(now):
+            first, last = timing.CROWDED
+            candidate.next_ping = now + first + (last - first) * int.from_bytes(self._random_bytes(2)) / 65536
+            return False
+        if not candidate.proven:
+            self._strangers.pinged(candidate.endpoint, now)
+        return True
+
+    def _wants_call(self, now: float) -> bool:
+        """Does data flow that no direct path by UDP carries? Calls go through the relay."""
+        current = self._current
+        direct = current is not None and current.trusted(now) and current.path.kind in ("lan", "udp")
+        return self._relay and self.active(now) and not direct
+
+    def _call(self, now: float) -> None:
+        """Call the peer when it is time, and ask for TCP when UDP had its time."""
+        if not self._wants_call(now):
+            self._call_due = self._tcp_due = NEVER
+            return
+        if now >= self._call_due or self._call_due == NEVER:
+            worked = any(candidate.worked(now) for candidate in self._candidates.values())
+            pause = timing.CUE_PAUSES[min(self._calls, len(timing.CUE_PAUSES) - 1)]
+            self._call_due = now + (min(pause, timing.CUE_AGAIN) if worked else pause)
+            self._calls += 1
+            self._call_now = True
+            if self._tcp_due == NEVER:
+                self._tcp_due = now + timing.UDP_PATIENCE
+        if now >= self._tcp_due:
+            self._tcp_due = self._call_due + timing.UDP_PATIENCE
+            self._events.append(WantTcp(now))
 
     def _due(self, now: float) -> list[Candidate]:
         due = [candidate for candidate in self._candidates.values() if self._probe_due(candidate, now) <= now]
-        return sorted(due, key=lambda candidate: timing.RANK[candidate.path.kind])
+        # Predicted ones first, in their order: each new destination takes the next port of a NAT that counts. So the
+        # first that we ask is asked from the first where the peer expects us.
+        return sorted(due, key=lambda candidate: (candidate.origin != "predicted", timing.RANK[candidate.path.kind]))
 
     def _probe_due(self, candidate: Candidate, now: float) -> float:
         """When to ask this one, as a candidate, while the pair is active."""
@@ -226,7 +344,7 @@ class Selector:
         due = NEVER
         if self._last_sent > current.last_ping:
             due = current.last_ping + timing.LIVENESS
-        elif self._active(now):
+        elif self.active(now):
             due = current.last_ping + timing.HEARTBEAT
         oldest = current.oldest_unanswered
         if oldest is not None:
@@ -288,7 +406,7 @@ class Selector:
 
     def _learn(self, source: Endpoint, now: float) -> Candidate:
         self._make_room(timing.MAX_LEARNED - 1)
-        candidate = Candidate(source, "udp", now, advertised=False)
+        candidate = Candidate(source, "udp", "seen", now)
         self._candidates[source] = candidate
         return candidate
 
@@ -319,8 +437,44 @@ class Selector:
                 timeout = min(timeout, oldest + self._patience(current))
             if self._relay and current.last_pong is not None:
                 timeout = min(timeout, current.last_pong + timing.TRUST)
-        if self._active(now):
+        if self._asks(now):
             probe = min((self._probe_due(c, now) for c in self._candidates.values()), default=NEVER)
-            if probe != NEVER:
+            if probe != NEVER and (self.active(now) or probe < self._looking_until):
                 timeout = min(timeout, max(probe, self._budget.available_at(now)))
-        self._timeout = timeout
+        self._timeout = min(timeout, self._call_due, self._tcp_due)
+
+    # --- for who asks why ---------------------------------------------------------------------------------------------
+
+    def candidates(self, now: float) -> tuple[CandidateState, ...]:
+        """All that are known of the peer, best kind first."""
+        found = sorted(self._candidates.values(), key=lambda each: timing.RANK[each.path.kind])
+        return tuple(self._state(candidate, now) for candidate in found)
+
+    @property
+    def next_call(self) -> float | None:
+        """When the peer is called next, s; None: it is not."""
+        return None if self._call_due == NEVER else self._call_due
+
+    def _state(self, candidate: Candidate, now: float) -> CandidateState:
+        next_try = self._probe_due(candidate, now) if self._asks(now) else NEVER
+        return CandidateState(
+            endpoint=candidate.endpoint,
+            kind=candidate.path.kind,
+            origin=candidate.origin,
+            state="in use"
+            if candidate is self._current and candidate.trusted(now)
+            else "proven"
+            if candidate.trusted(now)
+            else "resting"
+            if now < candidate.resting_until
+            else "waiting"
+            if not candidate.pings
+            else "asked"
+            if candidate.outstanding and now - candidate.last_ping < timing.PING_LIFE
+            else "silent",
+            pings=candidate.pings,
+            pinged=None if not candidate.pings else now - candidate.last_ping,
+            answered=None if candidate.last_answer is None else now - candidate.last_answer,
+            rtt=candidate.rtt,
+            next_try=None if next_try == NEVER else max(0.0, next_try - now),
+        )

@@ -55,6 +55,42 @@ PROBE_BURST = 16.0
 """Pings per second, and at once, to candidates of one peer (the path in use not counted). Enough to try all advertised
 candidates at once at the start; bounds what a replayer can make us send anywhere."""
 
+CUE_PAUSES = (2.0, 4.0, 8.0, 8.0, 8.0, 16.0, 30.0, 60.0)
+"""s after the 1st, 2nd, … call-me to a peer until the next, while data flows and no direct path carries it. The first
+calls survive loss and a NAT that is slow; later ones find what has changed meanwhile, on either side."""
+
+CUE_AGAIN = 8.0
+"""s between call-mes at most where a direct path has worked within `RECENTLY`: what was cut is direct again within 10 s
+of being possible, and a call is 300 bytes."""
+
+RECENTLY = 600.0
+"""s for which a path that worked is worth asking more often than one that never did."""
+
+RETRY_WORKED = 5.0
+"""s between pings at most, to a candidate that worked within `RECENTLY`."""
+
+CALLED = 4.0
+"""s for which a call of the peer has us ask its endpoints, though no data flows on our side: knocking takes two."""
+
+UDP_PATIENCE = 2.0
+"""s after the first call until TCP is tried as well: five rounds of pings, with the worst of round trips."""
+
+UNPROVEN_PINGS = 32
+UNPROVEN_SPAN = 600.0
+UNPROVEN_PAUSE = 20.0
+"""Pings that an endpoint without any answer gets within so many s; after them one in `UNPROVEN_PAUSE` s. Who offers a
+third party's endpoint, over and over, makes us send it no more than that: 3 KB, then six bytes a second."""
+
+MAX_ASKED = 256
+"""Endpoints without an answer, of one peer, whose pings are remembered."""
+
+NODE_RATE = 100.0
+NODE_BURST = 100.0
+"""Pings per second, and at once, to candidates of all peers together (the paths in use not counted)."""
+
+CROWDED = (0.2, 1.0)
+"""s, from and to: how much later a ping goes that this budget had no room for; scattered, lest all come at once."""
+
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 RANK: dict[PathKind, int] = {"lan": 0, "udp": 1, "tcp": 2, "relay": 3}
@@ -76,6 +112,9 @@ STABLE = 60.0
 
 MAX_ADVERTISED = 16
 """Candidates from the network map per peer: a machine with more interfaces than this shows its first ones."""
+
+MAX_OFFERED = 16
+"""Candidates that a peer's call may bring."""
 
 MAX_LEARNED = 8
 """Candidates per peer that were learnt from its pings and packets. A peer behind one NAT needs one or two."""

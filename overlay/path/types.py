@@ -7,6 +7,10 @@ from overlay.wire.endpoint import Endpoint
 
 PathKind = Literal["relay", "lan", "udp", "tcp"]
 
+Origin = Literal["map", "seen", "interface", "observed", "mapped", "manual", "predicted"]
+"""How we know an endpoint of the peer: the network map has it; its datagrams came from there; or the peer offered it,
+and said how it knows of it itself."""
+
 TXID_SIZE = 12
 """Bytes of a ping's transaction id: too many to be guessed by one who did not see the ping."""
 
@@ -30,4 +34,26 @@ class PathChanged:
     at: float
 
 
-PathEvent = PathChanged
+@dataclass(frozen=True, slots=True)
+class WantTcp:
+    """Data flows, and UDP has brought no direct path since the peer was called: TCP is worth a try."""
+
+    at: float
+
+
+PathEvent = PathChanged | WantTcp
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateState:
+    """One candidate at this moment, for who asks why. Ages and waits in s; None: never, or not planned."""
+
+    endpoint: Endpoint
+    kind: PathKind
+    origin: Origin
+    state: Literal["in use", "proven", "asked", "resting", "silent", "waiting"]
+    pings: int  # sent in its life
+    pinged: float | None  # s ago
+    answered: float | None  # s ago
+    rtt: float | None
+    next_try: float | None  # in s

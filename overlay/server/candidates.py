@@ -5,9 +5,9 @@ cannot be another machine's endpoint is left out.
 """
 
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_address
 
 from overlay.engine.api import Network
+from overlay.path.offers import is_usable
 from overlay.wire.endpoint import format_endpoint, parse_endpoint
 
 MAX_LAN = 16  # hosts with more usable addresses of their own are rare
@@ -32,9 +32,4 @@ def _usable(text: str, ranges: Sequence[Network]) -> str | None:
         endpoint = parse_endpoint(text)
     except ValueError:
         return None  # counted by the caller
-    address = ip_address(endpoint[0])
-    if address.is_loopback or address.is_multicast or address.is_unspecified or address.is_link_local:
-        return None
-    if any(address in network for network in ranges):
-        return None  # an overlay address as a way to the overlay would be a loop
-    return format_endpoint(endpoint)
+    return format_endpoint(endpoint) if is_usable(endpoint, ranges) else None

@@ -3,6 +3,7 @@
 import datetime
 import os
 import ssl
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -13,6 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.utils import CryptographyDeprecationWarning
 
 from overlay.carrier.tls import harden
 from overlay.carrier.verification import public_key_sha256
@@ -114,7 +116,12 @@ def read_key(pem: bytes) -> PrivateKey:
 def read_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
     """One certificate or more. Raises `ValueError` with the end of a sentence."""
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
+        with warnings.catch_warnings():
+            # What the library still reads with a warning (a serial number below 1, say) it is about to refuse.
+            warnings.simplefilter("error", CryptographyDeprecationWarning)
+            return tuple(x509.load_pem_x509_certificates(pem))
+    except CryptographyDeprecationWarning as error:
+        raise ValueError("holds a certificate that is not as RFC 5280 has it") from error
     except ValueError as error:
         raise ValueError("holds no certificate in PEM form") from error
 

@@ -6,11 +6,13 @@ import logging
 import resource
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,11 @@ from overlay.server.reach import Reach, find_reach, listening_port, open_listene
 from overlay.server.registry import FILE_NAME, Registry
 from overlay.server.schema import NetworkRecord, NodeRecord
 from overlay.server.settings import ServerSettings
+from overlay.server.stun import StunService, open_second_port
 from overlay.wire.control.messages import MapDelta, NetworkMap, SignedMap
 from overlay.wire.control.netmap import sign
-from overlay.wire.endpoint import Endpoint, format_endpoint
+from overlay.wire.demux import kind_of
+from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 GOODBYE = 1.0
 """Seconds that telling the nodes may hold up the end."""
@@ -109,6 +113,7 @@ class ServerDaemon:
         self._door: QuicDoor | None = None
         self._network: Network | None = None
         self._member: Member | None = None
+        self._stun: StunService | None = None
         self._certificates: Certificates | None = None
 
     async def run(self) -> None:
@@ -127,9 +132,12 @@ class ServerDaemon:
             listeners = await open_listeners(self._listen)
             for listener in listeners:
                 stack.push_async_callback(listener.aclose)
+            second_port = open_second_port(self._listen, self._settings.stun_port)
+            for each in second_port:
+                stack.callback(each.close)
             try:
                 async with anyio.create_task_group() as tasks:
-                    await self._start(tasks, registry, record, nodes, listeners)
+                    await self._start(tasks, registry, record, nodes, listeners, second_port)
                     await self._stopping.wait()
                     sd_notify("STOPPING=1")
                     _log.info("stopping")
@@ -164,6 +172,7 @@ class ServerDaemon:
             "addresses": list(network.addresses(own)),
             "interface": self._member.interface,
             "port": self._member.port,
+            "stun_port": self._stun.places.second_port if self._stun is not None else None,
             "nodes": len(nodes),
             "online": sum(1 for node in nodes if node["online"]),
             "exposures": network.exposures.status(),
@@ -186,14 +195,15 @@ class ServerDaemon:
         record: NetworkRecord,
         nodes: list[NodeRecord],
         listeners: Sequence[Listener[SocketStream]],
+        second_port: Sequence[socket.socket],
     ) -> None:
         tasks.start_soon(self._take_signals, tasks.cancel_scope)
         port = listening_port(listeners)
         self._listening = tuple((host, own or port) for host, own in self._listen) or (("0.0.0.0", port), ("::", port))
         identity = _identity(record, nodes[0])
-        self._reach = await find_reach(
-            self._settings.public, self._listen, port, await self._read_host(), identity.networks
-        )
+        machine = await self._read_host()
+        self._reach = await find_reach(self._settings.public, self._listen, port, machine, identity.networks)
+        stun = self._stun = self._make_stun(port, second_port, machine)
         for warning in self._reach.warnings:
             _log.warning("%s", warning)
         certificates = self._certificates = Certificates(self._state, self._settings, self._reach.hosts)
@@ -219,6 +229,7 @@ class ServerDaemon:
         tasks.start_soon(exposures.run)
         tasks.start_soon(network.run)
         tasks.start_soon(certificates.run)
+        tasks.start_soon(stun.run)
         await tasks.start(serve_local_api, make_api(self, network, member, member), self._state.path)
         await tasks.start(self._serve, listeners, member, certificates)
         await self._say_ready(network, first=len(nodes) == 1)
@@ -248,6 +259,7 @@ class ServerDaemon:
                     quic=self._door,
                     tls=certificates.context,
                     http_answer=certificates.http_answer,
+                    stun=self._stun.answer if self._stun is not None else None,
                 )
         finally:
             self._served.set()
@@ -262,8 +274,31 @@ class ServerDaemon:
                 await self._member.snapshot()  # commands are done in turn
 
     def _receive_foreign(self, datagram: bytes, source: Endpoint) -> None:
-        if self._door is not None:
+        if kind_of(datagram) == "stun":
+            if self._stun is not None:
+                self._stun.received(datagram, source)
+        elif self._door is not None:
             self._door.received(datagram, source)
+
+    def _make_stun(self, port: int, second_port: Sequence[socket.socket], machine: Machine) -> StunService:
+        known = [parse_endpoint(each)[0] for each in self._reach.relays]
+        own = {each.address for each in machine.addresses}
+        service = StunService(
+            lambda datagram, endpoint: self._post(SendDatagrams((datagram,), endpoint)),
+            second_port,
+            port,
+            [host for host in known if host in own],
+            self._drops,
+        )
+        if service.places.second_port is not None:
+            self._reach = replace(
+                self._reach, stun=tuple(format_endpoint((host, service.places.second_port)) for host in known)
+            )
+        return service
+
+    def _post(self, command: SendDatagrams) -> None:
+        if self._member is not None:
+            self._member.post(command)
 
     def _make_member(self, port: int) -> Member:
         settings = MemberSettings(
@@ -305,12 +340,19 @@ class ServerDaemon:
     def _surroundings(self, port: int) -> Surroundings:
         return Surroundings(
             public_hosts=self._reach.hosts,
-            own_ports=frozenset({("tcp", port), ("udp", port), *(("tcp", own) for _, own in self._listen if own)}),
+            own_ports=self._own_ports(port),
             address_of=lambda number: self._network.address_of(number) if self._network is not None else None,
             name_of=lambda number: self._network.name_of(number) if self._network is not None else "",
             wall=time.time,
             randbelow=secrets.randbelow,
             tunnel=self._settings.tun,
+        )
+
+    def _own_ports(self, port: int) -> frozenset[tuple[str, int]]:
+        stun = self._stun.places.second_port if self._stun is not None else None
+        return frozenset(
+            {("tcp", port), ("udp", port), *(("tcp", own) for _, own in self._listen if own)}
+            | ({("udp", stun)} if stun is not None else set())
         )
 
     def _sign(self, body: NetworkMap | MapDelta) -> SignedMap:

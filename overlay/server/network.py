@@ -185,6 +185,7 @@ class Network:
             domain=self.record.domain,
             ticket=int.from_bytes(node.ticket, "big"),
             relays=self.reach.relays,
+            stun=self.reach.stun,
             relay_number=SERVER_NUMBER,
             map_key=map_key(self._keys.map_seed),
             heartbeat=UDP_HEARTBEAT if carrier == "udp" else HEARTBEAT,

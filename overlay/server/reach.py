@@ -26,7 +26,8 @@ class Reach:
     """Under which addresses others know the server, best first."""
 
     addresses: tuple[str, ...]  # "HOST:port" or "wss://HOST:port/prefix" of the control channel, for invites
-    relays: tuple[str, ...]  # numeric endpoints of the relay, UDP
+    relays: tuple[str, ...]  # numeric endpoints of the relay, UDP; STUN is answered there, too
+    stun: tuple[str, ...] = ()  # more endpoints where STUN is answered
     warnings: tuple[str, ...] = ()  # sentences
 
     @property

@@ -7,6 +7,17 @@ from rich.console import Console, RenderableType
 
 from overlay_cli.tables import net_report, node_summary, node_table, server_summary
 
+NAT: dict[str, Any] = {
+    "summary": "A hard one.",
+    "endpoints": ["203.0.113.7:5000"],
+    "translated": True,
+    "mapping": "address-and-port-dependent",
+    "filtering": "address-dependent",
+    "hairpinning": False,
+    "port_preserved": False,
+    "port_delta": 2,
+    "lifetime_s": 40.0,
+}
 NODE: dict[str, Any] = {
     "state": "connected",
     "name": "a",
@@ -47,6 +58,7 @@ NODE: dict[str, Any] = {
         }
     ],
     "warnings": ["The names of the network do not resolve here."],
+    "nat": NAT,
     "drops": {"bad_tag": 3, "short_header": 0},
     "features": {"udp_gso": True, "tun_uso": False},
     "version": "0.1.0",
@@ -56,6 +68,9 @@ SERVER: dict[str, Any] = {
     "name": "server",
     "domain": "local.test",
     "public": ["203.0.113.1:443"],
+    "listen": ["0.0.0.0:443", "[::]:443"],
+    "port": 443,
+    "stun_port": 3478,
     "addresses": ["10.77.0.1"],
     "networks": ["10.77.0.0/16"],
     "nodes": 3,
@@ -91,6 +106,21 @@ def test_a_node_in_detail() -> None:
     assert "bad_tag 3" in text and "short_header" not in text and "+udp_gso  -tun_uso" in text
 
 
+def test_the_nat_in_words() -> None:
+    lines = [line.rstrip() for line in drawn(node_summary(NODE, verbose=True)).splitlines()]
+    at = lines.index("nat        A hard one.")
+    words = (
+        "mapping address-and-port-dependent, filtering address-dependent, no hairpinning, another port, port delta 2"
+    )
+    assert lines[at + 1].strip() == f"{words}, mappings last 40 s at least"
+    assert lines[at + 2] == "           seen from outside as 203.0.113.7:5000"
+    assert "A hard one" not in drawn(node_summary(NODE))
+    unknown = dict.fromkeys(NAT) | {"summary": "Not known.", "endpoints": []}
+    text = drawn(node_summary({**NODE, "nat": unknown}, verbose=True))
+    assert "nat        Not known.\n" in text and "hairpinning" not in text
+    assert "nat " not in drawn(node_summary({**NODE, "nat": None}, verbose=True))
+
+
 def test_a_node_without_peers() -> None:
     assert "no peers yet" in drawn(node_summary({**NODE, "peers": [], "exposures": [], "server": None}))
 
@@ -98,6 +128,8 @@ def test_a_node_without_peers() -> None:
 def test_a_server() -> None:
     text = drawn(server_summary(SERVER, verbose=True))
     assert "3, 2 online" in text and "1.5 kB\n" in text and "no interface" in text
+    assert "TCP 443; UDP 443, 3478\n" in text
+    assert "TCP 443; UDP 443\n" in drawn(server_summary({**SERVER, "stun_port": None}))
     assert "1.5 kB, 100 Mbit/s per node at most" in drawn(server_summary({**SERVER, "relay_rate_bit_s": 1e8}))
 
 
@@ -129,6 +161,7 @@ def test_a_network_report() -> None:
         "ipv4": True,
         "ipv6": False,
         "proxy": "http://proxy:3128",
+        "nat": NAT,
         "udp": "blocked",
         "captive_portal": None,
         "best": "tls",

@@ -14,13 +14,42 @@ from starlette.applications import Starlette
 
 from overlay.daemon.capture import capture_routes
 from overlay.daemon.localapi import on_user_error, serve_local_api
-from overlay.daemon.peers import LONGEST_PATIENCE, PathStatus, PingResult, peer_routes
+from overlay.daemon.peers import LONGEST_PATIENCE, CandidateStatus, PathStatus, PingResult, WhyReport, peer_routes
 from overlay.errors import UserError
 from overlay_cli.main import main
 from tests.daemon.capture_source import Source
 
 RELAY = PathStatus(kind="relay", endpoint=None, since=0.0, mtu=1428)
 DIRECT = PathStatus(kind="udp", endpoint="198.51.100.7:41641", since=1.0, mtu=1444)
+
+
+REPORT = WhyReport(
+    name="b",
+    addresses=("10.77.0.3",),
+    online=True,
+    path=RELAY,
+    rtt_ms=None,
+    active=True,
+    reason="no-answer",
+    sentence="One endpoint of b asked without an answer.",
+    own_nat="An easy one.",
+    peer_nat="A hard one.",
+    relay=True,
+    next_call_s=3.5,
+    candidates=(
+        CandidateStatus(
+            endpoint="198.51.100.7:41641",
+            kind="udp",
+            origin="observed",
+            state="silent",
+            pings=5,
+            pinged_s=1.0,
+            answered_s=None,
+            rtt_ms=None,
+            next_try_s=12.0,
+        ),
+    ),
+)
 
 
 class Peer(Source):
@@ -38,6 +67,10 @@ class Peer(Source):
         assert number == 3
         self.patience.append(patience)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+    async def why(self, number: int) -> WhyReport:
+        assert number == 3
+        return REPORT
 
 
 @contextmanager
@@ -115,3 +148,20 @@ def test_a_patience_that_is_none(patience: Any, tmp_path: Path) -> None:
     with served(Peer(answer(RELAY, 3.0)), tmp_path), pytest.raises(UserError) as caught:
         LocalClient(tmp_path).request("POST", "/v1/peers/b/ping", {"patience": patience})
     assert caught.value.code == "bad-request"
+
+
+def test_why_in_words_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with served(Peer(answer(RELAY, 3.0)), tmp_path):
+        assert main(["why", "b", "--state", str(tmp_path)]) == 0
+        shown = capsys.readouterr().out
+        assert main(["why", "b", "--json", "--state", str(tmp_path)]) == 0
+        document = json.loads(capsys.readouterr().out)
+    for words in ("b: relay", REPORT.sentence, "An easy one.", "A hard one.", "198.51.100.7:41641", "never", "in 12 s"):
+        assert words in shown, shown
+    assert (document["reason"], document["candidates"][0]["pings"]) == ("no-answer", 5)
+
+
+def test_why_of_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with served(Peer(answer(RELAY, 3.0)), tmp_path):
+        assert main(["why", "nobody", "--state", str(tmp_path)]) == 1
+    assert "There is no peer 'nobody'." in capsys.readouterr().err

@@ -494,6 +494,28 @@ def test_quic_packets_that_the_kernel_joined_are_cut_and_a_flood_is_bounded(rela
     assert relay.drops == {"foreign_rate": 1003}
 
 
+def test_stun_is_handed_on_and_told_from_handshakes(relay: Relay) -> None:
+    node = relay.nodes[2]
+    stun = [kind + bytes.fromhex("00002112a442") + bytes(12) for kind in (b"\0\x01", b"\x01\x01", b"\x01\x11")]
+    others = [b"\0\x01" + bytes(40), b"\x01\0\0\0\x21\x12\xa4\x42" + bytes(140)]
+    for packet in (*stun, *others):
+        node.udp.sendto(packet, relay.endpoint)
+    relay.turn_until(lambda: sum(relay.drops.values()) >= 2)
+    assert relay.events == [api.Foreign(packet, node.udp.getsockname()) for packet in stun]
+    assert relay.drops == {"unknown_type": 1, "bad_mac1": 1}
+
+
+def test_a_flood_of_stun_is_bounded_and_holds_up_no_quic(relay: Relay) -> None:
+    inbound, source, now = relay.loop._inbound, ("192.0.2.1", 5), clock()
+    request = bytes.fromhex("000100002112a442") + bytes(12)
+    inbound.run(memoryview(bytearray(request * 30)), 20, source, now)
+    for _ in range(2000):
+        inbound.run(memoryview(bytearray(request)), 20, source, now)
+    inbound.run(memoryview(bytearray(b"\xff")), 1, source, now)
+    assert len(relay.events) == 2001
+    assert relay.drops == {"stun_rate": 30}
+
+
 def test_a_connection_that_ended_on_the_way_to_us_is_told(relay: Relay) -> None:
     ours, theirs = tcp_pair()
     ours.close()

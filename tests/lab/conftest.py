@@ -1,5 +1,6 @@
 """Whole networks for tests: fixtures, what happens without root, and daemons' logs beside a failure."""
 
+import contextlib
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -53,14 +54,23 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+@contextlib.contextmanager
+def tracked(network: Network) -> Iterator[None]:
+    """A test that fails meanwhile shows the logs of the network's daemons."""
+    _running.append(network)
+    try:
+        yield
+    finally:
+        _running.remove(network)
+
+
 @pytest.fixture(scope="module")
 def homes() -> Iterator[Network]:
     """The network `two_homes`: server, homes of a and c, and of b, a user, a stranger. Nothing of ours runs."""
     with Lab() as lab:
         network = two_homes(lab)
-        _running.append(network)
-        yield network
-        _running.remove(network)
+        with tracked(network):
+            yield network
 
 
 @pytest.fixture(scope="module")

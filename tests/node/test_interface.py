@@ -78,6 +78,19 @@ def test_candidates_of_both_families() -> None:
         ("192.168.122.1", "virbr0"),
         ("10.88.0.1", "podman0"),
         ("10.88.0.1", "cni0"),
+        ("10.88.0.1", "cni-podman0"),
+        ("192.168.100.1", "virbr-lab"),
+        ("10.0.3.1", "lxcbr0"),
+        ("10.0.3.2", "lxc_health"),
+        ("10.138.0.1", "lxdbr0"),
+        ("fd42::1", "incusbr0"),
+        ("10.4.0.1", "nerdctl0"),
+        ("10.42.0.0", "flannel.1"),
+        ("10.244.0.1", "cilium_host"),
+        ("192.168.56.1", "vboxnet0"),
+        ("172.16.8.1", "vmnet8"),
+        ("100.64.0.1", "docker0"),
+        ("172.18.0.2", "vethAbC123"),
         ("10.99.0.2", "overlay1"),
         ("10.77.0.2", "eth0"),
         ("fd12:3456:789a::2", "eth0"),
@@ -88,7 +101,14 @@ def test_what_is_no_candidate(address: str, interface: str) -> None:
     assert local_candidates(machine, 1, [RANGE, ULA]) == (("198.51.100.7", 1),)
 
 
-@pytest.mark.parametrize("interface", ["br-lan", "br0", "bond0", "vethernet"])
+@pytest.mark.parametrize(("address", "interface"), [("2a01:4f8::1", "docker0"), ("5.9.1.1", "virbr0")])
+def test_a_public_address_on_a_bridge_to_containers_is_a_candidate(address: str, interface: str) -> None:
+    assert local_candidates(Machine((Assigned(address, interface),)), 1) == ((address, 1),)
+
+
+@pytest.mark.parametrize(
+    "interface", ["br-lan", "br0", "bond0", "vethernet", "vlan5", "enp3s0", "wlan0", "ppp0", "wg0"]
+)
 def test_bridges_to_the_outside_are_candidates(interface: str) -> None:
     assert local_candidates(Machine((Assigned("192.168.1.1", interface),)), 1)
 

@@ -23,13 +23,17 @@ from overlay.engine.api import (
     PeerSnapshot,
     RemovePeer,
     SetPeer,
+    SetReach,
     SetRelay,
     StartTap,
 )
 from overlay.errors import UserError
 from overlay.node.interface import Assigned, Machine
 from overlay.node.member import FLOOR_FILE, FLOOR_INTERVAL, Identity, Member, MemberSettings, Relay, peer_configs
+from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.wire.control.messages import MapNode, NetworkMap
+from overlay.wire.disco import Offer
+from overlay.wire.endpoint import Endpoint
 from tests.node.fake_engine import Engines
 
 KEY = bytes(range(32))
@@ -61,11 +65,13 @@ class Setup:
         self.state = StateDir(folder).open()
         self.endpoint_changes = 0
         self.link_changes = 0
+        self.observed: list[Endpoint] = []
         self.member = Member(
             MemberSettings(private_key=KEY, interface=None),
             self.state,
             on_endpoints=self._count_endpoints,
             on_link_changed=self._count_links,
+            on_observed=self.observed.append,
             start_engine=self.engines,
         )
 
@@ -194,12 +200,12 @@ def test_a_map_that_came_before_the_start_is_posted_at_the_start(tmp_path: Path)
         setup.member.apply_map(network_map(node(3)))
         async with anyio.create_task_group() as tasks:
             await tasks.start(setup.member.run, IDENTITY)
-            assert [type(command) for command in setup.engines.last.take()] == [SetPeer]
+            assert [type(command) for command in setup.engines.last.take()] == [SetReach, SetPeer]
             tasks.cancel_scope.cancel()
         async with anyio.create_task_group() as tasks:  # and again under another identity
             await tasks.start(setup.member.run, replace(IDENTITY, number=9))
             assert setup.engines.last.config.number == 9
-            assert [type(command) for command in setup.engines.last.take()] == [SetPeer]
+            assert [type(command) for command in setup.engines.last.take()] == [SetReach, SetPeer]
             tasks.cancel_scope.cancel()
 
     anyio.run(main)
@@ -209,6 +215,7 @@ def test_the_relay_is_set_once_the_map_tells_its_key(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as setup:
             relay = Relay((("203.0.113.1", 443),), 1, 7)
+            setup.engines.last.take()
             setup.member.set_relay(relay)
             assert setup.engines.last.take() == []
             setup.member.apply_map(network_map(node(1)))
@@ -232,6 +239,37 @@ def test_observed_endpoints_one_for_each_family(tmp_path: Path) -> None:
             await anyio.lowlevel.checkpoint()
             assert setup.member.observed == ("203.0.113.2:5", "[2001:db8::2]:1")
             assert setup.endpoint_changes == before + 3
+
+    anyio.run(main)
+
+
+def test_the_engine_is_told_of_the_nat_and_of_all_own_endpoints(tmp_path: Path) -> None:
+    def reaches(setup: Setup) -> list[SetReach]:
+        return [each for each in setup.engines.last.take() if isinstance(each, SetReach)]
+
+    async def main() -> None:
+        async with running(tmp_path) as setup:
+            (first,) = reaches(setup)
+            assert first.nat == UNKNOWN_NAT
+            outside, mapped = ("203.0.113.2", 5), ("203.0.113.2", 41641)
+            setup.member.set_nat(NatBehaviour(translated=True))
+            setup.member.set_outside("stun", (outside,))
+            setup.member.set_outside("stun", (outside,))
+            setup.member.set_outside("mapped", (mapped,))
+            assert [(each.nat.translated, each.offers) for each in reaches(setup)] == [
+                (True, first.offers),
+                (True, (*first.offers, Offer(outside, "observed"))),
+                (True, (*first.offers, Offer(mapped, "mapped"), Offer(outside, "observed"))),
+            ]
+            setup.engines.last.on_event(Observed(outside))  # the relay says the same
+            await anyio.lowlevel.checkpoint()
+            assert setup.observed[-1:] == [outside]
+            assert reaches(setup) == []
+            told = [setup.member.observed]
+            setup.member.set_outside("mapped", ())
+            told.append(setup.member.observed)
+        told.append(setup.member.observed)
+        assert told == [("203.0.113.2:41641", "203.0.113.2:5"), ("203.0.113.2:5",), ()]
 
     anyio.run(main)
 

@@ -6,7 +6,7 @@ from random import Random
 
 from overlay.errors import RemoteProtocolError
 from overlay.path.selector import Selector
-from overlay.path.types import Path, PathChanged
+from overlay.path.types import Path, PathChanged, WantTcp
 from overlay.testing import Link, VirtualClock
 from overlay.wire.disco import DISCO_TYPE, DiscoKey, Ping, Pong, sender
 from overlay.wire.endpoint import Endpoint
@@ -33,6 +33,8 @@ class Side:
         self.sent = 0  # data
         self.pings: list[tuple[float, Endpoint]] = []
         self.received: list[tuple[float, Endpoint | None]] = []  # data: when, from where
+        self.calls: list[float] = []
+        self.wants_tcp: list[float] = []
         self.history: list[PathChanged] = []
         self.drops: Counter[str] = Counter()
 
@@ -68,7 +70,9 @@ class Side:
             if isinstance(message, Ping):
                 self.seal(Pong(message.txid, source), source)
                 self.selector.ping_received(source, now)
-            elif not self.selector.pong_received(source, message.txid, message.observed, now):
+            elif isinstance(message, Pong) and not self.selector.pong_received(
+                source, message.txid, message.observed, now
+            ):
                 self.drops["unasked_pong"] += 1
         self.drain()
 
@@ -79,7 +83,12 @@ class Side:
         for endpoint, txid in self.selector.pings_to_send():
             self.pings.append((self.now, endpoint))
             self.seal(Ping(txid), endpoint)
+        if self.selector.call_due():
+            self.calls.append(self.now)
         for event in self.selector.events():
+            if isinstance(event, WantTcp):
+                self.wants_tcp.append(event.at)
+                continue
             assert event.path == self.selector.path
             self.history.append(event)
 

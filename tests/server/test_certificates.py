@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from overlay.daemon.state import StateDir
@@ -323,6 +323,7 @@ SOUND = self_signed(make_key(), ["vpn.example.org"], NOW)
     put=st.binary(max_size=4),
     armoured=st.booleans(),
 )
+@example(part="certificate", place=0.0412, put=b"\x80", armoured=False)  # a serial number below 0
 def test_damaged_files_load_or_are_said_and_nothing_else(part: str, place: float, put: bytes, armoured: bool) -> None:
     pem = SOUND.chain_pem() if part == "certificate" else SOUND.key_pem()
     lines = pem.splitlines()

@@ -27,6 +27,10 @@ def test_stun_is_known_by_its_cookie(kind: bytes) -> None:
     assert kind_of(memoryview(message)) == "stun"
 
 
+def test_a_handshake_whose_index_looks_like_the_cookie_is_ours() -> None:
+    assert kind_of(b"\x01\x00\x00\x00" + COOKIE + bytes(140)) == "ours"
+
+
 @pytest.mark.parametrize("datagram", [b"", b"\x00", b"\x08" + bytes(40), b"\x3f" + bytes(40)])
 def test_anything_else_is_unknown(datagram: bytes) -> None:
     assert kind_of(datagram) == "unknown"

@@ -1,4 +1,4 @@
-"""`overlay ping PEER`: how long a round trip to a peer takes, and which way it goes."""
+"""`overlay ping PEER`, `overlay why PEER`: how long a round trip takes, which way it goes, and why that one."""
 
 import time
 from typing import Annotated, Any
@@ -19,8 +19,11 @@ UNTIL_DIRECT = 30
 _KINDS = {"relay": "relay", "lan": "lan", "udp": "direct udp", "tcp": "direct tcp"}
 
 
+Peer = Annotated[str, typer.Argument(metavar="PEER", help="A peer's name, overlay address or number.")]
+
+
 def ping(
-    peer: Annotated[str, typer.Argument(metavar="PEER", help="A peer's name, overlay address or number.")],
+    peer: Peer,
     state: NodeState,
     count: Annotated[
         int | None,
@@ -69,6 +72,19 @@ def ping(
         output.print_line(_summary(len(answers), answered))
     if not answered or (until_direct and not direct):
         raise typer.Exit(Exit.UNREACHABLE)
+
+
+def why(peer: Peer, state: NodeState, json: Json = False) -> None:
+    """Show which way packets to a peer go, why not a better one, and what came of each endpoint that was asked."""
+    from overlay.daemon.client import LocalClient
+
+    report = LocalClient(state).request("GET", f"/v1/peers/{quote(peer, safe='')}/why")
+    if json:
+        output.print_json(report)
+        return
+    from overlay_cli.tables import why_report
+
+    output.show(why_report(report))
 
 
 def _is_direct(answer: dict[str, Any]) -> bool:

@@ -33,6 +33,19 @@ def server(
             show_default=False,
         ),
     ] = None,
+    stun_port: Annotated[
+        int | None,
+        typer.Option(
+            "--stun-port",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            envvar="OVERLAY_STUN_PORT",
+            help="A second UDP port, by which nodes learn what their NAT does; 0 for none. "
+            "[default: 3478, if it is free]",
+            show_default=False,
+        ),
+    ] = None,
     domain: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +135,7 @@ def server(
         state=str(state.absolute()),
         listen=tuple(listen or ()),
         public=tuple(public or ()),
+        stun_port=stun_port,
         domain=domain or "",
         range=range or "",
         tun=not no_tun,

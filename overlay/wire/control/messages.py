@@ -100,6 +100,7 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     domain: str
     ticket: int  # u64, for the relay
     relays: tuple[str, ...]  # UDP endpoints of the home relay
+    stun: tuple[str, ...] = ()  # more UDP endpoints that answer STUN; the relays do, and their TCP ports
     relay_number: int = 1
     map_key: bytes  # Ed25519, signs network maps
     heartbeat: float = 15.0  # s between the node's pings; three missed: the connection is dead

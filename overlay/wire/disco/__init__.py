@@ -4,17 +4,33 @@ Codecs alone: no state, no timers; what to ping and what an answer means is `ove
 """
 
 from overlay.wire.disco.key import DISCO_TYPE, DISCO_VERSION, HEADER_SIZE, MIN_DATAGRAM_SIZE, DiscoKey, sender
-from overlay.wire.disco.messages import MAX_PING_SIZE, TXID_SIZE, Message, Ping, Pong
+from overlay.wire.disco.messages import (
+    CALL_ID_SIZE,
+    MAX_OFFERS,
+    MAX_PING_SIZE,
+    TXID_SIZE,
+    CallMe,
+    Message,
+    Offer,
+    Origin,
+    Ping,
+    Pong,
+)
 
 __all__ = [
+    "CALL_ID_SIZE",
     "DISCO_TYPE",
     "DISCO_VERSION",
     "HEADER_SIZE",
+    "MAX_OFFERS",
     "MAX_PING_SIZE",
     "MIN_DATAGRAM_SIZE",
     "TXID_SIZE",
+    "CallMe",
     "DiscoKey",
     "Message",
+    "Offer",
+    "Origin",
     "Ping",
     "Pong",
     "sender",

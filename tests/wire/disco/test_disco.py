@@ -8,7 +8,19 @@ from hypothesis import strategies as st
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt, crypto_scalarmult, crypto_scalarmult_base
 
 from overlay.errors import LocalProtocolError, RemoteProtocolError
-from overlay.wire.disco import MAX_PING_SIZE, MIN_DATAGRAM_SIZE, DiscoKey, Message, Ping, Pong, sender
+from overlay.wire.disco import (
+    MAX_OFFERS,
+    MAX_PING_SIZE,
+    MIN_DATAGRAM_SIZE,
+    CallMe,
+    DiscoKey,
+    Message,
+    Offer,
+    Origin,
+    Ping,
+    Pong,
+    sender,
+)
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
 A_PRIVATE = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4cda3a6f5e2f5a2e3ec5d2f33c2a40")
@@ -29,8 +41,18 @@ observed: st.SearchStrategy[Endpoint] = st.builds(
     st.ip_addresses().filter(lambda address: int(address) != 0),
     st.integers(1, 65535),
 )
-messages: st.SearchStrategy[Message] = st.builds(Ping, txids, st.integers(MIN_DATAGRAM_SIZE, 3000)) | st.builds(
-    Pong, txids, observed
+origins: st.SearchStrategy[Origin] = st.sampled_from(("interface", "observed", "mapped", "manual", "predicted"))
+calls = st.builds(
+    CallMe,
+    st.binary(min_size=8, max_size=8),
+    st.booleans(),
+    st.sampled_from(("udp", "tcp")),
+    st.integers(0, 60_000_000).map(lambda number: number / 1e6),
+    st.binary(max_size=32),
+    st.lists(st.builds(Offer, observed, origins), max_size=16).map(tuple),
+)
+messages: st.SearchStrategy[Message] = (
+    st.builds(Ping, txids, st.integers(MIN_DATAGRAM_SIZE, 3000)) | st.builds(Pong, txids, observed) | calls
 )
 
 
@@ -59,6 +81,28 @@ def test_layout_of_a_ping() -> None:
 )
 def test_layout_of_a_pong(endpoint: Endpoint, packed: str) -> None:
     assert A_TO_B.seal(Pong(TXID, endpoint), 7, NONCE) == boxed(b"\x02" + TXID + bytes.fromhex(packed))
+
+
+def test_layout_of_a_call() -> None:
+    call = CallMe(
+        bytes(range(8)),
+        True,
+        "tcp",
+        0.0105,
+        b"nat",
+        (Offer(("192.0.2.1", 41641), "mapped"), Offer(("::2", 1), "interface")),
+    )
+    offers = "02" + "00000000000000000000ffffc0000201" + "a9a2" + "00" + "00000000000000000000000000000002" + "0100"
+    payload = b"\x03\x03" + bytes(range(8)) + bytes.fromhex("04290000") + b"\x03nat" + b"\x02" + bytes.fromhex(offers)
+    assert A_TO_B.seal(call, 7, NONCE) == boxed(payload)
+
+
+def test_a_call_has_so_many_endpoints_and_knows_so_many_origins() -> None:
+    many = tuple(Offer(("192.0.2.1", port), "observed") for port in range(1, 40))
+    opened = B_TO_A.open(A_TO_B.seal(CallMe(bytes(8), False, "udp", offers=many), 7, NONCE))
+    assert isinstance(opened, CallMe) and opened.offers == many[:MAX_OFFERS]
+    strange = b"\x03" + bytes(14) + b"\x01" + b"\x09" + bytes(15) + b"\x01\x01\x00"
+    assert B_TO_A.open(boxed(strange)) == CallMe(bytes(8), False, "udp")
 
 
 @given(messages, numbers, nonces)
@@ -94,7 +138,13 @@ def test_a_pong_may_say_more() -> None:
     ("payload", "expected"),
     [
         (b"\x00", "disco_unknown_message"),
-        (b"\x03" + TXID, "disco_unknown_message"),
+        (b"\x04" + TXID, "disco_unknown_message"),
+        (b"\x03" + bytes(13), "disco_short_message"),
+        (b"\x03" + bytes(13) + b"\x02n", "disco_short_message"),
+        (b"\x03" + bytes(14) + b"\x01" + bytes(18), "disco_short_message"),
+        (b"\x03" + bytes(14) + b"\x01" + bytes(19), "disco_bad_endpoint"),
+        (b"\x03" + bytes(14) + b"\x11" + bytes(19 * 17), "disco_too_many"),
+        (b"\x03" + bytes(13) + b"\x21" + bytes(40), "disco_too_many"),
         (b"\x01" + TXID[:-1], "disco_short_message"),
         (b"\x02" + TXID + bytes(10) + b"\xff\xff\x01\x02\x03\x04\x05", "disco_short_message"),
         (b"\x02" + TXID + bytes(10) + b"\xff\xff\x01\x02\x03\x04\x00\x00", "disco_bad_endpoint"),
@@ -162,7 +212,13 @@ def test_the_key_shows_no_secret() -> None:
 
 @pytest.mark.parametrize(
     ("message", "nonce"),
-    [(Ping(b"short"), NONCE), (Ping(TXID, MAX_PING_SIZE + 1), NONCE), (Ping(TXID), NONCE[1:])],
+    [
+        (CallMe(b"short", False, "udp"), NONCE),
+        (CallMe(bytes(8), False, "udp", nat=bytes(33)), NONCE),
+        (Ping(b"short"), NONCE),
+        (Ping(TXID, MAX_PING_SIZE + 1), NONCE),
+        (Ping(TXID), NONCE[1:]),
+    ],
 )
 def test_misuse(message: Message, nonce: bytes) -> None:
     with pytest.raises(LocalProtocolError):

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from overlay.errors import RemoteProtocolError
-from overlay.wire.disco import DiscoKey, Ping, Pong, sender
+from overlay.wire.disco import MAX_OFFERS, CallMe, DiscoKey, sender
 from overlay.wire.disco.messages import decode
 from overlay.wire.wireguard.primitives import public_key
 
@@ -25,12 +25,18 @@ def test_datagram(data: bytes) -> None:
             assert _REASON.fullmatch(error.reason)
 
 
-@given(st.binary(max_size=64) | st.binary(max_size=64).map(lambda tail: b"\x02" + tail))
+@given(
+    st.binary(max_size=64)
+    | st.binary(max_size=64).map(lambda tail: b"\x02" + tail)
+    | st.binary(max_size=400).map(lambda tail: b"\x03" + tail)
+)
 def test_payload_of_a_peer_that_has_the_key(payload: bytes) -> None:
     try:
         message = decode(payload, 48)
     except RemoteProtocolError as error:
         assert _REASON.fullmatch(error.reason)
     else:
-        assert isinstance(message, Ping | Pong)
-        assert len(message.txid) == 12
+        if isinstance(message, CallMe):
+            assert len(message.id) == 8 and len(message.offers) <= MAX_OFFERS
+        else:
+            assert len(message.txid) == 12

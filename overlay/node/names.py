@@ -15,6 +15,7 @@ from overlay.daemon.state import StateDir
 from overlay.errors import UserError
 from overlay.node.interface import Address
 from overlay.wire.control.messages import NetworkMap
+from overlay_dns.forwarder import Upstream
 from overlay_dns.osconfig.resolvconf import ResolvConf
 from overlay_dns.server import PORT, Resolver
 from overlay_dns.zone import Zones
@@ -77,7 +78,9 @@ class Names:
         """
         own = str(addresses[0])
         started = False
-        self._resolver = Resolver(self._zones or Zones.build(domain, {}, 0), lambda: self._upstreams)
+        self._resolver = Resolver(
+            self._zones or Zones.build(domain, {}, 0), lambda: [Upstream(*each) for each in self._upstreams]
+        )
         try:
             async with anyio.create_task_group() as tasks:
                 with anyio.fail_after(START_TIMEOUT):

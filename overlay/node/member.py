@@ -402,7 +402,7 @@ class Member:
 
                 self._names = Names(self._state)
                 self._post_map()
-                await tasks.start(self._names.run, identity.addresses, identity.domain)
+                await tasks.start(self._names.run, identity.addresses, identity.domain, engine.interface)
             else:
                 self._post_map()
             tasks.start_soon(self._keep_floor)

@@ -168,7 +168,7 @@ def test_without_root_it_says_what_it_needs(
 
 def test_every_suite_of_the_issue_is_there() -> None:
     data_plane = {"tcp", "pps", "rtt", "relay", "wireguard", "loss", "mtu", "cpu", "memory", "idle", "scale"}
-    assert set(SUITES) == data_plane | {"carrier", "paths"}
+    assert set(SUITES) == data_plane | {"carrier", "paths", "dns"}
 
 
 @pytest.fixture

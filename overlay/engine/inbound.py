@@ -12,6 +12,7 @@ from typing import Final
 from overlay.engine import drops
 from overlay.engine.api import Event, Foreign
 from overlay.engine.attendance import Attendance
+from overlay.engine.delivery import Delivery
 from overlay.engine.drops import Drops
 from overlay.engine.exchange import DiscoExchange
 from overlay.engine.faults import Faults
@@ -32,7 +33,7 @@ from overlay.wire.disco import sender as disco_sender
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet import ecn, virtio
 from overlay.wire.packet.datagrams import merge
-from overlay.wire.packet.join import join_frames, join_padded, join_unchecked
+from overlay.wire.packet.join import join_padded
 from overlay.wire.record import fragments, marks
 from overlay.wire.record.frames import LENGTH_SIZE, frames, single_frames
 from overlay.wire.record.reader import RecordReader
@@ -84,7 +85,6 @@ class Inbound:
         on_event: Callable[[Event], None],
     ) -> None:
         self._device = device
-        self._tun = tun
         self._peers = peers
         self._outbox = outbox
         self._routes = routes
@@ -93,8 +93,8 @@ class Inbound:
         self._drops = counted
         self._faults = faults
         self._number = number
-        self._join_tcp = tun is not None and tun.features.tun_vnet
-        self._join_udp = tun is not None and tun.features.tun_uso
+        self._delivery = delivery = Delivery(tun, peers, counted)
+        self._join_tcp, self._join_udp = delivery.join_tcp, delivery.join_udp
         self._on_event = on_event
         self._budget = Budget(HANDSHAKE_RATE, HANDSHAKE_BURST)
         self._foreign_budget = Budget(FOREIGN_RATE, FOREIGN_BURST)
@@ -299,12 +299,12 @@ class Inbound:
         single = single_frames(opened) if opened and not field & 1 and not reader.marks else None
         if single is not None:
             self.tell(receiver, source, now, data=True)
-            self._deliver_unchecked(peer, single)
+            self._delivery.unchecked(peer, single)
             return True
         found: list[memoryview] = []
         for index, plain in enumerate(opened):
             found += self._opened(receiver, source, plain, reader.marks.get(index, field), now)
-        self._deliver_all(peer, found)
+        self._delivery.all(peer, found)
         return True
 
     def opened(
@@ -312,7 +312,7 @@ class Inbound:
     ) -> None:
         """Deal with an authentic record that came with this traffic class from `source`; None: relayed."""
         found = self._opened(receiver, source, plain, traffic_class & ecn.ECN_MASK, now)
-        self._deliver_all(receiver.peer, found)
+        self._delivery.all(receiver.peer, found)
 
     def _opened(
         self, receiver: Receiver, source: Endpoint | None, plain: memoryview, field: int, now: float
@@ -477,7 +477,7 @@ class Inbound:
         for index, plain in enumerate(reader.receive(run, segment, offset, now, multi=proven, field=field)):
             mark = reader.marks.get(index, field) if reader.marks else field
             found += self._opened(receiver, source, plain, mark, now)
-        self._deliver_all(peer, found)
+        self._delivery.all(peer, found)
 
     def _take_marked(self, plain: memoryview, field: int, found: list[memoryview]) -> None:
         """As `_take_frames`, for a record whose outer ECN field may change inner headers."""
@@ -509,24 +509,6 @@ class Inbound:
                     position += number - 1
             found.append(with_header)
 
-    def _deliver_all(self, peer: Peer, found: list[memoryview]) -> None:
-        """Give checked packets to the kernel, neighbours of a flow put together: a path with loss brings segments one
-        by one."""
-        if len(found) > 1 and self._join_tcp:
-            for joined in join_frames(found, tcp=True, udp=self._join_udp):
-                view = memoryview(joined)
-                self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
-            return
-        for view in found:
-            self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
-
-    def _deliver_unchecked(self, peer: Peer, found: list[memoryview]) -> None:
-        """As `_deliver_all`, for frames that have not been checked: each neighbour that is like a checked one but for
-        what counts on from packet to packet has been checked with it."""
-        for joined in join_unchecked(found, self._drops.count, tcp=self._join_tcp, udp=self._join_udp):
-            view = memoryview(joined)
-            self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
-
     def _packets(self, receiver: Receiver, run: memoryview, segment: int, source: Endpoint, now: float) -> None:
         peer, reader = receiver.peer, receiver.transport
         if reader is None:
@@ -540,8 +522,7 @@ class Inbound:
             if field & 1:
                 opened = self._decapsulated(opened, stride, field)
             for joined in join_padded(opened, stride, reader.drops, tcp=self._join_tcp, udp=self._join_udp):
-                view = memoryview(joined)
-                self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
+                self._delivery.one(peer, memoryview(joined))
         self._peers.touched.add(peer)
         peer.session.data_received(receiver.keypair, now, empty=not opened)
         self._roam(peer, source, now)
@@ -558,18 +539,6 @@ class Inbound:
             return packets
         self._drops.count(drops.ECN_NOT_ECT_CE, dropped)
         return memoryview(b"".join(kept))
-
-    def _deliver(self, peer: Peer, packet: memoryview, with_header: memoryview) -> None:
-        """Give a checked packet to the kernel, if its source is one of the peer's addresses."""
-        source = (packet[12:16] if packet[0] >> 4 == 4 else packet[8:24]).tobytes()
-        if self._peers.allowed.lookup(source) is not peer:
-            self._drops.count(drops.WRONG_SOURCE)
-            return
-        outcome = drops.NO_TUN if self._tun is None else self._tun.write(with_header)
-        if outcome:
-            self._drops.count(outcome)
-        else:
-            peer.rx_bytes += len(packet)
 
 
 def _datagrams(run: memoryview, segment: int) -> Iterator[memoryview]:

@@ -29,6 +29,9 @@ RATE: Final = 60.0
 BURST: Final = 8.0
 """Probes per second, and at once, of one attempt: what a node's budget leaves when others ask a little, too."""
 
+LEFT: Final = 12.0
+"""Probes that an attempt leaves the node at any time: pings to endpoints that peers named come before guesses."""
+
 DELAY: Final = 1.5
 """s after a call until an attempt begins: by then what needs no luck has worked."""
 
@@ -107,9 +110,11 @@ class Attempt:
     def probes(self, now: float) -> list[Endpoint]:
         """Whom to ask now; for the part "many-sockets" each from a new socket."""
         found: list[Endpoint] = []
-        while self._start <= now < self._end and self._has_more() and self._budget.take(now):
-            if not self._node_budget.take(now):
+        while self._start <= now < self._end and self._has_more() and self._budget.available_at(now) <= now:
+            if self._room_at(now) > now:
                 break  # others ask; our turn comes
+            self._budget.take(now)
+            self._node_budget.take(now)
             found.append(self._next(now))
         return found
 
@@ -119,7 +124,11 @@ class Attempt:
             return self._start
         if not self._has_more():
             return self._end
-        return min(self._end, max(self._budget.available_at(now, BURST / 2), self._node_budget.available_at(now)))
+        return min(self._end, max(self._budget.available_at(now, BURST / 2), self._room_at(now)))
+
+    def _room_at(self, now: float) -> float:
+        """When the node's budget has a probe for us beside those that are left to others."""
+        return self._node_budget.available_at(now, 1.0 + LEFT)
 
     def _has_more(self) -> bool:
         return self.part == "many-ports" or self.sockets < SOCKETS

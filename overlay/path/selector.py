@@ -135,7 +135,7 @@ class Selector:
             # Its way in is open: now is the best time to ask, also for a pair that is quiet on our side, so that the
             # source is proven before the peer's data comes from there.
             spaced = now - candidate.last_ping >= timing.MIN_INTERVAL
-            if spaced and self._may_ping(candidate, now) and self._budget.take(now):
+            if spaced and self._may_ping(candidate, now, at_once=True) and self._budget.take(now):
                 candidate.silent_pings = 0
                 self._ping(candidate, now)
             self._schedule(now)
@@ -340,15 +340,15 @@ class Selector:
         """Are candidates asked now: because data flows, or because the peer called?"""
         return self.active(now) or now < self._looking_until
 
-    def _may_ping(self, candidate: Candidate, now: float) -> bool:
+    def _may_ping(self, candidate: Candidate, now: float, *, at_once: bool = False) -> bool:
         """Within what an endpoint without any answer gets, and all candidates of this node together? If not, the
-        candidate's turn comes later."""
+        candidate's turn comes later. `at_once`: it does not wait with the peer's others until there is room."""
         if not candidate.proven:
             later = self._strangers.next_ping(candidate.endpoint, now)
             if later > now:
                 candidate.next_ping = max(candidate.next_ping, later)
                 return False
-        if now < self._crowded_until:
+        if now < self._crowded_until and not at_once:
             return False
         if not self._node_budget.take(now):
             first, last = timing.CROWDED

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from overlay.path import punch
+from overlay.path import punch, timing
 from overlay.path.budget import Budget
 from overlay.path.nat import UNKNOWN_NAT, Dependence, NatBehaviour
 from overlay.path.punch import Attempt, part, predicted
@@ -89,10 +89,21 @@ def test_the_walk_visits_every_port(seed: int) -> None:
 
 
 def test_all_probes_stay_under_the_nodes_budget() -> None:
-    shared = Budget(20.0, 5.0)
+    shared = Budget(20.0, 15.0)
     probes = run(attempt("many-ports", node_budget=shared), T + 60)
+    assert len(probes) > 300
     for start in range(20):
-        assert sum(T + start <= when < T + start + 1 for when, _ in probes) <= 26
+        assert sum(T + start <= when < T + start + 1 for when, _ in probes) <= 24
+
+
+@pytest.mark.parametrize("side", get_args(punch.Part))
+def test_an_attempt_leaves_room_for_pings_to_endpoints_that_are_known(side: punch.Part) -> None:
+    shared = Budget(timing.NODE_RATE, timing.NODE_BURST)
+    made, now = attempt(side, node_budget=shared), T
+    while not made.is_over(now):
+        made.probes(now)
+        assert shared.available_at(now, punch.LEFT) == now
+        now = made.next_timeout(now)
 
 
 def test_nothing_is_asked_before_its_start() -> None:

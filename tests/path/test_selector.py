@@ -5,6 +5,7 @@ from random import Random
 import pytest
 
 from overlay.path import timing, types
+from overlay.path.budget import Budget
 from overlay.path.selector import Selector
 from overlay.path.types import RELAY_PATH, Path, PathChanged
 from overlay.wire import disco
@@ -127,6 +128,18 @@ def test_a_ping_makes_a_candidate_and_is_asked_back_even_by_an_idle_pair() -> No
     assert made.pings_to_send() == [], "once a second is enough"
     assert made.pong_received(X, txid, HERE, T + 0.6)
     assert made.proven(X)
+
+
+def test_who_knocks_while_the_node_is_busy_is_asked_back_as_soon_as_there_is_room() -> None:
+    shared = Budget(timing.NODE_RATE, timing.NODE_BURST)
+    made = Selector(relay=True, random_bytes=Random(1).randbytes, node_budget=shared)
+    made.set_candidates([X], [], T)
+    assert shared.take(T, timing.NODE_BURST)
+    made.data_sent(T)
+    assert made.pings_to_send() == [], "it waits, with all of the peer's"
+    made.ping_received(X, T + 1.5 / timing.NODE_RATE)
+    asked(made, X)
+    assert not shared.take(T + 1.5 / timing.NODE_RATE), "within the budget"
 
 
 def test_replayed_pings_from_made_up_sources_neither_flood_nor_fill_nor_push_out() -> None:

@@ -133,6 +133,7 @@ def why_report(report: dict[str, Any]) -> RenderableType:
 _ORIGINS = {
     "map": "the network map",
     "seen": "its own packets",
+    "punched": "both connecting at once",
     "interface": "its interfaces",
     "observed": "others who see it",
     "mapped": "its router",

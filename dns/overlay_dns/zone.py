@@ -1,48 +1,143 @@
-"""The network's zone: which names there are, and the answer to any question about them. No sockets here.
+"""The network's zones: which names there are, and the answer to any question about them. No sockets here.
 
-A zone is a frozen value, built once per network map. It is authoritative for its domain and for the reverse names of
-the network's ranges: what is not in it does not exist (RFC 2308: with an SOA, so that resolvers may remember that).
-The rest of the name space is not its business: `answer` returns None, and the question is forwarded.
-
-Terms are those of RFC 9499.
+A zone is a frozen value, built once per network map. It is authoritative for its origin: what is not in it does not
+exist (RFC 2308: with an SOA, so that resolvers may remember that). The rest of the name space is not its business.
+Lookup is that of RFC 1034 section 4.3.2, with wildcards as RFC 4592 has them. Terms are those of RFC 9499.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from types import MappingProxyType
+from typing import Any, Final
 
-from dnslib import AAAA, CLASS, NS, PTR, QTYPE, RCODE, RR, SOA, A, DNSHeader, DNSLabel, DNSRecord
+from dnslib import AAAA, CLASS, CNAME, NS, PTR, QTYPE, RCODE, RR, SOA, SRV, TXT, A, DNSHeader, DNSLabel, DNSRecord
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
+from overlay_dns.labels import (
+    WILDCARD,
+    Address,
+    Labels,
+    Network,
+    labels_in,
+    labels_of,
+    name_of,
+    reverse_labels,
+    reverse_origins,
+)
 
-TTL = 5
+TTL: Final = 5
 """Seconds that a positive answer may be kept: a node that changes its address is found again at once."""
-NEGATIVE_TTL = 10
+NEGATIVE_TTL: Final = 10
 """Seconds that "no such name" may be kept (RFC 2308 section 5: the SOA's minimum)."""
+LONGEST_CHAIN: Final = 8
+"""Aliases (CNAME) that are followed for one question; longer ones, and circles, end there."""
 
-_V4_SUFFIX = (b"in-addr", b"arpa")
-_V6_SUFFIX = (b"ip6", b"arpa")
+_A, _AAAA, _CNAME, _NS, _PTR, _SOA = (int(getattr(QTYPE, name)) for name in ("A", "AAAA", "CNAME", "NS", "PTR", "SOA"))
 
-Labels = tuple[bytes, ...]
+RRsets = Mapping[int, tuple["Record", ...]]
+"""What is at a name, by type."""
 
-
-def _labels(name: str | DNSLabel) -> Labels:
-    """Labels in lower case, for comparison (RFC 4343: ASCII case is ignored)."""
-    label = name if isinstance(name, DNSLabel) else DNSLabel(name)
-    return tuple(part.lower() for part in label.label)
+_NOTHING: Final[RRsets] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class Zone:
-    """`domain` with its hosts, and the reverse names of `networks`."""
+class Record:
+    """One record of a zone. `name`: absolute, without the last dot, maybe with `*` as its first label.
 
-    domain: str
-    serial: int
-    networks: tuple[Network, ...]
-    hosts: Mapping[Labels, tuple[Address, ...]]
-    reverse: Mapping[Address, str]
-    nameserver: str
+    `value`: an address (A, AAAA), an absolute name (CNAME, PTR, NS), texts (TXT), or priority, weight, port and name
+    (SRV, RFC 2782). dnslib is asked to make records of it only when somebody asks for them: a map has thousands.
+    """
+
+    name: str
+    rtype: int
+    value: "Address | str | tuple[bytes, ...] | tuple[int, int, int, str]"
+    ttl: int = TTL
+
+    def rdata(self) -> Any:
+        value = self.value
+        match self.rtype:
+            case QTYPE.A:
+                return A(str(value))
+            case QTYPE.AAAA:
+                return AAAA(str(value))
+            case QTYPE.CNAME:
+                return CNAME(value)
+            case QTYPE.PTR:
+                return PTR(value)
+            case QTYPE.NS:
+                return NS(value)
+            case QTYPE.TXT if isinstance(value, tuple):
+                return TXT(list(value))
+            case QTYPE.SRV if isinstance(value, tuple):
+                return SRV(*value)
+        raise ValueError(f"no record of type {self.rtype} with {value!r}")
+
+
+def address_record(name: str, address: Address, ttl: int = TTL) -> Record:
+    return Record(name, _A if isinstance(address, IPv4Address) else _AAAA, address, ttl)
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a question gets. `onward`: the last alias leads to this name, which is not ours."""
+
+    rcode: int = RCODE.NOERROR
+    records: list[RR] = field(default_factory=list)
+    authority: list[RR] = field(default_factory=list)
+    onward: DNSLabel | None = None
+
+    def reply(self, query: DNSRecord) -> DNSRecord:
+        """The message that answers `query`."""
+        header = DNSHeader(id=query.header.id, qr=1, aa=1, ra=1, rd=query.header.rd, rcode=self.rcode)
+        reply = DNSRecord(header, q=query.questions[0])
+        reply.add_answer(*self.records)
+        reply.add_auth(*self.authority)
+        return reply
+
+
+class Zone:
+    """All names at and below `origin`."""
+
+    __slots__ = ("_names", "origin", "soa")
+
+    def __init__(self, origin: Labels, records: Iterable[Record], *, serial: int, nameserver: str, mail: str) -> None:
+        """`nameserver` and `mail` (of the SOA) are absolute names. Raises `ValueError` for a record outside."""
+        self.origin = origin
+        times = (serial & 0xFFFFFFFF, 3600, 600, 86400, NEGATIVE_TTL)
+        self.soa = RR(name_of(origin), _SOA, CLASS.IN, NEGATIVE_TTL, SOA(nameserver, mail, times))
+        names: dict[Labels, dict[int, tuple[Record, ...]]] = {origin: {_NS: (Record("", _NS, nameserver),)}}
+        for record in records:
+            labels = labels_of(record.name)
+            if not self.holds(labels):
+                raise ValueError(f"{record.name} is not in the zone {name_of(origin)}")
+            types = names.setdefault(labels, {})
+            if record not in (others := types.get(record.rtype, ())):
+                types[record.rtype] = (*others, record)
+        self._names: dict[Labels, RRsets] = dict(names)
+        for labels in names:  # "c" of "db.c" exists, with nothing at it (RFC 8020)
+            for at in range(1, len(labels) - len(origin)):
+                self._names.setdefault(labels[at:], _NOTHING)
+
+    def holds(self, labels: Labels) -> bool:
+        return labels[max(0, len(labels) - len(self.origin)) :] == self.origin
+
+    def find(self, labels: Labels) -> RRsets | None:
+        """What is at a name of the zone, or at the wildcard that stands for it; None: the name does not exist."""
+        found = self._names.get(labels)
+        if found is not None:
+            return found
+        for at in range(1, len(labels) - len(self.origin) + 1):
+            if labels[at:] in self._names:  # the closest encloser (RFC 4592 section 3.3.1)
+                return self._names.get((WILDCARD, *labels[at:]))
+        return None
+
+
+class Zones:
+    """Several zones, and the networks whose members they name."""
+
+    def __init__(self, zones: Sequence[Zone], networks: Sequence[Network] = ()) -> None:
+        self.networks = tuple(networks)
+        self._zones = sorted(zones, key=lambda zone: -len(zone.origin))
 
     @classmethod
     def build(
@@ -50,96 +145,83 @@ class Zone:
         domain: str,
         hosts: Mapping[str, Iterable[Address]],
         serial: int,
-        networks: Iterable[Network] = (),
+        networks: Sequence[Network] = (),
+        *,
+        records: Iterable[Record] = (),
         nameserver: str = "server",
-    ) -> "Zone":
-        """`hosts` maps names relative to `domain` ("b", "db.b") to addresses; `nameserver` is one such name."""
+    ) -> "Zones":
+        """The zone of `domain`, and the reverse zones of `networks`.
+
+        `hosts` maps names relative to `domain` ("b", "db.b") to addresses, `nameserver` is one such name; the first
+        name that has an address is what the address is called. `records`: further ones in `domain`, by absolute names.
+        """
         domain = domain.strip(".")
-        forward: dict[Labels, tuple[Address, ...]] = {}
+        forward = list(records)
         reverse: dict[Address, str] = {}
         for name, addresses in hosts.items():
             full = f"{name}.{domain}"
-            forward[_labels(full)] = tuple(addresses)
-            for address in forward[_labels(full)]:
+            for address in addresses:
+                forward.append(address_record(full, address))
                 reverse.setdefault(address, full)
-        return cls(domain, serial, tuple(networks), forward, reverse, f"{nameserver}.{domain}")
+        pointers: dict[Labels, list[Record]] = {
+            origin: [] for network in networks for origin in reverse_origins(network)
+        }
+        sizes = sorted({len(origin) for origin in pointers}, reverse=True)
+        for address, name in reverse.items():
+            labels = reverse_labels(address)
+            origin = next((labels[-size:] for size in sizes if labels[-size:] in pointers), None)
+            if origin is not None:
+                pointers[origin].append(Record(b".".join(labels).decode(), _PTR, name))
+        zones = [
+            Zone(origin, each, serial=serial, nameserver=f"{nameserver}.{domain}", mail=f"hostmaster.{domain}")
+            for origin, each in ((labels_of(domain), forward), *pointers.items())
+        ]
+        return cls(zones, networks)
 
-    def answer(self, query: DNSRecord) -> DNSRecord | None:
-        """The reply to a query with one question of class IN, or None if the name is outside the zone."""
-        question = query.questions[0]
-        labels = _labels(question.qname)
-        apex = _labels(self.domain)
-        if labels[-len(apex) :] == apex:
-            return self._forward(query, labels, apex)
-        if labels[-2:] in (_V4_SUFFIX, _V6_SUFFIX):
-            return self._reverse(query, labels)
-        return None
+    def zone_of(self, labels: Labels) -> Zone | None:
+        """The zone that is authoritative for a name, if it is ours."""
+        return next((zone for zone in self._zones if zone.holds(labels)), None)
 
-    def _forward(self, query: DNSRecord, labels: Labels, apex: Labels) -> DNSRecord:
-        reply, question = self._reply(query), query.questions[0]
-        name, qtype = question.qname, question.qtype
-        if qtype == QTYPE.ANY:
-            reply.header.rcode = RCODE.REFUSED  # RFC 8482 section 4 lets us; such questions serve attackers most
-            return reply
-        if labels == apex:
-            if qtype == QTYPE.SOA:
-                reply.add_answer(self._soa(name))
-            elif qtype == QTYPE.NS:
-                reply.add_answer(RR(name, QTYPE.NS, CLASS.IN, TTL, NS(self.nameserver)))
-        elif labels in self.hosts:
-            for address in self.hosts[labels]:
-                if qtype == QTYPE.A and isinstance(address, IPv4Address):
-                    reply.add_answer(RR(name, QTYPE.A, CLASS.IN, TTL, A(str(address))))
-                elif qtype == QTYPE.AAAA and isinstance(address, IPv6Address):
-                    reply.add_answer(RR(name, QTYPE.AAAA, CLASS.IN, TTL, AAAA(str(address))))
-        elif not any(len(host) > len(labels) and host[-len(labels) :] == labels for host in self.hosts):
-            # Only a name with nothing below it does not exist; "b" in "db.b" is an empty non-terminal (RFC 8020).
-            reply.header.rcode = RCODE.NXDOMAIN
-        if not reply.rr:
-            reply.add_auth(self._soa(DNSLabel(self.domain)))
-        return reply
-
-    def _reverse(self, query: DNSRecord, labels: Labels) -> DNSRecord | None:
-        address = _reverse_address(labels)
-        if address is None or not any(address in network for network in self.networks):
+    def answer(self, qname: DNSLabel, qtype: int) -> Answer | None:
+        """The answer to a question of class IN; None: its name is in none of these zones."""
+        labels = labels_in(qname)
+        zone = self.zone_of(labels)
+        if zone is None:
             return None
-        reply, question = self._reply(query), query.questions[0]
-        target = self.reverse.get(address)
-        if target is None:
-            reply.header.rcode = RCODE.NXDOMAIN
-        elif question.qtype == QTYPE.PTR:
-            reply.add_answer(RR(question.qname, QTYPE.PTR, CLASS.IN, TTL, PTR(target)))
-        if not reply.rr:
-            reply.add_auth(self._soa(_reverse_apex(address, self.networks)))
-        return reply
+        if qtype == QTYPE.ANY:
+            return Answer(RCODE.REFUSED)  # RFC 8482 section 4 lets us; such questions serve attackers most
+        answer, owner = Answer(), qname
+        seen = {labels}
+        while zone is not None:
+            found = zone.find(labels)
+            alias = found.get(_CNAME) if found is not None and qtype != _CNAME else None
+            if alias is None:
+                self._end(answer, owner, qtype, zone, found)
+                return answer
+            answer.records += _records(owner, alias)
+            owner = answer.records[-1].rdata.label
+            labels = labels_in(owner)
+            if labels in seen or len(seen) >= LONGEST_CHAIN:
+                return answer
+            seen.add(labels)
+            zone = self.zone_of(labels)
+        answer.onward = owner
+        return answer
 
     @staticmethod
-    def _reply(query: DNSRecord) -> DNSRecord:
-        header = DNSHeader(id=query.header.id, qr=1, aa=1, ra=1, rd=query.header.rd)
-        return DNSRecord(header, q=query.questions[0])
-
-    def _soa(self, owner: DNSLabel) -> RR:
-        times = (self.serial & 0xFFFFFFFF, 3600, 600, 86400, NEGATIVE_TTL)
-        return RR(owner, QTYPE.SOA, CLASS.IN, NEGATIVE_TTL, SOA(self.nameserver, f"hostmaster.{self.domain}", times))
-
-
-def _reverse_address(labels: Labels) -> Address | None:
-    """The address that a whole reverse name stands for (RFC 1035 section 3.5, RFC 3596 section 2.5)."""
-    digits = [label.decode("ascii", "replace") for label in reversed(labels[:-2])]
-    try:
-        if labels[-2:] == _V4_SUFFIX and len(digits) == 4:
-            return ip_address(".".join(digits))
-        if labels[-2:] == _V6_SUFFIX and len(digits) == 32 and all(len(digit) == 1 for digit in digits):
-            return IPv6Address(int("".join(digits), 16))
-    except ValueError:
-        return None
-    return None
+    def _end(answer: Answer, owner: DNSLabel, qtype: int, zone: Zone, found: RRsets | None) -> None:
+        """What the last name of a chain has of the type that was asked for."""
+        if found is None:
+            answer.rcode = RCODE.NXDOMAIN  # also where aliases lead to nothing (RFC 6604 section 3)
+        elif qtype == _SOA and labels_in(owner) == zone.origin:
+            answer.records.append(RR(owner, _SOA, CLASS.IN, zone.soa.ttl, zone.soa.rdata))
+            return
+        elif qtype in found:
+            answer.records += _records(owner, found[qtype])
+            return
+        answer.authority.append(zone.soa)
 
 
-def _reverse_apex(address: Address, networks: Iterable[Network]) -> DNSLabel:
-    """The name of the reverse zone that `address` is in: that of its network, cut at a whole label."""
-    network = next(network for network in networks if address in network)
-    bits = 8 if isinstance(address, IPv4Address) else 4
-    labels = address.reverse_pointer.split(".")
-    keep = network.prefixlen // bits
-    return DNSLabel(".".join(labels[len(labels) - 2 - keep :]))
+def _records(owner: DNSLabel, records: tuple[Record, ...]) -> list[RR]:
+    ttl = min(record.ttl for record in records)  # RFC 2181 section 5.2: all of a set have one
+    return [RR(owner, record.rtype, CLASS.IN, ttl, record.rdata()) for record in records]

@@ -1,11 +1,13 @@
 """What people see of the local API's documents."""
 
 import io
-from typing import Any
+from typing import Any, get_args
 
+import pytest
 from rich.console import Console, RenderableType
 
-from overlay_cli.tables import net_report, node_summary, node_table, server_summary
+from overlay.path.types import Origin
+from overlay_cli.tables import net_report, node_summary, node_table, server_summary, why_report
 
 NAT: dict[str, Any] = {
     "summary": "A hard one.",
@@ -191,3 +193,23 @@ def test_a_network_report() -> None:
     lost = {**report, "best": None, "proxy": None, "captive_portal": "HTTP/1.1 302 Found", "network": ""}
     text = drawn(net_report(lost))
     assert "the server is not reached" in text and "HTTP/1.1 302 Found" in text and "no default route" in text
+
+
+@pytest.mark.parametrize("origin", get_args(Origin))
+def test_how_an_endpoint_is_known_is_told_in_words(origin: str) -> None:
+    asked = {"endpoint": "192.0.2.7:1", "kind": "tcp", "state": "silent", "pings": 3}
+    unknown = dict.fromkeys(("answered_s", "rtt_ms", "next_try_s"))
+    report = {
+        **{
+            "name": "b",
+            "online": True,
+            "path": None,
+            "rtt_ms": None,
+            "sentence": "Why.",
+            "own_nat": "",
+            "peer_nat": "",
+        },
+        "candidates": [{**asked, **unknown, "origin": origin}],
+    }
+    text = drawn(why_report(report))
+    assert "192.0.2.7:1" in text and "never" in text and f"  {origin} " not in text, "a word of the program's"

@@ -14,10 +14,10 @@ from dnslib import QTYPE, RCODE, RR, TXT, A, DNSRecord
 from dnslib.server import BaseResolver, DNSHandler, DNSServer
 
 from overlay_dns.forwarder import Upstream
-from overlay_dns.server import Resolver
-from overlay_dns.zone import Zone
+from overlay_dns.server import OTHERS_BURST, OTHERS_RATE, Resolver
+from overlay_dns.zone import Zones
 
-ZONE = Zone.build(
+ZONES = Zones.build(
     "local.test",
     {"b": [IPv4Address("10.77.0.3")], "many": [IPv4Address(f"10.77.1.{n}") for n in range(1, 120)]},
     serial=1,
@@ -51,7 +51,7 @@ def upstream() -> Iterator[Upstream]:
     for server in servers:
         server.start_thread()
     try:
-        yield ("127.0.0.1", port)
+        yield Upstream("127.0.0.1", port)
     finally:
         for server in servers:
             server.stop()
@@ -62,7 +62,7 @@ def upstream() -> Iterator[Upstream]:
 
 def with_resolver(upstreams: Sequence[Upstream], check: Callable[[int, Resolver], None]) -> None:
     async def main() -> None:
-        resolver = Resolver(ZONE, lambda: upstreams)
+        resolver = Resolver(ZONES, lambda: upstreams)
         async with anyio.create_task_group() as tasks:
             port = await tasks.start(partial(resolver.serve, ["127.0.0.1"], port=0))
             await to_thread.run_sync(check, port, resolver)
@@ -105,20 +105,39 @@ def test_no_upstream_is_servfail_and_counted() -> None:
     with_resolver([], check)
 
 
-def test_members_of_the_network_are_not_served() -> None:
+def test_members_of_the_network_hear_of_the_zones_and_no_more() -> None:
     async def main() -> None:
-        resolver = Resolver(ZONE, list)
-        query = DNSRecord.question("b.local.test").pack()
-        assert await resolver.reply(query, "10.77.0.9", stream=False) is None
-        assert await resolver.reply(query, "192.0.2.1", stream=False) is not None
+        resolver = Resolver(ZONES, list)
+        for name, rcode in (("b.local.test", RCODE.NOERROR), ("a.example", RCODE.REFUSED)):
+            reply = await resolver.reply(bytes(DNSRecord.question(name).pack()), "10.77.0.9", stream=False)
+            assert reply is not None and DNSRecord.parse(reply).header.rcode == rcode
         assert resolver.drops["foreign_client"] == 1
+
+    anyio.run(main)
+
+
+def test_members_of_the_network_have_a_rate_and_this_machine_has_none() -> None:
+    async def main() -> None:
+        now = 100.0
+        resolver, query = Resolver(ZONES, list, clock=lambda: now), bytes(DNSRecord.question("b.local.test").pack())
+
+        async def answered(source: str, asked: int) -> int:
+            replies = [await resolver.reply(query, source, stream=False) for _ in range(asked)]
+            return sum(reply is not None for reply in replies)
+
+        burst, rate = int(OTHERS_BURST), int(OTHERS_RATE)
+        assert await answered("10.77.0.9", burst + 7) == burst
+        assert await answered("192.0.2.1", burst * 2) == burst * 2
+        assert resolver.drops["client_rate"] == 7
+        now += 1.0
+        assert await answered("10.77.0.8", rate + 1) == rate
 
     anyio.run(main)
 
 
 def test_a_new_zone_counts_at_once() -> None:
     def check(port: int, resolver: Resolver) -> None:
-        resolver.set_zone(Zone.build("local.test", {"new": [IPv4Address("10.77.0.7")]}, serial=2))
+        resolver.set_zones(Zones.build("local.test", {"new": [IPv4Address("10.77.0.7")]}, serial=2))
         assert str(ask(port, "new.local.test").rr[0].rdata) == "10.77.0.7"
         assert ask(port, "b.local.test").header.rcode == RCODE.NXDOMAIN
 

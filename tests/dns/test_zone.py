@@ -3,15 +3,15 @@
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
-from dnslib import EDNS0, QTYPE, RCODE, DNSRecord
+from dnslib import EDNS0, QTYPE, RCODE, DNSLabel, DNSRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
 from overlay_dns.message import is_reply_to, parse_query, question_end, short_reply, udp_limit
-from overlay_dns.zone import NEGATIVE_TTL, Zone
+from overlay_dns.zone import NEGATIVE_TTL, Record, Zones
 
 B4, B6 = IPv4Address("10.77.0.3"), IPv6Address("fd00:1:2::3")
-ZONE = Zone.build(
+ZONES = Zones.build(
     "local.test",
     {"server": [IPv4Address("10.77.0.1")], "b": [B4, B6], "db.c": [IPv4Address("10.77.0.4")]},
     serial=7,
@@ -20,9 +20,14 @@ ZONE = Zone.build(
 
 
 def ask(name: str, qtype: str = "A") -> DNSRecord:
-    answer = ZONE.answer(DNSRecord.question(name, qtype))
-    assert answer is not None
-    return DNSRecord.parse(answer.pack())  # as the client sees it
+    reply = reply_to(DNSRecord.question(name, qtype))
+    assert reply is not None
+    return DNSRecord.parse(reply.pack())  # as the client sees it
+
+
+def reply_to(query: DNSRecord, zones: Zones = ZONES) -> DNSRecord | None:
+    answer = zones.answer(query.q.qname, query.q.qtype)
+    return None if answer is None else answer.reply(query)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +81,10 @@ def test_case_is_ignored_and_kept() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["example.com", "test", "xlocal.test", "local.test.example.com", "1.0.0.127.in-addr.arpa", "77.10.in-addr.arpa"],
+    ["example.com", "test", "xlocal.test", "local.test.example.com", "1.0.0.127.in-addr.arpa", "10.in-addr.arpa"],
 )
 def test_the_rest_of_the_name_space_is_not_ours(name: str) -> None:
-    assert ZONE.answer(DNSRecord.question(name, "A")) is None
+    assert reply_to(DNSRecord.question(name, "A")) is None
 
 
 @given(st.lists(st.text("abcdefghij0123456789", min_size=1, max_size=8), min_size=1, max_size=40), st.data())
@@ -89,7 +94,7 @@ def test_names_of_any_shape_get_an_answer_or_none(labels: list[str], data: st.Da
     name = ".".join(labels) + suffix
     if len(name) > 250:
         return
-    answer = ZONE.answer(DNSRecord.question(name, qtype))
+    answer = reply_to(DNSRecord.question(name, qtype))
     if suffix == ".local.test":
         assert answer is not None
     if answer is not None:
@@ -110,7 +115,7 @@ def test_fuzz_hostile_bytes_are_refused_or_dropped(data: bytes) -> None:
     if isinstance(parsed, int):
         assert short_reply(data, parsed)[:2] == data[:2]
     elif parsed is not None:
-        ZONE.answer(parsed)
+        reply_to(parsed)
     question_end(data)
     is_reply_to(data, DNSRecord.question("a").pack())
 
@@ -121,4 +126,105 @@ def test_fuzz_damaged_queries_never_raise(noise: bytes, offset: int) -> None:
     damaged = query[:offset] + noise + query[offset + len(noise) :]
     parsed = parse_query(damaged)
     if isinstance(parsed, DNSRecord):
-        ZONE.answer(parsed)
+        reply_to(parsed)
+
+
+# aliases, wildcards, services ----------------------------------------------------------------------------------------
+
+RECORDS = Zones.build(
+    "local.test",
+    {"server": [IPv4Address("10.77.0.1")], "b": [B4, B6]},
+    serial=1,
+    networks=[IPv4Network("10.77.0.0/22"), IPv4Network("10.78.1.128/25")],
+    records=[
+        Record("*.b.local.test", QTYPE.CNAME, "b.local.test"),
+        Record("exact.b.local.test", QTYPE.TXT, (b"one", b"two words")),
+        Record("deep.hole.b.local.test", QTYPE.A, IPv4Address("10.77.0.9")),
+        Record("www.local.test", QTYPE.CNAME, "web.local.test"),
+        Record("web.local.test", QTYPE.CNAME, "b.local.test"),
+        Record("out.local.test", QTYPE.CNAME, "www.example.com"),
+        Record("nowhere.local.test", QTYPE.CNAME, "missing.local.test"),
+        Record("round.local.test", QTYPE.CNAME, "about.local.test"),
+        Record("about.local.test", QTYPE.CNAME, "round.local.test"),
+        Record("_ssh._tcp.b.local.test", QTYPE.SRV, (0, 5, 22, "b.local.test")),
+        *(Record(f"chain{n}.local.test", QTYPE.CNAME, f"chain{n + 1}.local.test") for n in range(30)),
+    ],
+)
+
+
+def records(name: str, qtype: str) -> tuple[int, list[tuple[str, str, str]]]:
+    reply = reply_to(DNSRecord.question(name, qtype), RECORDS)
+    assert reply is not None
+    seen = DNSRecord.parse(reply.pack())
+    return seen.header.rcode, [(str(rr.rname), QTYPE.get(rr.rtype), str(rr.rdata)) for rr in seen.rr]
+
+
+def test_an_alias_comes_with_what_it_leads_to() -> None:
+    assert records("www.local.test", "A") == (
+        RCODE.NOERROR,
+        [
+            ("www.local.test.", "CNAME", "web.local.test."),
+            ("web.local.test.", "CNAME", "b.local.test."),
+            ("b.local.test.", "A", "10.77.0.3"),
+        ],
+    )
+    assert records("www.local.test", "CNAME") == (RCODE.NOERROR, [("www.local.test.", "CNAME", "web.local.test.")])
+
+
+def test_an_alias_to_a_name_without_that_type_is_no_data_and_to_none_at_all_is_nxdomain() -> None:
+    assert records("web.local.test", "TXT") == (RCODE.NOERROR, [("web.local.test.", "CNAME", "b.local.test.")])
+    rcode, found = records("nowhere.local.test", "A")
+    assert (rcode, found) == (RCODE.NXDOMAIN, [("nowhere.local.test.", "CNAME", "missing.local.test.")])
+
+
+def test_an_alias_that_leads_out_says_where() -> None:
+    answer = RECORDS.answer(DNSLabel("OUT.local.test"), QTYPE.A)
+    assert answer is not None and str(answer.onward) == "www.example.com."
+
+
+def test_circles_and_long_chains_end() -> None:
+    for name in ("round.local.test", "chain0.local.test"):
+        rcode, found = records(name, "A")
+        assert rcode == RCODE.NOERROR and 2 <= len(found) <= 8
+
+
+@pytest.mark.parametrize(
+    ("name", "qtype", "rcode", "found"),
+    [
+        ("any.b.local.test", "A", RCODE.NOERROR, ["b.local.test.", "10.77.0.3"]),
+        ("far.away.b.local.test", "AAAA", RCODE.NOERROR, ["b.local.test.", "fd00:1:2::3"]),
+        ("exact.b.local.test", "A", RCODE.NOERROR, []),  # exists: the wildcard does not stand for it
+        ("below.exact.b.local.test", "A", RCODE.NXDOMAIN, []),  # its closest encloser has no wildcard
+        ("hole.b.local.test", "A", RCODE.NOERROR, []),  # an empty non-terminal exists, too
+        ("other.hole.b.local.test", "A", RCODE.NXDOMAIN, []),
+        ("*.b.local.test", "CNAME", RCODE.NOERROR, ["b.local.test."]),
+        ("b.local.test", "A", RCODE.NOERROR, ["10.77.0.3"]),
+        ("*.local.test", "A", RCODE.NXDOMAIN, []),
+    ],
+)
+def test_wildcards(name: str, qtype: str, rcode: int, found: list[str]) -> None:
+    assert (rcode, found) == (records(name, qtype)[0], [data for _, _, data in records(name, qtype)[1]])
+
+
+def test_services_and_texts() -> None:
+    assert records("_ssh._tcp.b.local.test", "SRV")[1] == [("_ssh._tcp.b.local.test.", "SRV", "0 5 22 b.local.test.")]
+    assert records("exact.b.local.test", "TXT")[1] == [("exact.b.local.test.", "TXT", '"one","two words"')]
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("3.0.77.10.in-addr.arpa", True),
+        ("3.77.10.in-addr.arpa", True),  # the apex of one of the four zones that a /22 is
+        ("4.77.10.in-addr.arpa", False),
+        ("200.1.78.10.in-addr.arpa", True),
+        ("1.1.78.10.in-addr.arpa", False),  # of the same /24, and somebody else's
+    ],
+)
+def test_reverse_zones_hold_the_networks_and_nothing_else(name: str, ours: bool) -> None:
+    assert (reply_to(DNSRecord.question(name, "PTR"), RECORDS) is not None) == ours
+
+
+def test_a_record_outside_its_zone_is_our_mistake() -> None:
+    with pytest.raises(ValueError, match="example.com"):
+        Zones.build("local.test", {}, 1, records=[Record("www.example.com", QTYPE.A, B4)])

@@ -57,6 +57,26 @@ def up(
             show_default=False,
         ),
     ] = None,
+    port: Annotated[
+        int,
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65535,
+            envvar="OVERLAY_PORT",
+            help="The UDP port that peers send to; without this one that is free.",
+            show_default=False,
+        ),
+    ] = 0,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="OVERLAY_ENDPOINT",
+            help="Where that port is reached from outside, if a router passes it on; may be repeated. Peers are told.",
+            show_default=False,
+        ),
+    ] = None,
     carrier: Carrier = "auto",
     proxy: Proxy = None,
     ca: CaFile = None,
@@ -70,15 +90,18 @@ def up(
     quiet: Quiet = False,
 ) -> None:
     """Join the network, or come back to it. Returns once it works."""
-    from overlay.node.settings import NodeSettings, check_ways
+    from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
 
     ways = way_settings(carrier, proxy, ca)
     check_ways(ways["carriers"], ways["proxy"])
+    parse_endpoints(tuple(endpoint or ()))
     settings = NodeSettings(
         state=str(state.absolute()),
         invite=_read_invite(invite),
         name=name or "",
         interface=interface or "",
+        port=port,
+        endpoints=tuple(endpoint or ()),
         dscp=dscp,
         port_mapping=port_mapping == "on",
         carriers=ways["carriers"],

@@ -280,11 +280,6 @@ async def try_out(seen: Iterable[Endpoint], machine: Machine) -> PortMappingStat
     return found
 
 
-async def map_tcp(port: int, *, read_host: Callable[[], Awaitable[Machine]] = read_machine) -> None:
-    """Keep the TCP port mapped until cancelled."""
-    await PortMapper(lambda: port, lambda: None, transport="tcp", read_host=read_host).run()
-
-
 async def _cancel_when(event: anyio.Event, scope: anyio.CancelScope) -> None:
     await event.wait()
     scope.cancel()

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.lab
 # Addresses that a router daemon takes for public ones: it refuses to work on the documentation's (RFC 5737).
 SERVER, ROUTER, OTHER = "9.1.1.1", "9.1.1.11", "9.1.1.12"
 INSIDE = "192.168.1.10"
+STRANGE = 20  # datagrams: more than a drops of what others send meanwhile
 _TABLES = """
 table inet filter {
     chain forward { type filter hook forward priority 0; policy accept; jump miniupnpd; }
@@ -165,10 +166,25 @@ def endpoint_of_a(network: Network) -> str | None:
     return peer["path"]["endpoint"] if peer is not None and peer["path"] is not None else None
 
 
+def dropped(network: Network) -> int:
+    """Datagrams that a received and could not use."""
+    return sum(network["a"].status()["drops"].values())
+
+
+def strangers_get_in(network: Network, port: int) -> bool:
+    """Whether what somebody outside sends to the router's port gets to a's engine, which drops it."""
+    before = dropped(network)
+    with network.lab.namespaces["other"].enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        for _ in range(STRANGE):
+            stranger.sendto(bytes(100), (ROUTER, port))
+    wait_for(lambda: dropped(network) >= before + STRANGE, "strange datagrams get in")
+    return True
+
+
 @pytest.mark.parametrize(
     ("protocol", "version_1"), [("nat-pmp", False), ("pcp", False), ("upnp", False), ("upnp", True)]
 )
-def test_each_protocol_lets_a_peer_in_and_is_undone(
+def test_each_protocol_lets_others_in_and_is_undone(
     network: Network, router: Router, protocol: str, version_1: bool
 ) -> None:
     router.start(protocol, version_1=version_1)
@@ -177,13 +193,20 @@ def test_each_protocol_lets_a_peer_in_and_is_undone(
         port = network["a"].status()["port"]
         assert found == {"protocol": protocol, "gateway": "192.168.1.1", "external": f"{ROUTER}:{port}", "why": ""}
         assert f"{INSIDE}:{port}" in router.mapped()
+        assert strangers_get_in(network, port)
+    assert INSIDE not in router.mapped()
+
+
+def test_peers_with_hard_nats_reach_each_other_by_it(network: Network, router: Router) -> None:
+    router.start("pcp")
+    with up(network):
+        external = wait_for_mapping(network)["external"]
         pinging = network["b"].popen("ping", "-q", "-i", "0.2", network.address("a"), stdout=subprocess.DEVNULL)
         try:
-            wait_for(lambda: endpoint_of_a(network) == found["external"], "b reaches a through it", timeout=20.0)
+            wait_for(lambda: endpoint_of_a(network) == external, "b reaches a through it", timeout=20.0)
         finally:
             pinging.kill()
             pinging.wait()
-    assert INSIDE not in router.mapped()
 
 
 def test_a_router_that_started_anew_is_asked_anew(network: Network, router: Router) -> None:

@@ -9,13 +9,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from overlay.daemon.capture import Capturing, capture_routes
-from overlay.daemon.localapi import json_object, on_user_error
+from overlay.daemon.localapi import json_object, on_user_error, text_in
 from overlay.daemon.peers import Peers, peer_routes
-from overlay.errors import Exit, UserError
+from overlay.daemon.records import Recording, record_routes
+from overlay.errors import UserError
 from overlay.node.status import ExposureStatus, NodeStatus
 
 
-class Node(Protocol):
+class Node(Recording, Protocol):
     """What the API offers."""
 
     async def status(self) -> NodeStatus: ...
@@ -40,7 +41,7 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
 
     async def expose(request: Request) -> Response:
         document = await json_object(request)
-        return _answer(await node.expose(_text(document, "target"), _text(document, "public", "")))
+        return _answer(await node.expose(text_in(document, "target"), text_in(document, "public", "")))
 
     async def unexpose(request: Request) -> Response:
         await node.unexpose(request.path_params["id"])
@@ -55,6 +56,7 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
             Route("/v1/exposures/{id}", unexpose, methods=["DELETE"]),
             *capture_routes(capturing),
             *peer_routes(peers),
+            *record_routes(node),
         ],
         exception_handlers={UserError: on_user_error},
     )
@@ -62,10 +64,3 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
 
 def _answer(document: Any) -> Response:
     return JSONResponse(msgspec.to_builtins(document))
-
-
-def _text(document: dict[str, Any], key: str, default: str | None = None) -> str:
-    value = document.get(key, default)
-    if not isinstance(value, str):
-        raise UserError("bad-request", f"The request must have the text '{key}'.", exit_code=Exit.USAGE)
-    return value

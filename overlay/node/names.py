@@ -10,14 +10,16 @@ from ipaddress import ip_address, ip_network
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
+from dnslib import QTYPE
 
 from overlay.daemon.state import StateDir
 from overlay.errors import UserError
 from overlay.node.interface import Address
-from overlay.wire.control.messages import NetworkMap
+from overlay.wire.control.messages import MapRecord, NetworkMap
+from overlay.wire.control.records import RECORD_TYPES, is_shadowed, is_within, service
 from overlay_dns.osconfig.resolvconf import ResolvConf
 from overlay_dns.server import PORT, Resolver
-from overlay_dns.zone import Zones
+from overlay_dns.zone import Record, Zones, address_record
 
 START_TIMEOUT = 3.0
 """Seconds that bringing names up may hold up the network; sockets and one small file take milliseconds."""
@@ -35,13 +37,34 @@ def restore_system(state: StateDir) -> None:
 
 
 def build_zones(network_map: NetworkMap) -> Zones:
-    """The zones of a map: each node by its name."""
-    return Zones.build(
-        network_map.domain,
-        {node.name: [ip_address(text) for text in node.addresses] for node in network_map.nodes},
-        network_map.version,
-        [ip_network(text) for text in network_map.networks],
-    )
+    """The zones of a map: each node by its name and whatever is below it, and what people put in beside."""
+    domain = network_map.domain
+    hosts = {node.name: [ip_address(text) for text in node.addresses] for node in network_map.nodes}
+    numbers = {node.name: node.number for node in network_map.nodes}
+    records = [
+        _zone_record(record)
+        for record in network_map.records
+        if record.rtype in RECORD_TYPES and is_within(record.name, domain) and not is_shadowed(record, domain, numbers)
+    ]
+    own = {(record.name, record.rtype) for record in records}
+    for name, addresses in hosts.items():
+        wildcard = f"*.{name}.{domain}"
+        if not own.isdisjoint((wildcard, rtype) for rtype in ("A", "AAAA", "CNAME")):
+            continue  # the node's own wish for the names below it
+        records += [address_record(wildcard, address) for address in addresses]
+    networks = [ip_network(text) for text in network_map.networks]
+    return Zones.build(domain, hosts, network_map.version, networks, records=records)
+
+
+def _zone_record(record: MapRecord) -> Record:
+    match record.rtype:
+        case "A" | "AAAA":
+            return address_record(record.name, ip_address(record.value))
+        case "TXT":
+            return Record(record.name, QTYPE.TXT, (record.value.encode(),))
+        case "SRV":
+            return Record(record.name, QTYPE.SRV, service(record.value))
+    return Record(record.name, QTYPE.CNAME, record.value)
 
 
 class Names:

@@ -14,7 +14,7 @@ import msgspec
 from anyio.abc import TaskStatus
 
 from overlay.errors import UserError
-from overlay.wire.control.messages import MapDelta, MapNode, NetworkMap, Refused, ServerMessage, SignedMap
+from overlay.wire.control.messages import MapDelta, MapNode, MapRecord, NetworkMap, Refused, ServerMessage, SignedMap
 from overlay.wire.control.netmap import diff
 
 DEBOUNCE = 0.05  # s: a node that joins changes its entry several times at once; a person notices 1 s
@@ -51,6 +51,7 @@ class Hub:
         networks: tuple[str, ...],
         version: int,
         nodes: Iterable[MapNode],
+        records: Iterable[MapRecord] = (),
         sign: Sign,
         reserve: ReserveVersions,
         on_map: Callable[[NetworkMap], None],
@@ -62,10 +63,16 @@ class Hub:
         self._debounce = debounce
         self._links: dict[int, Link] = {}
         self._nodes = {node.number: node for node in nodes}
+        self._records = tuple(records)
         self._reserved = version
         self._changed = anyio.Event()
         self._published = NetworkMap(
-            network=network, version=version + 1, domain=domain, networks=networks, nodes=tuple(self._nodes.values())
+            network=network,
+            version=version + 1,
+            domain=domain,
+            networks=networks,
+            nodes=tuple(self._nodes.values()),
+            records=self._records,
         )
         self._signed: SignedMap | None = None  # `_published`, once somebody asked for it
 
@@ -104,6 +111,11 @@ class Hub:
             self._nodes[node.number] = node
             self._changed.set()
 
+    def set_records(self, records: Iterable[MapRecord]) -> None:
+        """What people have put into the zone, all of it."""
+        self._records = tuple(records)
+        self._changed.set()
+
     def remove(self, number: int, refused: Refused) -> None:
         """Take a node out of the map, and close its connection with `refused`."""
         if self._nodes.pop(number, None) is not None:
@@ -127,9 +139,9 @@ class Hub:
     async def _publish(self) -> None:
         old = self._published
         nodes = tuple(self._nodes.values())
-        new = msgspec.structs.replace(old, version=old.version + 1, nodes=nodes)
+        new = msgspec.structs.replace(old, version=old.version + 1, nodes=nodes, records=self._records)
         delta = diff(old, new)
-        if not delta.changed and not delta.removed:
+        if not (delta.changed or delta.removed or delta.records_added or delta.records_removed):
             return  # what changed has changed back meanwhile
         self._published = new
         self._signed = None

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from overlay.daemon.state import corrupt
 from overlay.server.schema import (
+    DnsRecord,
     ExposureRecord,
     InviteRecord,
     NetworkRecord,
@@ -19,6 +20,7 @@ from overlay.server.schema import (
     invite_table,
     network_table,
     node_table,
+    record_table,
     record_values,
 )
 
@@ -106,9 +108,10 @@ class Transaction:
         await self._connection.execute(update(node_table).where(node_table.c.number == record.number).values(**values))
 
     async def remove_node(self, number: int) -> None:
-        """With its exposures."""
+        """With its exposures and records."""
         self._names = self._hosts = None
         await self._connection.execute(delete(exposure_table).where(exposure_table.c.node == number))
+        await self._connection.execute(delete(record_table).where(record_table.c.node == number))
         await self._connection.execute(delete(node_table).where(node_table.c.number == number))
 
     # invites
@@ -150,6 +153,22 @@ class Transaction:
 
     async def remove_exposure(self, number: int) -> None:
         await self._connection.execute(delete(exposure_table).where(exposure_table.c.id == number))
+
+    # records of the zone
+
+    async def records(self) -> list[DnsRecord]:
+        return await self._rows(DnsRecord, record_table, order=record_table.c.name)
+
+    async def add_record(self, record: DnsRecord) -> None:
+        await self._connection.execute(insert(record_table).values(**record_values(record)))
+
+    async def remove_record(self, record: DnsRecord) -> None:
+        columns = record_table.c
+        await self._connection.execute(
+            delete(record_table).where(
+                columns.name == record.name, columns.rtype == record.rtype, columns.value == record.value
+            )
+        )
 
     # reading
 

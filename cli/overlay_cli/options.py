@@ -109,6 +109,14 @@ Dscp = Annotated[
         help="Whether routers on the way see what class of service the packets inside ask for: their DSCP.",
     ),
 ]
+PortMapping = Annotated[
+    Literal["on", "off"],
+    typer.Option(
+        "--port-mapping",
+        envvar="OVERLAY_PORT_MAPPING",
+        help="Whether the router before this machine is asked (by NAT-PMP, PCP, UPnP) to let peers in directly.",
+    ),
+]
 Carrier = Annotated[
     str,
     typer.Option(

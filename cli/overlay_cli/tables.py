@@ -24,7 +24,7 @@ def node_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderable
         trip = "" if server.get("rtt_ms") is None else f", {server['rtt_ms']:.1f} ms"
         by = f" by {server['carrier']}{_why(server)}" if server["carrier"] else ""
         parts.append(Text(f"server     {server['address']}{by}{trip}"))
-    parts.extend(_nat(status.get("nat")) if verbose else [])
+    parts.extend([*_nat(status.get("nat")), *_port_mapping(status.get("port_mapping"))] if verbose else [])
     parts.extend(_warnings(status))
     peers = status["peers"]
     parts.append(peer_table(peers) if peers else Text("no peers yet", style="dim"))
@@ -77,6 +77,7 @@ def net_report(report: dict[str, Any]) -> RenderableType:
         Text(f"families   {families}"),
         Text(f"udp        {report['udp']}"),
         *_nat(report["nat"]),
+        *_port_mapping(report["port_mapping"]),
     ]
     if report["proxy"]:
         parts.append(Text(f"proxy      {report['proxy']}"))
@@ -132,6 +133,7 @@ def why_report(report: dict[str, Any]) -> RenderableType:
 _ORIGINS = {
     "map": "the network map",
     "seen": "its own packets",
+    "punched": "both connecting at once",
     "interface": "its interfaces",
     "observed": "others who see it",
     "mapped": "its router",
@@ -158,6 +160,16 @@ def _nat(nat: dict[str, Any] | None) -> list[RenderableType]:
     if nat["endpoints"]:
         lines.append("seen from outside as " + "  ".join(nat["endpoints"]))
     return [Text(f"{'nat' if not number else '':<11}{line}") for number, line in enumerate(lines)]
+
+
+def _port_mapping(mapping: dict[str, Any] | None) -> list[RenderableType]:
+    """What the router passes on, or why it does not."""
+    if mapping is None:
+        return []
+    if mapping["external"] is None:
+        return [Text(f"mapping    {mapping['why']}")]
+    line = f"{mapping['external']} by {mapping['protocol']} of {mapping['gateway']}"
+    return [Text(f"mapping    {line}"), *([Text(f"           {mapping['why']}")] if mapping["why"] else [])]
 
 
 def peer_table(peers: list[dict[str, Any]]) -> Table:

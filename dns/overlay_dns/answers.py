@@ -6,6 +6,8 @@ found is, byte for byte, the one that would be built.
 
 from typing import Final
 
+from overlay_dns.cache import Kept
+
 LONGEST_QUERY: Final = 128
 """Bytes of a query that is kept; ordinary ones have 30 to 80."""
 
@@ -37,3 +39,49 @@ class Answers:
 
     def clear(self) -> None:
         self.ready.clear()
+
+
+class Forwarded:
+    """Replies of upstreams that are ready, for the second that it is now: their TTLs count down.
+
+    `ready` is as in `Answers`. What is kept is known, by the question's bytes, to be no question for the zones.
+    """
+
+    __slots__ = ("_kept", "_second", "ready")
+
+    def __init__(self) -> None:
+        self.ready: dict[bytes, bytes] = {}
+        self._kept: dict[bytes, tuple[Kept, int]] = {}
+        self._second = 0
+
+    def tick(self, now: float) -> None:
+        """It is `now`: replies of a second ago are ready no more."""
+        if int(now) != self._second:
+            self._second = int(now)
+            self.ready.clear()
+
+    def get(self, query: bytes, now: float) -> bytes | None:
+        """The reply to `query`, and it is ready from now on."""
+        kept, limit = self._kept.get(query[2:], (None, 0))
+        if kept is None:
+            return None
+        if now >= kept.expires:
+            del self._kept[query[2:]]
+            return None
+        reply = kept.render(query, now)
+        if len(reply) > limit:
+            return None
+        self.ready[query[2:]] = reply[2:]
+        return reply
+
+    def keep(self, query: bytes, kept: Kept, limit: int) -> None:
+        """`limit`: bytes that the client takes in one datagram."""
+        if len(query) > LONGEST_QUERY or len(kept.reply) > limit:
+            return
+        if len(self._kept) >= MOST:
+            self.clear()
+        self._kept[query[2:]] = (kept, limit)
+
+    def clear(self) -> None:
+        self.ready.clear()
+        self._kept.clear()

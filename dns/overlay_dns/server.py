@@ -19,7 +19,7 @@ import anyio.lowlevel
 from anyio.abc import Listener, SocketAttribute, SocketStream, TaskGroup, TaskStatus
 from dnslib import EDNS0, QTYPE, RCODE, RR, DNSError, DNSRecord
 
-from overlay_dns.answers import Answers
+from overlay_dns.answers import Answers, Forwarded
 from overlay_dns.forwarder import Forwarder, ForwardError, Upstream
 from overlay_dns.labels import Address, Network
 from overlay_dns.message import LARGEST_UDP_SIZE, PLAIN_UDP_SIZE, is_truncated, parse_query, short_reply, udp_limit
@@ -57,7 +57,9 @@ class Resolver:
     ) -> None:
         self._zones = zones
         self._answers = {False: Answers(), True: Answers()}  # by UDP, by TCP
-        self._forwarder = Forwarder(upstreams)
+        self._forwarded = Forwarded()
+        self.forwarder = Forwarder(upstreams, is_own=self._is_own_endpoint, clock=clock)
+        self._port = 0
         self._tcp_connections = 0
         self._udp_questions = 0
         self._own: frozenset[Address] = frozenset()
@@ -70,6 +72,7 @@ class Resolver:
         """Answer from these from now on."""
         self._zones = zones
         self._is_own.clear()
+        self._forwarded.clear()
         for answers in self._answers.values():
             answers.clear()
 
@@ -83,13 +86,17 @@ class Resolver:
         """Serve on these addresses until cancelled. Signals the port once it listens on all. Raises `OSError`."""
         self._own = frozenset(ip_address(address) for address in addresses)
         self._is_own.clear()
-        async with anyio.create_task_group() as tasks:
-            for address in addresses:
-                listener = await anyio.create_tcp_listener(local_host=address, local_port=port)
-                port = port or int(listener.extra(SocketAttribute.local_port))
-                tasks.start_soon(self._serve_udp, _udp_socket(address, port))
-                tasks.start_soon(self._serve_tcp, listener)
-            task_status.started(port)
+        try:
+            async with anyio.create_task_group() as tasks:
+                for address in addresses:
+                    listener = await anyio.create_tcp_listener(local_host=address, local_port=port)
+                    self._port = port = port or int(listener.extra(SocketAttribute.local_port))
+                    tasks.start_soon(self._serve_udp, _udp_socket(address, port))
+                    tasks.start_soon(self._serve_tcp, listener)
+                task_status.started(port)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.forwarder.aclose()
 
     async def reply(self, data: bytes, source: str, *, stream: bool) -> bytes | None:
         """The reply to one question, or None for what deserves none."""
@@ -106,6 +113,9 @@ class Resolver:
     def _ready(self, data: bytes, source: str, *, stream: bool) -> bytes | None:
         """A reply that was worked out before, for who may have it without being counted."""
         return self._answers[stream].get(data) if self._own_client(source) else None
+
+    def _is_own_endpoint(self, host: str, port: int) -> bool:
+        return port == self._port and ip_address(host.partition("%")[0]) in self._own
 
     def _own_client(self, source: str) -> bool:
         """Is it this machine itself, or no member of the network (a program on loopback, say)?"""
@@ -157,7 +167,7 @@ class Resolver:
         try:
             if found is not None:
                 return _pack(await self._followed(found, query), query, stream=stream)
-            reply = await self._forwarder.ask(data)
+            reply = await self.forwarder.ask(data)
         except ForwardError as error:
             self.drops[str(error.args[0])] += 1
             return short_reply(data, RCODE.SERVFAIL)
@@ -171,7 +181,7 @@ class Resolver:
         reply = answer.reply(query)
         onward = DNSRecord.question(str(answer.onward), QTYPE.get(query.questions[0].qtype))
         try:
-            found = DNSRecord.parse(await self._forwarder.ask(bytes(onward.pack())))
+            found = DNSRecord.parse(await self.forwarder.ask(bytes(onward.pack())))
         except (DNSError, ValueError, IndexError, RecursionError) as error:
             raise ForwardError("bad_reply") from error
         reply.header.rcode = found.header.rcode
@@ -191,10 +201,12 @@ class Resolver:
     def _take_some(self, tasks: TaskGroup, udp: socket.socket) -> None:
         receive, send = udp.recvfrom, udp.sendto
         ready, is_own = self._answers[False].ready, self._is_own
+        self._forwarded.tick(self._clock())
+        forwarded = self._forwarded.ready
         for _ in range(UDP_AT_ONCE):
             try:
                 data, source = receive(LARGEST_QUESTION)
-                reply = ready.get(data[2:])
+                reply = ready.get(data[2:]) or forwarded.get(data[2:])
                 if reply is not None and is_own.get(source[0]):
                     send(data[:2] + reply, source)
                 elif self._admits(source[0]):
@@ -205,6 +217,10 @@ class Resolver:
                 self.drops["udp_failed"] += 1
 
     def _take(self, tasks: TaskGroup, udp: socket.socket, data: bytes, source: _Source) -> None:
+        own = self._own_client(source[0])
+        if own and (reply := self._forwarded.get(data, self._clock())) is not None:
+            self._send(udp, reply, source)
+            return
         query = self._parsed(data)
         if query is None:
             return
@@ -215,6 +231,11 @@ class Resolver:
             self.drops["udp_limit"] += 1
         else:
             assert isinstance(query, DNSRecord)
+            if own and found is None and (kept := self.forwarder.remembered(data)) is not None:
+                self._forwarded.keep(data, kept, max(udp_limit(query), PLAIN_UDP_SIZE))
+                if (reply := self._forwarded.get(data, self._clock())) is not None:
+                    self._send(udp, reply, source)
+                    return
             self._udp_questions += 1
             tasks.start_soon(self._answer_udp, udp, data, query, source)
 

@@ -5,7 +5,7 @@ A dialled connection writes in the task that sends. A served one has a writer of
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -23,6 +23,7 @@ from overlay.wire.endpoint import Endpoint, format_endpoint
 
 _WRITE_SIZE: Final = 64 * 1024  # bytes of progress that `Limits.write` is granted for
 _READ_SIZE: Final = 64 * 1024
+_NOTHING: Final = memoryview(b"")
 _LINGER: Final = 1.0  # s for the last message to arrive before we close
 
 
@@ -69,11 +70,12 @@ class ControlConnection:
         self._limits = limits
         self._on_admitted = on_admitted
         self._inbox = deque(channel.messages())
-        self._outgoing = memoryview(b"")
+        self._outgoing = _NOTHING
         self._lost: ConnectionLost | None = None
         self._closing = False
         self._reading = False
-        self._writing = False
+        self._writing = False  # somebody writes, or waits for what is to be written
+        self._draining = False
         self._queued = anyio.Event()
         self._written = anyio.Event()
         self._ended = anyio.Event()
@@ -92,17 +94,15 @@ class ControlConnection:
         A dialled connection waits until the kernel has taken it, at most `Limits.write` for each 64 KiB. A served one
         only queues it and never waits. Messages that are queued when a sender is cancelled go before the next one.
         """
-        self._raise_if_lost()
-        self._channel.send(encode(message))
-        if self._waiting() > self._limits.outbox:
-            self.lose("peer_does_not_read", f"{self._waiting()} bytes wait for it")
-            self._raise_if_lost()
+        self._queue((encode(message),))
         if isinstance(message, Welcome):
             self._admit()
-        if self._writing:
-            self._queued.set()
-        else:
-            await self._write()
+        await self._go()
+
+    async def send_encoded(self, messages: Sequence[bytes]) -> None:
+        """Send messages that are encoded already, in memory only once for all whom they go to. As `send` else."""
+        self._queue(messages)
+        await self._go()
 
     async def receive(self) -> Message:
         """The next message of a type that this version knows. Raises `ConnectionLost`, after what came before it."""
@@ -191,6 +191,44 @@ class ControlConnection:
         if self._lost is not None:
             raise ConnectionLost(self._lost.reason, self._lost.detail)
 
+    def _queue(self, messages: Iterable[bytes]) -> None:
+        self._raise_if_lost()
+        for message in messages:
+            self._channel.send(message)
+        if self._waiting() > self._limits.outbox:
+            self.lose("peer_does_not_read", f"{self._waiting()} bytes wait for it")
+            self._raise_if_lost()
+
+    async def _go(self) -> None:
+        if self._writing:
+            self._write_now()
+        else:
+            await self._write()
+
+    def _write_now(self) -> None:
+        """Give the stream what it takes at once, which is nearly always all of it, and leave the rest to the writer:
+        to wake it costs as much as all else that a short message to a node does."""
+        if self._draining or self._queued.is_set():
+            return  # it is about to go on, in order
+        try:
+            while self._waiting():
+                if not self._outgoing:
+                    self._outgoing = memoryview(self._channel.data_to_send(_WRITE_SIZE))
+                taken = self._stream.send_now(self._outgoing[:_WRITE_SIZE])
+                if not taken:
+                    self._queued.set()
+                    return
+                self._take_off(taken)
+        except anyio.ClosedResourceError:
+            self.lose("closed")
+        except anyio.BrokenResourceError as error:
+            self.lose("reset", str(error))
+        self._raise_if_lost()
+
+    def _take_off(self, taken: int) -> None:
+        # An empty view would hold on to all the bytes that it was cut from, of every idle connection.
+        self._outgoing = self._outgoing[taken:] if taken < len(self._outgoing) else _NOTHING
+
     def _waiting(self) -> int:
         return len(self._outgoing) + self._channel.bytes_to_send
 
@@ -208,9 +246,18 @@ class ControlConnection:
             self._writing = False
 
     async def _drain(self) -> None:
+        self._draining = True
+        try:
+            await self._write_all()
+        finally:
+            self._draining = False
+        self._written.set()
+        self._written = anyio.Event()
+
+    async def _write_all(self) -> None:
         while self._waiting():
             if not self._outgoing:
-                self._outgoing = memoryview(self._channel.data_to_send())
+                self._outgoing = memoryview(self._channel.data_to_send(_WRITE_SIZE))
             try:
                 with anyio.fail_after(self._limits.write):
                     taken = await self._stream.send_some(self._outgoing[:_WRITE_SIZE])
@@ -221,10 +268,8 @@ class ControlConnection:
             except anyio.BrokenResourceError as error:
                 self.lose("reset", str(error))
             else:
-                self._outgoing = self._outgoing[taken:]
+                self._take_off(taken)
             self._raise_if_lost()
-        self._written.set()
-        self._written = anyio.Event()
 
     async def _read(self, patience: float) -> None:
         self._reading = True

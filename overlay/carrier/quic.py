@@ -93,13 +93,20 @@ class QuicStream:
         """Take what there is room for, waiting until there is some. → bytes taken; cancelled: none."""
         while True:
             await anyio.lowlevel.checkpoint_if_cancelled()
-            self._raise_if_over()
-            room = UNSENT - self.connection.unacknowledged
-            if self._opened and room >= min(len(data), _PIECE):
-                piece = bytes(data[:room])
-                self._write(piece)
-                return len(piece)
+            taken = self.send_now(data)
+            if taken or (self._opened and not data):
+                return taken
             await self._changed.wait()
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """→ bytes taken: what there is room for, if it is worth a packet."""
+        self._raise_if_over()
+        room = UNSENT - self.connection.unacknowledged
+        if not self._opened or room < min(len(data), _PIECE):
+            return 0
+        piece = bytes(data[:room])
+        self._write(piece)
+        return len(piece)
 
     async def send(self, item: bytes) -> None:
         """All of `item`; how much of it has gone when this is cancelled, only the peer knows."""

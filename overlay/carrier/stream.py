@@ -43,13 +43,14 @@ class TcpStream(ByteStream):
             try:
                 data = self._socket.recv(max_bytes)
             except BlockingIOError:
-                await anyio.wait_readable(self._socket)
+                pass  # not to wait here: the error and its traceback would live as long as a peer is idle
             except OSError as error:
                 raise anyio.BrokenResourceError(error.strerror) from error
             else:
                 if not data:
                     raise anyio.EndOfStream
                 return data
+            await anyio.wait_readable(self._socket)
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """Give the kernel what it takes now, waiting until it takes something. → bytes taken; cancelled: none."""

@@ -59,6 +59,18 @@ class CodecStream(ByteStream):
         taken, self._encoded = self._encoded, 0
         return taken
 
+    def send_now(self, data: bytes | memoryview) -> int:
+        """→ bytes taken; 0: as after a cancelled `send_some`, which is to be called then."""
+        if self._outgoing or self._encoded or self._ending:
+            return 0
+        piece = data[:_CHUNK]
+        self._push(self._codec.encode(piece))
+        self._write()
+        if self._outgoing:
+            self._encoded = len(piece)
+            return 0
+        return len(piece)
+
     async def send(self, item: bytes) -> None:
         view = memoryview(item)
         while view:

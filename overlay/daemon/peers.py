@@ -33,7 +33,7 @@ class CandidateStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     endpoint: str
     kind: Literal["lan", "udp", "tcp"]
-    origin: str  # how it is known: "map", "seen", "interface", "observed", "mapped", "manual", "predicted"
+    origin: str  # how it is known: see `overlay.path.types.Origin`
     state: str  # "in use", "proven", "asked", "silent", "resting", "waiting"
     pings: int  # sent in all
     pinged_s: float | None  # s ago

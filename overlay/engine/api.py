@@ -92,13 +92,16 @@ class RemoveClient:
 
 @dataclass(frozen=True, slots=True)
 class AddLink:
-    """A stream to the relay or from a client, set up and authenticated: the engine takes it over, and closes its socket
-    in every case. `handed`: the carrier's `Detached`."""
+    """A stream to the relay, from a client or to a peer, set up: the engine takes it over, and closes its socket in
+    every case. `handed`: the carrier's `Detached`. Those to the relay and from a client are authenticated. One to a
+    peer is a candidate for the path to it, and closed if the peer does not prove itself there."""
 
     number: int  # chosen by who posts this; never used twice in an engine's life
     handed: Handed
-    client: int | None  # relay role: the node that is proven there; None: it leads to our home relay
+    client: int | None  # relay role: the node that is proven there; None: it leads to our home relay, or to `peer`
     carrier: str  # its name, for logs
+    peer: int | None = None  # the node that should be there; None: the link is none to a peer
+    shown: Endpoint | None = None  # its endpoint, for people; needed if there is a `peer`
 
 
 @dataclass(frozen=True, slots=True)

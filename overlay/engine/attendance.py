@@ -146,6 +146,7 @@ class Attendance:
                     self._peers.remove_keypair(peer, index, now)
                 case events.HandshakeCompleted():
                     peer.handshake_over()
+                    peer.channel = None  # another key is the current one
                     self._on_event(HandshakeCompleted(peer.number))
                     self._sender.flush(peer, now)
                 case events.DropStaged():

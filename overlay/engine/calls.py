@@ -130,7 +130,8 @@ class Calls:
             if sent is None or now - sent > ANSWER_LIFE:
                 self._drops.count(drops.DISCO_UNASKED)
                 return
-            known.half_rtt = (now - sent) / 2
+            if call.way == "udp":  # before it answers for TCP, the peer asks the server where it is
+                known.half_rtt = (now - sent) / 2
         known.ids.append((call.id, call.answer))
         if call.nat:
             try:

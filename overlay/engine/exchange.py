@@ -17,6 +17,7 @@ from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.engine.routes import Routes
+from overlay.errors import RemoteProtocolError
 from overlay.path.budget import Budget
 from overlay.wire.disco import TXID_SIZE, CallMe, DiscoKey, Ping, Pong, sender
 from overlay.wire.endpoint import Endpoint
@@ -67,6 +68,15 @@ class DiscoExchange:
             self._drops.count(drops.INNER_ENDPOINT)
             return
         self._send(number, Ping(txid), endpoint)
+
+    def is_from(self, number: int, datagram: bytes) -> bool:
+        """Is this an authentic type 7 of node `number`?"""
+        key = self._key(number)
+        try:
+            return key is not None and sender(datagram) == number and bool(key.open(datagram))
+        except RemoteProtocolError as error:
+            self._drops.count(error.reason)
+            return False
 
     def sealed_ping(self, number: int, endpoint: Endpoint, txid: bytes) -> bytes | None:
         """A ping to send to that endpoint; None: it is inside the network, or the node is no peer."""
@@ -187,10 +197,10 @@ class DiscoExchange:
             if role.clients[number].address != before:
                 self._routes.moved.add(number)
             return
-        if is_link(source):
-            return  # no place where a peer could be
         peer = self._peers.by_number.get(number)
         if peer is not None and peer.selector is not None:
+            if is_link(source) and not peer.selector.has_link(source):
+                return  # no place where a peer could be
             peer.selector.ping_received(source, now)
             self._peers.touched.add(peer)
 

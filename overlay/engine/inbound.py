@@ -15,13 +15,13 @@ from overlay.engine.attendance import Attendance
 from overlay.engine.drops import Drops
 from overlay.engine.exchange import DiscoExchange
 from overlay.engine.faults import Faults
-from overlay.engine.link import Link
-from overlay.engine.msghdr import Run
+from overlay.engine.link import Link, is_link
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer, Receiver
 from overlay.engine.peers import Peers
 from overlay.engine.relay_queue import RUNS_TAKEN_PER_TURN
 from overlay.engine.routes import Routes
+from overlay.engine.run import Run
 from overlay.engine.tun import Tun
 from overlay.engine.udp import UdpSocket
 from overlay.errors import RemoteProtocolError
@@ -32,9 +32,10 @@ from overlay.wire.disco import sender as disco_sender
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet import ecn, virtio
 from overlay.wire.packet.datagrams import merge
-from overlay.wire.packet.join import join_frames, join_padded
+from overlay.wire.packet.join import join_frames, join_padded, join_unchecked
 from overlay.wire.record import fragments, marks
-from overlay.wire.record.frames import LENGTH_SIZE, frames
+from overlay.wire.record.frames import LENGTH_SIZE, frames, single_frames
+from overlay.wire.record.reader import RecordReader
 from overlay.wire.record.reports import is_report, parse_report
 from overlay.wire.relay import RELAY_HEADER_SIZE, RELAY_TYPE, header_runs, parse_header, tickets_equal
 from overlay.wire.wireguard import transport
@@ -103,7 +104,10 @@ class Inbound:
 
     def receive(self, sock: UdpSocket, now: float, idle: bool) -> None:
         """Take what the socket holds, up to a turn's share; one run if we were idle."""
-        for _ in range(1 if idle else RUNS_PER_TURN if self._routes.role is None else RUNS_TAKEN_PER_TURN):
+        share = 1 if idle else RUNS_PER_TURN if self._routes.role is None else RUNS_TAKEN_PER_TURN
+        held = sock.begin()
+        while share > 0 or held.followed:
+            share -= 1
             try:
                 run = sock.receive()
             except OSError:
@@ -111,16 +115,26 @@ class Inbound:
                 continue
             if run is None:
                 return
-            self._traffic_class = run.traffic_class
-            try:
-                expected = run.whole and self._record(run, now)
-            except Exception as error:
-                self._faults.caught(error)
-                continue
-            if expected:
-                run.hit()
-            else:
-                self.run(run.joined(), run.segment, run.source, now)
+            self._take(run, now)
+            if run.drained and not run.followed:
+                return
+
+    def taken(self, run: memoryview, segment: int, source: Endpoint, traffic_class: int, now: float) -> None:
+        """Deal with a run that was read elsewhere."""
+        self._traffic_class = traffic_class
+        self.run(run, segment, source, now)
+
+    def _take(self, run: Run, now: float) -> None:
+        self._traffic_class = run.traffic_class
+        try:
+            expected = run.whole and self._record(run, now)
+        except Exception as error:
+            self._faults.caught(error)
+            return
+        if expected:
+            run.hit()
+        else:
+            self.run(run.joined(), run.segment, run.source, now)
 
     def run(self, batch: memoryview, segment: int, source: Endpoint, now: float) -> None:
         """Deal with a run as a socket gave it: datagrams of `segment` bytes, the last maybe shorter. Never raises on
@@ -171,7 +185,11 @@ class Inbound:
                     self._linked(run, segment, link, now)
 
     def _linked(self, run: memoryview, segment: int, link: Link, now: float) -> None:
-        """A run that came by a link: relayed messages, and disco between us and who is at its other end."""
+        """A run that came by a link: relayed messages, and disco between us and who is at its other end; by a link to a
+        peer, what else would come by UDP."""
+        if link.peer is not None:
+            self._from_peer(run, segment, link, link.peer, now)
+            return
         for start, end in header_runs(run, segment):
             part = run[start:end]
             if part[0] == RELAY_TYPE:
@@ -184,6 +202,30 @@ class Inbound:
                     if datagram[0] != DISCO_TYPE:
                         self._drops.count(drops.LINK_BAD_TYPE)
                     elif disco_sender(datagram) != owner:
+                        self._drops.count(drops.LINK_STRANGER)
+                    else:
+                        self._disco.receive(datagram, link.endpoint, now)
+
+    def _from_peer(self, run: memoryview, segment: int, link: Link, number: int, now: float) -> None:
+        """A run that came by the link to a peer, who may not be the one that is there: all is checked as if it had come
+        by UDP."""
+        for start, end, kind, index in fragments.runs(run, segment):
+            part = run[start:end]
+            if index >= 0:
+                receiver = self._peers.receivers.get(index)
+                if receiver is not None and receiver.peer.number != number:
+                    self._drops.count(drops.LINK_STRANGER, _count(part, segment))
+                    continue
+                with self._faults:
+                    self._transport(part, segment, 0, kind, index, link.endpoint, now)
+                continue
+            for datagram in _datagrams(part, segment):
+                with self._faults:
+                    if _INITIATION <= kind <= _COOKIE_REPLY:
+                        self._handshake(datagram, link.endpoint, None, now)
+                    elif kind != DISCO_TYPE:
+                        self._drops.count(drops.LINK_BAD_TYPE)
+                    elif disco_sender(datagram) != number:
                         self._drops.count(drops.LINK_STRANGER)
                     else:
                         self._disco.receive(datagram, link.endpoint, now)
@@ -207,15 +249,15 @@ class Inbound:
         return True
 
     def _record(self, run: Run, now: float) -> bool:
-        """Deal with a run that is one whole record, as nearly all are at speed. False, and nothing happened: it is
-        something else, or not authentic; look closer.
+        """Deal with a run that is one whole record, as nearly all are at speed, or records side by side, as where
+        datagrams get lost. False, and nothing happened: it is something else, or not authentic; look closer.
 
         What only one header is asked for here, the AEAD bears out for all: box bytes of another record, of another
         order or of another key would not open.
         """
         headers, offset = run.headers, run.offset
         kind, index, count, reserved, receiver_index, counter = _unpack_header(headers, offset)
-        if kind != fragments.MESSAGE_TYPE or index or reserved or count != run.count:
+        if kind != fragments.MESSAGE_TYPE:
             return False
         receiver = self._peers.receivers.get(receiver_index)
         if receiver is None or now >= receiver.expires:
@@ -232,13 +274,45 @@ class Inbound:
             if routes.role is not None or routes.home is None or not tickets_equal(routes.ticket, header.ticket):
                 return False
             source = None
-        elif count > 1 and not selector.proven(run.source):
+        if count != run.count or index or reserved:
+            return run.count > 1 and self._side_by_side(receiver, reader, run, source, now)
+        if source is not None and count > 1 and not selector.proven(source):
             return False
         plain = reader.open(headers[offset : offset + fragments.FRAGMENT_HEADER_SIZE], count, counter, run.box())
         if plain is None:
             return False
-        self._deliver_all(peer, self._opened(receiver, source, plain, run.traffic_class & ecn.ECN_MASK, now))
+        self.opened(receiver, source, plain, run.traffic_class, now)
         return True
+
+    def _side_by_side(
+        self, receiver: Receiver, reader: RecordReader, run: Run, source: Endpoint | None, now: float
+    ) -> bool:
+        """Deal with a run of records, or what is left of them. False, and nothing happened: not all are for one
+        receiver."""
+        peer = receiver.peer
+        proven = source is None or (peer.selector is not None and peer.selector.proven(source))
+        field = run.traffic_class & ecn.ECN_MASK
+        opened = reader.receive_apart(run.headers, run.offset, run.box(), run.payload, now, multi=proven, field=field)
+        if opened is None:
+            return False
+        self._peers.touched.add(peer)
+        single = single_frames(opened) if opened and not field & 1 and not reader.marks else None
+        if single is not None:
+            self.tell(receiver, source, now, data=True)
+            self._deliver_unchecked(peer, single)
+            return True
+        found: list[memoryview] = []
+        for index, plain in enumerate(opened):
+            found += self._opened(receiver, source, plain, reader.marks.get(index, field), now)
+        self._deliver_all(peer, found)
+        return True
+
+    def opened(
+        self, receiver: Receiver, source: Endpoint | None, plain: memoryview, traffic_class: int, now: float
+    ) -> None:
+        """Deal with an authentic record that came with this traffic class from `source`; None: relayed."""
+        found = self._opened(receiver, source, plain, traffic_class & ecn.ECN_MASK, now)
+        self._deliver_all(receiver.peer, found)
 
     def _opened(
         self, receiver: Receiver, source: Endpoint | None, plain: memoryview, field: int, now: float
@@ -265,8 +339,14 @@ class Inbound:
                         self._take_frames(plain, found)
                 except Exception as error:
                     self._faults.caught(error)
+        self.tell(receiver, source, now, data=data)
+        return found
+
+    def tell(self, receiver: Receiver, source: Endpoint | None, now: float, *, data: bool) -> None:
+        """Authentic records came: tell the peer's machines, unless the same was said in this turn."""
         if receiver.turn is now and receiver.source is source and (receiver.data or not data):
-            return found  # the same was said in this turn
+            return
+        peer = receiver.peer
         receiver.turn, receiver.source, receiver.data = now, source, data
         self._peers.touched.add(peer)
         peer.session.data_received(receiver.keypair, now, empty=not data)
@@ -274,7 +354,6 @@ class Inbound:
             peer.selector.data_received(source, now, empty=not data)
         if source is None:
             self._routes.relay_heard()
-        return found
 
     # --- relayed ------------------------------------------------------------------------------------------------------
 
@@ -330,7 +409,9 @@ class Inbound:
         if result.session is None:
             return
         peer = self._peers.by_key[result.session.public_key]
-        if peer.selector is None:
+        if source is not None and is_link(source) and not (peer.selector and peer.selector.has_link(source)):
+            self._drops.count(drops.LINK_STRANGER)
+        elif peer.selector is None:
             self._roam(peer, source, now)
         elif source is None:
             self._routes.relay_heard()
@@ -439,6 +520,13 @@ class Inbound:
         for view in found:
             self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
 
+    def _deliver_unchecked(self, peer: Peer, found: list[memoryview]) -> None:
+        """As `_deliver_all`, for frames that have not been checked: each neighbour that is like a checked one but for
+        what counts on from packet to packet has been checked with it."""
+        for joined in join_unchecked(found, self._drops.count, tcp=self._join_tcp, udp=self._join_udp):
+            view = memoryview(joined)
+            self._deliver(peer, view[virtio.VIRTIO_HEADER_SIZE :], view)
+
     def _packets(self, receiver: Receiver, run: memoryview, segment: int, source: Endpoint, now: float) -> None:
         peer, reader = receiver.peer, receiver.transport
         if reader is None:
@@ -498,5 +586,7 @@ def _origin(source: Endpoint | None, number: int | None) -> bytes:
     if source is None:
         return b"relay" + (number or 0).to_bytes(4, "little")
     host, port = source
+    if is_link(source):
+        return b"link" + port.to_bytes(4, "little")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.inet_pton(family, host) + port.to_bytes(2, "big")

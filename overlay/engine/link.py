@@ -1,4 +1,4 @@
-"""A link: a byte stream to a relay or from a client that stands where a UDP socket does, with one endpoint. Linux only.
+"""A link: a byte stream to a relay, client or peer that stands where a UDP socket does, with one endpoint. Linux only.
 
 It is handed over set up (`api.AddLink`): a connected socket, and the codec of its carrier. Runs of datagrams go in and
 out as frames (`overlay.wire.stream.framing`). Sending never waits: while the kernel takes no more, one batch of frames
@@ -40,6 +40,18 @@ most, and each for no longer than `PATIENCE`."""
 GATHERED: Final = 16 << 10
 """Bytes of small frames that are written in one call (and are one TLS record) rather than each by itself; no later than
 at the end of the turn."""
+
+DATAGRAM_SIZE: Final = 16_000
+"""Bytes of a datagram that goes to a peer by a link. A stream takes any size. This one makes four of a superpacket:
+large enough that headers and calls are no matter, small enough that a slow link's drops need not be superpackets."""
+
+PROOF: Final = 5.0
+"""s in which a peer has to answer a ping on its link: two of TCP's retransmissions, beginning with 1 s."""
+
+LOOK: Final = 60.0
+IDLE: Final = 300.0
+"""s between looks at a peer's link, and of a pair without data until it is given up: what it costs to keep is more than
+what it costs to make anew."""
 
 PATIENCE: Final = 10.0
 """s after which a peer that takes nothing is gone: the kernel's (`TCP_USER_TIMEOUT`) for what is not acknowledged, ours
@@ -92,16 +104,20 @@ class Link:
         number: int,
         handed: Handed,
         client: int | None,
+        peer: int | None,
         carrier: str,
         clock: Callable[[], float],
         lively: "set[Link]",
     ) -> None:
-        """Takes the socket over. `client`: the node that is proven to be there; None: it leads to our home relay.
-        `clock`: for the age of what waits. `lively`: where to say that something happened, to be looked at before the
-        turn ends."""
+        """Takes the socket over. `client`: the node that is proven to be there; `peer`: the one that should be there,
+        as a peer; both None: it leads to our home relay. `clock`: for the age of what waits. `lively`: where to say
+        that something happened, to be looked at before the turn ends."""
         self.number = number
         self.endpoint = link_endpoint(number)
         self.client = client
+        self.peer = peer
+        self.look_due = float("inf") if peer is None else clock() + PROOF
+        """When to look whether the peer is still worth the link."""
         self.carrier = carrier
         self.lost = ""
         self.clock = clock
@@ -145,22 +161,22 @@ class Link:
             data = self._socket.recv(_READ_SIZE)
         except OSError as error:
             if error.errno not in _BLOCKED:
-                self._lose(_reason(error))
+                self.lose(_reason(error))
             return None
         if not data:
-            self._lose("link_closed")
+            self.lose("link_closed")
             return None
         try:
             data = self._codec.decode(data)
         except RemoteProtocolError as error:
-            self._lose(error.reason)
+            self.lose(error.reason)
             return None
         answers = self._codec.answers()
         if answers:
             self._write(answers)
         found = self._taken(data, now)
         if self._codec.ended:
-            self._lose("link_closed")
+            self.lose("link_closed")
         return found
 
     def _taken(self, data: bytes, now: float) -> list[Frame] | None:
@@ -168,7 +184,7 @@ class Link:
         try:
             return self._reader.receive(data)
         except RemoteProtocolError as error:
-            self._lose(error.reason)
+            self.lose(error.reason)
             return None
 
     # --- out ----------------------------------------------------------------------------------------------------------
@@ -181,6 +197,9 @@ class Link:
         return None
 
     def name(self, endpoint: Endpoint) -> None:
+        return None
+
+    def plain_sender(self) -> None:
         return None
 
     def forwards(self, send_buffer: int) -> None:
@@ -244,9 +263,9 @@ class Link:
     def handle_timeout(self, now: float) -> None:
         """Do what is due by `now`. Early calls are harmless."""
         if now >= self._heard + SILENCE:
-            self._lose("link_silent")
+            self.lose("link_silent")
         elif self._blocked_since is not None and now >= self._blocked_since + PATIENCE:
-            self._lose("link_stalled")
+            self.lose("link_stalled")
         elif now >= self._told + ALIVE_INTERVAL:
             self._told = now
             if not self._pending:
@@ -254,7 +273,7 @@ class Link:
                 self._lively.add(self)
 
     def next_timeout(self) -> float:
-        nearest = min(self._heard + SILENCE, self._told + ALIVE_INTERVAL)
+        nearest = min(self._heard + SILENCE, self._told + ALIVE_INTERVAL, self.look_due)
         return nearest if self._blocked_since is None else min(nearest, self._blocked_since + PATIENCE)
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -263,7 +282,7 @@ class Link:
         """Write encoded bytes, behind those that are pending."""
         if self._pending:
             if len(self._pending) + len(data) > _MAX_PENDING:
-                self._lose("link_stalled")
+                self.lose("link_stalled")
                 return
             self._pending = memoryview(bytes(self._pending) + data)
             return
@@ -278,7 +297,7 @@ class Link:
             sent = self._socket.send(self._pending)
         except OSError as error:
             if error.errno not in _BLOCKED:
-                self._lose(_reason(error))
+                self.lose(_reason(error))
                 return
             sent = 0
         self._pending = self._pending[sent:]
@@ -287,7 +306,8 @@ class Link:
         elif sent or self._blocked_since is None:
             self._blocked_since = self.clock()  # it moves: a slow peer is none that is gone
 
-    def _lose(self, reason: str) -> None:
+    def lose(self, reason: str) -> None:
+        """It is of no use any more."""
         self.lost = self.lost or reason
         self._lively.add(self)
         self._pending = memoryview(b"")

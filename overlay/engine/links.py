@@ -12,8 +12,10 @@ from overlay.engine.api import AddLink, Event, LinkLost
 from overlay.engine.drops import Drops
 from overlay.engine.exchange import DiscoExchange
 from overlay.engine.inbound import Inbound
-from overlay.engine.link import Link, link_endpoint
+from overlay.engine.link import IDLE, LOOK, Link, link_endpoint
 from overlay.engine.outbox import Outbox
+from overlay.engine.peer import Peer
+from overlay.engine.peers import Peers
 from overlay.engine.routes import Routes
 from overlay.engine.timers import Timers
 
@@ -25,6 +27,7 @@ class Links:
 
     def __init__(
         self,
+        peers: Peers,
         outbox: Outbox,
         routes: Routes,
         inbound: Inbound,
@@ -36,6 +39,7 @@ class Links:
         clock: Callable[[], float],
     ) -> None:
         self.by_descriptor: dict[int, Link] = {}
+        self._peers = peers
         self._sockets = outbox.sockets
         self._outbox = outbox
         self._routes = routes
@@ -56,7 +60,10 @@ class Links:
         try:
             if client is not None and role is None:
                 raise ValueError("a client's link to who is no relay")
-            link = Link(command.number, handed, client, command.carrier, self._clock, lively)
+            peer = None if command.peer is None else self._peers.by_number.get(command.peer)
+            if command.peer is not None and (peer is None or peer.selector is None or command.shown is None):
+                raise ValueError("a link to who is no peer")
+            link = Link(command.number, handed, client, command.peer, command.carrier, self._clock, lively)
             self._epoll.register(link.descriptor, select.EPOLLIN)
         except (OSError, ValueError) as error:  # it ended on the way here
             logger.debug("link %d not taken: %s", command.number, error)
@@ -68,7 +75,10 @@ class Links:
         self.by_descriptor[link.descriptor] = link
         self._outbox.add_link(link)
         self._timers.arm(link, link.next_timeout())
-        if client is None and home is not None:
+        if peer is not None and peer.selector is not None and command.shown is not None:
+            peer.selector.add_link(link.endpoint, command.shown, now)
+            self._peers.touched.add(peer)
+        elif client is None and home is not None:
             home.add_link(link.endpoint, now)
             self._disco.attend_home(now)
         elif client is not None and role is not None:
@@ -91,6 +101,13 @@ class Links:
                 link.end()
                 self._lost(link, "link_client_removed", now)
 
+    def remove_peer(self, number: int, now: float) -> None:
+        """The node is no peer any more, or has another key."""
+        for link in list(self._sockets.links.values()):
+            if link.peer == number:
+                link.end()
+                self._lost(link, "link_peer_removed", now)
+
     def ready(self, link: Link, mask: int, now: float) -> None:
         """epoll says that something can be done."""
         if mask & select.EPOLLOUT and link.flush():
@@ -105,6 +122,8 @@ class Links:
         """The link's deadline has come."""
         if self._sockets.links.get(link.endpoint) is link:
             link.handle_timeout(now)
+            if now >= link.look_due:
+                self._look(link, now)
             self._timers.arm(link, link.next_timeout())
 
     def end_turn(self, now: float) -> bool:
@@ -132,10 +151,23 @@ class Links:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    def _look(self, link: Link, now: float) -> None:
+        """Is the peer there, and is there something to say to it?"""
+        link.look_due = now + LOOK
+        peer = self._peer_of(link)
+        if peer is None or peer.selector is None or not peer.selector.proven(link.endpoint):
+            link.lose("link_unproven")
+        elif now >= peer.selector.last_data + IDLE:
+            link.lose("link_idle")
+
+    def _peer_of(self, link: Link) -> Peer | None:
+        return None if link.peer is None else self._peers.by_number.get(link.peer)
+
     def _lost(self, link: Link, reason: str, now: float) -> None:
         self._drops.count(drops.LINK_LOST)
         self._drops.count(reason)
-        level = logging.DEBUG if reason in self._warned else logging.WARNING
+        quiet = link.peer is not None or reason in self._warned  # a punched connection may fail: it is tried again
+        level = logging.DEBUG if quiet else logging.WARNING
         self._warned.add(reason)
         logger.log(level, "link %d (%s) ended: %s", link.number, link.carrier, reason)
         self._forget(link, now)
@@ -151,7 +183,12 @@ class Links:
         if link.client is not None and role is not None:
             role.queues.remove_link(link)
             role.remove_link(link.endpoint)
-        if home is not None:
+        peer = self._peer_of(link)
+        if peer is not None:
+            if peer.selector is not None:
+                peer.selector.remove_link(link.endpoint, now)
+            self._peers.touched.add(peer)
+        elif link.peer is None and home is not None:
             active, suspect = home.active, home.suspect
             home.remove_link(link.endpoint, now)
             self._disco.home_changed(active, suspect)

@@ -4,6 +4,7 @@ One turn: commands, for a share of it; what is readable, up to a share per descr
 something happened to is attended to, once. Datagrams come before timers, lest a late wake-up looks like a silent path.
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -23,6 +24,7 @@ from overlay.engine.home_relay import HomeRelay
 from overlay.engine.inbound import Inbound
 from overlay.engine.link import Link
 from overlay.engine.links import Links
+from overlay.engine.lone import Lone
 from overlay.engine.outbound import Outbound
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer
@@ -50,6 +52,10 @@ logger = logging.getLogger(__name__)
 MAX_SLEEP: Final = 60.0
 """s that epoll sleeps at most; bounds what a clock that counts differently from epoll's (suspend) can cost."""
 
+OVERSLEPT: Final = 5.0
+"""s that epoll slept longer than it was asked to, from which on the machine must have been asleep, or this process
+stopped: epoll's clock does not count that, ours does."""
+
 IDLE: Final = 0.0001
 """s that the loop slept for, above which a turn is somebody's round trip rather than part of a stream: what came first
 is dealt with to its end before anything else."""
@@ -61,9 +67,11 @@ COMMANDS_AT_ONCE: Final = 8
 """Commands that are done in one turn however long they take: what belongs together, such as a peer and its relay."""
 
 
-def clock() -> float:
-    """s, monotonic, counting while the machine sleeps: keys age in a suspended machine, too."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+MAX_READY: Final = 64
+"""Descriptors that a turn deals with; the kernel tells of others first the next time."""
+
+clock: Final = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""s, monotonic, counting while the machine sleeps: keys age in a suspended machine, too."""
 
 
 class Loop:
@@ -127,15 +135,38 @@ class Loop:
             config.number,
             on_event,
         )
-        self._outbound = None
+        self._outbound: Outbound | None = None
+        self._lone: Lone | None = None
         if tun is not None:
-            self._outbound = Outbound(
-                tun, self._peers, self._sender, self._outbox, unreachable, self._drops, self._faults, class_mask
+            outbound = self._outbound = Outbound(
+                tun,
+                self._peers,
+                self._sender,
+                self._outbox,
+                unreachable,
+                self._drops,
+                self._faults,
+                class_mask,
+                commands,
+            )
+            self._lone = Lone(
+                tun,
+                self._peers,
+                self._sender,
+                self._outbox,
+                self._routes,
+                self._inbound,
+                outbound,
+                self._drops,
+                self._faults,
+                class_mask,
+                commands,
             )
         self._taps = Taps(tun, sockets.all(), self._peers, role)
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
         self._links = Links(
+            self._peers,
             self._outbox,
             self._routes,
             self._inbound,
@@ -154,9 +185,11 @@ class Loop:
             os.urandom,
             self._epoll,
             self._disco.sealed_ping,
+            self._disco.is_from,
             lambda datagram, source, now: self._inbound.run(datagram, len(datagram), source, now),
         )
         self._disco.calls.on_called = self._punches.called
+        self._peers.on_removed = self._links.remove_peer
         self._disco.probe_answered = self._punches.pong_received
         self._was_blocked = False
         self._epoll.register(wakeup, select.EPOLLIN)
@@ -185,12 +218,45 @@ class Loop:
         deadline, before = self._timers.next(), clock()
         if deadline is not None:
             patience = max(0.0, min(patience, deadline - before))
-        ready = self._epoll.poll(patience)
+        ready = self._epoll.poll(patience, MAX_READY)
         now = clock()
         idle = now - before > IDLE
+        if idle and now - before > patience + OVERSLEPT:
+            with self._faults:
+                self._link_changed(now)  # whoever wakes is somewhere else, or its NATs have forgotten it
+        if not (idle and len(ready) == 1 and self._alone(*ready[0], now)):
+            self._deal(ready, now, idle)
+        self._wake_waiters(now)
+        self._attend(now)
+        if self._sockets.links and self._links.end_turn(now):
+            self._attend(now)  # some of them are gone: others go another way at once
+            self._links.end_turn(now)
+        self._watch_blocked()
+
+    # --- descriptors --------------------------------------------------------------------------------------------------
+
+    def _alone(self, descriptor: int, mask: int, now: float) -> bool:
+        """Deal with what one descriptor has, if the short way is for it."""
+        if self._lone is None or mask != select.EPOLLIN or self._commands:
+            return False
+        try:
+            if descriptor == self._tun_descriptor:
+                self._lone.packet(now)
+                return True
+            sock = self._by_fd.get(descriptor)
+            if sock is None:
+                return False
+            self._lone.datagram(sock, now)
+        except OSError as error:
+            raise self._gone(error) from error
+        return True
+
+    def _deal(self, ready: list[tuple[int, int]], now: float, idle: bool) -> None:
         if (self._wakeup, select.EPOLLIN) in ready:  # first: packets may come for a peer that was posted before them
             os.eventfd_read(self._wakeup)
             self._take_commands(now)
+            if self._outbound is not None and not self._commands:
+                self._outbound.commands_taken(now)
         for descriptor, mask in ready:
             sock = self._by_fd.get(descriptor)
             if sock is not None:
@@ -204,14 +270,6 @@ class Loop:
             elif descriptor in self._punches.by_fd:
                 with self._faults:
                     self._punches.ready(descriptor, now)
-        self._wake_waiters(now)
-        self._attend(now)
-        if self._sockets.links and self._links.end_turn(now):
-            self._attend(now)  # some of them are gone: others go another way at once
-            self._links.end_turn(now)
-        self._watch_blocked()
-
-    # --- descriptors --------------------------------------------------------------------------------------------------
 
     def _socket_ready(self, sock: UdpSocket, mask: int, now: float, idle: bool) -> None:
         if mask & select.EPOLLOUT:
@@ -231,16 +289,20 @@ class Loop:
             self._tun_ready(now, idle)
 
     def _tun_ready(self, now: float, idle: bool) -> None:
-        if self._outbound is None or self._tun is None:
+        if self._outbound is None:
             return
         try:
             self._outbound.read(now, idle)
         except OSError as error:
-            raise UserError(
-                "interface-gone",
-                f"The network interface '{self._tun.name}' was removed ({error.strerror or error}).",
-                "Start again to make it anew.",
-            ) from error
+            raise self._gone(error) from error
+
+    def _gone(self, error: OSError) -> UserError:
+        name = "" if self._tun is None else self._tun.name
+        return UserError(
+            "interface-gone",
+            f"The network interface '{name}' was removed ({error.strerror or error}).",
+            "Start again to make it anew.",
+        )
 
     def _watch_blocked(self) -> None:
         """While a socket's buffer is full, wait for room in it, and leave packets in the TUN's own queue."""
@@ -386,7 +448,7 @@ class Loop:
             routes.home_number = number
             routes.home_key = public_key
             for link in self._sockets.links.values():
-                if link.client is None:
+                if link.client is None and link.peer is None:
                     routes.home.add_link(link.endpoint, now)
         else:
             routes.home.ask(now)  # said again after a new connection to the server: it may have started anew

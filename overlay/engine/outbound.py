@@ -5,6 +5,7 @@ the cipher. Work per turn is bounded, so that a busy interface leaves the socket
 """
 
 import time
+from collections.abc import Sized
 from struct import Struct
 from typing import Final
 
@@ -38,6 +39,9 @@ RAPID: Final = 15_000.0
 RATE_WINDOW: Final = 0.01
 """s over which that is counted."""
 
+EARLY: Final = 64
+"""Packets for nobody that wait for commands which were posted before them; beyond that they are dropped."""
+
 _ALONE: Final = 2048
 """Bytes; larger frames are superpackets, and each has a record of its own."""
 
@@ -57,8 +61,10 @@ class Outbound:
         counted: Drops,
         faults: Faults,
         class_mask: int,
+        commands: Sized,
     ) -> None:
-        """`class_mask`: what of the inner traffic class outer headers get; a record's packets are alike in that."""
+        """`class_mask`: what of the inner traffic class outer headers get; a record's packets are alike in that.
+        `commands`: those that wait; they may make known whose a packet is that is read before they are taken."""
         self._tun = tun
         self._peers = peers
         self._sender = sender
@@ -67,16 +73,21 @@ class Outbound:
         self._drops = counted
         self._faults = faults
         self._class_mask = class_mask
-        self._buffer = bytearray(_ROOM + MAX_FRAME)
-        self._view = memoryview(self._buffer)
+        self._commands = commands
+        self._early: list[bytes] = []  # frames that were read while commands waited
+        self.buffer = bytearray(_ROOM + MAX_FRAME)
+        self.view = memoryview(self.buffer)
         self._packets = 0  # since `_measured`
         self._measured = 0.0
         self._rapid_until = 0.0
 
-    def read(self, now: float, idle: bool) -> None:
+    def read(self, now: float, idle: bool, first: int = 0) -> None:
         """Take what the TUN holds, up to a turn's share. The first packet waits for no other if we were idle. Raises
-        `OSError` when the device is gone."""
-        buffer, view, read, hosts = self._buffer, self._view, self._tun.read, self._peers.allowed.hosts
+        `OSError` when the device is gone.
+
+        `first`: size of the frame that was read to the start of `view` already; 0: none was.
+        """
+        buffer, view, read, hosts = self.buffer, self.view, self._tun.read, self._peers.allowed.hosts
         peer: Peer | None = None  # whose frames stand in view[start:end] and wait for more
         start = end = taken = count = gathered_class = 0
         mask = self._class_mask
@@ -85,7 +96,8 @@ class Outbound:
         for packets in range(PACKETS_PER_TURN):
             if peer is None:
                 start = end = 0
-            size = read(view, end)
+            size = first or read(view, end)
+            first = 0
             if not size:
                 if patient and peer is not None:
                     patient = False
@@ -149,7 +161,7 @@ class Outbound:
     def _superseded(self, acks: dict[bytes, int], start: int, at: int, size: int) -> bool:
         """Did the frame at `at` take the place of an earlier acknowledgement of the same record? It stays there else,
         and is remembered if it is an acknowledgement."""
-        buffer = self._buffer
+        buffer = self.buffer
         flow = ack_flow(buffer, at, size)
         if flow is None:
             return False
@@ -163,7 +175,7 @@ class Outbound:
 
     def _owner(self, at: int, size: int) -> Peer | None:
         """The peer that has the destination of the packet at `at`."""
-        buffer = self._buffer
+        buffer = self.buffer
         version = buffer[at] >> 4
         if version == 4 and size >= 20:
             destination = bytes(buffer[at + 16 : at + 20])
@@ -173,9 +185,24 @@ class Outbound:
             return None
         return self._peers.allowed.lookup(destination)
 
+    def commands_taken(self, now: float) -> None:
+        """Send what was for nobody until then."""
+        early, self._early = self._early, []
+        for frame in early:
+            size = len(frame)
+            self.view[:size] = frame
+            found = self._owner(FRAME_HEADER_SIZE, size - FRAME_HEADER_SIZE)
+            if found is None:
+                self._nowhere(0, size, now)
+            else:
+                self._send(found, 0, size, 1, now)
+
     def _nowhere(self, start: int, end: int, now: float) -> None:
-        """The frame there is for no peer: say so to who sent it."""
-        frame = self._view[start:end]
+        """The frame there is for no peer: say so to who sent it, unless that may change at once."""
+        frame = self.view[start:end]
+        if self._commands and len(self._early) < EARLY:
+            self._early.append(bytes(frame))
+            return
         packet = frame[FRAME_HEADER_SIZE:]
         version = packet[0] >> 4
         if not (version == 4 and len(packet) >= 20 or version == 6 and len(packet) >= 40):
@@ -189,6 +216,6 @@ class Outbound:
 
     def _send(self, peer: Peer, start: int, end: int, count: int, now: float) -> None:
         try:
-            self._sender.data(peer, self._view[start:end], count, now)
+            self._sender.data(peer, self.view[start:end], count, now)
         except Exception as error:
             self._faults.caught(error)

@@ -6,6 +6,8 @@ from typing import Final
 
 from overlay.engine.api import PathSnapshot, PeerConfig
 from overlay.engine.channel import Channel
+from overlay.engine.link import DATAGRAM_SIZE as LINK_DATAGRAM_SIZE
+from overlay.engine.link import is_link
 from overlay.engine.staging import Staging
 from overlay.engine.transport import TransportReader, TransportWriter
 from overlay.path.budget import Budget
@@ -114,7 +116,7 @@ class Peer:
         self.record_writers: dict[int, RecordWriter] = {}
         self.transport_writers: dict[int, TransportWriter] = {}
         self.channel: Channel | None = None
-        """What the records of this turn are sent with; None: to be looked up anew."""
+        """What records are sent with; None: to be looked up anew."""
         self.meter = LossMeter()
         """What to tell the peer of the records that come from it."""
         self.sizer = RecordSizer(self._payload())
@@ -197,6 +199,9 @@ class Peer:
         self.mtu = None
         if self.selector is None or self.address is None:
             return
+        if is_link(self.address) and not self.relayed:
+            self.datagram_size = LINK_DATAGRAM_SIZE  # a stream has no size that does not pass
+            return
         key = (self.address, self.relayed)
         known = self._mtus.pop(key, None)
         if known is None:
@@ -265,7 +270,9 @@ class Peer:
 
     def path_snapshot(self) -> PathSnapshot | None:
         path = self.path()
-        return None if path is None else PathSnapshot(path.kind, path.endpoint, self.path_since, self.datagram_size)
+        if path is None:
+            return None
+        return PathSnapshot(path.kind, path.shown or path.endpoint, self.path_since, self.datagram_size)
 
 
 def _longer_headers(before: Endpoint | None, now: Endpoint | None) -> int:

@@ -11,6 +11,7 @@ from overlay.engine.peer import Peer, Receiver
 from overlay.engine.transport import TransportBuffers, TransportReader, TransportWriter
 from overlay.path import timing
 from overlay.path.budget import Budget
+from overlay.path.pace import Pace
 from overlay.path.selector import Selector
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.record.buffers import RecordBuffers
@@ -40,6 +41,9 @@ class Peers:
         self.node_budget = Budget(timing.NODE_RATE, timing.NODE_BURST)
         """Of probes to what may be a peer's endpoint, all peers' together."""
         self._mtu = mtu
+        self._pace = Pace()
+        self.on_removed: Callable[[int, float], None] = lambda number, now: None
+        """Told before a peer is forgotten."""
         self._record_buffers = RecordBuffers()
         self._transport_buffers = TransportBuffers()
 
@@ -65,19 +69,20 @@ class Peers:
         if peer is None:
             selector = None
             if config.transport == "record":
-                selector = Selector(relay=False, random_bytes=self._random_bytes, node_budget=self.node_budget)
+                selector = Selector(
+                    relay=False, random_bytes=self._random_bytes, node_budget=self.node_budget, pace=self._pace
+                )
             peer = Peer(config, session, selector, time.time(), self._random_bytes)
             self.by_number[config.number] = peer
             self.by_key[config.public_key] = peer
+            self._insert_networks(peer)
         before = peer.config
         peer.config = config = replace(config, epoch=config.epoch or before.epoch)
         if before.epoch != config.epoch:
             session.renew(now)
-        self._remove_networks(peer)
-        for network in config.allowed:
-            self.allowed.insert(network, peer)
-            if network.num_addresses == 1:
-                self._inner[network.network_address.packed] = peer
+        if before.allowed != config.allowed:
+            self._remove_networks(peer)  # takes the longer, the more peers there are
+            self._insert_networks(peer)
         if peer.selector is not None:
             peer.selector.set_candidates(config.endpoints, config.lan_endpoints, now)
         elif config.endpoints and (peer.address is None or before.endpoints != config.endpoints):
@@ -87,9 +92,11 @@ class Peers:
 
     def remove(self, number: int, now: float) -> None:
         """Forget a peer with all its keys; unknown numbers are forgotten already."""
-        peer = self.by_number.pop(number, None)
+        peer = self.by_number.get(number)
         if peer is None:
             return
+        self.on_removed(number, now)
+        del self.by_number[number]
         self._device.remove_peer(peer.config.public_key)
         del self.by_key[peer.config.public_key]
         self._remove_networks(peer)
@@ -97,9 +104,20 @@ class Peers:
         for index in [*peer.record_writers, *peer.transport_writers]:
             self.remove_keypair(peer, index, now)
 
+    def forget_channels(self) -> None:
+        """What reaches an endpoint is another socket now, or sockets send otherwise: channels are to be made anew."""
+        for peer in self:
+            peer.channel = None
+
     def is_inner(self, endpoint: Endpoint) -> bool:
         """Is this an address inside the network? A path to there would lead through itself."""
         return ip_address(endpoint[0]).packed in self._inner
+
+    def _insert_networks(self, peer: Peer) -> None:
+        for network in peer.config.allowed:
+            self.allowed.insert(network, peer)
+            if network.num_addresses == 1:
+                self._inner[network.network_address.packed] = peer
 
     def _remove_networks(self, peer: Peer) -> None:
         self.allowed.remove_value(peer)
@@ -122,6 +140,7 @@ class Peers:
             receiver.transport = TransportReader(keypair.receive_key, keypair.replay, self._transport_buffers)
             peer.transport_writers[index] = TransportWriter(keypair, self._mtu(), self._transport_buffers)
         self.receivers[index] = receiver
+        peer.channel = None
 
     def remove_keypair(self, peer: Peer, index: int, now: float) -> None:
         """The key pair is dead; what it counted stays counted."""

@@ -48,7 +48,8 @@ class _Kept:
 
 
 class Punches:
-    """`register` and `unregister` have epoll watch a descriptor; `carry_on` deals with a datagram as with any other."""
+    """`register` and `unregister` have epoll watch a descriptor; `is_from`: is a datagram an authentic
+    one of that node? `carry_on` deals with a datagram as with any other."""
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class Punches:
         random_bytes: Callable[[int], bytes],
         epoll: select.epoll,
         ping: Ping,
+        is_from: Callable[[int, bytes], bool],
         carry_on: Callable[[memoryview, Endpoint, float], None],
     ) -> None:
         self.armed: float | None = None  # for `Timers`
@@ -75,6 +77,7 @@ class Punches:
         self._random_bytes = random_bytes
         self._epoll = epoll
         self._ping = ping
+        self._is_from = is_from
         self._carry_on = carry_on
         self._waiting: dict[int, float] = {}  # node number → when its attempt may begin
         self._failures: dict[int, tuple[int, float]] = {}  # node number → attempts in vain, and when the next may be
@@ -146,6 +149,8 @@ class Punches:
         if attempt is None or endpoint != attempt.target or endpoint in self._kept:
             self._drops.count(drops.PUNCH_STRANGER)  # or a second hit: one is enough
             return
+        if not self._is_from(self._number, data):
+            return  # counted; who forges the source must not have this endpoint bound to a socket of his choice
         self.stirred = True
         self._keep(sock, endpoint, now)
         self._carry_on(memoryview(bytearray(data)), endpoint, now)
@@ -229,6 +234,7 @@ class Punches:
         self._kept[endpoint] = _Kept(kept, self._number, now)
         self.kept_by_fd[kept.fileno()] = kept
         self._outbox.add_socket(kept, endpoint)
+        self._peers.forget_channels()
 
     def _look_after_kept(self, now: float) -> None:
         for endpoint, kept in list(self._kept.items()):
@@ -243,6 +249,7 @@ class Punches:
         del self.kept_by_fd[kept.sock.fileno()]
         self._epoll.unregister(kept.sock.fileno())
         self._outbox.remove_socket(kept.sock, endpoint)
+        self._peers.forget_channels()
         kept.sock.close()
 
 

@@ -17,8 +17,8 @@ from typing import Final
 from overlay.engine import drops
 from overlay.engine.drops import Drops
 from overlay.engine.link import MAX_AGE, MAX_HELD, Link
-from overlay.engine.msghdr import MAX_RUN
 from overlay.engine.outbox import Outbox
+from overlay.engine.run import MAX_RUN
 from overlay.engine.udp import UdpSocket
 from overlay.path.budget import Budget
 from overlay.path.fair_queue import FairQueue

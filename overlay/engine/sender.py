@@ -4,6 +4,7 @@ A packet that has no key or no path yet waits in the peer's staging. A path that
 ones, and the record once more: nothing of the first try can be opened, so nothing arrives twice.
 """
 
+from itertools import chain, islice
 from typing import Final
 
 from overlay.engine import drops
@@ -16,7 +17,8 @@ from overlay.engine.routes import Routes
 from overlay.engine.udp import Buffers
 from overlay.path.pmtu import MIN_PLPMTU
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.record.cut import cut
+from overlay.wire.record.buffers import Layout, run_shape
+from overlay.wire.record.cut import cut, cutting_of
 from overlay.wire.record.frames import FRAME_HEADER_SIZE, frames
 from overlay.wire.record.reports import LossReport
 from overlay.wire.wireguard.keypair import Keypair
@@ -42,13 +44,12 @@ class Sender:
         traffic_class = (second if first >> 4 == 4 else (first & 15) << 4 | second >> 4) & self._class_mask
         channel = peer.channel
         if channel is None or channel.turn is not now:
-            channel = self._open(peer, now)
+            channel = self.open(peer, now)
         if channel is not None:
             if len(plain) <= peer.sizer.room:
                 self._send_record(peer, channel, plain, traffic_class, now)
             else:
-                for piece in cut(plain, peer.sizer.room):
-                    self._send_record(peer, peer.channel or channel, piece, traffic_class, now)
+                self._send_cut(peer, channel, plain, traffic_class, now)
         elif not self._send_packets(peer, plain, traffic_class, now):
             self._stage(peer, plain, now)
             return
@@ -69,7 +70,7 @@ class Sender:
         if peer.address is None:
             self._drops.count(drops.NO_PATH)
         elif peer.selector is not None:
-            self._send_record(peer, self._channel(peer, keypair, peer.address, now), plain, 0, now)
+            self._send_record(peer, self._channel(peer, keypair, peer.address), plain, 0, now)
         else:
             for buffers, segment in peer.transport_writers[keypair.local_index].write(plain):
                 self._count(self._send_whole(peer, buffers, segment, 0))
@@ -100,13 +101,13 @@ class Sender:
         if peer.handshake is not None and peer.address is not None:
             self._count(self._outbox.send((peer.prefix, peer.handshake), 0, peer.address))
 
-    def _open(self, peer: Peer, now: float) -> Channel | None:
-        """Data goes to the peer in this turn: tell its machines, once, and look up what sending takes.
+    def open(self, peer: Peer, now: float) -> Channel | None:
+        """Data goes to the peer in this turn: tell its machines, once, and look up what sending takes, if that is not
+        known.
 
         None: there is no key or no path, or the peer is a stock WireGuard peer.
         """
         self._peers.touched.add(peer)
-        peer.channel = None
         selector = peer.selector
         if selector is None:
             return None
@@ -114,31 +115,31 @@ class Sender:
         address = peer.address
         keypair = peer.session.sending_keypair(now) if address is not None else None
         if keypair is None or address is None:
+            peer.channel = None
             return None
-        channel = peer.channel = self._channel(peer, keypair, address, now)
+        channel = peer.channel
+        if channel is None or channel.keypair is not keypair:
+            channel = peer.channel = self._channel(peer, keypair, address)
+        channel.turn = now
         peer.session.data_sent(keypair, now, empty=False)
         if peer.prefix:
             self._routes.relay_used(now)
         return channel
 
-    def _channel(self, peer: Peer, keypair: Keypair, address: Endpoint, now: float) -> Channel:
+    def _channel(self, peer: Peer, keypair: Keypair, address: Endpoint) -> Channel:
         writer = peer.record_writers[keypair.local_index]
         layout = writer.buffers.layout(peer.datagram_size, len(peer.prefix))
-        return Channel(now, keypair, writer, layout, peer.prefix, address, self._outbox.sockets.to(address))
+        return Channel(keypair, writer, layout, peer.prefix, address, self._outbox.sockets.to(address))
 
     def _send_record(self, peer: Peer, channel: Channel, plain: memoryview, traffic_class: int, now: float) -> None:
         while True:
             layout = channel.layout
             size = channel.seal(plain, channel.keypair.next_counter(), layout, channel.prefix)
             message, name = channel.message, channel.name
-            if (
-                size <= channel.limit
-                and not self._outbox.busy
-                and message is not None
-                and name is not None
-                and not message.send(channel.descriptor, name, size, traffic_class)
-            ):
-                return
+            if size <= channel.limit and not self._outbox.busy and message is not None and name is not None:
+                if not message.send(channel.descriptor, name, size, traffic_class):
+                    return
+                peer.channel = None  # what the socket can do may be other than it was
             outcome = self._outbox.send_record(layout, size, channel.address, traffic_class)
             if not outcome:
                 return
@@ -149,7 +150,51 @@ class Sender:
                 for buffers, segment in layout.batches(size):
                     self._count(self._send_whole(peer, buffers, segment, traffic_class))
                 return
-            channel = peer.channel = self._channel(peer, channel.keypair, channel.address, now)
+            channel = peer.channel = self._channel(peer, channel.keypair, channel.address)
+            channel.turn = now
+
+    def _send_cut(self, peer: Peer, channel: Channel, plain: memoryview, traffic_class: int, now: float) -> None:
+        """Frames that are too much for one record. The pieces of a superpacket go side by side, so that few calls send
+        them; what is nothing like it, one by one."""
+        cutting = cutting_of(plain, peer.sizer.room)
+        shape = None
+        if cutting is not None:
+            shape = run_shape(cutting.size, channel.layout.datagram_size, channel.layout.stride)
+        if cutting is None or shape is None or shape.padding > cutting.last - cutting.head:
+            for piece in cut(plain, peer.sizer.room):
+                self._send_record(peer, peer.channel or channel, piece, traffic_class, now)
+            return
+        layout = channel.writer.buffers.layout(shape.datagram_size, len(channel.prefix))
+        pieces = cutting.pieces(shape.padding)
+        size, left = cutting.size + shape.padding, cutting.count
+        while left:
+            number = min(left, shape.records)
+            left -= number
+            first = channel.keypair.next_counter(number)
+            boxes = channel.writer.seal_run(islice(pieces, number), first, number, size, layout, channel.prefix)
+            outcome = self._send_boxes(channel, layout, boxes, traffic_class)
+            if outcome == drops.SEND_TOO_LONG:
+                # What else is cut was to have the same size: all of it goes as records that are fitted to the path.
+                again = channel.writer.unseal_run(first, size, layout, boxes)
+                for piece in chain(map(memoryview, again), pieces):
+                    self._send_record(peer, peer.channel or channel, piece, traffic_class, now)
+                return
+            if outcome:
+                self._drops.count(outcome, number)
+
+    def _send_boxes(self, channel: Channel, layout: Layout, size: int, traffic_class: int) -> str:
+        """What was sealed into `layout`, `size` bytes; a batch at the most goes in one call."""
+        sock, name = channel.sock, channel.name
+        if (
+            sock is not None
+            and name is not None
+            and not self._outbox.busy
+            and size <= sock.record_limit(layout)
+            and (message := sock.message(layout)) is not None
+            and not message.send(channel.descriptor, name, size, traffic_class)
+        ):
+            return ""
+        return self._outbox.send_record(layout, size, channel.address, traffic_class)
 
     def _send_packets(self, peer: Peer, plain: memoryview, traffic_class: int, now: float) -> bool:
         """To a stock WireGuard peer: each packet in a message of its own. False: there is no key, or no endpoint."""

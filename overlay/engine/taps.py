@@ -8,9 +8,10 @@ not keep it.
 from collections.abc import Callable
 from typing import Any, Final
 
-from overlay.engine.msghdr import Name, RecordMessage, Run
+from overlay.engine.msghdr import Name, RecordMessage
 from overlay.engine.peers import Peers
 from overlay.engine.relay_role import RelayRole
+from overlay.engine.run import Run
 from overlay.engine.tap import Octets, Tap
 from overlay.engine.tun import Tun
 from overlay.engine.udp import Buffers, UdpSocket
@@ -59,7 +60,9 @@ class Taps:
         for sock in self._sockets:
             _replace(sock, self._outer, {"receive": self._tapped_receive})
             _replace(sock, self._outer, {"message": self._tapped_message})
+            _replace(sock, self._outer, {"receive_alone": _nothing, "plain_sender": _nothing})  # the others serve
             _replace(sock, self._outer, {"send": self._tapped_send, "send_fragmented": self._tapped_send})
+        self._peers.forget_channels()  # they keep what `message` gave
 
     # --- in a packet's way --------------------------------------------------------------------------------------------
 
@@ -157,7 +160,7 @@ class Taps:
 
 
 class _TappedMessage:
-    """In the place of a `RecordMessage`, for the one turn that its sender keeps it."""
+    """In the place of a `RecordMessage`, for as long as its sender keeps it."""
 
     def __init__(
         self, message: RecordMessage, layout: Layout, passed: Callable[[Buffers, int, Endpoint, bool], None]
@@ -182,6 +185,10 @@ def _replace(target: object, taps: list[Tap], hooks: dict[str, Callable[[Any], C
             attributes[name] = hook(getattr(target, name))
         elif not taps:
             attributes.pop(name, None)
+
+
+def _nothing(method: Callable[..., object]) -> Callable[[], None]:
+    return lambda: None
 
 
 def _uniform(run: bytes, segment: int) -> bool:

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from ctypes import c_size_t, c_void_p
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -70,7 +71,7 @@ class Tun:
         self._vnet = features.tun_vnet
         self._uso = features.tun_uso
         self._view = memoryview(b"")
-        self._slots: dict[int, tuple[int, int]] = {}
+        self._slots: dict[int, tuple[c_void_p, c_size_t]] = {}
         self.name = name
         self.features = features
         os.set_blocking(self._fd, False)
@@ -87,7 +88,7 @@ class Tun:
         slot = self._slots.get(at)
         if slot is None or view is not self._view:
             slot = self._slot(view, at)
-        size: int = read(self._fd, *slot)
+        size: int = read(self._fd, slot[0], slot[1])
         if size < 0:
             number = get_errno()
             if number == errno.EAGAIN or number == errno.EINTR:
@@ -101,14 +102,14 @@ class Tun:
         _pack_length(view, at, size - VIRTIO_SIZE)
         return size + 4
 
-    def _slot(self, view: memoryview, at: int) -> tuple[int, int]:
+    def _slot(self, view: memoryview, at: int) -> tuple[c_void_p, c_size_t]:
         """Address and size of where a packet is read to: looked up once for each place, as packets come to the same few
         ones."""
         if view is not self._view or len(self._slots) >= _MAX_SLOTS:
             self._slots.clear()
             self._view = view
         place = view[at + 4 if self._vnet else at + 4 + VIRTIO_SIZE :]
-        slot = self._slots[at] = address_of(place), len(place)
+        slot = self._slots[at] = c_void_p(address_of(place)), c_size_t(len(place))
         return slot
 
     def write(self, packet: memoryview | bytes | bytearray) -> str:

@@ -82,14 +82,15 @@ class ControlClient:
     def __init__(
         self,
         dial: Dial,
-        hello: Callable[[int], Hello],
+        hello: Callable[[int, bytes], Hello],
         listener: Listener,
         network_map: NetworkMap | None,
         *,
         better: Better | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`dial` connects (raises `UserError`); `hello` makes the first message from the version of the map at hand."""
+        """`dial` connects (raises `UserError`); `hello` makes the first message from the version of the map at hand and
+        the mark of the server's last update to it."""
         self.state: Literal["starting", "connected", "offline"] = "starting"
         self.address = ""  # the server's endpoint, of the last connection
         self.endpoint: Endpoint | None = None  # the same
@@ -100,7 +101,8 @@ class ControlClient:
         self._found: ControlConnection | None = None  # a better one, which takes over
         self._hello = hello
         self._listener = listener
-        self._map = network_map
+        self._replica = netmap.Replica(network_map)
+        self._map_mark = b""  # of the last update that it has taken, as the server knows it again
         self._map_wanted = False  # the map at hand is no base for the server's deltas: ask for a whole one
         self._map_key = b""
         self._backoff = Backoff(uniform)
@@ -256,9 +258,10 @@ class ControlClient:
 
     async def _greet(self, connection: ControlConnection) -> Welcome | str:
         """Hello and Welcome; or why there is no welcome for now. Raises `UserError` if the server refuses for good."""
-        known = 0 if self._map is None or self._map_wanted else self._map.version
+        current = None if self._map_wanted else self._replica.current
+        hello = self._hello(0, b"") if current is None else self._hello(current.version, self._map_mark)
         with anyio.fail_after(WELCOME_TIMEOUT):
-            await connection.send(self._hello(known))
+            await connection.send(hello)
             first = await connection.receive()
         if isinstance(first, Refused):
             return self._refused(first)
@@ -269,6 +272,7 @@ class ControlClient:
     def _use(self, connection: ControlConnection, welcome: Welcome) -> None:
         now = anyio.current_time()
         self._map_key = welcome.map_key
+        self._replica = netmap.Replica(self._replica.current)  # parts of a map that came before are of no use any more
         self._pings.clear()
         self._liveness = Liveness(welcome.heartbeat, now)
         self.endpoint = connection.remote_address
@@ -359,14 +363,15 @@ class ControlClient:
     def _receive_map(self, signed: SignedMap) -> None:
         update = netmap.verify(signed, self._map_key)
         try:
-            self._map = netmap.apply(self._map, update)
+            network_map = self._replica.take(update)
         except RemoteProtocolError:
             if not self._map_wanted:  # once: a server that goes on sending what does not fit is dialled with backoff
                 self._retry_now.set()
             self._map_wanted = True
             raise
-        self._map_wanted = False
-        self._listener.mapped(self._map)
+        if network_map is not None:
+            self._map_mark, self._map_wanted = signed.mark, False
+            self._listener.mapped(network_map)
 
     def _refused(self, refused: Refused) -> str:
         if refused.final:

@@ -5,6 +5,7 @@ so, when the server refuses the node for good, or when the engine fails.
 """
 
 import functools
+import itertools
 import logging
 import os
 import secrets
@@ -38,9 +39,11 @@ from overlay.node.member import Identity, Member, MemberSettings, Relay, StartEn
 from overlay.node.memory import Joined, Memory, load_or_make_key
 from overlay.node.names import restore_system
 from overlay.node.nat_report import nat_status
+from overlay.node.portmap import PortMapper
+from overlay.node.punching import Own, TcpPunching
 from overlay.node.records import Records
 from overlay.node.reflexive import Reflexive
-from overlay.node.settings import NodeSettings, check_ways
+from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
 from overlay.node.status import ExposureStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
@@ -90,6 +93,7 @@ class NodeDaemon:
                 port=settings.port,
                 copy_dscp=settings.dscp == "copy",
                 udp="udp" in target.carriers,
+                endpoints=parse_endpoints(settings.endpoints),
                 names=settings.names,
             ),
             state,
@@ -98,6 +102,7 @@ class NodeDaemon:
             on_relay=self._relay_event,
             on_foreign=lambda datagram, source: self._reflexive.received(datagram, source),
             on_observed=lambda endpoint: self._reflexive.observed(endpoint),
+            on_tcp=lambda event: self._punching.received(event),
             start_engine=start_engine,
         )
         self._reflexive = Reflexive(
@@ -106,13 +111,29 @@ class NodeDaemon:
             self._reach_changed,
         )
         self._udp = "udp" in target.carriers
+        self._port_mapper = PortMapper(
+            lambda: self._member.port,
+            lambda: self._member.set_outside("mapped", self._port_mapper.endpoints),
+        )
+        self._maps_port = settings.port_mapping and self._udp
         self._ways = Ways(target, state, lambda: self._member.upstreams)
         self._control = ControlClient(self._ways.dial, self._hello, self, self._memory.network_map, better=self._ways)
+        link_numbers = itertools.count(1)
         self._links = DataLinks(
             self._ways.dial_stream,
             lambda: self._ways.stream_carriers,
             self._member.post,
             udp=self._udp,
+            numbers=link_numbers,
+        )
+        self._punching = TcpPunching(
+            target.private_key,
+            self._member.post,
+            self._reflexive.observe_tcp,
+            self._member.local_endpoints,
+            self._member.public_key,
+            lambda: self._reflexive.nat,
+            link_numbers,
         )
         self._by_udp = False  # relayed packets go by UDP
         self._exposures = Exposures(state, self._control.request, self._is_server)
@@ -193,7 +214,11 @@ class NodeDaemon:
             own = next((node for node in network_map.nodes if node.number == welcome.number), None)
         # The relay's answer to a ping is timed by the engine; the control channel's may have waited for other work.
         rtt = snapshot.relay_rtt if snapshot is not None and snapshot.relay_rtt else self._control.rtt
-        drops = dict(self._exposures.drops) | (dict(snapshot.drops) if snapshot is not None else {})
+        drops = (
+            dict(self._exposures.drops)
+            | dict(self._punching.drops)
+            | (dict(snapshot.drops) if snapshot is not None else {})
+        )
         return NodeStatus(
             state=self._state_word(),
             name=own.name if own is not None else welcome.name if welcome is not None else "",
@@ -211,6 +236,7 @@ class NodeDaemon:
             exposures=self._exposures.status(),
             port=self._member.port,
             nat=nat_status(self._reflexive.nat, self._reflexive.endpoints) if self._udp else None,
+            port_mapping=self._port_mapper.status if self._maps_port else None,
             warnings=self._member.warnings,
             drops=drops,
             features=dict(snapshot.features) if snapshot is not None else {},
@@ -240,7 +266,7 @@ class NodeDaemon:
 
     # inside ----------------------------------------------------------------------------------------------------------
 
-    def _hello(self, map_version: int) -> Hello:
+    def _hello(self, map_version: int, map_mark: bytes) -> Hello:
         chosen = self._start.joined.name
         return Hello(
             name=chosen or default_name(socket.gethostname()),
@@ -250,6 +276,7 @@ class NodeDaemon:
             ciphers=self._ciphers,
             endpoints=self._member.lan,
             map_version=map_version,
+            map_mark=map_mark,
             epoch=self._epoch,
             software=f"overlay {__version__}",
         )
@@ -277,24 +304,28 @@ class NodeDaemon:
             self._identity_changed.set()
 
     def _endpoints_changed(self) -> None:
-        self._control.set_endpoints(self._member.lan, self._member.observed)
+        # Not the LAN's: peers are told themselves, sealed, and the server need not know how a home is numbered.
+        self._control.set_endpoints((), self._member.observed)
 
     def _set_stun_servers(self, relay: Relay, stun: Sequence[Endpoint]) -> None:
-        if self._udp:  # else nobody wants UDP to the server
-            self._reflexive.set_servers(relay.endpoints, stun)
+        # Where nobody wants UDP to the server, only TCP's ports are looked at from outside.
+        self._reflexive.set_servers(relay.endpoints, stun, udp=self._udp)
 
     def _reach_changed(self) -> None:
         self._member.set_nat(self._reflexive.nat)
         self._member.set_outside("stun", self._reflexive.endpoints)
+        self._port_mapper.seen(self._reflexive.endpoints)
 
     def _link_changed(self) -> None:
         self._reflexive.link_changed()
+        self._port_mapper.link_changed()
         self._control.link_changed()
         self._links.link_changed()
 
     def _relay_event(self, event: RelayChanged | LinkLost) -> None:
         if isinstance(event, LinkLost):
             self._links.link_lost(event)
+            self._punching.received(event)
         else:
             if self._by_udp and self._ways.carrier == "udp" and (event.suspect or event.endpoint is None):
                 self._control.doubt()  # a cut or a server's crash shows here first: the heartbeat takes a minute
@@ -316,6 +347,9 @@ class NodeDaemon:
                 await tasks.start(self._exposures.run, str(identity.addresses[0]))
                 tasks.start_soon(self._links.run)
                 tasks.start_soon(self._reflexive.run)
+                tasks.start_soon(self._punching.run, Own(identity.number, identity.networks))
+                if self._maps_port:
+                    tasks.start_soon(self._port_mapper.run)
                 self._up.set()
                 self._server_exposures_changed.set()
                 await self._identity_changed.wait()

@@ -43,9 +43,16 @@ class Machine(Protocol):
 class Inquiry:
     """Runs one machine. `send_main` sends from socket 0, whose datagrams come by `received`; None: it is ours."""
 
-    def __init__(self, machine: Machine, send_main: Send | None = None, main: socket.socket | None = None) -> None:
-        """`main`: socket 0, bound, this inquiry's from now on."""
+    def __init__(
+        self,
+        machine: Machine,
+        send_main: Send | None = None,
+        main: socket.socket | None = None,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`main`: socket 0, bound, this inquiry's from now on. `on_progress`: the machine may know more than before."""
         self._machine = machine
+        self._on_progress = on_progress
         self._send_main = send_main
         self._sockets: dict[int, socket.socket] = {} if main is None else {0: main}
         self._numbers: dict[bytes, int] = {}  # transaction id → number of the question
@@ -71,6 +78,7 @@ class Inquiry:
                     for number, opened in self._sockets.items():
                         self._drain(number, opened)
                     machine.handle_timeout(anyio.current_time())
+                    self._on_progress()
                 self._tasks.cancel_scope.cancel()
         finally:
             for opened in self._sockets.values():

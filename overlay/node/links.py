@@ -4,9 +4,10 @@
 It never sees a packet.
 """
 
+import itertools
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import anyio
@@ -80,9 +81,11 @@ class DataLinks:
         post: Callable[[Command], None],
         *,
         udp: bool,
+        numbers: Iterator[int] | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`carriers`: those that can carry a link now, best first. `udp`: the relay may be reached by UDP at all."""
+        """`carriers`: those that can carry a link now, best first. `udp`: the relay may be reached by UDP at all.
+        `numbers`: for links, shared with whoever else adds some; None: nobody does."""
         self.carrier: CarrierName | None = None  # of the link while there is one
         self.in_use = False  # relayed packets go over the link
         self.last_error = ""
@@ -91,7 +94,7 @@ class DataLinks:
         self._post = post
         self._udp = udp
         self._uniform = uniform
-        self._number = 0
+        self._numbers = numbers or itertools.count(1)
         self._link: int | None = None
         self._wish: LinkWish | None = None
         self._last_change: RelayChanged | None = None  # of this engine, which may be there before `run`
@@ -171,11 +174,11 @@ class DataLinks:
             _log.debug("no data link: %s", error.message)
             self._retry_at = anyio.current_time() + self._backoff.next()
             return
-        self._number += 1
-        self._link, self.carrier, self.last_error = self._number, carrier, ""
+        number = next(self._numbers)
+        self._link, self.carrier, self.last_error = number, carrier, ""
         self._since = anyio.current_time()
         _log.info("packets may go to the relay by %s", carrier)
-        self._post(AddLink(number=self._number, handed=detached, client=None, carrier=carrier))
+        self._post(AddLink(number=number, handed=detached, client=None, carrier=carrier))
 
     async def _attached(self) -> tuple[Detached, CarrierName]:
         """A stream that the server has attached. Raises `UserError`."""

@@ -13,7 +13,6 @@ to make of them for the engine; does not know where maps come from, nor any cont
 
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -27,6 +26,7 @@ from overlay.daemon.peers import PingResult, WhyReport
 from overlay.daemon.state import StateDir, corrupt
 from overlay.engine.api import (
     Command,
+    CueReceived,
     EngineConfig,
     EngineFailed,
     EngineSnapshot,
@@ -40,15 +40,16 @@ from overlay.engine.api import (
     Observed,
     PeerConfig,
     PeerDetails,
+    PeerOffers,
     RelayChanged,
     RemovePeer,
     SetPeer,
     SetReach,
     SetRelay,
+    WantTcp,
 )
 from overlay.errors import Exit, UserError
 from overlay.node.capture import Captures
-from overlay.node.ciphers import choose
 from overlay.node.interface import (
     Address,
     Interface,
@@ -58,11 +59,13 @@ from overlay.node.interface import (
     read_machine,
     watch_machine,
 )
+from overlay.node.peer_configs import PeerConfigs, find_node
 from overlay.node.pings import asked, hand_over, milliseconds, path_status, ping
 from overlay.node.status import PeerStatus
+from overlay.node.whereabouts import Whereabouts
 from overlay.node.why import why_report
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
-from overlay.wire.control.messages import MapNode, NetworkMap
+from overlay.wire.control.messages import NetworkMap
 from overlay.wire.disco import Offer
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
@@ -142,48 +145,6 @@ class RunningEngine(Protocol):
 StartEngine = Callable[[EngineConfig, Callable[[Event], None]], RunningEngine]
 
 
-def peer_configs(network_map: NetworkMap, own_number: int) -> dict[int, PeerConfig]:
-    """What the engine must know of each other node of the map."""
-    networks = [ip_network(text) for text in network_map.networks]
-    own = next((node for node in network_map.nodes if node.number == own_number), None)
-    own_ciphers = own.ciphers if own is not None else ()
-    return {
-        node.number: _peer_config(node, networks, own_ciphers)
-        for node in network_map.nodes
-        if node.number != own_number
-    }
-
-
-def _peer_config(node: MapNode, networks: list[Network], own_ciphers: tuple[str, ...]) -> PeerConfig:
-    addresses = [ip_address(text) for text in node.addresses]
-    lan = tuple(parse_endpoint(text) for text in node.lan)
-    observed = tuple(parse_endpoint(text) for text in node.observed)
-    return PeerConfig(
-        number=node.number,
-        public_key=node.key,
-        # Within the network's ranges only: nothing that the server says makes a peer the owner of other addresses.
-        allowed=tuple(ip_network(a) for a in addresses if any(a in network for network in networks)),
-        # What the map says of both: measured again, this machine's order could differ from what the peer goes by.
-        cipher=choose(own_ciphers, node.ciphers),
-        endpoints=tuple(dict.fromkeys(lan + observed)),
-        lan_endpoints=lan,
-        epoch=node.epoch,
-    )
-
-
-def find_node(network_map: NetworkMap | None, text: str) -> MapNode | None:
-    """The node that a person means: by name, full name, overlay address or number."""
-    if network_map is None:
-        return None
-    with suppress(ValueError):
-        text = str(ip_address(text))
-    wanted = text.lower().rstrip(".")
-    for node in network_map.nodes:
-        if wanted in (node.name, f"{node.name}.{network_map.domain}", *node.addresses, str(node.number)):
-            return node
-    return None
-
-
 def _unknown_peer(message: str) -> UserError:
     return UserError("peer-unknown", message, "'overlay status' lists the peers.", Exit.FAILED)
 
@@ -207,11 +168,13 @@ class Member:
         on_relay: Callable[[RelayChanged | LinkLost], None] = lambda event: None,
         on_foreign: Callable[[bytes, Endpoint], None] = lambda datagram, source: None,
         on_observed: Callable[[Endpoint], None] = lambda endpoint: None,
+        on_tcp: Callable[[CueReceived | WantTcp], None] = lambda event: None,
         start_engine: StartEngine | None = None,
     ) -> None:
         """`on_endpoints`: `lan` or `observed` is another. `on_link_changed`: the host's addresses or routes are.
         `on_relay`: how the home relay is reached, or a data link is lost. `on_foreign`: a datagram of QUIC or STUN came
-        to the engine's port, from that endpoint. `on_observed`: the relay sees the engine's port there."""
+        to the engine's port, from that endpoint. `on_observed`: the relay sees the engine's port there. `on_tcp`: a
+        connection by TCP to a peer is wanted, here or there."""
         self.settings = settings
         self.identity: Identity | None = None  # while it runs
         self.lan: tuple[str, ...] = ()  # own endpoints, for the map
@@ -222,16 +185,19 @@ class Member:
         self._on_relay = on_relay
         self._on_foreign = on_foreign
         self._on_observed = on_observed
+        self._on_tcp = on_tcp
         self._start_engine = start_engine or _default_engine
         self._engine: RunningEngine | None = None
         self._captures = Captures(self.post)
         self._map: NetworkMap | None = None
         self._relay: Relay | None = None
+        self._configs = PeerConfigs()
         self._posted: dict[int, PeerConfig] = {}
         self._posted_relay: SetRelay | None = None
         self._nat = UNKNOWN_NAT
         self._outside: dict[Outside, tuple[Endpoint, ...]] = {}
         self._posted_reach: SetReach | None = None
+        self._whereabouts = Whereabouts(state)
         self._names: Names | None = None
         self._interface_warnings: tuple[str, ...] = ()
         self._failure: BaseException | None = None
@@ -319,6 +285,15 @@ class Member:
             self.observed = observed
             self._on_endpoints()
         self._post_reach()
+
+    def public_key(self, number: int) -> bytes | None:
+        """Of a node of the map."""
+        return self._posted[number].public_key if number in self._posted else None
+
+    async def local_endpoints(self, port: int) -> tuple[Endpoint, ...]:
+        """Where a port of this machine is reached by peers that have a way to its own addresses."""
+        machine = (await read_machine()).without(self.interface)
+        return local_candidates(machine, port, self.identity.networks if self.identity is not None else ())
 
     def post(self, *commands: Command) -> None:
         """Commands for the engine, such as the relay role's. Nothing happens while there is none."""
@@ -427,7 +402,7 @@ class Member:
 
                 self._names = Names(self._state)
                 self._post_map()
-                await tasks.start(self._names.run, identity.addresses, identity.domain)
+                await tasks.start(self._names.run, identity.addresses, identity.domain, engine.interface)
             else:
                 self._post_map()
             tasks.start_soon(self._keep_floor)
@@ -460,8 +435,12 @@ class Member:
             self._take_observed(event.endpoint)
         elif isinstance(event, RelayChanged | LinkLost):
             self._on_relay(event)
+        elif isinstance(event, PeerOffers):
+            self._whereabouts.said(event.number, event.offers)
         elif isinstance(event, Foreign):
             self._on_foreign(event.datagram, event.source)
+        elif isinstance(event, CueReceived | WantTcp):
+            self._on_tcp(event)
         elif isinstance(event, EngineFailed):
             _log.error("the engine ended by an error", exc_info=event.error)
             self._failure = event.error
@@ -497,7 +476,9 @@ class Member:
     def _post_map(self) -> None:
         if self._engine is None or self._map is None or self.identity is None:
             return
-        wanted = peer_configs(self._map, self.identity.number)
+        found = self._configs.of(self._map, self.identity.number)
+        self._whereabouts.keep_only(found)
+        wanted = {number: self._whereabouts.complete(peer) for number, peer in found.items()}
         commands: list[Command] = [RemovePeer(number) for number in self._posted.keys() - wanted.keys()]
         commands += [SetPeer(peer) for number, peer in wanted.items() if self._posted.get(number) != peer]
         self._posted = wanted
@@ -522,6 +503,7 @@ class Member:
     async def _keep_floor(self) -> None:
         while True:
             await self._save_floor()
+            await self._whereabouts.save()
             await anyio.sleep(FLOOR_INTERVAL)
 
     async def _save_floor(self) -> None:
@@ -540,6 +522,7 @@ class Member:
     async def _take_down(self, engine: RunningEngine) -> None:
         if self._failure is None:
             await self._save_floor()
+        await self._whereabouts.save()
         await self._captures.close()
         await anyio.to_thread.run_sync(engine.stop)
         self._engine, self.identity, self._names = None, None, None

@@ -5,6 +5,7 @@ Nothing here may end the network: what fails is kept as a `warning`, one sentenc
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_address, ip_network
 
 import anyio
@@ -17,12 +18,16 @@ from overlay.errors import UserError
 from overlay.node.interface import Address
 from overlay.wire.control.messages import MapRecord, NetworkMap
 from overlay.wire.control.records import RECORD_TYPES, is_shadowed, is_within, service
-from overlay_dns.osconfig.resolvconf import ResolvConf
+from overlay_dns.forwarder import Explanation, Upstream
+from overlay_dns.labels import reverse_origins
+from overlay_dns.osconfig.system import SystemDns, SystemDnsStatus
 from overlay_dns.server import PORT, Resolver
 from overlay_dns.zone import Record, Zones, address_record
 
 START_TIMEOUT = 3.0
 """Seconds that bringing names up may hold up the network; sockets and one small file take milliseconds."""
+WATCH_INTERVAL = 2.0
+"""Seconds between looks whether somebody else has changed the system's configuration: one small file is read."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ _log = logging.getLogger(__name__)
 def restore_system(state: StateDir) -> None:
     """Undo what an earlier run changed on the system and could not put back (it was killed). Idempotent."""
     try:
-        if ResolvConf(state).restore():
+        if SystemDns(state).restore():
             _log.warning("put back the system's resolver configuration that an earlier run left")
     except OSError as error:
         _log.warning("the system's resolver configuration could not be put back: %s", error)
@@ -70,12 +75,12 @@ def _zone_record(record: MapRecord) -> Record:
 class Names:
     """See the module's docstring."""
 
-    def __init__(self, state: StateDir, *, resolv_conf: ResolvConf | None = None, port: int = PORT) -> None:
-        """`resolv_conf`: the file to take over, instead of the system's. `port`: of the resolver; 0 picks one."""
+    def __init__(self, state: StateDir, *, system: SystemDns | None = None, port: int = PORT) -> None:
+        """`system`: what is pointed at the resolver, instead of this system. `port`: of the resolver; 0 picks one."""
         self.warning = ""
         self.port: int | None = None  # while the resolver serves
         self._wanted_port = port
-        self._resolv_conf = resolv_conf or ResolvConf(state)
+        self._system = system or SystemDns(state)
         self._zones: Zones | None = None
         self._resolver: Resolver | None = None
         self._upstreams: list[tuple[str, int]] = []
@@ -83,7 +88,15 @@ class Names:
     @property
     def upstreams(self) -> tuple[tuple[str, int], ...]:
         """The system's own name servers while we stand in their place; else empty."""
-        return tuple(self._upstreams) if self._resolver is not None else ()
+        return tuple(self._upstreams) if self._resolver is not None and self._system.takes_over else ()
+
+    def system_status(self) -> SystemDnsStatus:
+        """What of the system was found, what was done and why."""
+        return self._system.status()
+
+    def explain(self, name: str) -> Explanation | None:
+        """Which way a question for somebody else's `name` takes; None while the resolver does not serve."""
+        return self._resolver.forwarder.explain(name) if self._resolver is not None else None
 
     def set_map(self, network_map: NetworkMap) -> None:
         """Answer from this map from now on."""
@@ -92,26 +105,38 @@ class Names:
             self._resolver.set_zones(self._zones)
 
     async def run(
-        self, addresses: Sequence[Address], domain: str, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+        self,
+        addresses: Sequence[Address],
+        domain: str,
+        interface: str = "",
+        *,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve on the first of this machine's overlay addresses until cancelled, then put the system back.
+
+        `interface`: the network's, which systems that split by link are told of.
 
         Signals `started` when names work, or when it is clear that they do not (`warning` says why).
         """
         own = str(addresses[0])
         started = False
-        self._resolver = Resolver(self._zones or Zones.build(domain, {}, 0), lambda: self._upstreams)
+        self._resolver = Resolver(
+            self._zones or Zones.build(domain, {}, 0), lambda: [Upstream(*each) for each in self._upstreams]
+        )
         try:
             async with anyio.create_task_group() as tasks:
                 with anyio.fail_after(START_TIMEOUT):
                     self.port = await tasks.start(self._serve, own)
-                self._upstreams = [
-                    (server, PORT)
-                    for server in await anyio.to_thread.run_sync(self._resolv_conf.apply, [own], domain)
-                    if server != own
+                zones = self._zones.networks if self._zones is not None else ()
+                routes = [
+                    ".".join(map(bytes.decode, origin)) for network in zones for origin in reverse_origins(network)
                 ]
+                apply = partial(self._system.apply, interface, [own], domain, routes)
+                self._take_upstreams(await anyio.to_thread.run_sync(apply), own)
+                self.warning = self._system.status().warning
                 task_status.started()
                 started = True
+                await self._watch_system(own)
         except* (OSError, UserError, TimeoutError) as group:
             self.warning = f"Names of the network do not work on this machine: {_reason(group)}."
             _log.warning("%s", self.warning)
@@ -123,13 +148,30 @@ class Names:
             task_status.started()
         await anyio.sleep_forever()
 
+    def _take_upstreams(self, servers: Sequence[str], own: str) -> None:
+        upstreams = [(server, PORT) for server in servers if server != own]
+        if upstreams != self._upstreams and self._resolver is not None:
+            self._resolver.forwarder.clear()
+        self._upstreams = upstreams
+
+    async def _watch_system(self, own: str) -> None:
+        """Others may change the system's configuration while we run (DHCP on another network, say)."""
+        while True:
+            await anyio.sleep(WATCH_INTERVAL)
+            try:
+                if await anyio.to_thread.run_sync(self._system.check):
+                    self._take_upstreams(self._system.upstreams, own)
+                self.warning = self._system.status().warning
+            except (OSError, UserError) as error:
+                self.warning = f"The system's resolver configuration could not be put right: {error}."
+
     async def _serve(self, address: str, *, task_status: TaskStatus[int]) -> None:
         assert self._resolver is not None
         await self._resolver.serve([address], port=self._wanted_port, task_status=task_status)
 
     def _restore(self) -> None:
         try:
-            self._resolv_conf.restore()
+            self._system.restore()
         except (OSError, UserError) as error:
             _log.warning("the system's resolver configuration could not be put back: %s", error)
 

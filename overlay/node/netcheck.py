@@ -24,8 +24,9 @@ from overlay.node.interface import Machine, network_key, read_machine
 from overlay.node.joining import plan_start
 from overlay.node.memory import JOINED_FILE, WELCOME_FILE, Joined
 from overlay.node.nat_report import nat_status
+from overlay.node.portmap import try_out
 from overlay.node.settings import check_ways
-from overlay.node.status import NatStatus
+from overlay.node.status import NatStatus, PortMappingStatus
 from overlay.node.ways import Target
 from overlay.path.nat import UNKNOWN_NAT, classify
 from overlay.wire.control.address import parse_server_address
@@ -60,6 +61,7 @@ class NetReport(msgspec.Struct, frozen=True, kw_only=True):
     udp: str  # "works", "blocked", or "unknown" where nothing works
     captive_portal: str | None  # what answers in the server's place, as far as it looks like that
     nat: NatStatus | None  # None: UDP is not to be used
+    port_mapping: PortMappingStatus | None  # None: UDP is not to be used
     best: CarrierName | None
     carriers: tuple[CarrierReport, ...]
 
@@ -121,13 +123,14 @@ async def check(
     that answer STUN; none known: STUN's usual port is tried."""
     target = replace(target, private_key=secrets.token_bytes(32))
     reports: dict[CarrierName, CarrierReport] = {}
-    nat: list[NatStatus] = []
+    nat: list[tuple[NatStatus, PortMappingStatus]] = []
 
     async def try_one(carrier: CarrierName) -> None:
         reports[carrier] = await _try(target, carrier, openers, look_up, seconds)
 
     async def look_at_nat() -> None:
-        nat.append(await _nat(target, machine, stun, look_up))
+        status, seen = await _nat(target, machine, stun, look_up)
+        nat.append((status, await try_out(seen, machine)))
 
     async with anyio.create_task_group() as tasks:
         for carrier in target.carriers:
@@ -144,7 +147,8 @@ async def check(
         proxy=_without_password(target.options.proxy),
         udp=_udp(reports, openers),
         captive_portal=None if best is not None else await _portal(target, look_up),
-        nat=nat[0] if nat else None,
+        nat=nat[0][0] if nat else None,
+        port_mapping=nat[0][1] if nat else None,
         best=best,
         carriers=found,
     )
@@ -182,7 +186,9 @@ async def _try(
     )
 
 
-async def _nat(target: Target, machine: Machine, stun: Sequence[str], look_up: LookUp) -> NatStatus:
+async def _nat(
+    target: Target, machine: Machine, stun: Sequence[str], look_up: LookUp
+) -> tuple[NatStatus, list[Endpoint]]:
     servers: list[Endpoint] = []
     for text in target.addresses:
         address = parse_server_address(text)
@@ -190,7 +196,8 @@ async def _nat(target: Target, machine: Machine, stun: Sequence[str], look_up: L
             servers += await _endpoints(address.host, address.port, look_up)
     more = [parse_endpoint(text) for text in stun] or [(host, STUN_PORT) for host, _ in servers]
     seen = await observe([*servers, *more], [each.address for each in machine.addresses])
-    return nat_status(classify(seen[0]) if seen else UNKNOWN_NAT, [each.mapped[0][1] for each in seen])
+    endpoints = [each.mapped[0][1] for each in seen]
+    return nat_status(classify(seen[0]) if seen else UNKNOWN_NAT, endpoints), endpoints
 
 
 def _reasons(outcomes: Sequence[Outcome]) -> str:

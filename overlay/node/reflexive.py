@@ -84,14 +84,15 @@ class Reflexive:
         self._lifetimes: OrderedDict[str, float | None] = OrderedDict()  # by network; None: it could not be told
         self._unanswered = 0
 
-    def set_servers(self, relays: Sequence[Endpoint], stun: Sequence[Endpoint]) -> None:
-        """Where STUN is answered: the relays' endpoints, UDP and TCP, and more of UDP."""
+    def set_servers(self, relays: Sequence[Endpoint], stun: Sequence[Endpoint], *, udp: bool = True) -> None:
+        """Where STUN is answered: the relays' endpoints, UDP and TCP, and more of UDP. Not `udp`: nothing is asked by
+        UDP."""
         ports = dict.fromkeys(port for _, port in stun)
         # The server may have told addresses that are right only at its home: try the ones that it is reached at, too.
         hosts = dict.fromkeys(host for host, _ in relays)
         servers = tuple(dict.fromkeys((*relays, *((host, port) for host in hosts for port in ports), *stun)))
         self._tcp_servers = tuple(relays)
-        if servers != self._servers:
+        if udp and servers != self._servers:
             self._servers = servers
             self._urgent.set()
 
@@ -164,12 +165,21 @@ class Reflexive:
         machine = await self._read_host()
         own = [each.address for each in machine.addresses]
         observers = [Observer(servers, own, port, anyio.current_time()) for servers in by_family(self._servers)]
-        await self._inquire([(observer, self._send) for observer in observers])
+
+        def placed() -> None:
+            """Where we are is told at once; what else the NAT does takes some seconds more, and is kept meanwhile."""
+            if all(each.placed for each in observers) and _endpoints(observers) != self.endpoints:
+                self._see(observers, machine)
+
+        await self._inquire([Inquiry(observer, self._send, on_progress=placed) for observer in observers])
+        self._see(observers, machine)
+        self._unanswered = 0 if self.endpoints else self._unanswered + 1
+
+    def _see(self, observers: Sequence[Observer], machine: Machine) -> None:
         seen = [observer.observations for observer in observers if observer.observations.mapped]
-        self._unanswered = 0 if seen else self._unanswered + 1
         nat = classify(seen[0]) if seen else UNKNOWN_NAT
         known = self._lifetimes.get(network_key(machine)) if nat.translated else None
-        self._take(replace(nat, lifetime=known), tuple(each.mapped[0][1] for each in seen))
+        self._take(replace(nat, lifetime=known), _endpoints(observers))
 
     async def _find_lifetime(self) -> None:
         network = network_key(await self._read_host())
@@ -177,14 +187,13 @@ class Reflexive:
         if server is None or network in self._lifetimes:
             return
         search = LifetimeSearch(server, anyio.current_time(), self._pauses)
-        await self._inquire([(search, None)])
+        await self._inquire([Inquiry(search)])
         self._lifetimes[network] = search.lifetime
         if len(self._lifetimes) > NETWORKS_KEPT:
             self._lifetimes.popitem(last=False)
         self._take(replace(self.nat, lifetime=search.lifetime), self.endpoints)
 
-    async def _inquire(self, machines: Sequence[tuple[Observer | LifetimeSearch, Send | None]]) -> None:
-        inquiries = [Inquiry(machine, send) for machine, send in machines]
+    async def _inquire(self, inquiries: Sequence[Inquiry]) -> None:
         self._inquiries += inquiries
         try:
             async with anyio.create_task_group() as tasks:
@@ -199,6 +208,10 @@ class Reflexive:
             self.nat, self.endpoints = nat, endpoints
             _log.info("the NAT: %s; seen from outside: %s", nat, endpoints)
             self._on_change()
+
+
+def _endpoints(observers: Sequence[Observer]) -> tuple[Endpoint, ...]:
+    return tuple(each.observations.mapped[0][1] for each in observers if each.observations.mapped)
 
 
 async def _cancel_when(event: anyio.Event, scope: anyio.CancelScope) -> None:

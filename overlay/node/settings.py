@@ -8,6 +8,7 @@ from overlay.errors import Exit, UserError
 
 if TYPE_CHECKING:
     from overlay.carrier.carriers import CarrierName
+    from overlay.wire.endpoint import Endpoint
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,11 +17,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""  # for this machine; "": its host name
     interface: str = ""  # "": the first free overlay0, overlay1, …
     port: int = 0  # of the engine, UDP; 0: the kernel picks
+    endpoints: tuple[str, ...] = ()  # where a person says that `port` is reached from outside
     dscp: Literal["hide", "copy"] = "hide"  # of packets inside, in the headers outside
     carriers: str = "auto"  # or one, or several with commas, best first
     proxy: str = ""  # http://[user:password@]host:port
     no_proxy: str = ""  # hosts that it is not for, as in NO_PROXY
     ca_file: str = ""  # that wss:// and tls:// addresses are verified by, instead of the system's CAs
+    port_mapping: bool = True  # ask the router to pass on what comes for the UDP port
     names: bool = True  # resolve the network's names on this machine
     verbosity: int = 0  # −1 quiet, 0, 1, 2
 
@@ -40,3 +43,21 @@ def check_ways(carriers: str, proxy: str) -> "tuple[tuple[CarrierName, ...], str
     if proxy:
         parse_proxy(proxy)
     return found, proxy or None
+
+
+def parse_endpoints(texts: tuple[str, ...]) -> "tuple[Endpoint, ...]":
+    """Where peers may reach this machine. Raises `UserError` ("endpoint-invalid", exit 2)."""
+    from overlay.path.offers import is_usable
+    from overlay.wire.endpoint import parse_endpoint
+
+    found = []
+    for text in texts:
+        hint = "As in --endpoint 203.0.113.7:41641: the address and UDP port that a router passes on to this machine."
+        try:
+            endpoint = parse_endpoint(text)
+        except ValueError as error:
+            raise UserError("endpoint-invalid", f"--endpoint: {error}.", hint, Exit.USAGE) from error
+        if not is_usable(endpoint):
+            raise UserError("endpoint-invalid", f"--endpoint {text}: no peer can reach that.", hint, Exit.USAGE)
+        found.append(endpoint)
+    return tuple(dict.fromkeys(found))

@@ -43,6 +43,15 @@ class NatStatus(msgspec.Struct, frozen=True, kw_only=True):
     lifetime_s: float | None  # a mapping that is not used is kept at least so long
 
 
+class PortMappingStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the router before this machine was asked for, and gave."""
+
+    protocol: Literal["nat-pmp", "pcp", "upnp"] | None  # None: no mapping
+    gateway: str | None  # whom to ask
+    external: str | None  # endpoint outside that leads to the engine's port, as the router has it
+    why: str  # why there is none, or why peers are not told of it; "": they are
+
+
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     public: str
@@ -63,6 +72,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     exposures: tuple[ExposureStatus, ...]
     port: int | None  # the engine's UDP port
     nat: NatStatus | None = None  # None: it is not looked for
+    port_mapping: PortMappingStatus | None = None  # None: it is switched off, or UDP is
     warnings: tuple[str, ...]  # sentences: what does not work, though the network does
     drops: dict[str, int]  # by reason
     features: dict[str, bool]  # of the kernel

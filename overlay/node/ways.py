@@ -24,7 +24,6 @@ from overlay.daemon.state import StateDir
 from overlay.errors import UserError
 from overlay.node.interface import Machine, network_key, read_machine
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
-from overlay_dns.forwarder import Upstream
 from overlay_dns.lookup import look_up
 
 FAVOURITES_FILE = "carriers.json"
@@ -58,7 +57,7 @@ class Ways:
         self,
         target: Target,
         state: StateDir,
-        upstreams: Callable[[], Sequence[Upstream]] = lambda: (),
+        upstreams: Callable[[], Sequence[Endpoint]] = lambda: (),
         *,
         openers: Mapping[CarrierName, Opener] = OPENERS,
         read_host: Callable[[], Awaitable[Machine]] = read_machine,

@@ -158,6 +158,11 @@ class Observer(Questions):
         self._hairpin: list[_Question] = []
         self._fresh: list[_Question] = []
 
+    @property
+    def placed(self) -> bool:
+        """All that will be known of how socket 0 looks from outside is."""
+        return self.done or self._stage > 0
+
     def opened(self, socket: int, port: int) -> None:
         """Socket `socket` is bound to `port` on this machine."""
         self._ports[socket] = port

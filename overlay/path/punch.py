@@ -25,7 +25,7 @@ Part = Literal["many-sockets", "many-ports"]
 SOCKETS: Final = 256
 """Sockets of the hard side, and so mappings that its NAT has to keep: home routers keep thousands."""
 
-RATE: Final = 80.0
+RATE: Final = 60.0
 BURST: Final = 8.0
 """Probes per second, and at once, of one attempt: what a node's budget leaves when others ask a little, too."""
 
@@ -33,7 +33,7 @@ DELAY: Final = 1.5
 """s after a call until an attempt begins: by then what needs no luck has worked."""
 
 GIVE_UP: Final = 20.0
-"""s of an attempt: some 1,600 ports asked."""
+"""s of an attempt: some 1,200 ports asked."""
 
 PAUSES: Final = (30.0, 60.0, 120.0, 300.0, 900.0)
 """s from the end of the 1st, 2nd, … attempt with a peer that came to nothing until the next: it looks like a port scan,

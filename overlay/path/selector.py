@@ -3,7 +3,8 @@
 It knows no packet, key or socket: whoever calls it has authenticated what it reports, and sends the pings. The relay,
 where there is one, carries from the first packet on. While data flows, the peer's candidates are asked; one that
 answers a ping with a fresh transaction id is proven, and the best proven one is used. On the path in use a ping goes
-out four times a second while data is sent: data that comes in cannot prove the way out. A path that leaves those
+out four times a second while data is sent (`pace`: more rarely where very many peers talk): data that comes in cannot
+prove the way out. A path that leaves those
 unanswered is left before a second is over, and rests. Pairs without data for 45 s send nothing and need no timer;
 what they knew is proven anew with the next packet, which meanwhile goes over the relay. Without a relay and without a
 better way the last path is kept.
@@ -22,6 +23,7 @@ from itertools import islice
 from overlay.path import timing
 from overlay.path.budget import Budget
 from overlay.path.candidate import Candidate
+from overlay.path.pace import Pace
 from overlay.path.strangers import Strangers
 from overlay.path.types import RELAY_PATH, CandidateState, Origin, Path, PathChanged, PathEvent, PathKind, WantTcp
 from overlay.wire.endpoint import Endpoint
@@ -32,8 +34,16 @@ NEVER = float("inf")
 class Selector:
     """The paths to one peer. Times in s, monotonic, never going back; `random_bytes(n)` gives n unguessable bytes."""
 
-    def __init__(self, *, relay: bool, random_bytes: Callable[[int], bytes], node_budget: Budget | None = None) -> None:
-        """`node_budget`: of pings to candidates of all peers; None: this one's own is bound enough."""
+    def __init__(
+        self,
+        *,
+        relay: bool,
+        random_bytes: Callable[[int], bytes],
+        node_budget: Budget | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        """`node_budget`: of pings to candidates of all peers; None: this one's own is bound enough. `pace`: of pings on
+        the paths in use, those of all peers; None: this one has its own."""
         self.path: Path | None = RELAY_PATH if relay else None
         """Where data goes now; None: nowhere yet (report `data_sent` all the same, it starts the search)."""
         self.observed: Endpoint | None = None
@@ -48,11 +58,15 @@ class Selector:
         self._liveness_due = NEVER  # when data_sent has to ping; NEVER if no live direct path is in use
         self._timeout = NEVER
         self._budget = Budget(timing.PROBE_RATE, timing.PROBE_BURST)
+        self._pace = pace if pace is not None else Pace()
         self._node_budget = node_budget or Budget(timing.NODE_RATE, timing.NODE_BURST)
         self._strangers = Strangers()
         self._from_map: dict[Endpoint, PathKind] = {}
         self._offered: dict[Endpoint, tuple[PathKind, Origin]] = {}
+        self._links: dict[Endpoint, Path] = {}
+        self._link_worked = float("-inf")  # when one that is gone answered last
         self._looking_until = float("-inf")  # the peer called: its endpoints are asked though no data flows here
+        self._crowded_until = float("-inf")  # the node's budget has no room
         self._call_due = NEVER
         self._call_now = False
         self._calls = 0  # since somebody had a reason to begin anew
@@ -64,6 +78,11 @@ class Selector:
     def rtt(self) -> float | None:
         """Smoothed round trip of the direct path in use, s; None on the relay, or before the first answer."""
         return self._current.rtt if self._current is not None else None
+
+    @property
+    def last_data(self) -> float:
+        """When data went last, either way, s."""
+        return self._last_data
 
     def proven(self, source: Endpoint) -> bool:
         """Has this endpoint answered one of our pings, or carried what the session authenticated?"""
@@ -127,7 +146,8 @@ class Selector:
         candidate = self._candidates.get(source)
         if candidate is None or not candidate.pong(txid, now):
             return False
-        self.observed = observed
+        if source not in self._links:
+            self.observed = observed
         self._choose(now)
         self._schedule(now)
         return True
@@ -147,6 +167,39 @@ class Selector:
         self._from_map = dict(islice(kinds.items(), timing.MAX_ADVERTISED))
         self._advertise(now)
         self._work(now)
+
+    def add_link(self, endpoint: Endpoint, shown: Endpoint, now: float) -> None:
+        """A connection that may lead to the peer is there: a candidate like others, until `remove_link`. `shown`: its
+        other end."""
+        self._links[endpoint] = path = Path("tcp", endpoint, shown)
+        candidate = self._candidates[endpoint] = Candidate(endpoint, "tcp", "punched", now)
+        candidate.path = path
+        self._ping(candidate, now)  # also for a pair that is quiet on our side: the peer's data may come by it
+        self._work(now)
+
+    def remove_link(self, endpoint: Endpoint, now: float) -> None:
+        """The connection is gone."""
+        self._links.pop(endpoint, None)
+        candidate = self._candidates.pop(endpoint, None)
+        if candidate is None:
+            return
+        if candidate.last_answer is not None:
+            self._link_worked = max(self._link_worked, candidate.last_answer)
+        if candidate is self._current:
+            self._current = None
+            for other in self._candidates.values():
+                if not other.trusted(now):
+                    other.ask_anew(now)
+            self._choose(now)
+        if candidate.proven:
+            self._calls = 0
+            self._call_due = now
+            self._tcp_due = NEVER
+        self._work(now)
+
+    def has_link(self, endpoint: Endpoint) -> bool:
+        """Is this one of the peer's links?"""
+        return endpoint in self._links
 
     def called(self, offers: Iterable[tuple[Endpoint, Origin]], start: float, now: float) -> None:
         """The peer called, or answered our call: these are its endpoints now, and it asks ours from `start` on (s, same
@@ -183,6 +236,8 @@ class Selector:
         for endpoint, kind in self._from_map.items():
             if endpoint not in advertised or kind == "lan":
                 advertised[endpoint] = (kind, "map")
+        for link in self._links:
+            advertised[link] = ("tcp", "punched")
         for candidate in self._candidates.values():
             candidate.advertised = candidate.endpoint in advertised
         for endpoint, (kind, origin) in advertised.items():
@@ -266,10 +321,14 @@ class Selector:
                 current.ask_anew(now)
                 self._choose(now)
             elif now >= self._path_ping_due(current, now):
+                if self._last_sent > current.last_ping:
+                    self._pace.pinged(now)
                 self._ping(current, now)
         if self._asks(now):
             for candidate in self._due(now):
                 if not self._may_ping(candidate, now):
+                    if now < self._crowded_until:
+                        break  # one wake-up for all of them
                     continue
                 if not self._budget.take(now):
                     break
@@ -289,19 +348,26 @@ class Selector:
             if later > now:
                 candidate.next_ping = max(candidate.next_ping, later)
                 return False
+        if now < self._crowded_until:
+            return False
         if not self._node_budget.take(now):
             first, last = timing.CROWDED
-            candidate.next_ping = now + first + (last - first) * int.from_bytes(self._random_bytes(2)) / 65536
+            self._crowded_until = now + first + (last - first) * int.from_bytes(self._random_bytes(2)) / 65536
             return False
         if not candidate.proven:
             self._strangers.pinged(candidate.endpoint, now)
         return True
 
     def _wants_call(self, now: float) -> bool:
-        """Does data flow that no direct path by UDP carries? Calls go through the relay."""
+        """Does data flow that no direct path by UDP carries, or only one that the map knew of? There may be a LAN, of
+        which only the peer itself tells. Calls go through the relay."""
+        known = self._direct(now) and (bool(self._offered) or self.path is None or self.path.kind == "lan")
+        return self._relay and self.active(now) and not known
+
+    def _direct(self, now: float) -> bool:
+        """Does UDP carry data to the peer itself?"""
         current = self._current
-        direct = current is not None and current.trusted(now) and current.path.kind in ("lan", "udp")
-        return self._relay and self.active(now) and not direct
+        return current is not None and current.trusted(now) and current.path.kind in ("lan", "udp")
 
     def _call(self, now: float) -> None:
         """Call the peer when it is time, and ask for TCP when UDP had its time."""
@@ -310,15 +376,19 @@ class Selector:
             return
         if now >= self._call_due or self._call_due == NEVER:
             worked = any(candidate.worked(now) for candidate in self._candidates.values())
+            worked = worked or now < self._link_worked + timing.RECENTLY
             pause = timing.CUE_PAUSES[min(self._calls, len(timing.CUE_PAUSES) - 1)]
             self._call_due = now + (min(pause, timing.CUE_AGAIN) if worked else pause)
             self._calls += 1
             self._call_now = True
             if self._tcp_due == NEVER:
                 self._tcp_due = now + timing.UDP_PATIENCE
+        if self._direct(now):
+            self._tcp_due = NEVER
         if now >= self._tcp_due:
             self._tcp_due = self._call_due + timing.UDP_PATIENCE
-            self._events.append(WantTcp(now))
+            if self._current is None or not self._current.trusted(now):
+                self._events.append(WantTcp(now))  # else it is TCP that carries
 
     def _due(self, now: float) -> list[Candidate]:
         due = [candidate for candidate in self._candidates.values() if self._probe_due(candidate, now) <= now]
@@ -343,7 +413,7 @@ class Selector:
     def _path_ping_due(self, current: Candidate, now: float) -> float:
         due = NEVER
         if self._last_sent > current.last_ping:
-            due = current.last_ping + timing.LIVENESS
+            due = current.last_ping + self._pace.interval
         elif self.active(now):
             due = current.last_ping + timing.HEARTBEAT
         oldest = current.oldest_unanswered
@@ -430,7 +500,7 @@ class Selector:
         self._liveness_due = NEVER
         current = self._current
         if current is not None and current.trusted(now):
-            self._liveness_due = current.last_ping + timing.LIVENESS
+            self._liveness_due = current.last_ping + self._pace.interval
             timeout = self._path_ping_due(current, now)
             oldest = current.oldest_unanswered
             if oldest is not None and len(current.outstanding) >= timing.MIN_UNANSWERED:
@@ -440,7 +510,7 @@ class Selector:
         if self._asks(now):
             probe = min((self._probe_due(c, now) for c in self._candidates.values()), default=NEVER)
             if probe != NEVER and (self.active(now) or probe < self._looking_until):
-                timeout = min(timeout, max(probe, self._budget.available_at(now)))
+                timeout = min(timeout, max(probe, self._budget.available_at(now), self._crowded_until))
         self._timeout = min(timeout, self._call_due, self._tcp_due)
 
     # --- for who asks why ---------------------------------------------------------------------------------------------
@@ -458,7 +528,7 @@ class Selector:
     def _state(self, candidate: Candidate, now: float) -> CandidateState:
         next_try = self._probe_due(candidate, now) if self._asks(now) else NEVER
         return CandidateState(
-            endpoint=candidate.endpoint,
+            endpoint=candidate.path.shown or candidate.endpoint,
             kind=candidate.path.kind,
             origin=candidate.origin,
             state="in use"

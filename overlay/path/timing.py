@@ -20,6 +20,10 @@ LIVENESS = 0.25
 """s between pings on the path in use while data goes out. Only the answer to a ping proves our own direction: data that
 comes in does not, where a cut is one-way. With `PATIENCE`, a cut is noticed after 0.95 s at the latest."""
 
+LIVENESS_RATE = 400.0
+"""Such pings per second, of all peers together: up to a hundred that talk at once are each asked as often as that, more
+ever more rarely, down to `HEARTBEAT`. Ping and pong cost a node some four times what a small packet does."""
+
 RETRY = 0.1
 """s between pings once an answer is overdue: a path with loss gets several chances within `PATIENCE` (with one datagram
 in ten lost each way, about five pings in a row would have to fail)."""
@@ -75,21 +79,23 @@ CALLED = 4.0
 UDP_PATIENCE = 2.0
 """s after the first call until TCP is tried as well: five rounds of pings, with the worst of round trips."""
 
-UNPROVEN_PINGS = 32
+UNPROVEN_PINGS = 16
 UNPROVEN_SPAN = 600.0
 UNPROVEN_PAUSE = 20.0
 """Pings that an endpoint without any answer gets within so many s; after them one in `UNPROVEN_PAUSE` s. Who offers a
-third party's endpoint, over and over, makes us send it no more than that: 3 KB, then six bytes a second."""
+third party's endpoint, over and over, makes us send it no more than that: 2 KB, then six bytes a second."""
 
 MAX_ASKED = 256
 """Endpoints without an answer, of one peer, whose pings are remembered."""
 
-NODE_RATE = 100.0
-NODE_BURST = 100.0
-"""Pings per second, and at once, to candidates of all peers together (the paths in use not counted)."""
+NODE_RATE = 80.0
+NODE_BURST = 20.0
+"""Pings per second, and at once, to candidates of all peers together (the paths in use not counted): in no second more
+than 100."""
 
 CROWDED = (0.2, 1.0)
-"""s, from and to: how much later a ping goes that this budget had no room for; scattered, lest all come at once."""
+"""s, from and to: how much later the pings of a peer go that this budget had no room for; scattered, lest all come at
+once."""
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ from overlay.wire.endpoint import Endpoint
 
 PathKind = Literal["relay", "lan", "udp", "tcp"]
 
-Origin = Literal["map", "seen", "interface", "observed", "mapped", "manual", "predicted"]
-"""How we know an endpoint of the peer: the network map has it; its datagrams came from there; or the peer offered it,
-and said how it knows of it itself."""
+Origin = Literal["map", "seen", "punched", "interface", "observed", "mapped", "manual", "predicted"]
+"""How we know an endpoint of the peer: the network map has it; its datagrams came from there; a connection was made to
+it; or the peer offered it, and said how it knows of it itself."""
 
 TXID_SIZE = 12
 """Bytes of a ping's transaction id: too many to be guessed by one who did not see the ping."""
@@ -17,10 +17,12 @@ TXID_SIZE = 12
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """One way to carry datagrams to a peer. `endpoint` is where they go; None for the relay, which the engine knows."""
+    """One way to carry datagrams to a peer. `endpoint` is where they go; None for the relay, which the engine knows.
+    `shown`: what to call it for people, where the engine's own name for it (a link's) says nothing."""
 
     kind: PathKind
     endpoint: Endpoint | None
+    shown: Endpoint | None = None
 
 
 RELAY_PATH = Path("relay", None)

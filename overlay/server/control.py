@@ -5,6 +5,7 @@ answered with `Failed`.
 """
 
 import logging
+from collections.abc import Sequence
 
 import anyio
 
@@ -67,9 +68,9 @@ class NodeLink:
         self.refused: Refused | None = None
         self._connection = connection
 
-    async def send(self, message: ServerMessage) -> None:
+    async def send(self, messages: Sequence[bytes]) -> None:
         try:
-            await self._connection.send(message)
+            await self._connection.send_encoded(messages)
         except ConnectionLost as lost:
             _log.debug("nothing more goes to node %d: %s", self.number, lost)  # its `receive` ends the conversation
 
@@ -80,19 +81,20 @@ class NodeLink:
 
 async def converse(network: Network, connection: ControlConnection) -> None:
     """The whole life of a connection. Raises `ConnectionLost`; the carrier closes the connection afterwards."""
-    hello = await connection.receive()
-    if isinstance(hello, Attach):
+    first = await connection.receive()
+    if isinstance(first, Attach):
         await _attach(network, connection)
         return
     try:
-        number = await _admit(network, connection, hello)
+        hello = _check_hello(first)
+        number = await network.admit(connection.remote_key, hello)
     except UserError as error:
         _log.info("refused a node at %s: %s", format_endpoint(connection.remote_address), error.message)
         await connection.send(_refused(error))
         return
     link = NodeLink(number, connection)
     await connection.send(network.welcome(number, connection.carrier))
-    await network.connect(link)
+    await network.connect(link, hello.map_mark)
     try:
         with link.scope:
             await _serve(network, connection, number)
@@ -124,16 +126,16 @@ async def _attach(network: Network, connection: ControlConnection) -> None:
         _log.debug("no data link: %s", error.message)
 
 
-async def _admit(network: Network, connection: ControlConnection, hello: Message) -> int:
-    if not isinstance(hello, Hello):
+def _check_hello(first: Message) -> Hello:
+    if not isinstance(first, Hello):
         raise UserError("protocol", "The node did not say hello.")
-    if hello.version < 1:
+    if first.version < 1:
         raise UserError(
             "version",
-            f"The server speaks version {CONTROL_VERSION} of the control protocol, the node version {hello.version}.",
+            f"The server speaks version {CONTROL_VERSION} of the control protocol, the node version {first.version}.",
             "Install the same release of overlay on both.",
         )
-    return await network.admit(connection.remote_key, hello)
+    return first
 
 
 async def _serve(network: Network, connection: ControlConnection, number: int) -> None:

@@ -119,4 +119,4 @@ async def _update(
     if settings.name and settings.name.lower() != server.wished:
         name = check_name(settings.name, await transaction.names() - {server.name})
         changed = msgspec.structs.replace(changed, name=name, wished=settings.name.lower())
-    await transaction.set_node(changed)
+    await transaction.set_nodes([changed])

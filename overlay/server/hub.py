@@ -1,28 +1,33 @@
 """The network map as it is now, and the nodes that are connected to hear of it.
 
-A node that connects gets the whole map, signed; every change after that reaches all within the debounce as one delta.
-Knows no registry and no connection: what is connected is a `Link`, which queues
-messages and never makes anybody wait.
+A node that connects gets what it does not have of the map, signed; every change after that reaches all within the
+debounce as one delta. The more nodes there are, the longer is the rest between two deltas: the first change after a
+quiet time is told at once, and a thousand that join together are told in a few deltas.
+Knows no registry and no connection: what is connected is a `Link`, which queues messages and never makes anybody wait.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, Protocol
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskStatus
 
 from overlay.errors import UserError
-from overlay.wire.control.messages import MapDelta, MapNode, MapRecord, NetworkMap, Refused, ServerMessage, SignedMap
-from overlay.wire.control.netmap import diff
+from overlay.server.maps import MapHistory, Sign
+from overlay.wire.control.messages import MapDelta, MapNode, MapRecord, NetworkMap, Refused
+from overlay.wire.control.netmap import NODES_PER_PART, diff
 
-DEBOUNCE = 0.05  # s: a node that joins changes its entry several times at once; a person notices 1 s
-CROWD = 200  # connected nodes for which the debounce is once more as long: telling all of them takes a fifth of it
-VERSION_BLOCK = 1 << 20  # map versions reserved in the registry at a time, so that a change costs no write
+DEBOUNCE: Final = 0.05  # s: a node that joins changes its entry several times at once; a person notices 1 s
+CROWD: Final = 100  # nodes for which the rest between deltas is one debounce: telling them takes a tenth of it
+REST_MOST: Final = 2.0  # s; above 4,000 nodes telling takes a larger share of a busy time
+VERSION_BLOCK: Final = 1 << 20  # map versions reserved in the registry at a time, so that a change costs no write
+_VERSIONS_AHEAD: Final = 1000  # still reserved when a change goes out: it is at most one delta for each part of a map
+_TURN: Final = 100  # nodes that are told before other tasks get a turn
 _log = logging.getLogger(__name__)
 
-Sign = Callable[[NetworkMap | MapDelta], SignedMap]
 ReserveVersions = Callable[[int], Awaitable[None]]
 
 
@@ -31,8 +36,8 @@ class Link(Protocol):
 
     number: int
 
-    async def send(self, message: ServerMessage) -> None:
-        """Queue a message, without ever waiting. A node that is gone or does not keep up gets nothing any more."""
+    async def send(self, messages: Sequence[bytes]) -> None:
+        """Queue encoded messages, without ever waiting. Who is gone or does not keep up gets nothing any more."""
 
     def close(self, refused: Refused | None) -> None:
         """End the connection, after `refused` if there is one."""
@@ -57,7 +62,6 @@ class Hub:
         on_map: Callable[[NetworkMap], None],
         debounce: float = DEBOUNCE,
     ) -> None:
-        self._sign = sign
         self._reserve = reserve
         self._on_map = on_map
         self._debounce = debounce
@@ -66,7 +70,7 @@ class Hub:
         self._records = tuple(records)
         self._reserved = version
         self._changed = anyio.Event()
-        self._published = NetworkMap(
+        first = NetworkMap(
             network=network,
             version=version + 1,
             domain=domain,
@@ -74,7 +78,7 @@ class Hub:
             nodes=tuple(self._nodes.values()),
             records=self._records,
         )
-        self._signed: SignedMap | None = None  # `_published`, once somebody asked for it
+        self._history = MapHistory(sign, first)
 
     @property
     def nodes(self) -> Mapping[int, MapNode]:
@@ -83,20 +87,19 @@ class Hub:
 
     @property
     def published(self) -> NetworkMap:
-        return self._published
+        return self._history.current
 
     def is_connected(self, number: int) -> bool:
         return number in self._links
 
-    async def connect(self, link: Link) -> None:
-        """The node has been welcomed: it gets the map, and from now on all changes. An earlier link of it is closed."""
+    async def connect(self, link: Link, mark: bytes = b"") -> None:
+        """The node has been welcomed: it gets what came after the update with this mark, or the map, and from now on
+        all changes. An earlier link of it is closed."""
         earlier = self._links.pop(link.number, None)
         if earlier is not None:
             earlier.close(None)
-        if self._signed is None:
-            self._signed = self._sign(self._published)
         self._links[link.number] = link
-        await link.send(self._signed)  # does not wait: no delta can come in between
+        await link.send(self._history.since(mark))  # does not wait: no delta can come in between
 
     def disconnect(self, link: Link) -> bool:
         """The connection is gone. Returns False if another one has taken its place already."""
@@ -127,37 +130,62 @@ class Hub:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Publish changes until cancelled. Signals `started` when the versions of the first maps are reserved."""
         await self._reserve_versions()
-        self._on_map(self._published)
+        self._on_map(self.published)
         task_status.started()
+        rested = anyio.current_time()
         while True:
             await self._changed.wait()
-            await anyio.sleep(self._debounce * (1 + len(self._links) / CROWD))
+            await anyio.sleep_until(max(rested, anyio.current_time() + self._debounce))
             self._changed = anyio.Event()
             await self._reserve_versions()
             await self._publish()
+            rested = anyio.current_time() + min(REST_MOST, self._debounce * len(self._links) / CROWD)
 
     async def _publish(self) -> None:
-        old = self._published
+        old = self.published
         nodes = tuple(self._nodes.values())
         new = msgspec.structs.replace(old, version=old.version + 1, nodes=nodes, records=self._records)
-        delta = diff(old, new)
-        if not (delta.changed or delta.removed or delta.records_added or delta.records_removed):
+        whole = diff(old, new)
+        if not (whole.changed or whole.removed or whole.records_added or whole.records_removed):
             return  # what changed has changed back meanwhile
-        self._published = new
-        self._signed = None
-        signed = self._sign(delta)
-        for link in list(self._links.values()):
-            await link.send(signed)
-        self._on_map(self._published)
+        deltas = _in_steps(whole)
+        new = msgspec.structs.replace(new, version=deltas[-1].version)
+        messages = [self._history.advance(delta, new) for delta in deltas]
+        for told, link in enumerate(list(self._links.values())):
+            if told % _TURN == _TURN - 1:
+                await anyio.lowlevel.checkpoint()
+            # Meanwhile its place may have been taken by one that has these already.
+            if self._links.get(link.number) is link:
+                await link.send(messages)
+        self._on_map(self.published)
 
     async def _reserve_versions(self) -> None:
-        if self._published.version + 1 < self._reserved:
+        if self.published.version + _VERSIONS_AHEAD < self._reserved:
             return
-        wanted = self._published.version + VERSION_BLOCK
+        wanted = self.published.version + VERSION_BLOCK
         try:
             await self._reserve(wanted)
         except UserError as error:
-            # The map must go on. After a crash in this state a version may come twice; nodes take whole maps anew.
+            # The map must go on. After a crash in this state a version may come twice; marks never do.
             _log.error("cannot keep the map's version: %s", error.message)
             return
         self._reserved = wanted
+
+
+def _in_steps(whole: MapDelta) -> list[MapDelta]:
+    """The delta as several that each fit a message, with a version each."""
+    changed = [
+        whole.changed[start : start + NODES_PER_PART] for start in range(0, len(whole.changed), NODES_PER_PART)
+    ] or [()]
+    return [
+        MapDelta(
+            network=whole.network,
+            base=whole.base + number,
+            version=whole.base + number + 1,
+            changed=part,
+            removed=() if number else whole.removed,
+            records_added=() if number else whole.records_added,
+            records_removed=() if number else whole.records_removed,
+        )
+        for number, part in enumerate(changed)
+    ]

@@ -48,9 +48,11 @@ async def make_invite(
     return secret, expires
 
 
-async def redeem_invite(transaction: Transaction, secret: bytes, wall: float) -> InviteRecord:
-    """Use an invite once. Raises `UserError` (exit 4): "invite-unknown", "invite-expired", "invite-used-up"."""
-    invite = await transaction.invite(secret_hash(secret))
+def check_invite(invite: InviteRecord | None, used: int, wall: float) -> InviteRecord:
+    """The invite, if it is good once more after `used` more uses than the registry knows of.
+
+    Raises `UserError` (exit 4): "invite-unknown", "invite-expired", "invite-used-up".
+    """
     if invite is None:
         raise UserError(
             "invite-unknown",
@@ -58,12 +60,11 @@ async def redeem_invite(transaction: Transaction, secret: bytes, wall: float) ->
             f"Was the server set up anew, or is the invite another network's? {_NEW_INVITE}",
             Exit.REFUSED,
         )
-    if invite.left <= 0:
+    if invite.left <= used:
         times = "once" if invite.uses == 1 else f"{invite.uses} times"
         raise UserError("invite-used-up", f"The invite was good {times} and has been used.", _NEW_INVITE, Exit.REFUSED)
     if wall >= invite.expires:
         raise UserError("invite-expired", "The invite has expired.", _NEW_INVITE, Exit.REFUSED)
-    await transaction.use_invite(invite.secret_hash)
     return invite
 
 

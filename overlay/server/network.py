@@ -5,7 +5,7 @@ its two callers; it knows neither messages' order nor HTTP.
 """
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -100,11 +100,12 @@ class Network:
         self._pin = pin
         self._ipv4, self._ipv6 = IPv4Network(record.ipv4), IPv6Network(record.ipv6)
         self._nodes = {node.number: node for node in nodes}
+        self._numbers = {node.key: node.number for node in nodes}
         # Of those heard of since the start; this server's own is another one each time.
         self._epochs = {SERVER_NUMBER: int.from_bytes(clock.random_bytes(4), "big") | 1}
         self._unsaved: set[int] = set()
         self._lock = anyio.Lock()
-        self._arrivals: list[_Arrival] = []
+        self._arrivals: deque[_Arrival] = deque()
         self.links = RelayLinks(relay.post)
 
     @property
@@ -131,53 +132,69 @@ class Network:
         """The node's number, registered if need be. Raises `UserError` as `admission.admit` does."""
         if key == self._keys.public_key:
             raise UserError("key-in-use", "The node shows the server's own key.", "Give it a state of its own.")
-        arrival = _Arrival(key, hello)
-        self._arrivals.append(arrival)
-        with anyio.CancelScope(shield=True):  # a node that is registered must be known here, gone or not
-            async with self._lock:
-                if arrival.outcome is None:
-                    await self._admit_arrivals()
-        record = arrival.outcome
-        assert record is not None
-        if isinstance(record, UserError):
-            raise record
+        record = self._back(key, hello) or await self._newcomer(key, hello)
+        self._epochs[record.number] = hello.epoch
         if hello.endpoints:
             self.set_endpoints(record.number, hello.endpoints, record.observed)
         self._publish(record.number)
         return record.number
 
+    def _back(self, key: bytes, hello: Hello) -> NodeRecord | None:
+        """A registered node's record, if nothing of what it says must be on the disk before it is let in: a thousand
+        that come back after a restart wait for no transaction."""
+        number = self._numbers.get(key)
+        if number is None:
+            return None
+        record = admission.renewed(self._nodes[number], hello, self._clock.wall())
+        if record is not None:
+            self._nodes[number] = record
+            self._unsaved.add(number)
+        return record
+
+    async def _newcomer(self, key: bytes, hello: Hello) -> NodeRecord:
+        arrival = _Arrival(key, hello)
+        self._arrivals.append(arrival)
+        with anyio.CancelScope(shield=True):  # a node that is registered must be known here, gone or not
+            async with self._lock:
+                while arrival.outcome is None:
+                    await self._admit_arrivals()
+        outcome = arrival.outcome
+        assert outcome is not None
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome
+
     async def _admit_arrivals(self) -> None:
         """Admit all that wait, in order and in one transaction: to have it on the disk takes longer than all else, and
         those who come meanwhile wait for the next one together."""
-        arrivals, self._arrivals = self._arrivals[:MAX_TOGETHER], self._arrivals[MAX_TOGETHER:]
-        wall, random_bytes = self._clock.wall(), self._clock.random_bytes
-        outcomes: list[NodeRecord | UserError] = []
+        arrivals: dict[bytes, _Arrival] = {}
+        while self._arrivals and len(arrivals) < MAX_TOGETHER and self._arrivals[0].key not in arrivals:
+            arrival = self._arrivals.popleft()
+            arrivals[arrival.key] = arrival
+        outcomes: list[NodeRecord | UserError]
         try:
             async with self._registry.transaction() as transaction:
-                for arrival in arrivals:
-                    try:
-                        async with transaction.part():
-                            outcomes.append(
-                                await admission.admit(
-                                    transaction, arrival.key, arrival.hello, wall=wall, random_bytes=random_bytes
-                                )
-                            )
-                    except UserError as error:
-                        outcomes.append(error)
+                outcomes = await admission.admit(
+                    transaction,
+                    [(key, arrival.hello) for key, arrival in arrivals.items()],
+                    self._nodes.values(),
+                    wall=self._clock.wall(),
+                    random_bytes=self._clock.random_bytes,
+                )
         except UserError as error:  # the disk's, and so everybody's
             outcomes = [error] * len(arrivals)
-        for arrival, outcome in zip(arrivals, outcomes, strict=True):
-            arrival.outcome = outcome if isinstance(outcome, UserError) else self._admitted(outcome, arrival.hello)
+        for arrival, outcome in zip(arrivals.values(), outcomes, strict=True):
+            arrival.outcome = outcome if isinstance(outcome, UserError) else self._admitted(outcome)
 
-    def _admitted(self, record: NodeRecord, hello: Hello) -> NodeRecord:
-        if record.number not in self._nodes:
+    def _admitted(self, record: NodeRecord) -> NodeRecord:
+        known = self._nodes.get(record.number)
+        if known is None:
             _log.info("node %d registered as '%s'", record.number, record.name)
             self._relay.post(_client(record))
-        known = self._nodes.get(record.number)
-        if known is not None:  # endpoints that were not written yet are newer than the registry's
+        else:  # endpoints that were not written yet are newer than the registry's
             record = msgspec.structs.replace(record, lan=known.lan, observed=known.observed)
         self._nodes[record.number] = record
-        self._epochs[record.number] = hello.epoch
+        self._numbers[record.key] = record.number
         return record
 
     def welcome(self, number: int, carrier: CarrierName) -> Welcome:
@@ -197,17 +214,17 @@ class Network:
             exposures=self.exposures.of_node(number),
         )
 
-    async def connect(self, link: Link) -> None:
-        """The node is there."""
-        await self.hub.connect(link)
+    async def connect(self, link: Link, mark: bytes) -> None:
+        """The node is there, with a map that was last changed by the update of this mark."""
+        await self.hub.connect(link, mark)
         self._publish(link.number)
         _log.info("node '%s' is online", self._nodes[link.number].name)
 
     def node_with_key(self, key: bytes) -> int:
         """The number of the registered node that has proven this key. Raises `UserError` ("not-registered")."""
-        for node in self._nodes.values():
-            if node.key == key and node.number != SERVER_NUMBER:
-                return node.number
+        number = self._numbers.get(key, SERVER_NUMBER)
+        if number != SERVER_NUMBER:
+            return number
         raise UserError(
             "not-registered",
             "The server does not know this node (any more).",
@@ -277,7 +294,7 @@ class Network:
                     raise UserError("node-is-server", "The server itself cannot be removed from its network.")
                 async with self._registry.transaction() as transaction:
                     await transaction.remove_node(node.number)
-                del self._nodes[node.number]
+                del self._nodes[node.number], self._numbers[node.key]
                 self._epochs.pop(node.number, None)
                 self._unsaved.discard(node.number)
                 self._relay.post(RemoveClient(node.number))
@@ -294,7 +311,7 @@ class Network:
                 node = self._named(old)
                 async with self._registry.transaction() as transaction:
                     name = check_name(new, await transaction.names() - {node.name})
-                    await transaction.set_node(msgspec.structs.replace(node, name=name))
+                    await transaction.set_nodes([msgspec.structs.replace(node, name=name)])
                 # Endpoints may have changed meanwhile: they are taken from what is known now.
                 self._nodes[node.number] = msgspec.structs.replace(self._nodes[node.number], name=name)
                 self._publish(node.number)
@@ -362,8 +379,7 @@ class Network:
                 return
             try:
                 async with self._registry.transaction() as transaction:
-                    for number in numbers:
-                        await transaction.set_node(self._nodes[number])
+                    await transaction.set_nodes(self._nodes[number] for number in numbers)
             except UserError as error:
                 self._unsaved |= numbers
                 _log.error("cannot keep what nodes told: %s", error.message)

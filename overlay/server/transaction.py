@@ -1,12 +1,11 @@
 """The registry's queries, inside one transaction. Knows tables and records, and no policy."""
 
-from collections.abc import AsyncIterator, Set
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, Table, delete, insert, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from overlay.daemon.state import corrupt
@@ -33,19 +32,6 @@ class Transaction:
     def __init__(self, connection: AsyncConnection, path: Path) -> None:
         self._connection = connection
         self._path = path
-        # Read once, and kept up to date: a thousand nodes that register together ask a thousand times.
-        self._names: set[str] | None = None
-        self._hosts: set[int] | None = None
-
-    @asynccontextmanager
-    async def part(self) -> AsyncIterator[None]:
-        """All or nothing of the block, which may raise without ending the transaction."""
-        try:
-            async with self._connection.begin_nested():
-                yield
-        except BaseException:
-            self._names = self._hosts = None
-            raise
 
     # the network
 
@@ -83,33 +69,26 @@ class Transaction:
         return await self._one(NodeRecord, node_table, node_table.c.key == key)
 
     async def names(self) -> Set[str]:
-        if self._names is None:
-            self._names = set((await self._connection.execute(select(node_table.c.name))).scalars())
-        return self._names
+        return set((await self._connection.execute(select(node_table.c.name))).scalars())
 
-    async def hosts(self) -> Set[int]:
-        """The taken places of the ranges."""
-        if self._hosts is None:
-            self._hosts = set((await self._connection.execute(select(node_table.c.host))).scalars())
-        return self._hosts
+    async def add_nodes(self, records: Sequence[NodeRecord]) -> None:
+        if records:
+            await self._connection.execute(insert(node_table), [record_values(record) for record in records])
 
-    async def add_node(self, record: NodeRecord) -> None:
-        await self._connection.execute(insert(node_table).values(**record_values(record)))
-        if self._names is not None:
-            self._names.add(record.name)
-        if self._hosts is not None:
-            self._hosts.add(record.host)
-
-    async def set_node(self, record: NodeRecord) -> None:
-        """Overwrite the node of this number."""
-        self._names = self._hosts = None
-        values = record_values(record)
-        del values["number"]
-        await self._connection.execute(update(node_table).where(node_table.c.number == record.number).values(**values))
+    async def set_nodes(self, records: Iterable[NodeRecord]) -> None:
+        """Overwrite the nodes of these numbers, in one go: a thousand that came back together are written together."""
+        columns = [column.name for column in node_table.c if column.name != "number"]
+        rows = [
+            # SQLAlchemy keeps the columns' own names for itself here.
+            {f"_{name}": value for name, value in record_values(record).items()}
+            for record in records
+        ]
+        if rows:
+            statement = update(node_table).where(node_table.c.number == bindparam("_number"))
+            await self._connection.execute(statement.values({name: bindparam(f"_{name}") for name in columns}), rows)
 
     async def remove_node(self, number: int) -> None:
         """With its exposures and records."""
-        self._names = self._hosts = None
         await self._connection.execute(delete(exposure_table).where(exposure_table.c.node == number))
         await self._connection.execute(delete(record_table).where(record_table.c.node == number))
         await self._connection.execute(delete(node_table).where(node_table.c.number == number))
@@ -119,14 +98,18 @@ class Transaction:
     async def add_invite(self, record: InviteRecord) -> None:
         await self._connection.execute(insert(invite_table).values(**record_values(record)))
 
-    async def invite(self, secret_hash: bytes) -> InviteRecord | None:
-        return await self._one(InviteRecord, invite_table, invite_table.c.secret_hash == secret_hash)
+    async def invites(self, secret_hashes: Collection[bytes]) -> dict[bytes, InviteRecord]:
+        """Those of them that there are, by hash."""
+        if not secret_hashes:
+            return {}
+        found = await self._rows(InviteRecord, invite_table, invite_table.c.secret_hash.in_(secret_hashes))
+        return {record.secret_hash: record for record in found}
 
-    async def use_invite(self, secret_hash: bytes) -> None:
+    async def use_invite(self, secret_hash: bytes, times: int) -> None:
         await self._connection.execute(
             update(invite_table)
-            .where(invite_table.c.secret_hash == secret_hash, invite_table.c.left > 0)
-            .values(left=invite_table.c.left - 1)
+            .where(invite_table.c.secret_hash == secret_hash, invite_table.c.left >= times)
+            .values(left=invite_table.c.left - times)
         )
 
     async def forget_invites(self, expired_before: float) -> None:

@@ -228,6 +228,32 @@ def test_dscp_is_hidden_or_copied_and_nothing_else(
     assert "'higher'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "says"),
+    [
+        ("203.0.113.7", "with a port"),
+        ("home.example:41641", "does not appear to be"),
+        ("203.0.113.7:0", "from 1 to 65535"),
+        ("127.0.0.1:41641", "no peer can reach"),
+    ],
+)
+def test_an_endpoint_that_nobody_could_use_is_refused_before_anything_starts(
+    endpoint: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["up", "--json", "--state", str(tmp_path), "--endpoint", "203.0.113.7:41641", "--endpoint", endpoint]
+    assert main(command) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "endpoint-invalid" and says in error["message"] and "--endpoint" in error["hint"]
+
+
+def test_port_mapping_is_on_or_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--port-mapping", "maybe", "--state", str(tmp_path)]) == 2
+    assert "'maybe' is not one of 'on', 'off'" in capsys.readouterr().err
+    (tmp_path / "config.toml").write_text('port-mapping = "never"\n')
+    assert main(["up", "--state", str(tmp_path)]) == 2
+    assert "'never'" in capsys.readouterr().err
+
+
 # what a start costs --------------------------------------------------------------------------------------------------
 
 

@@ -1,11 +1,13 @@
 """What people see of the local API's documents."""
 
 import io
-from typing import Any
+from typing import Any, get_args
 
+import pytest
 from rich.console import Console, RenderableType
 
-from overlay_cli.tables import net_report, node_summary, node_table, server_summary
+from overlay.path.types import Origin
+from overlay_cli.tables import net_report, node_summary, node_table, server_summary, why_report
 
 NAT: dict[str, Any] = {
     "summary": "A hard one.",
@@ -18,6 +20,7 @@ NAT: dict[str, Any] = {
     "port_delta": 2,
     "lifetime_s": 40.0,
 }
+MAPPED = {"protocol": "upnp", "gateway": "192.168.1.1", "external": "203.0.113.7:41641", "why": ""}
 NODE: dict[str, Any] = {
     "state": "connected",
     "name": "a",
@@ -59,6 +62,7 @@ NODE: dict[str, Any] = {
     ],
     "warnings": ["The names of the network do not resolve here."],
     "nat": NAT,
+    "port_mapping": MAPPED,
     "drops": {"bad_tag": 3, "short_header": 0},
     "features": {"udp_gso": True, "tun_uso": False},
     "version": "0.1.0",
@@ -121,6 +125,17 @@ def test_the_nat_in_words() -> None:
     assert "nat " not in drawn(node_summary({**NODE, "nat": None}, verbose=True))
 
 
+def test_the_port_mapping_in_words() -> None:
+    def shown(**others: Any) -> str:
+        return drawn(node_summary({**NODE, "port_mapping": {**MAPPED, **others}}, verbose=True))
+
+    assert "mapping    203.0.113.7:41641 by upnp of 192.168.1.1\n" in shown()
+    assert "           Nobody gets in.\n" in shown(why="Nobody gets in.")
+    assert "mapping    The router says no.\n" in shown(external=None, protocol=None, why="The router says no.")
+    assert "mapping  " not in drawn(node_summary({**NODE, "port_mapping": None}, verbose=True))
+    assert "mapping  " not in drawn(node_summary(NODE))
+
+
 def test_a_node_without_peers() -> None:
     assert "no peers yet" in drawn(node_summary({**NODE, "peers": [], "exposures": [], "server": None}))
 
@@ -162,6 +177,7 @@ def test_a_network_report() -> None:
         "ipv6": False,
         "proxy": "http://proxy:3128",
         "nat": NAT,
+        "port_mapping": MAPPED,
         "udp": "blocked",
         "captive_portal": None,
         "best": "tls",
@@ -173,6 +189,27 @@ def test_a_network_report() -> None:
     text = drawn(net_report(report))
     assert "reached by tls" in text and "IPv4 yes, IPv6 no" in text and "udp        blocked" in text
     assert "no answer within 5 s" in text and "31.4 ms" in text and "http://proxy:3128" in text
+    assert "mapping    203.0.113.7:41641 by upnp" in text
     lost = {**report, "best": None, "proxy": None, "captive_portal": "HTTP/1.1 302 Found", "network": ""}
     text = drawn(net_report(lost))
     assert "the server is not reached" in text and "HTTP/1.1 302 Found" in text and "no default route" in text
+
+
+@pytest.mark.parametrize("origin", get_args(Origin))
+def test_how_an_endpoint_is_known_is_told_in_words(origin: str) -> None:
+    asked = {"endpoint": "192.0.2.7:1", "kind": "tcp", "state": "silent", "pings": 3}
+    unknown = dict.fromkeys(("answered_s", "rtt_ms", "next_try_s"))
+    report = {
+        **{
+            "name": "b",
+            "online": True,
+            "path": None,
+            "rtt_ms": None,
+            "sentence": "Why.",
+            "own_nat": "",
+            "peer_nat": "",
+        },
+        "candidates": [{**asked, **unknown, "origin": origin}],
+    }
+    text = drawn(why_report(report))
+    assert "192.0.2.7:1" in text and "never" in text and f"  {origin} " not in text, "a word of the program's"

@@ -51,7 +51,7 @@ def upstream() -> Iterator[Upstream]:
     for server in servers:
         server.start_thread()
     try:
-        yield ("127.0.0.1", port)
+        yield Upstream("127.0.0.1", port)
     finally:
         for server in servers:
             server.stop()

@@ -19,8 +19,9 @@ from overlay.errors import RemoteProtocolError
 from overlay.wire.packet import virtio
 from overlay.wire.packet.superpacket import split
 from overlay.wire.record.fragments import MAX_FRAGMENTS
+from overlay.wire.record.frames import REPORT_GSO_TYPE
 from overlay.wire.record.reader import MAX_AGE, MAX_OPEN_BYTES, MAX_OPEN_RECORDS
-from overlay.wire.record.reports import REPORT_GSO_TYPE, LossReport
+from overlay.wire.record.reports import LossReport
 from overlay.wire.wireguard.primitives import clamp, public_key
 from tests.engine.hostile_peer import HostilePeer
 from tests.engine.rig import udp4

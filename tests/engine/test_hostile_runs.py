@@ -89,6 +89,16 @@ def test_honest_runs_arrive(scene: Scene) -> None:
     assert not scene.drops()
 
 
+@pytest.mark.parametrize("size", [630, 1300, 100])  # in one datagram each, in two, and small ones
+def test_honest_records_side_by_side_arrive(scene: Scene, size: int) -> None:
+    sender = Sender(scene)
+    for _ in range(8):
+        first = len(sender.frames)
+        sender.send([each for _ in range(20) for each in sender.record(size)])
+        assert sender.received() == list(range(first, first + 20))
+    assert not scene.drops()
+
+
 def flipped(datagrams: list[bytes], chance: Random) -> list[bytes]:
     """A bit anywhere, headers in front."""
     at = chance.randrange(len(datagrams))
@@ -139,17 +149,21 @@ def test_whatever_is_done_to_a_run_what_comes_is_authentic_and_comes_once(
     chance = Random(5)
     sender = Sender(scene)
     arrived: Counter[int] = Counter()
-    for _ in range(120):
+    for turn in range(160):
         # Whole records, so that the next one is expected to be one, then two with something done to them.
         for _ in range(2):
             sender.send(sender.record(10_000))
-        datagrams = [each for _ in range(2) for each in sender.record(chance.choice((10_000, 3000, 640)))]
+        if turn % 2:
+            datagrams = [each for _ in range(2) for each in sender.record(chance.choice((10_000, 3000, 640)))]
+        else:  # side by side, all of one size
+            size = chance.choice((630, 1300, 2000))
+            datagrams = [each for _ in range(12) for each in sender.record(size)]
         for _ in range(chance.randrange(1, 3)):
             datagrams = change(datagrams, chance) or datagrams
         sender.send(datagrams)
         arrived.update(sender.received())
     assert not [number for number, times in arrived.items() if times > 1]
-    assert len(arrived) >= 2 * 120
+    assert len(arrived) >= 2 * 160
     drops = scene.drops()
     assert not {"internal_error", "bad_offload", "wrong_source"} & drops.keys(), drops
 
@@ -162,6 +176,36 @@ def test_a_run_that_comes_again_is_a_replay(scene: Scene) -> None:
         sender.send(run)
         assert sender.received() == [len(sender.frames) - 2]
     assert scene.drops() == {"replay": 3 * len(run)}
+
+
+def test_records_side_by_side_that_come_again_are_replays(scene: Scene) -> None:
+    sender = Sender(scene)
+    for _ in range(3):
+        first = len(sender.frames)
+        run = [each for _ in range(10) for each in sender.record(630)]
+        sender.send(run)
+        sender.send(run)
+        assert sender.received() == list(range(first, first + 10))
+    assert scene.drops() == {"replay": 3 * len(run)}
+
+
+def test_every_lie_in_a_record_among_others_stays_out(scene: Scene) -> None:
+    """The honest ones beside it come; what is like a checked one is checked with it, and a lie is not."""
+    sender = Sender(scene)
+    for _ in range(3):
+        sender.send([each for _ in range(10) for each in sender.record(630)])
+        sender.received()
+    expected: Counter[str] = Counter()
+    for tell in (lies.of_headers, lies.of_sources):
+        for lie in tell(b"lie"):
+            first = len(sender.frames)
+            size = len(lies.plaintext(lie.frame)) - len(lies.plaintext(packet(0, 0)))
+            run = sender.record(size) + sender.record(size)
+            run += [scene.prefix + each for each in scene.peer.record(lies.plaintext(lie.frame), DATAGRAM)]
+            sender.send(run + sender.record(size))
+            assert sender.received() == [first, first + 1, first + 2], lie.name
+            expected[lie.reason] += 1
+    assert scene.drops() == expected
 
 
 def test_every_lie_in_a_record_of_several_datagrams_stays_out(scene: Scene) -> None:

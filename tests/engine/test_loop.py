@@ -15,7 +15,7 @@ from overlay.engine import api
 from overlay.engine.features import Features
 from overlay.engine.inbound import HANDSHAKE_BURST, RUNS_PER_TURN
 from overlay.engine.loop import Loop, clock
-from overlay.engine.outbound import PACKETS_PER_TURN, RAPID, RATE_WINDOW
+from overlay.engine.outbound import EARLY, PACKETS_PER_TURN, RAPID, RATE_WINDOW
 from overlay.engine.udp import UdpSockets, open_udp
 from overlay.path.budget import Budget
 from overlay.path.pmtu import GRANULARITY, MAX_PLPMTU
@@ -368,6 +368,31 @@ def test_many_commands_do_not_hold_up_a_turn(make: Make) -> None:
     assert done == list(range(5000))
 
 
+def test_a_packet_that_is_read_before_the_peer_that_was_posted_is_the_peers(make: Make) -> None:
+    """The other thread posts and sends while a turn is under way: the turn reads the packet, and knows no peer yet."""
+    one, two = make(1), make(2)
+    two.know(one)
+    early = udp4("10.0.0.1", "10.0.0.2", b"early")
+    one.commands.append(api.SetPeer(two.machine.config(endpoints=(("127.0.0.1", two.sockets.port),))))
+    one.kernel.send(NO_OFFLOAD + early)
+    one.loop.turn(0.0)  # that the wakeup is not written yet stands for a poll that returned before it was
+    one.post()
+    turn_until(lambda: early in two.received(), one, two)
+    assert one.snapshot().drops == {}
+
+
+def test_packets_for_nobody_wait_for_commands_in_bounded_number(make: Make) -> None:
+    one = make(1)
+    one.commands.append(api.LinkChanged())
+    for _ in range(EARLY + 5):
+        one.kernel.send(NO_OFFLOAD + udp4("10.0.0.1", "10.0.0.2", b""))
+    one.loop.turn(0.0)
+    assert one.received() != [], "the last five were refused at once"
+    one.post()
+    one.loop.turn(0.0)
+    assert one.snapshot().drops["no_peer"] == EARLY + 5
+
+
 def test_what_wakes_an_engine_is_answered_in_the_same_turn(make: Make) -> None:
     """The kernel answers a ping while it is written: the answer goes out before anything else is looked after."""
     one, other = make(2), make(3)
@@ -427,3 +452,18 @@ def test_a_relay_that_is_named_again_is_asked_at_once(make: Make) -> None:
         assert home.pong(relay.getsockname(), txid, ("192.0.2.1", 1), clock())
         assert home.next_timeout() > clock() + 20.0
         assert name_it(6) == 1
+
+
+def test_a_machine_that_wakes_has_all_paths_proven_anew(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one thing that cannot be had for real is a machine's sleep: the clock jumps while epoll waits."""
+    a, b = make(1), make(2)
+    a.know(b)
+    a.loop.turn(0.0)
+    slept: list[str] = []
+    monkeypatch.setattr(a.loop, "_link_changed", lambda now: slept.append("woke"))
+    times = iter([1e6, 1e6 + 0.01, 2e6, 2e6 + 3600.0])
+    monkeypatch.setattr("overlay.engine.loop.clock", lambda: next(times))
+    a.loop.turn(0.0)
+    assert slept == []
+    a.loop.turn(0.0)
+    assert slept == ["woke"]

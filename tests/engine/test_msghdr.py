@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from overlay.engine.features import Features
-from overlay.engine.msghdr import Name, RecordMessage, Run, pack_endpoint, unpack_endpoint
+from overlay.engine.msghdr import Name, RecordMessage, pack_endpoint, unpack_endpoint
+from overlay.engine.run import Run
 from overlay.engine.udp import UdpSocket, UdpSockets, open_udp
 from overlay.wire.record.buffers import RecordBuffers
 from overlay.wire.record.writer import RecordWriter

@@ -10,8 +10,9 @@ import pytest
 from overlay.engine import api
 from overlay.engine.drops import Drops
 from overlay.engine.features import ALL, Features
-from overlay.engine.msghdr import TRAFFIC_CLASS, Name, RecordMessage, Run
+from overlay.engine.msghdr import TRAFFIC_CLASS, Name, RecordMessage
 from overlay.engine.outbox import Outbox
+from overlay.engine.run import Run
 from overlay.engine.udp import UdpSocket, UdpSockets, open_udp
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet.ecn import CE, ECT_0, ECT_1, NOT_ECT

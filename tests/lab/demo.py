@@ -18,6 +18,7 @@ from pathlib import Path
 
 from overlay.errors import Exit
 from overlay.wire.control.invite import Invite
+from tests.lab.eavesdrop import captured, holds
 from tests.lab.netns import CONFIGURATION, NAMESPACES, Lab, wait_for
 from tests.lab.report import Abandoned, Report
 from tests.lab.topology import (
@@ -41,7 +42,6 @@ DNS_PORT = 5300  # of the DNS server on b: port 53 of its overlay address is the
 SERVICE_NAME, SERVICE_ADDRESS = "service.example", "192.0.2.7"  # what that DNS server knows
 PUBLIC_TCP, PUBLIC_UDP = 9000, 9053
 NETWORK_CHECK = "a network: an internet, a server, two homes behind NATs, a user"
-SEQUENCE = 8  # bytes: a run of the plaintext as long as this must not be in the capture
 
 
 class Demo:
@@ -196,15 +196,13 @@ class Demo:
         with self.report.check("a capture at the relay holds no byte sequence of the plaintext", "MB captured") as step:
             outside = self.network.lab.directory / "relay.pcap"
             inside = self.network.lab.directory / "inside.pcap"
-            captures = [_capture(self.server, "eth0", outside), _capture(self.b, self.b.status()["interface"], inside)]
-            _download(self.a, "http://b.local.test/captured", self.network.lab.directory / "captured")
-            for process in captures:
-                process.terminate()
-                process.wait(10)
+            tunnel = self.b.status()["interface"]
+            with captured(self.server.namespace, "eth0", outside), captured(self.b.namespace, tunnel, inside):
+                _download(self.a, "http://b.local.test/captured", self.network.lab.directory / "captured")
             step.value = outside.stat().st_size / 1e6
             assert step.value * 1e6 > SMALL, "the capture is smaller than what was sent"
-            assert _holds(inside, unit), "the search does not even find the plaintext inside the tunnel"
-            assert not _holds(outside, unit), "the relay saw plaintext"
+            assert holds(inside, unit), "the search does not even find the plaintext inside the tunnel"
+            assert not holds(outside, unit), "the relay saw plaintext"
 
     def restart(self) -> None:
         self.report.heading("The server restarts in the middle of a transfer")
@@ -316,24 +314,6 @@ def _found(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     assert match is not None, f"no {pattern!r} in: {text}"
     return match.group(1)
-
-
-def _capture(machine: Machine, interface: str, file: Path) -> "subprocess.Popen[str]":
-    """tcpdump at work: it says on standard error when it listens."""
-    command = ("tcpdump", "-i", interface, "-w", str(file), "-U", "-s", "0", "-B", "65536", "-Z", "root")
-    process = machine.popen(*command, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "listening on" in line:
-            return process
-    raise AssertionError(f"tcpdump on {machine.name} ended with {process.wait()}")
-
-
-def _holds(capture: Path, unit: bytes) -> bool:
-    """Whether any run of `SEQUENCE` bytes of the repeated `unit` is in the file."""
-    data = capture.read_bytes()
-    endless = unit + unit
-    return any(endless[start : start + SEQUENCE] in data for start in range(len(unit)))
 
 
 def _longest_pause(file: Path, writer: "subprocess.Popen[str]") -> float:

@@ -27,12 +27,17 @@ _FORWARDING = """
             proxy_buffering off;"""
 
 
-@contextlib.contextmanager
-def only(router: Namespace, *rules: str) -> Iterator[None]:
+def restrict(router: Namespace, *rules: str) -> None:
     """Of what leaves its home, `router` forwards only what matches one of these nftables rules."""
     accepted = "\n".join(f'oifname "eth0" {rule} accept' for rule in rules)
     forward = f'type filter hook forward priority -20; policy accept;\n{accepted}\noifname "eth0" drop'
     router.rules(f"table inet overlay_lab_only {{\nchain forward {{\n{forward}\n}}\n}}\n")
+
+
+@contextlib.contextmanager
+def only(router: Namespace, *rules: str) -> Iterator[None]:
+    """As `restrict`, for a while."""
+    restrict(router, *rules)
     try:
         yield
     finally:

@@ -127,7 +127,7 @@ def _forward(outside: str, kind: NatKind, hairpinning: bool, remembers: bool) ->
             f" update @{protocol}_sent {{ ip daddr . {protocol} sport }}"
             for protocol in _PROTOCOLS
         ]
-        rules.append(f"iifname {outside} ct status dnat accept")
+    rules.append(f"iifname {outside} ct status dnat accept")  # also what somebody inside had mapped
     rules.append(f"iifname {outside} ct state new drop")
     return _chain("forward", rules)
 

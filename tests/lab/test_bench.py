@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.lab.bench import __main__ as bench
-from tests.lab.bench import echo
+from tests.lab.bench import daemon, echo, tailscale
 from tests.lab.bench.chart import chart, number
 from tests.lab.bench.load import Datagrams, LoadFailed, parse_pings
 from tests.lab.bench.machine import cpu_seconds
 from tests.lab.bench.report import Report
 from tests.lab.bench.result import Quantity, Result
+from tests.lab.bench.rivals import CANDIDATES, EasyTier, Rival, WireGuard, easytier_configuration, found_rivals
 from tests.lab.bench.runner import Bench
 from tests.lab.bench.suites import SUITES, carrier
 from tests.lab.bench.suites.pps import LOWEST_RATE, highest_rate
@@ -165,8 +167,92 @@ def test_without_root_it_says_what_it_needs(
 
 
 def test_every_suite_of_the_issue_is_there() -> None:
-    wanted = {"tcp", "pps", "rtt", "relay", "carrier", "wireguard", "loss", "mtu", "cpu", "memory", "idle", "scale"}
-    assert set(SUITES) == wanted
+    data_plane = {"tcp", "pps", "rtt", "relay", "wireguard", "loss", "mtu", "cpu", "memory", "idle", "scale"}
+    assert set(SUITES) == data_plane | {"carrier", "paths", "dns"}
+
+
+@pytest.fixture
+def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes programs that do what `script` says the first on PATH, or the only ones."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    before = os.environ["PATH"]
+
+    def add(*programs: str, script: str = "exit 1", alone: bool = True) -> None:
+        for program in programs:
+            (folder / program).write_text(f"#!/bin/sh\n{script}\n")
+            (folder / program).chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder) if alone else f"{folder}:{before}")
+
+    return add
+
+
+def test_every_rival_of_the_issue_is_driven(on_path: Callable[..., None]) -> None:
+    on_path(*(name for each in CANDIDATES for name in (each.program, *each.needs)))
+    found, left_out = found_rivals()
+    assert [rival.program for rival in found] == [
+        *("wireguard-go", "boringtun-cli", "nebula", "tincd", "openvpn", "easytier-core", "tailscaled"),
+    ]
+    assert left_out == {}
+
+
+def test_what_is_not_there_is_left_out_and_said(on_path: Callable[..., None], tmp_path: Path) -> None:
+    on_path("tailscaled", "tailscale", "nebula", "tincd")
+    found, left_out = found_rivals(str(tmp_path / "none"))
+    assert [rival.name for rival in found] == ["tinc"]
+    assert left_out == {
+        "wireguard-go": f"left out: {tmp_path}/none is no program",
+        "boringtun-cli": "left out: not on PATH",
+        "nebula": "left out: it also takes nebula-cert (makes its certificates), not on PATH",
+        "openvpn": "left out: not on PATH",
+        "easytier-core": "left out: not on PATH",
+        "tailscaled": "left out: it also takes headscale (its control server), not on PATH",
+    }
+
+
+def test_easytier_knows_its_peer() -> None:
+    document = tomllib.loads(easytier_configuration("left", "s-e_c", "10.9.0.2", "198.51.100.2"))
+    assert document["network_identity"] == {"network_name": "bench", "network_secret": "s-e_c"}
+    assert document["peer"] == [{"uri": "udp://198.51.100.2:11010"}]
+    assert (document["ipv4"], document["dhcp"], document["flags"]) == ("10.9.0.2", False, {"dev_name": "easytier0"})
+
+
+def test_headscale_asks_nobody_outside(tmp_path: Path) -> None:
+    document = tailscale.headscale_configuration(tmp_path)
+    text = json.dumps(document)
+    assert text.count("://") == text.count(f"http://{tailscale.CONTROL}:") == 1
+    derp, dns = document["derp"], document["dns"]
+    assert isinstance(derp, dict)
+    assert isinstance(dns, dict)
+    assert (derp["urls"], derp["paths"], derp["auto_update_enabled"], dns["magic_dns"]) == ([], [], False, False)
+    assert (document["disable_check_updates"], document["logtail"]) == (True, {"enabled": False})
+
+
+BROKEN = 'echo "one line"; echo "cannot open it" >&2; exit 3'
+MUTE = "exec sleep 1000"
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    ("rival", "script", "said"),
+    [
+        (EasyTier(), BROKEN, "did not come up: ChildProcessError: easytier ended with status 3"),
+        (tailscale.Tailscale(), BROKEN, "did not come up: ChildProcessError: headscale ended with status 3"),
+        (WireGuard("stuck", ["stuck"]), MUTE, "did not come up: TimeoutError: stuck is up: not within 1 s"),
+    ],
+    ids=["broken daemon", "broken control server", "mute daemon"],
+)
+def test_a_rival_that_does_not_work_is_a_line(
+    rival: Rival, script: str, said: str, on_path: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "PATIENCE", 1.0)
+    on_path("easytier-core", "headscale", "stuck", script=script, alone=False)
+    made = Result("tcp", "", "overlay")
+    with Bench([], 1, 1, quick=True, say=lambda _: None).joined(made, [rival]) as joined:
+        assert joined == []
+    assert said in made.failures[0]
+    last_words = ["one line", "cannot open it"] if script is BROKEN else []
+    assert [line.partition(": ")[2] for line in made.failures[1:]] == last_words
 
 
 def test_cpu_time_is_that_of_all_threads() -> None:
@@ -206,12 +292,12 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.lab
-def test_a_few_nodes_join_and_stay() -> None:
+def test_many_nodes_join_stay_and_come_back_after_a_restart() -> None:
     made = Result("carrier", "", carrier.DIRECT)
-    carrier.join_crowd(Bench([], 1, 1, quick=True, say=lambda _: None), made, 5)
+    carrier.join_crowd(Bench([], 1, 1, quick=True, say=lambda _: None), made, 300)
     assert made.failures == []
-    assert set(made.samples) == {carrier.MEMORY, carrier.JOINED, carrier.JOIN_CPU}
-    assert (made.median(carrier.JOINED, "5 nodes by tcp") or 0) > 0
+    assert set(made.samples) == {carrier.MEMORY, carrier.JOINED, carrier.JOIN_CPU, carrier.RETURNED, carrier.DIALLED}
+    assert (made.median(carrier.JOINED, "300 nodes by tcp") or 0) > 0
 
 
 def test_an_echo_is_passed_on_and_answered() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from overlay.wire.wireguard.primitives import hash_, mac
 from tests.lab.engines import EngineHost, Key, ping, transfer, wait_for_ping
 from tests.lab.netns import Lab, Namespace, wait_for
 from tests.lab.tcp import set_timestamps, tcp_errors
-from tests.lab.wireguard import WireGuardGo
+from tests.lab.wireguard import WireGuardGo, is_controllable
 
 pytestmark = pytest.mark.lab
 
@@ -236,3 +237,16 @@ def test_cookies_while_our_engine_is_under_load(lab: Lab) -> None:
     wait_for(proof.seen, "an initiation with mac2", 3)
     pair.talk()
     pair.check_clean()
+
+
+def test_a_control_socket_that_is_only_bound_is_not_asked(tmp_path: Path) -> None:
+    """`wg` would remove it."""
+    (tmp_path / "wireguard").mkdir()
+    with Lab() as lab:
+        machine = lab.namespace("a")
+        with machine.enter(), socket.socket(socket.AF_UNIX) as control:
+            control.bind(f"{tmp_path}/wireguard//wg0.sock")  # as boringtun names it
+            assert not is_controllable(machine, "wg0")
+            control.listen()
+            assert is_controllable(machine, "wg0")
+            assert not is_controllable(machine, "g0")

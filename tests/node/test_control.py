@@ -82,8 +82,8 @@ class Setup:
     async def _dial(self) -> ControlConnection:
         return await dial((self.server.address,), self.server.public_key, KEY, 5.0)
 
-    def _hello(self, map_version: int) -> Hello:
-        return Hello(name="a", map_version=map_version)
+    def _hello(self, map_version: int, map_mark: bytes) -> Hello:
+        return Hello(name="a", map_version=map_version, map_mark=map_mark)
 
     def _uniform(self, _low: float, high: float) -> float:
         self.delays.append(high)

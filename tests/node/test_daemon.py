@@ -29,7 +29,13 @@ class Node:
         self.state = StateDir(folder).open()
         self.client = LocalClient(folder)
         settings = NodeSettings(
-            state=str(folder), invite=invite, name=name, dscp="copy", names=False, carriers=carriers
+            state=str(folder),
+            invite=invite,
+            name=name,
+            dscp="copy",
+            names=False,
+            carriers=carriers,
+            port_mapping=False,  # a test leaves the router of who runs it alone
         )
         self.daemon = NodeDaemon(settings, self.state, start_engine=self.engines)
 

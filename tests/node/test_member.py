@@ -29,7 +29,8 @@ from overlay.engine.api import (
 )
 from overlay.errors import UserError
 from overlay.node.interface import Assigned, Machine
-from overlay.node.member import FLOOR_FILE, FLOOR_INTERVAL, Identity, Member, MemberSettings, Relay, peer_configs
+from overlay.node.member import FLOOR_FILE, FLOOR_INTERVAL, Identity, Member, MemberSettings, Relay
+from overlay.node.peer_configs import peer_configs
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.wire.control.messages import MapNode, NetworkMap
 from overlay.wire.disco import Offer

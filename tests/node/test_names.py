@@ -11,7 +11,7 @@ from dnslib import QTYPE, DNSLabel, DNSRecord
 from overlay.daemon.state import StateDir
 from overlay.node.names import Names, build_zones
 from overlay.wire.control.messages import MapNode, MapRecord, NetworkMap
-from overlay_dns.osconfig.resolvconf import ResolvConf
+from overlay_dns.osconfig.system import SystemDns
 from overlay_dns.zone import Zones
 
 OWN = ip_address("127.77.0.2")
@@ -83,7 +83,7 @@ def test_serves_takes_the_system_over_and_puts_it_back(tmp_path: Path) -> None:
     async def main() -> None:
         state, file = StateDir(tmp_path / "state").open(), tmp_path / "resolv.conf"
         file.write_text("nameserver 192.0.2.53\n")
-        names = Names(state, resolv_conf=ResolvConf(state, file), port=0)
+        names = Names(state, system=SystemDns(state, file), port=0)
         async with anyio.create_task_group() as tasks:
             await tasks.start(names.run, (OWN,), "local.test")
             assert names.warning == ""
@@ -111,7 +111,7 @@ def test_a_taken_port_is_a_warning_and_changes_nothing(tmp_path: Path) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
             taken.bind((str(OWN), 0))
             taken.listen()
-            names = Names(state, resolv_conf=ResolvConf(state, file), port=taken.getsockname()[1])
+            names = Names(state, system=SystemDns(state, file), port=taken.getsockname()[1])
             async with anyio.create_task_group() as tasks:
                 await tasks.start(names.run, (OWN,), "local.test")
                 assert "in use" in names.warning
@@ -124,7 +124,7 @@ def test_a_taken_port_is_a_warning_and_changes_nothing(tmp_path: Path) -> None:
 def test_a_resolver_file_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     async def main() -> None:
         state = StateDir(tmp_path / "state").open()
-        names = Names(state, resolv_conf=ResolvConf(state, tmp_path / "missing" / "resolv.conf"), port=0)
+        names = Names(state, system=SystemDns(state, tmp_path / "missing" / "resolv.conf"), port=0)
         async with anyio.create_task_group() as tasks:
             await tasks.start(names.run, (OWN,), "local.test")
             assert names.warning
@@ -140,7 +140,7 @@ def test_a_state_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> N
         state, file = StateDir(tmp_path / "state").open(), tmp_path / "resolv.conf"
         file.write_text("nameserver 192.0.2.53\n")
         state.path.rmdir()  # nobody may write there, not even root
-        names = Names(state, resolv_conf=ResolvConf(state, file), port=0)
+        names = Names(state, system=SystemDns(state, file), port=0)
         async with anyio.create_task_group() as tasks:
             await tasks.start(names.run, (OWN,), "local.test")
             assert names.warning

@@ -181,7 +181,7 @@ def test_a_better_carrier_takes_over_without_a_break(tmp_path: Path) -> None:
             rig = Rig(tmp_path, server, Firewall("ws"))
             ways = rig.ways()
             client = ControlClient(
-                ways.dial, lambda version: Hello(name="a", map_version=version), recorder, None, better=ways
+                ways.dial, lambda version, _: Hello(name="a", map_version=version), recorder, None, better=ways
             )
 
             async def run() -> None:
@@ -218,7 +218,7 @@ def test_a_better_carrier_on_which_nobody_answers_changes_nothing(
             await tasks.start(server.run)
             rig = Rig(tmp_path, server, Firewall("ws"))
             ways = rig.ways()
-            client = ControlClient(ways.dial, lambda version: Hello(name="a"), recorder, None, better=ways)
+            client = ControlClient(ways.dial, lambda version, _mark: Hello(name="a"), recorder, None, better=ways)
 
             async def run() -> None:
                 await client.run(patient=False)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from overlay.path import punch
+from overlay.path import punch, timing
 from overlay.path.budget import Budget
 from overlay.path.nat import NatBehaviour
 from overlay.path.selector import Selector
@@ -17,6 +17,8 @@ from overlay.wire.wireguard.primitives import public_key
 
 SERVER: Endpoint = ("198.51.100.1", 443)
 PORT = 4000  # of the engine's own socket
+HEADERS = 28  # bytes
+RELAY_HEADER = 16  # bytes, of a type 6
 KEEPALIVE = 20.0  # s: what keeps the mapping towards the server
 
 _PRIVATE = (bytes(31) + b"\x40", bytes(30) + b"\x01\x40")
@@ -41,7 +43,7 @@ class Side:
         self.home = home
         self.address = address
         self.random = Random(number * 1000 + network.seed)
-        self.node_budget = Budget(100.0, 100.0)
+        self.node_budget = Budget(timing.NODE_RATE, timing.NODE_BURST)
         self.selector = Selector(relay=True, random_bytes=self.random.randbytes, node_budget=self.node_budget)
         self.key = _KEYS[number - 1]
         self.nat = behaviour(home if isinstance(home, Nat) else None)
@@ -57,7 +59,7 @@ class Side:
         self.probes: list[tuple[float, Endpoint]] = []
         self.wants_tcp: list[float] = []
         self.received: list[tuple[float, bool]] = []  # data: when, and whether directly
-        self.lost = 0
+        self.peer_bytes = 0  # sent to the other node, directly or by the relay, with IP and UDP headers
         home.attach(address, self.receive)
 
     @property
@@ -90,6 +92,8 @@ class Side:
             self.network.relay(self, b"data")
 
     def send(self, destination: Endpoint, datagram: bytes) -> None:
+        if destination != SERVER:
+            self.peer_bytes += len(datagram) + HEADERS
         self.home.send((self.address, self.bound.get(destination, PORT)), destination, datagram)
 
     def receive(self, datagram: bytes, source: Endpoint, destination: Endpoint) -> None:
@@ -244,6 +248,7 @@ class NatNetwork:
         self.clock.at(self.clock.now + KEEPALIVE, lambda: self._keep_alive(side))
 
     def relay(self, side: Side, datagram: bytes) -> None:
+        side.peer_bytes += len(datagram) + RELAY_HEADER + HEADERS
         self._relays[side.number].send(datagram)
 
     def talk(self, seconds: float, every: float = 0.05) -> Iterator[float]:

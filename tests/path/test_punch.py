@@ -71,13 +71,13 @@ def attempt(side: punch.Part, *, seed: int = 1, node_budget: Budget | None = Non
 def test_many_sockets_are_256_and_all_ask_the_same_endpoint() -> None:
     probes = run(attempt("many-sockets"), T + 60)
     assert [endpoint for _, endpoint in probes] == [TARGET] * 256
-    assert probes[-1][0] - T < 4.0
+    assert probes[-1][0] - T < 5.0
 
 
 def test_many_ports_never_repeat_and_stop_after_20_s() -> None:
     probes = run(attempt("many-ports"), T + 60)
     endpoints = [endpoint for _, endpoint in probes]
-    assert len(set(endpoints)) == len(endpoints) and 1500 <= len(endpoints) <= 1700
+    assert len(set(endpoints)) == len(endpoints) and 1150 <= len(endpoints) <= 1250
     assert {host for host, _ in endpoints} == {TARGET[0]} and all(1024 <= port <= 65535 for _, port in endpoints)
     assert probes[-1][0] < T + punch.GIVE_UP
 

@@ -18,7 +18,7 @@ from overlay.server.daemon import ServerDaemon
 from overlay.server.settings import ServerSettings
 from overlay.wire.control import netmap
 from overlay.wire.control.invite import Invite
-from overlay.wire.control.messages import Hello, Message, NetworkMap, Refused, SignedMap, Welcome
+from overlay.wire.control.messages import Hello, MapDelta, Message, NetworkMap, Refused, SignedMap, Welcome
 
 M = TypeVar("M", bound=Message)
 
@@ -150,7 +150,9 @@ class Node:
     def __init__(self, private_key: bytes | None = None) -> None:
         self.private_key = private_key or os.urandom(32)
         self.public_key = crypto_scalarmult_base(self.private_key)
-        self.map: NetworkMap | None = None
+        self.replica = netmap.Replica()
+        self.updates: list[NetworkMap | MapDelta] = []
+        self.mark = b""
         self.welcome: Welcome | None = None
         self.refused: Refused | None = None
         self._connection: ControlConnection | None = None
@@ -159,6 +161,10 @@ class Node:
     def connection(self) -> ControlConnection:
         assert self._connection is not None
         return self._connection
+
+    @property
+    def map(self) -> NetworkMap | None:
+        return self.replica.current
 
     @property
     def number(self) -> int:
@@ -190,7 +196,10 @@ class Node:
                 message = await self.connection.receive()
                 if isinstance(message, SignedMap):
                     assert self.welcome is not None
-                    self.map = netmap.apply(self.map, netmap.verify(message, self.welcome.map_key))
+                    update = netmap.verify(message, self.welcome.map_key)
+                    self.updates.append(update)
+                    self.replica.take(update)
+                    self.mark = message.mark
                 if isinstance(message, kind):
                     return message
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from overlay.errors import Exit, UserError
 from overlay.node.interface import Machine
 from overlay.server.admission import admit, known_ciphers
 from overlay.server.founding import found
-from overlay.server.invites import make_invite, redeem_invite
+from overlay.server.invites import make_invite, secret_hash
 from overlay.server.keys import ServerKeys
 from overlay.server.registry import Registry
 from overlay.server.schema import NodeRecord
@@ -38,14 +39,24 @@ class Book:
         return secret
 
     async def admit(self, key: int, *, wall: float = NOW, **hello: Any) -> NodeRecord:
+        (outcome,) = await self.admit_all([(key, hello)], wall=wall)
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome
+
+    async def admit_all(
+        self, arrivals: list[tuple[int, dict[str, Any]]], *, wall: float = NOW
+    ) -> list[NodeRecord | UserError]:
+        """Together, in one transaction; what the registry has then is what came out."""
+        hellos = [(bytes([key]) * 32, Hello(**{"name": "host", **hello})) for key, hello in arrivals]
         async with self.registry.transaction() as transaction:
-            return await admit(
-                transaction,
-                bytes([key]) * 32,
-                Hello(**{"name": "host", **hello}),
-                wall=wall,
-                random_bytes=os.urandom,
-            )
+            before = await transaction.nodes()
+            outcomes = await admit(transaction, hellos, before, wall=wall, random_bytes=os.urandom)
+        expected = {node.number: node for node in before}
+        expected |= {outcome.number: outcome for outcome in outcomes if isinstance(outcome, NodeRecord)}
+        async with self.registry.transaction() as transaction:
+            assert await transaction.nodes() == sorted(expected.values(), key=lambda node: node.number)
+        return outcomes
 
     async def refusal(self, key: int, **more: Any) -> UserError:
         with pytest.raises(UserError) as caught:
@@ -154,9 +165,7 @@ def test_a_person_renames_a_node_and_an_administrator_overrules(tmp_path: Path) 
         renamed = await book.admit(2, name="c", name_chosen=True)
         assert renamed.name == "c"
         async with book.registry.transaction() as transaction:
-            await transaction.set_node(
-                NodeRecord(**{f: getattr(renamed, f) for f in renamed.__struct_fields__} | {"name": "d"})
-            )
+            await transaction.set_nodes([msgspec.structs.replace(renamed, name="d")])
         assert (await book.admit(2, name="c", name_chosen=True)).name == "d"  # the same wish as before
         assert (await book.admit(2, name="e", name_chosen=True)).name == "e"
 
@@ -174,6 +183,34 @@ def test_a_full_network_refuses(tmp_path: Path) -> None:
         assert (await book.admit(7, invite=secret)).host == 4
 
     with_book(tmp_path, test, range="10.77.0.0/29")
+
+
+def test_nodes_that_are_admitted_together_take_from_each_other(tmp_path: Path) -> None:
+    async def test(book: Book) -> None:
+        two, one = await book.invite(uses=2), await book.invite()
+        await book.admit(2, name="a", name_chosen=True, invite=one)
+        outcomes = await book.admit_all(
+            [
+                (3, {"invite": two}),
+                (4, {"name": "a", "name_chosen": True, "invite": two}),  # taken: its use of the invite does not count
+                (2, {"name": "b", "name_chosen": True}),
+                (5, {"name": "a", "name_chosen": True, "invite": two}),  # free again since this moment
+                (6, {"invite": two}),
+                (7, {}),
+            ]
+        )
+        said = [o.code if isinstance(o, UserError) else (o.number, o.host, o.name) for o in outcomes]
+        assert said == [
+            (3, 3, "host"),
+            "name-taken",
+            (2, 2, "b"),
+            (4, 4, "a"),
+            "invite-used-up",
+            "not-registered",
+        ]
+        assert (await book.refusal(8, invite=two)).code == "invite-used-up"
+
+    with_book(tmp_path, test)
 
 
 def test_ciphers_are_those_that_are_known() -> None:
@@ -217,9 +254,7 @@ def test_secrets_are_not_in_the_registry_and_old_invites_are_forgotten(tmp_path:
         async with book.registry.transaction() as transaction:
             later = NOW + 31 * 86400.0
             await make_invite(transaction, uses=1, expires_in=1.0, tags=(), wall=later, random_bytes=os.urandom)
-            with pytest.raises(UserError) as caught:
-                await redeem_invite(transaction, secret, later)
-            assert caught.value.code == "invite-unknown"
+            assert await transaction.invites({secret_hash(secret)}) == {}
 
     with_book(tmp_path, test)
     for file in tmp_path.iterdir():

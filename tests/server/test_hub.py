@@ -1,6 +1,6 @@
 """The hub: whoever is connected has the map that there is, whatever happens in which order."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 import anyio.lowlevel
@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from overlay.errors import UserError
 from overlay.server.hub import VERSION_BLOCK, Hub
-from overlay.wire.control.messages import MapDelta, MapNode, NetworkMap, Refused, ServerMessage, SignedMap
-from overlay.wire.control.netmap import apply, map_key, sign, verify
+from overlay.wire.control.codec import decode_server_message
+from overlay.wire.control.messages import MapDelta, MapNode, NetworkMap, Refused, SignedMap
+from overlay.wire.control.netmap import Replica, map_key, sign, verify
 
 SEED = b"s" * 32
 GONE = Refused(code="removed", message="Removed.")
@@ -33,17 +34,25 @@ class Listening:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.map: NetworkMap | None = None
+        self.replica = Replica()
+        self.mark = b""
         self.updates: list[NetworkMap | MapDelta] = []
         self.closed: list[Refused | None] = []
         self.news = anyio.Event()
 
-    async def send(self, message: ServerMessage) -> None:
-        assert isinstance(message, SignedMap)
-        update = verify(message, map_key(SEED))
-        self.map = apply(self.map, update)
-        self.updates.append(update)
-        self.news.set()
+    @property
+    def map(self) -> NetworkMap | None:
+        return self.replica.current
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        for encoded in messages:
+            message = decode_server_message(encoded)
+            assert isinstance(message, SignedMap)
+            update = verify(message, map_key(SEED))
+            self.replica.take(update)
+            self.mark = message.mark
+            self.updates.append(update)
+            self.news.set()
 
     def close(self, refused: Refused | None) -> None:
         self.closed.append(refused)

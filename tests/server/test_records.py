@@ -56,8 +56,7 @@ def with_records(tmp_path: Path, *tests: Callable[[Told], Awaitable[None]]) -> N
         async with registry.transaction() as transaction:
             if await transaction.network() is None:
                 await transaction.add_network(NETWORK)
-                for number in NODES.values():
-                    await transaction.add_node(node(number))
+                await transaction.add_nodes([node(number) for number in NODES.values()])
         told = Told()
         told.records = Records(registry, "local.test", lambda: NODES, told.hear, lambda: 5.0)
         await told.records.start()

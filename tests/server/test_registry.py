@@ -63,26 +63,6 @@ def exposure(node_number: int, port: int) -> ExposureRecord:
     )
 
 
-def test_a_part_of_a_transaction_may_fail_alone(tmp_path: Path) -> None:
-    async def test() -> None:
-        registry = await Registry.open(tmp_path / "registry.sqlite")
-        async with registry.transaction() as transaction:
-            assert await transaction.names() == set()
-            async with transaction.part():
-                await transaction.add_node(node(1))
-            with pytest.raises(LookupError):
-                async with transaction.part():
-                    await transaction.add_node(node(2))
-                    assert await transaction.names() == {"n1", "n2"}
-                    raise LookupError
-            assert (await transaction.names(), await transaction.hosts()) == ({"n1"}, {1})
-        async with registry.transaction() as transaction:
-            assert await transaction.nodes() == [node(1)]
-        await registry.close()
-
-    anyio.run(test)
-
-
 def test_what_is_written_is_read_and_survives_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "registry.sqlite"
 
@@ -90,9 +70,9 @@ def test_what_is_written_is_read_and_survives_a_restart(tmp_path: Path) -> None:
         registry = await Registry.open(path)
         async with registry.transaction() as transaction:
             await transaction.add_network(NETWORK)
-            for number in (1, 2, 3):
-                await transaction.add_node(node(number))
-            await transaction.set_node(node(3, name="c", last_seen=2.0, lan=()))
+            await transaction.add_nodes([node(number) for number in (1, 2, 3)])
+            await transaction.set_nodes([node(3, name="c", last_seen=2.0, lan=()), node(2, name="b")])
+            await transaction.set_nodes([])
             await transaction.set_network(next_number=4, map_version=9)
             first = await transaction.add_exposure(exposure(2, 9000))
             second = await transaction.add_exposure(exposure(3, 9001))
@@ -104,10 +84,9 @@ def test_what_is_written_is_read_and_survives_a_restart(tmp_path: Path) -> None:
         registry = await Registry.open(path)
         async with registry.transaction() as transaction:
             assert await transaction.network() == msgspec.structs.replace(NETWORK, next_number=4, map_version=9)
-            assert await transaction.nodes() == [node(1), node(2)]
-            assert await transaction.node_with_key(bytes([2]) * 32) == node(2)
-            assert await transaction.names() == {"n1", "n2"}
-            assert await transaction.hosts() == {1, 2}
+            assert await transaction.nodes() == [node(1), node(2, name="b")]
+            assert await transaction.node_with_key(bytes([2]) * 32) == node(2, name="b")
+            assert await transaction.names() == {"n1", "b"}
             assert [record.public_port for record in await transaction.exposures()] == [9000]
             again = await transaction.add_exposure(exposure(1, 9001))
             assert again.name == "x3"  # ids are never used twice
@@ -162,7 +141,7 @@ def test_a_failed_transaction_changes_nothing(tmp_path: Path) -> None:
         with anyio.CancelScope() as scope:
             scope.cancel()
             async with registry.transaction() as transaction:
-                await transaction.add_node(node(5))
+                await transaction.add_nodes([node(5)])
         async with registry.transaction() as transaction:
             assert await transaction.network() is None
             assert len(await transaction.nodes()) == 1  # a transaction that has begun is not cancelled half-way
@@ -181,16 +160,16 @@ def test_transactions_follow_one_another(tmp_path: Path) -> None:
 
         async def use() -> None:
             async with registry.transaction() as transaction:
-                await transaction.use_invite(b"h")
+                await transaction.use_invite(b"h", 1)
 
         async with anyio.create_task_group() as tasks:
             for _ in range(50):
                 tasks.start_soon(use)
         async with registry.transaction() as transaction:
-            left = await transaction.invite(b"h")
-            await transaction.use_invite(b"h")
-            assert left is not None and left.left == 0
-            assert await transaction.invite(b"h") == left  # never below nothing
+            found = await transaction.invites({b"h", b"another"})
+            assert {hash_: invite.left for hash_, invite in found.items()} == {b"h": 0}
+            await transaction.use_invite(b"h", 1)
+            assert await transaction.invites({b"h"}) == found  # never below nothing
         await registry.close()
 
     anyio.run(main)
@@ -211,7 +190,7 @@ def made(path: Path) -> None:
         async with registry.transaction() as transaction:
             await transaction.add_network(NETWORK)
             for number in range(1, 100):
-                await transaction.add_node(node(number))
+                await transaction.add_nodes([node(number)])
         await registry.close()
 
     anyio.run(main)
@@ -288,7 +267,7 @@ def test_a_full_disk_is_a_sentence_and_the_registry_goes_on(tmp_path: Path) -> N
         with pytest.raises(UserError) as caught:
             async with registry.transaction() as transaction:
                 for number in range(1, 200):
-                    await transaction.add_node(node(number))
+                    await transaction.add_nodes([node(number)])
         assert caught.value.code == "state-write-failed"
         assert "space" in caught.value.hint
         async with registry.transaction() as transaction:

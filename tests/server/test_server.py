@@ -104,6 +104,19 @@ def test_nodes_that_come_together_are_admitted_together_each_on_its_own_merits(t
     with_server(tmp_path, test)
 
 
+def test_a_new_node_that_comes_twice_at_once_is_one_node(tmp_path: Path) -> None:
+    async def test(server: Running) -> None:
+        invite = await server.invite()
+        key = os.urandom(32)
+        twice = [await server.node(key).dial(invite) for _ in range(2)]
+        for node in twice:
+            await node.connection.send(Hello(name="n", invite=invite.secret))
+        answers = [await node.connection.receive() for node in twice]
+        assert [answer.number for answer in answers if isinstance(answer, Welcome)] == [2, 2]
+
+    with_server(tmp_path, test)
+
+
 def test_a_connection_that_is_lost_is_a_node_offline(tmp_path: Path) -> None:
     async def test(server: Running) -> None:
         invite = await server.invite(uses=2)

@@ -8,7 +8,19 @@ import typer
 
 from overlay.errors import Exit, UserError
 from overlay_cli import output
-from overlay_cli.options import CaFile, Carrier, Dscp, Json, NodeState, Proxy, Quiet, Verbose, verbosity, way_settings
+from overlay_cli.options import (
+    CaFile,
+    Carrier,
+    Dscp,
+    Json,
+    NodeState,
+    PortMapping,
+    Proxy,
+    Quiet,
+    Verbose,
+    verbosity,
+    way_settings,
+)
 
 START_TIMEOUT = 60.0
 """Seconds for the daemon to say that it is connected, or why not: its own patience with a silent server is shorter."""
@@ -45,10 +57,31 @@ def up(
             show_default=False,
         ),
     ] = None,
+    port: Annotated[
+        int,
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65535,
+            envvar="OVERLAY_PORT",
+            help="The UDP port that peers send to; without this one that is free.",
+            show_default=False,
+        ),
+    ] = 0,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="OVERLAY_ENDPOINT",
+            help="Where that port is reached from outside, if a router passes it on; may be repeated. Peers are told.",
+            show_default=False,
+        ),
+    ] = None,
     carrier: Carrier = "auto",
     proxy: Proxy = None,
     ca: CaFile = None,
     dscp: Dscp = "hide",
+    port_mapping: PortMapping = "on",
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, for service managers and for a look.")
     ] = False,
@@ -57,16 +90,20 @@ def up(
     quiet: Quiet = False,
 ) -> None:
     """Join the network, or come back to it. Returns once it works."""
-    from overlay.node.settings import NodeSettings, check_ways
+    from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
 
     ways = way_settings(carrier, proxy, ca)
     check_ways(ways["carriers"], ways["proxy"])
+    parse_endpoints(tuple(endpoint or ()))
     settings = NodeSettings(
         state=str(state.absolute()),
         invite=_read_invite(invite),
         name=name or "",
         interface=interface or "",
+        port=port,
+        endpoints=tuple(endpoint or ()),
         dscp=dscp,
+        port_mapping=port_mapping == "on",
         carriers=ways["carriers"],
         proxy=ways["proxy"],
         no_proxy=ways["no_proxy"],

@@ -64,6 +64,8 @@ class ResolvConf:
         former = [server for server in parse_nameservers(text) if server not in nameservers]
         content = render(text, nameservers, former, search).encode()
         entry = _describe(self._path, hashlib.sha256(content).hexdigest())
+        if _MARK.encode() in entry.content:  # somebody has edited what we wrote: ours is no part of the original
+            entry = msgspec.structs.replace(entry, content=_without(text, nameservers, search).encode())
         self._journal.write(JOURNAL_NAME, msgspec.json.encode(entry))
         try:
             _replace(self._path, content, 0o644)
@@ -71,6 +73,14 @@ class ResolvConf:
             self._journal.remove(JOURNAL_NAME)
             raise
         return former
+
+    def is_changed(self) -> bool:
+        """Whether the file is another one than we made: somebody else's, since, or none."""
+        data = self._journal.read(JOURNAL_NAME)
+        try:
+            return data is not None and _digest(self._path) != msgspec.json.decode(data, type=Entry).applied
+        except msgspec.DecodeError:
+            return False
 
     def restore(self) -> bool:
         """Put the file back as the journal says; returns whether it did. Nothing happens without a journal."""
@@ -118,6 +128,23 @@ def render(text: str, nameservers: Sequence[str], former: Sequence[str], search:
     lines = [_MARK, f"search {' '.join(domains)}"]
     lines += [f"nameserver {server}" for server in [*nameservers, *former][:_NAMESERVER_LIMIT]]
     return "\n".join([*lines, *options]) + "\n"
+
+
+def _without(text: str, nameservers: Sequence[str], search: str) -> str:
+    """A file of ours that somebody has edited, without what is ours."""
+    kept = []
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["search"]:
+            words = [word for word in words if word != search]
+            line = " ".join(words)
+        if (
+            line != _MARK
+            and words != ["search"]
+            and not (words[:1] == ["nameserver"] and set(words[1:2]) & set(nameservers))
+        ):
+            kept.append(line)
+    return "".join(f"{line}\n" for line in kept)
 
 
 def _describe(path: Path, applied: str) -> Entry:

@@ -24,6 +24,7 @@ Both directions rekey (specification §4.2) after every `REKEY_EVERY` messages, 
 only the latest part of a connection that may last for months.
 """
 
+from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
@@ -52,6 +53,7 @@ MESSAGE_LENGTH_SIZE: Final = 4
 MAX_MESSAGE: Final = 4 * 1024 * 1024  # a map of some ten thousand nodes
 REKEY_EVERY: Final = 1 << 14  # Noise messages: at most 1 GiB under one key
 MAX_NONCE: Final = 2**64 - 1  # reserved for rekeying (specification §5.1)
+_SMALL: Final = 4096  # bytes; up to there a message is copied behind its length
 BUSY: Final = b"\0\0"  # what a responder sends instead of handshake 2 when it takes nobody more
 
 
@@ -142,8 +144,9 @@ class NoiseChannel:
         self._received = bytearray()  # an incomplete Noise message
         self._stream = bytearray()  # an incomplete message
         self._messages: list[bytes] = []
-        self._outgoing: list[bytes] = []
-        self._outgoing_size = 0
+        self._outgoing: list[bytes] = []  # Noise messages
+        self._unsealed: deque[memoryview] = deque()  # of the stream, what is not in a Noise message yet
+        self._waiting_size = 0  # of both
         self._failure: RemoteProtocolError | None = None
         self._one_more = False  # the next message is the last one of this channel
         self._state = _State.AWAIT_INITIATION
@@ -198,20 +201,27 @@ class NoiseChannel:
 
     @property
     def bytes_to_send(self) -> int:
-        """How many bytes the next `data_to_send` would return."""
-        return self._outgoing_size
+        """How many bytes wait for `data_to_send`, without what sealing will add to them."""
+        return self._waiting_size
 
     # commands --------------------------------------------------------------------------------------------------------
 
     def send(self, message: bytes) -> None:
-        """Queue one message of up to `MAX_MESSAGE` bytes. Raises `LocalProtocolError` before `established`."""
+        """Queue one message of up to `MAX_MESSAGE` bytes. Raises `LocalProtocolError` before `established`.
+
+        It is sealed when it goes. Until then it is kept as it is given, so that what goes to a thousand peers is in
+        memory once.
+        """
         if self._send is None or not self.established:
             raise LocalProtocolError("no message may be sent before the channel is established")
         if len(message) > MAX_MESSAGE:
             raise LocalProtocolError(f"a message of {len(message)} bytes; the limit is {MAX_MESSAGE}")
-        stream = memoryview(len(message).to_bytes(MESSAGE_LENGTH_SIZE, "big") + message)
-        for start in range(0, len(stream), PAYLOAD_SIZE):
-            self._queue(self._send.seal(bytes(stream[start : start + PAYLOAD_SIZE])))
+        length = len(message).to_bytes(MESSAGE_LENGTH_SIZE, "big")
+        if len(message) <= _SMALL:
+            self._unsealed.append(memoryview(length + message))
+        else:
+            self._unsealed += (memoryview(length), memoryview(message))
+        self._waiting_size += MESSAGE_LENGTH_SIZE + len(message)
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes of the carrier, cut anywhere. Whole messages are then in `messages`.
@@ -240,7 +250,7 @@ class NoiseChannel:
 
         Raises `LocalProtocolError` while something waits to be sent, or if the channel is not established.
         """
-        if not self.established or self._outgoing:
+        if not self.established or self._outgoing or self._unsealed:
             raise LocalProtocolError("only an established channel that has sent all can be detached")
         self._state = _State.DETACHED
         left = bytes(self._received)
@@ -254,17 +264,37 @@ class NoiseChannel:
         drained, self._messages = self._messages, []
         return drained
 
-    def data_to_send(self) -> bytes:
-        """The bytes for the carrier since the last call."""
+    def data_to_send(self, most: int | None = None) -> bytes:
+        """The next bytes for the carrier: all there are, or `most` and up to one Noise message more."""
         drained, self._outgoing = self._outgoing, []
-        self._outgoing_size = 0
+        size = sum(map(len, drained))
+        self._waiting_size -= size
+        while self._unsealed and (most is None or size < most):
+            drained.append(self._seal_some())
+            size += len(drained[-1])
         return b"".join(drained)
 
     # Noise messages --------------------------------------------------------------------------------------------------
 
     def _queue(self, noise_message: bytes) -> None:
         self._outgoing.append(len(noise_message).to_bytes(LENGTH_SIZE, "big") + noise_message)
-        self._outgoing_size += LENGTH_SIZE + len(noise_message)
+        self._waiting_size += LENGTH_SIZE + len(noise_message)
+
+    def _seal_some(self) -> bytes:
+        """One Noise message of what is in front."""
+        assert self._send is not None  # nothing is queued before
+        pieces: list[memoryview] = []
+        left = PAYLOAD_SIZE
+        while self._unsealed and left:
+            first = self._unsealed.popleft()
+            if len(first) > left:
+                self._unsealed.appendleft(first[left:])
+                first = first[:left]
+            pieces.append(first)
+            left -= len(first)
+        self._waiting_size -= PAYLOAD_SIZE - left
+        sealed = self._send.seal(b"".join(pieces))
+        return len(sealed).to_bytes(LENGTH_SIZE, "big") + sealed
 
     def _read_noise_messages(self) -> None:
         received = self._received

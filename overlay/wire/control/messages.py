@@ -29,12 +29,14 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     ciphers: tuple[str, ...] = ("chacha20-poly1305",)  # what this machine does fast, best first
     endpoints: tuple[str, ...] = ()
     map_version: int = 0
+    map_mark: bytes = b""  # the `mark` of what made the map at hand, if it came by this server: deltas go on from there
     epoch: int = 0  # random, another one each time the daemon starts: it has lost its sessions then; 0: not told
     software: str = ""
 
 
 class Endpoints(Message, frozen=True, kw_only=True, tag="endpoints"):
-    """Where the node may be reached: `lan` its own interfaces' endpoints, `observed` as the relay sees it."""
+    """Where the node may be reached: `observed` as the relay sees it; `lan` its own interfaces' endpoints, which nodes
+    leave out and tell their peers themselves."""
 
     lan: tuple[str, ...] = ()
     observed: tuple[str, ...] = ()
@@ -138,10 +140,15 @@ class Attached(Message, frozen=True, kw_only=True, tag="attached"):
 
 
 class SignedMap(Message, frozen=True, kw_only=True, tag="map"):
-    """A `NetworkMap` or `MapDelta` as JSON in `body`, with the Ed25519 signature of `MAP_CONTEXT + body`."""
+    """A `NetworkMap` or `MapDelta` in `body`, as JSON packed by zlib; signed by Ed25519: `MAP_CONTEXT + body`."""
 
     body: bytes
     signature: bytes
+
+    @property
+    def mark(self) -> bytes:
+        """16 bytes that no other map or delta has: a version alone may come twice, after a crash."""
+        return self.signature[:16]
 
 
 class Exposed(Message, frozen=True, kw_only=True, tag="exposed"):
@@ -217,6 +224,8 @@ class NetworkMap(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     networks: tuple[str, ...]
     nodes: tuple[MapNode, ...]
     records: tuple[MapRecord, ...] = ()
+    part: int = 0  # of a map that is too large for one message: the nodes of the one map stand in `parts` of them
+    parts: int = 1
 
 
 class MapDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="delta"):

@@ -5,8 +5,13 @@ believed. The signature is Ed25519 (RFC 8032) of `MAP_CONTEXT + body`: the conte
 meaning anything elsewhere. `verify` returns maps that are right by construction: keys have their length, numbers are
 unique, addresses and endpoints parse, records have their form. Nodes stand in ascending order of number, records in
 that of name, type and value.
+
+What is signed is packed (zlib, RFC 1950): the map is the largest part of what a server of many nodes sends, and to seal
+and send it what takes it longest. It is unpacked after the signature is checked, within a bound.
+A map of many nodes comes in parts, in order and with no other update between them; `Replica` puts them together.
 """
 
+import zlib
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_network
 from typing import Final, TypeVar
@@ -23,6 +28,10 @@ from overlay.wire.endpoint import parse_endpoint
 SEED_SIZE: Final = 32  # of a signing key
 KEY_SIZE: Final = 32
 SIGNATURE_SIZE: Final = 64
+NODES_PER_PART: Final = 500
+"""With 1.6 KB for the largest entry, a fifth of a control message (`overlay.wire.control.channel.MAX_MESSAGE`)."""
+MAX_PARTS: Final = 64
+MAX_BODY: Final = 4 * 1024 * 1024  # bytes of JSON in one message
 
 _T = TypeVar("_T", NetworkMap, MapDelta, NetworkMap | MapDelta)
 
@@ -42,8 +51,8 @@ def sign(body: NetworkMap | MapDelta, seed: bytes) -> SignedMap:
         _check(body)
     except RemoteProtocolError as error:
         raise LocalProtocolError(f"this map must not be signed: {error}") from error
-    encoded = _encoder.encode(body)
-    return SignedMap(body=encoded, signature=SigningKey(seed).sign(MAP_CONTEXT + encoded).signature)
+    packed = zlib.compress(_encoder.encode(body))
+    return SignedMap(body=packed, signature=SigningKey(seed).sign(MAP_CONTEXT + packed).signature)
 
 
 def verify(signed: SignedMap, key: bytes) -> NetworkMap | MapDelta:
@@ -59,11 +68,73 @@ def verify(signed: SignedMap, key: bytes) -> NetworkMap | MapDelta:
     except CryptoError as error:
         raise RemoteProtocolError("bad_signature") from error
     try:
-        body: NetworkMap | MapDelta = _decoder.decode(signed.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        body: NetworkMap | MapDelta = _decoder.decode(_unpack(signed.body))
+    except (zlib.error, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError("bad_map", str(error)) from error
     _check(body)
     return _ordered(body)
+
+
+def _unpack(packed: bytes) -> bytes:
+    """Raises `zlib.error`, also for what would be larger than `MAX_BODY`."""
+    unpacking = zlib.decompressobj()
+    unpacked = unpacking.decompress(packed, MAX_BODY)
+    if not unpacking.eof or unpacking.unused_data:
+        raise zlib.error("cut short, too large, or more than a map")
+    return unpacked
+
+
+class Replica:
+    """One end's copy of the map, as the server's updates make it. Feed it what `verify` returns, in order."""
+
+    def __init__(self, current: NetworkMap | None = None) -> None:
+        self.current = current
+        self._parts: list[NetworkMap] = []
+
+    def take(self, update: NetworkMap | MapDelta) -> NetworkMap | None:
+        """The map after `update`; None while parts of it are still to come: `current` stays what it was until then.
+
+        Raises `RemoteProtocolError`: "wrong_base" as `apply` does, "bad_map" for a part out of place.
+        """
+        if isinstance(update, NetworkMap) and update.parts > 1:
+            whole = self._take_part(update)
+            if whole is None:
+                return None
+            update = whole
+        elif self._parts:
+            raise RemoteProtocolError("bad_map", "something else between the parts of a map")
+        self.current = apply(self.current, update)
+        return self.current
+
+    def _take_part(self, part: NetworkMap) -> NetworkMap | None:
+        if part.part != len(self._parts):
+            raise RemoteProtocolError("bad_map", f"part {part.part} of a map instead of part {len(self._parts)}")
+        if self._parts and _head(part) != _head(self._parts[0]):
+            raise RemoteProtocolError("bad_map", "parts of different maps")
+        self._parts.append(part)
+        if len(self._parts) < part.parts:
+            return None
+        nodes = tuple(node for each in self._parts for node in each.nodes)
+        records = self._parts[0].records
+        self._parts.clear()
+        _check_unique(nodes)
+        return msgspec.structs.replace(part, nodes=nodes, records=records, part=0, parts=1)
+
+
+def _head(part: NetworkMap) -> NetworkMap:
+    return msgspec.structs.replace(part, nodes=(), records=(), part=0)
+
+
+def split(whole: NetworkMap, nodes_per_part: int = NODES_PER_PART) -> list[NetworkMap]:
+    """The map as it goes to a node: itself, or its parts in order, the records in the first."""
+    nodes = _ordered(whole).nodes
+    pieces = [nodes[start : start + nodes_per_part] for start in range(0, len(nodes), nodes_per_part)] or [()]
+    return [
+        msgspec.structs.replace(
+            whole, nodes=piece, records=() if number else whole.records, part=number, parts=len(pieces)
+        )
+        for number, piece in enumerate(pieces)
+    ]
 
 
 def apply(current: NetworkMap | None, update: NetworkMap | MapDelta) -> NetworkMap:
@@ -72,6 +143,8 @@ def apply(current: NetworkMap | None, update: NetworkMap | MapDelta) -> NetworkM
     Raises `RemoteProtocolError("wrong_base")` for a delta that does not start from `current`: the node then asks anew.
     """
     if isinstance(update, NetworkMap):
+        if update.parts > 1:
+            raise LocalProtocolError("a part of a map is none; `Replica` puts them together")
         return _ordered(update)
     if current is None:
         raise RemoteProtocolError("wrong_base", "a delta before any map")
@@ -133,6 +206,8 @@ def _place(record: MapRecord) -> tuple[str, str, str, int]:
 
 def _check(body: NetworkMap | MapDelta) -> None:
     if isinstance(body, NetworkMap):
+        if not 0 <= body.part < body.parts <= MAX_PARTS:
+            raise RemoteProtocolError("bad_map", f"part {body.part} of {body.parts}")
         _check_nodes(body.nodes)
         _check_records(body.records)
         _check_parses("a range", ip_network, body.networks)
@@ -147,9 +222,13 @@ def _check(body: NetworkMap | MapDelta) -> None:
     _check_records(body.records_removed)
 
 
-def _check_nodes(nodes: tuple[MapNode, ...]) -> None:
+def _check_unique(nodes: tuple[MapNode, ...]) -> None:
     if len({node.number for node in nodes}) != len(nodes) or len({node.key for node in nodes}) != len(nodes):
         raise RemoteProtocolError("bad_map", "two nodes with one number or one key")
+
+
+def _check_nodes(nodes: tuple[MapNode, ...]) -> None:
+    _check_unique(nodes)
     for node in nodes:
         if not 0 < node.number < 2**32:
             raise RemoteProtocolError("bad_map", f"node number {node.number}")

@@ -17,7 +17,7 @@ from overlay.wire.control.messages import MapRecord
 
 RECORD_TYPES: Final = ("A", "AAAA", "CNAME", "TXT", "SRV")
 MAX_RECORDS: Final = 512
-"""In a network. At the longest, in base64, they take 0.6 MB of a map, which is one control message of at most 4 MiB."""
+"""In a network: all stand in the first part of a map, of which they take 0.5 MB at the longest."""
 MAX_NAME: Final = 253  # characters of a name in text: 255 bytes on the wire, RFC 1035 section 3.1
 MAX_TEXT: Final = 255  # bytes of a character-string, RFC 1035 section 3.3
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

@@ -9,7 +9,7 @@ as a table of equal rows: what all must share is compared as it stands in the fi
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from overlay.errors import RemoteProtocolError
 from overlay.wire.packet import ip, virtio
@@ -70,6 +70,25 @@ def join_frames(frames: Sequence[memoryview], *, tcp: bool = True, udp: bool = T
     at = 0
     while at < len(frames):
         at += joiner.add_frames(frames, at)
+    return joiner.frames()
+
+
+def join_unchecked(
+    frames: Sequence[memoryview], drop: Callable[[str], None], *, tcp: bool = True, udp: bool = True
+) -> list[Octets]:
+    """As `join_frames`, for frames that `virtio.validate` has not seen yet: those that it refuses are left out, and
+    `drop` is told the reason. Those that are like the one before but for what counts on are right if it is."""
+    joiner = _Joiner(tcp, udp)
+    at = 0
+    while at < len(frames):
+        frame = frames[at]
+        try:
+            virtio.validate(frame, frame[VIRTIO_HEADER_SIZE:])
+        except RemoteProtocolError as error:
+            drop(error.reason)
+            at += 1
+        else:
+            at += joiner.add_frames(frames, at)
     return joiner.frames()
 
 

@@ -4,9 +4,12 @@ What a writer or reader hands out points into it, so sharing a set also shares i
 **any** writer, or **any** reader, of the set. Without sharing, each key pair would keep 128 KiB of its own resident.
 """
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 from overlay.errors import LocalProtocolError
 from overlay.wire.record.fragments import DATAGRAM_SIZE, FRAGMENT_HEADER_SIZE, MAX_FRAGMENTS, TAG_SIZE
-from overlay.wire.record.frames import FRAME_HEADER_SIZE, MAX_RECORD
+from overlay.wire.record.frames import FRAME_HEADER_SIZE, MAX_PADDING, MAX_RECORD
 
 MAX_BOX = MAX_RECORD + TAG_SIZE
 MAX_PREFIX = 16
@@ -24,7 +27,7 @@ SUPERPACKET_SIZE = (
 """Bytes. The largest packet whose record goes out, relayed or not, in one batch. An interface that makes none larger
 (`IFLA_GSO_MAX_SIZE`) saves a second `sendmsg` and `recvmsg`, and the reassembly across two batches, for each."""
 
-_KEPT_LAYOUTS = 16
+_KEPT_LAYOUTS = 32
 _ARENA = 1 << 17  # what one batch of 64 KiB opens to, and one record that it completes
 
 Iovec = list[memoryview]
@@ -80,6 +83,28 @@ class Layout:
             (iovec[2 * first : 2 * (first + limit)], self.datagram_size if min(count - first, limit) > 1 else 0)
             for first in range(0, count, limit)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class RunShape:
+    """How records of one size lie side by side in datagrams of one size: with `padding` zeros behind the plaintext, in
+    datagrams of `datagram_size` bytes, `records` of them in a batch at the most."""
+
+    datagram_size: int
+    padding: int
+    records: int
+
+
+@lru_cache(maxsize=256)
+def run_shape(size: int, datagram_size: int, stride: int) -> RunShape | None:
+    """For records of `size` bytes of plaintext, on a path that takes datagrams of `datagram_size` bytes, `stride` of
+    them header; None: they go one by one."""
+    box_size = size + TAG_SIZE
+    fragments = -(-box_size // (datagram_size - stride))
+    payload = -(-box_size // fragments)
+    padding = fragments * payload - box_size
+    records = min(MAX_BATCH_SEGMENTS, MAX_BATCH_SIZE // (payload + stride)) // fragments
+    return RunShape(payload + stride, padding, records) if padding <= MAX_PADDING and records > 1 else None
 
 
 class RecordBuffers:

@@ -17,6 +17,7 @@ from cryptography.exceptions import InvalidTag
 from overlay.wire.packet import ecn
 from overlay.wire.packet.ip import Octets
 from overlay.wire.record.buffers import MAX_BOX, RecordBuffers
+from overlay.wire.record.columns import columns, of_one_receiver, records_in_row
 from overlay.wire.record.fragments import FRAGMENT_HEADER, FRAGMENT_HEADER_SIZE, INDICES, MESSAGE_TYPE, TAG_SIZE
 from overlay.wire.record.frames import MAX_RECORD
 from overlay.wire.record.keys import Cipher, record_aead
@@ -37,6 +38,7 @@ REMEMBERED = 64
 
 _unpack_header = FRAGMENT_HEADER.unpack_from
 _pack_header = FRAGMENT_HEADER.pack
+_pack_pair = Struct("<QQ").pack  # a header: all before the counter as one number, and the counter
 _pack_counter = Struct("<Q").pack_into
 
 
@@ -98,13 +100,115 @@ class RecordReader:
         Plaintexts are writable, in order, and all valid until the next call; an empty one is a keepalive. Never raises
         on what a peer sent.
         """
+        self._begin(field, now)
+        opened: list[memoryview] = []
+        self._take(batch, segment, offset, now, multi, opened)
+        return opened
+
+    def receive_apart(
+        self,
+        headers: memoryview,
+        offset: int,
+        box: memoryview,
+        payload: int,
+        now: float,
+        *,
+        multi: bool,
+        field: int = 0,
+    ) -> list[memoryview] | None:
+        """As `receive`, for a run whose headers, each behind `offset` bytes of prefix, lie side by side, and so do the
+        bytes behind them: `payload` of each datagram, of the last one maybe fewer. Records that came whole and in a row
+        are opened where they lie. None, and nothing happened: the run is not for one receiver.
+        """
+        number = -(-len(box) // payload)
+        heads, counters = columns(headers, offset, number)
+        records, fragments = records_in_row(heads, counters, 0)
+        if records * fragments != number and not of_one_receiver(heads):
+            return None
+        self._begin(field, now)
+        opened: list[memoryview] = []
+        at = 0
+        while at < number:
+            if at:
+                records, fragments = records_in_row(heads, counters, at)
+            if records and (multi or fragments == 1):
+                start, end = at * payload, (at + records * fragments) * payload
+                done = self._open_row(heads[at], counters[at], box[start:end], fragments * payload, opened)
+                at += done * fragments
+                self.taken += done * fragments
+                if done == records:
+                    continue
+            # What is left of a record, or something else: those with one counter.
+            end = at + 1
+            while end < number and counters[end] == counters[at]:
+                end += 1
+            stride = offset + FRAGMENT_HEADER_SIZE
+            joined = b"".join(
+                [
+                    part
+                    for place in range(at, end)
+                    for part in (
+                        headers[place * stride : (place + 1) * stride],
+                        box[place * payload : (place + 1) * payload],
+                    )
+                ]
+            )
+            self._take(memoryview(joined), stride + payload, offset, now, multi, opened)
+            at = end
+        return opened
+
+    def _open_row(self, head: int, first: int, box: memoryview, box_size: int, out: list[memoryview]) -> int:
+        """Open the boxes, side by side, of records with counters from `first` on: each of `box_size` bytes, the last
+        one maybe shorter. Stop at one that is not authentic. Returns how many were opened. `head`: what stands before
+        the counter in each record's first header."""
+        size = len(box)
+        number = -(-size // box_size)
+        used = self._arena_used
+        last = size - (number - 1) * box_size
+        if (
+            not self._replay.all_new(first, number)
+            or min(last, box_size) < TAG_SIZE
+            or used + size - number * TAG_SIZE > len(self._arena)
+        ):
+            return 0
+        nonce, decrypt_into, arena = self._nonce, self._decrypt_into, self._arena
+        at = opened = 0
+        end = box_size
+        try:
+            for counter in range(first, first + number):
+                if end > size:
+                    end = size
+                plain = arena[used : used + end - at - TAG_SIZE]
+                _pack_counter(nonce, 4, counter)
+                header = _pack_pair(head, counter)
+                decrypt_into(nonce, box[at:end], header, plain)
+                out.append(plain)
+                used += end - at - TAG_SIZE
+                opened += 1
+                at = end
+                end += box_size
+                if self._open:
+                    self._close(header)
+        except InvalidTag:
+            pass  # the closer look comes to it next, and counts it
+        self._replay.accept_all(first, opened)
+        self._arena_used = used
+        self.completed += opened
+        return opened
+
+    def _begin(self, field: int, now: float) -> None:
+        """A run comes, with this ECN field."""
         if self._open and now >= self._deadline:
             self.expire(now)
         self._arena_used = 0
         self._ecn = field
         if self.marks:
             self.marks.clear()
-        opened: list[memoryview] = []
+
+    def _take(
+        self, batch: memoryview, segment: int, offset: int, now: float, multi: bool, opened: list[memoryview]
+    ) -> None:
+        """Look at each datagram of a batch; append the records that are now whole to `opened`."""
         size = len(batch)
         if not 0 < segment < size:
             segment = size
@@ -113,7 +217,7 @@ class RecordReader:
         head = offset + FRAGMENT_HEADER_SIZE
         if segment <= head:
             self.drops["short_fragment"] += -(-size // segment) if size else 1
-            return opened
+            return
         indices = counters = b""
         at = 0
         while at + head < size:
@@ -150,7 +254,6 @@ class RecordReader:
             at = following
         if at < size:
             self.drops["short_fragment"] += 1
-        return opened
 
     def open(self, header: Octets, count: int, counter: int, box: memoryview) -> memoryview | None:
         """Open a record whose `count` fragments came all together and in order; None, and nothing counted: not

@@ -16,13 +16,11 @@ from typing import Protocol
 
 from overlay.errors import RemoteProtocolError
 from overlay.wire.packet.ip import Octets
-from overlay.wire.record.frames import FRAME_HEADER, FRAME_HEADER_SIZE
+from overlay.wire.record.frames import FRAME_HEADER, FRAME_HEADER_SIZE, GSO_TYPE_AT, REPORT_GSO_TYPE
 from overlay.wire.wireguard.gaps import GapWindow
 
-REPORT_GSO_TYPE = 0xFF
 KIND_LOSS = 1
 _BODY = Struct("<BBHIIIII")
-_GSO_TYPE_AT = 5
 _MASK = 0xFFFFFFFF
 
 MIN_INTERVAL = 0.1
@@ -62,7 +60,7 @@ class LossReport:
 
 def is_report(plain: Octets) -> bool:
     """Does this opened record carry a report instead of packets?"""
-    return len(plain) > _GSO_TYPE_AT and plain[_GSO_TYPE_AT] == REPORT_GSO_TYPE
+    return len(plain) > GSO_TYPE_AT and plain[GSO_TYPE_AT] == REPORT_GSO_TYPE
 
 
 def parse_report(plain: Octets) -> LossReport | None:

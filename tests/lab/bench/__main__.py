@@ -46,11 +46,9 @@ def _obstacles() -> list[str]:
 
 
 def _notes() -> list[str]:
-    notes = [f"{program} was found, but cannot be driven: not measured" for program in rivals.found_not_driven()]
     limits = (f"net.core.{name}" for name in ("rmem_max", "wmem_max"))
     small = [limit for limit in limits if int(Path("/proc/sys", *limit.split(".")).read_text()) < BUFFER]
-    notes += [f"{limit} is too small for the suite pps: sysctl -w {limit}=4194304" for limit in small]
-    return notes
+    return [f"{limit} is too small for the suite pps: sysctl -w {limit}=4194304" for limit in small]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -61,11 +59,11 @@ def main(words: list[str] | None = None) -> int:
     if obstacles:
         return Exit.REFUSED if os.geteuid() != 0 else Exit.FAILED
     report = Report(as_json=options.json, charts=options.charts)
-    found = rivals.found_rivals(options.wireguard_go)
+    found, left_out = rivals.found_rivals(options.wireguard_go)
     if options.only:
         found = [rival for rival in found if rival.name in options.only]
     versions = {rival.name: machine.version_of(rival.program) for rival in found}
-    report.machine(machine.describe() | versions, _notes())
+    report.machine(machine.describe() | versions | left_out, _notes())
     bench = Bench(
         rivals=found,
         rounds=options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS),

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 import anyio
 import anyio.to_thread
 
+from overlay_dns.forwarder import Upstream
 from overlay_dns.server import Resolver
 from overlay_dns.zone import Zones
 
@@ -24,7 +25,7 @@ def host_address(number: int) -> IPv4Address:
 async def _run(options: argparse.Namespace) -> None:
     hosts = {f"h{number}": [host_address(number)] for number in range(1, options.hosts + 1)}
     zones = Zones.build("local.test", hosts, 1, [NETWORK])
-    resolver = Resolver(zones, lambda: [("127.0.0.1", options.upstream)])
+    resolver = Resolver(zones, lambda: [Upstream("127.0.0.1", options.upstream)])
     async with anyio.create_task_group() as tasks:
         await tasks.start(partial(resolver.serve, ["127.0.0.1"], port=options.port))
         await anyio.to_thread.run_sync(sys.stdin.read)

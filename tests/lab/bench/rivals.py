@@ -1,10 +1,12 @@
 """The others: programs that do the same work, each set up as its manual has it, with the MTU that it would choose."""
 
 import base64
-import os
+import functools
+import secrets
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,30 +20,20 @@ from tests.lab.bench.contenders import (
     Ends,
     strangers_of,
 )
+from tests.lab.bench.daemon import has_interface, start
+from tests.lab.bench.tailscale import Tailscale
 from tests.lab.engines import EngineHost, Key
-from tests.lab.netns import Namespace, wait_for
+from tests.lab.netns import Namespace
+from tests.lab.wireguard import is_controllable
 
 WIREGUARD_PORT, OUR_PORT = 51820, 41641
 WIREGUARD_OVERHEAD = 80  # bytes: what `wg-quick` takes off the outside interface's MTU
-NOT_DRIVEN = ("easytier-core", "tailscaled")
-"""Of those worth comparing with, the programs that this file cannot start."""
 
 
 class Rival(Contender, Protocol):
     @property
-    def program(self) -> str: ...
-
-
-def _start(namespace: Namespace, name: str, command: Sequence[str], **environment: str) -> int:
-    """Start a daemon in the foreground, its words in a file of the lab; its process id."""
-    log_path = namespace.lab.directory / f"{namespace.short_name}-{name}.log"
-    with log_path.open("w") as log:
-        process = namespace.popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment})
-    return process.pid
-
-
-def _has_interface(namespace: Namespace, interface: str) -> bool:
-    return namespace.run(["ip", "link", "show", interface], check=False).returncode == 0
+    def program(self) -> str:
+        """The daemon, which tells its version."""
 
 
 def wireguard_mtu(namespace: Namespace) -> int:
@@ -57,10 +49,15 @@ class WireGuardEnd:
         self.key = Key()
         # The control socket is named after the interface, in a folder that all namespaces share.
         self.interface = namespace.name[:15]
-        self.process = _start(
-            namespace, name, [*command, self.interface], LOG_LEVEL="error", WG_LOG_LEVEL="error", WG_THREADS="2"
+        self.process = start(
+            namespace,
+            name,
+            [*command, self.interface],
+            lambda: is_controllable(namespace, self.interface),
+            LOG_LEVEL="error",
+            WG_LOG_LEVEL="error",
+            WG_THREADS="2",
         )
-        wait_for(lambda: namespace.run(["wg", "show", self.interface], check=False).returncode == 0, f"{name} is up")
         self.set("listen-port", str(WIREGUARD_PORT), "private-key", "/dev/stdin", given=self.key.private_text)
         namespace.address(self.interface, f"{address}/24")
         settings = ["mtu", str(wireguard_mtu(namespace)), "txqueuelen", "1000", "up"]
@@ -142,9 +139,8 @@ class Nebula:
             f"firewall:\n  outbound: [{{port: any, proto: any, host: any}}]\n"
             f"  inbound: [{{port: any, proto: any, host: any}}]\n"
         )
-        process = _start(machine, self.name, ["nebula", "-config", str(configuration)])
-        wait_for(lambda: _has_interface(machine, "nebula1"), "nebula is up")
-        return process
+        command = ["nebula", "-config", str(configuration)]
+        return start(machine, self.name, command, lambda: has_interface(machine, "nebula1"))
 
 
 class Tinc:
@@ -171,8 +167,8 @@ class Tinc:
                 host = f"Address = {its_host}\nSubnet = {its_inner}/32\n{pairs[each][1]}"
                 (folder / "hosts" / each).write_text(host)
             command = ["tincd", "-c", str(folder), "-D", f"--pidfile={folder}/pid"]
-            processes.append(_start(machine, self.name, command))
-            wait_for(lambda machine=machine: _has_interface(machine, "tinc0"), "tinc is up")  # type: ignore[misc]
+            up_there = functools.partial(has_interface, machine, "tinc0")
+            processes.append(start(machine, self.name, command, up_there))
         return Ends(self.name, a, b, processes_a=[processes[0]], processes_b=[processes[1]])
 
 
@@ -201,26 +197,77 @@ class OpenVpn:
             *("--ifconfig", here, there, "--cert", str(certificate), "--key", str(key)),
             *("--peer-fingerprint", peer.fingerprint, "--data-ciphers", "AES-256-GCM", "--verb", "1", *role),
         ]
-        process = _start(machine, self.name, command)
-        wait_for(lambda: _has_interface(machine, "tun0"), "openvpn is up")
-        return process
+        return start(machine, self.name, command, lambda: has_interface(machine, "tun0"))
 
 
-def found_rivals(wireguard_go: str | None = None) -> list[Rival]:
-    """Those on PATH that can be driven. `wireguard_go`: a file to use instead of what is on PATH."""
+class EasyTier:
+    """Each knows the other's address; encryption as it is by default."""
+
+    name = "easytier"
+    program = "easytier-core"
+
+    def join(self, a: Namespace, b: Namespace, strangers: int = 0) -> Ends:
+        secret = secrets.token_urlsafe()
+        ours = self._start(a, secret, INNER_A, HOST_B)
+        theirs = self._start(b, secret, INNER_B, HOST_A)
+        return Ends(self.name, a, b, processes_a=[ours], processes_b=[theirs])
+
+    def _start(self, machine: Namespace, secret: str, inner: str, peer_host: str) -> int:
+        configuration = machine.lab.directory / f"{machine.short_name}-easytier.toml"
+        configuration.touch(mode=0o600)
+        configuration.write_text(easytier_configuration(machine.short_name, secret, inner, peer_host))
+        command = [self.program, "--config-file", str(configuration)]
+        return start(machine, self.name, command, lambda: has_interface(machine, "easytier0"))
+
+
+def easytier_configuration(name: str, secret: str, inner: str, peer_host: str) -> str:
+    """Its file, in TOML. An address without a length is one of a /24."""
+    return (
+        f'instance_name = "{name}"\nhostname = "{name}"\nipv4 = "{inner}"\ndhcp = false\n'
+        f'listeners = ["udp://0.0.0.0:11010"]\nrpc_portal = "127.0.0.1:15888"\n'
+        f'[network_identity]\nnetwork_name = "bench"\nnetwork_secret = "{secret}"\n'
+        f'[[peer]]\nuri = "udp://{peer_host}:11010"\n'
+        f'[flags]\ndev_name = "easytier0"\n'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A program of another maker, and what it takes to drive it: `needs` are further programs, each with what it is."""
+
+    program: str
+    needs: Mapping[str, str]
+    driver: Callable[[str], Rival]  # from the daemon's file or name
+
+
+_WG = {"wg": "sets it up"}
+CANDIDATES = (
+    Candidate("wireguard-go", _WG, lambda file: WireGuard("wireguard-go", [file, "--foreground"])),
+    Candidate(
+        "boringtun-cli", _WG, lambda file: WireGuard("boringtun", [file, "--foreground", "--disable-drop-privileges"])
+    ),
+    Candidate("nebula", {"nebula-cert": "makes its certificates"}, lambda _: Nebula()),
+    Candidate("tincd", {}, lambda _: Tinc()),
+    Candidate("openvpn", {}, lambda _: OpenVpn()),
+    Candidate("easytier-core", {}, lambda _: EasyTier()),
+    Candidate(
+        "tailscaled",
+        {"tailscale": "sets it up", "headscale": "its control server"},
+        lambda _: Tailscale(),
+    ),
+)
+
+
+def found_rivals(wireguard_go: str | None = None) -> tuple[list[Rival], dict[str, str]]:
+    """Those on PATH, and why others are left out, by program. `wireguard_go`: a file to use instead of that on PATH."""
     found: list[Rival] = []
-    if (program := wireguard_go or shutil.which("wireguard-go")) and shutil.which("wg"):
-        found.append(WireGuard("wireguard-go", [program, "--foreground"]))
-    if shutil.which("boringtun-cli") and shutil.which("wg"):
-        found.append(WireGuard("boringtun", ["boringtun-cli", "--foreground", "--disable-drop-privileges"]))
-    if shutil.which("nebula") and shutil.which("nebula-cert"):
-        found.append(Nebula())
-    if shutil.which("tincd"):
-        found.append(Tinc())
-    if shutil.which("openvpn"):
-        found.append(OpenVpn())
-    return found
-
-
-def found_not_driven() -> list[str]:
-    return [program for program in NOT_DRIVEN if shutil.which(program)]
+    left_out: dict[str, str] = {}
+    for each in CANDIDATES:
+        given = wireguard_go if each.program == "wireguard-go" else None
+        if shutil.which(given or each.program) is None:
+            left_out[each.program] = f"left out: {given} is no program" if given else "left out: not on PATH"
+        elif missing := [f"{name} ({what})" for name, what in each.needs.items() if shutil.which(name) is None]:
+            left_out[each.program] = f"left out: it also takes {' and '.join(missing)}, not on PATH"
+        else:
+            found.append(each.driver(given or each.program))
+    return found, left_out

@@ -1,7 +1,9 @@
 """Brings contenders up and asks them in turn: every round measures all of them, each time another one first."""
 
 import contextlib
-import json
+import os
+import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +13,12 @@ from tests.lab.bench.contenders import PLAIN_WIRE, Contender, Ends, Overlay, Vet
 from tests.lab.bench.load import LoadFailed
 from tests.lab.bench.result import Result, Sample
 from tests.lab.engines import ping as answers
-from tests.lab.netns import Lab, wait_for
+from tests.lab.netns import Lab, pids, wait_for
 
 Probe = Callable[[Ends], Iterable[Sample]]
 """One measurement: load, and what came of it."""
 
-EXPECTED = (LoadFailed, OSError, AssertionError, LookupError, json.JSONDecodeError, subprocess.SubprocessError)
+EXPECTED = (LoadFailed, OSError, AssertionError, LookupError, ValueError, subprocess.SubprocessError)
 """What a contender that does not work fails with (a wait's `TimeoutError` is an OSError): it is left out and named."""
 
 LAST = 3  # lines of a log that are shown
@@ -52,7 +54,8 @@ class Bench:
                     wait_for(lambda ends=ends: answers(ends.a, ends.address_b, 1), "the first ping", JOIN_TIMEOUT)  # type: ignore[misc]
                 except EXPECTED as error:
                     result.fail(contender.name, "did not come up", reason(error))
-                    last = last_words(lab.directory, f"{number}[ab]-*.log")
+                    _stop(lab, number)
+                    last = last_words(lab.directory, f"{number}[a-z]*.log")
                     result.failures += [f"    {line}" for line in last]
                 else:
                     ready.append(ends)
@@ -68,6 +71,15 @@ class Bench:
                         result.add(ends.contender, at, probe(ends))
                     except EXPECTED as error:
                         result.fail(ends.contender, what, reason(error))
+
+
+def _stop(lab: Lab, number: int) -> None:
+    """What does not work must not keep the processors from those that do. The lab's end does the rest."""
+    for machine in lab.namespaces.values():
+        if re.match(rf"{number}\D", machine.short_name):
+            for pid in pids(machine.name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
 
 
 def last_words(folder: Path, logs: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Network maps: what is believed, and how one version becomes the next."""
 
+import zlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -39,7 +41,11 @@ def record(name: str, rtype: str = "TXT", value: str = "x", owner: int = 2) -> M
 
 
 def signed_as_is(body: bytes) -> SignedMap:
-    """What only the holder of the key can make, and `sign` never would."""
+    """What only the holder of the key can make, and `sign` never would. Of JSON, packed."""
+    return packed_as_is(zlib.compress(body))
+
+
+def packed_as_is(body: bytes) -> SignedMap:
     return SignedMap(body=body, signature=SigningKey(SEED).sign(MAP_CONTEXT + body).signature)
 
 
@@ -108,6 +114,9 @@ WRONG_MAPS = [
     network_map(1, records=(record("A.local.test"),)),
     MapDelta(network="6f76", base=1, version=2, records_added=(record("a..b"),)),
     MapDelta(network="6f76", base=1, version=2, records_removed=(record("-"),)),
+    network_map(1, part=1, parts=1),
+    network_map(1, part=-1, parts=2),
+    network_map(1, parts=netmap.MAX_PARTS + 1),
     MapDelta(network="6f76", base=2, version=2),
     MapDelta(network="6f76", base=-1, version=2),
     MapDelta(network="6f76", base=1, version=2, removed=(3, 3)),
@@ -122,6 +131,57 @@ def test_a_wrong_map_is_neither_signed_nor_believed(wrong: NetworkMap | MapDelta
     with pytest.raises(RemoteProtocolError) as caught:
         netmap.verify(signed_as_is(msgspec.json.encode(wrong)), KEY)
     assert caught.value.reason == "bad_map"
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"",
+        msgspec.json.encode(network_map(1)),  # not packed
+        zlib.compress(msgspec.json.encode(network_map(1)))[:-1],
+        zlib.compress(msgspec.json.encode(network_map(1))) + b"x",
+        zlib.compress(bytes(netmap.MAX_BODY + 1)),
+    ],
+)
+def test_what_is_signed_and_does_not_unpack_is_refused(packed: bytes) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        netmap.verify(packed_as_is(packed), KEY)
+    assert caught.value.reason == "bad_map"
+
+
+@given(maps(3), st.integers(1, 3))
+def test_a_map_in_parts_is_the_same_map(whole: NetworkMap, nodes_per_part: int) -> None:
+    replica = netmap.Replica(network_map(2, node(200)))
+    parts = netmap.split(whole, nodes_per_part)
+    for part in parts[:-1]:
+        assert replica.take(netmap.verify(netmap.sign(part, SEED), KEY)) is None
+        assert replica.current == network_map(2, node(200))  # until it is whole
+    assert replica.take(netmap.verify(netmap.sign(parts[-1], SEED), KEY)) == sorted_map(whole) == replica.current
+
+
+def test_parts_out_of_place_are_refused() -> None:
+    first, second, third = netmap.split(network_map(3, *(node(number) for number in range(1, 7))), 2)
+    twice = msgspec.structs.replace(second, nodes=first.nodes)
+    others: list[list[NetworkMap | MapDelta]] = [
+        [second],
+        [first, third],
+        [first, first],
+        [first, msgspec.structs.replace(second, version=4)],
+        [first, msgspec.structs.replace(second, network="other")],
+        [first, msgspec.structs.replace(second, parts=4)],
+        [first, network_map(4)],
+        [first, MapDelta(network="6f76", base=2, version=3)],
+        [first, twice, third],
+    ]
+    for updates in others:
+        replica = netmap.Replica(network_map(2))
+        with pytest.raises(RemoteProtocolError) as caught:
+            for update in updates:
+                replica.take(update)
+        assert caught.value.reason == "bad_map"
+        assert replica.current == network_map(2)
+    with pytest.raises(LocalProtocolError):
+        netmap.apply(None, first)
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"\xff", b'{"kind":"other"}', b'{"kind":"full"}', b"[" * 100_000])

@@ -214,7 +214,7 @@ def of_frame_lengths(marker: bytes) -> Iterator[tuple[str, bytes, str]]:
     for length in (0, 1, 19, size + 1, 65535, 65536, 1 << 31, (1 << 32) - 1):
         yield f"length {length}", struct.pack("<I", length) + frame, "bad_frame_length"
     for extra in range(1, 14):
-        yield f"{extra} bytes behind the last frame", plaintext(frame) + bytes(extra), "short_frame"
+        yield f"{extra} bytes behind the last frame", plaintext(frame) + bytes(extra - 1) + b"\1", "short_frame"
     yield "an empty frame behind", plaintext(frame) + bytes(14), "bad_frame_length"
     for extra in (1, 13):
         yield f"nothing but {extra} bytes", marker[:extra], "short_frame"

@@ -36,9 +36,9 @@ def test_the_largest_packet_fits() -> None:
 @pytest.mark.parametrize(
     ("plain", "reason"),
     [
-        (b"\0", "short_frame"),
+        (b"\1", "short_frame"),
         (frame(bytes(20))[:13], "short_frame"),
-        (frame(bytes(20)) + bytes(13), "short_frame"),
+        (frame(bytes(20)) + bytes(12) + b"\1", "short_frame"),
         (frame(bytes(20))[:-1], "bad_frame_length"),
         (frame(bytes(19)), "bad_frame_length"),
         (frame(b""), "bad_frame_length"),

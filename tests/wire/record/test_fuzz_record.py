@@ -9,7 +9,7 @@ from overlay.errors import RemoteProtocolError
 from overlay.wire.packet import virtio
 from overlay.wire.packet.superpacket import split
 from overlay.wire.record.fragments import FRAGMENT_HEADER, runs
-from overlay.wire.record.frames import FRAME_HEADER, frames
+from overlay.wire.record.frames import FRAME_HEADER, MAX_PADDING, REPORT_GSO_TYPE, frames, single_frames
 from tests.wire.packet.packets import Flow
 from tests.wire.record.batches import RECEIVER, reader
 
@@ -37,12 +37,34 @@ def test_frames(plain: bytes) -> None:
     writable = memoryview(bytearray(plain))
     with suppress(RemoteProtocolError):
         found = frames(writable)
-        assert [0, *(end for _, end in found)] == [*(start for start, _ in found), len(plain)]
+        ends = [0, *(end for _, end in found)]
+        assert ends[:-1] == [start for start, _ in found]
+        assert len(plain) - ends[-1] <= MAX_PADDING
+        assert not any(plain[ends[-1] :])
         for start, end in found:
             with suppress(RemoteProtocolError):
                 virtio.validate(writable[start + 4 : start + 14], writable[start + 14 : end])
             with suppress(RemoteProtocolError):
                 split(writable[start + 4 : end])
+
+
+@given(st.lists(almost_frames | st.binary(max_size=60), max_size=5))
+def test_single_frames_are_those_that_a_closer_look_finds_alone(plains: list[bytes]) -> None:
+    views = [memoryview(bytearray(plain)) for plain in plains]
+    found = single_frames(views)
+    looked: list[bytes] | None = []
+    for view in views:
+        try:
+            ((start, end),) = frames(view)
+        except (RemoteProtocolError, ValueError):
+            looked = None
+            break
+        if view[5] == REPORT_GSO_TYPE:
+            looked = None
+            break
+        assert looked is not None
+        looked.append(bytes(view[start + 4 : end]))
+    assert (None if found is None else [bytes(each) for each in found]) == looked
 
 
 @given(
@@ -65,3 +87,27 @@ def test_reader(arrivals: list[tuple[bytes, int, int, bool]]) -> None:
     theirs.expire(1e9)
     assert theirs.next_timeout() is None
     assert theirs.completed == 0
+
+
+@given(
+    st.lists(st.lists(almost_fragments.map(lambda made: made[:16]), min_size=1, max_size=8), max_size=8),
+    st.integers(1, 60),
+    st.binary(min_size=480, max_size=480),
+    st.booleans(),
+    st.integers(0, 59),
+)
+def test_reader_of_runs_taken_apart(
+    runs_of_headers: list[list[bytes]], room: int, box: bytes, multi: bool, missing: int
+) -> None:
+    """The quick way takes what the close look takes, also of nonsense."""
+    quick, close = reader(), reader()
+    for number, headers in enumerate(runs_of_headers):
+        boxes = box[: len(headers) * room - min(missing, room - 1)]
+        joined = b"".join(header + boxes[at * room : (at + 1) * room] for at, header in enumerate(headers))
+        now = number / 10
+        found = quick.receive_apart(memoryview(b"".join(headers)), 0, memoryview(boxes), room, now, multi=multi)
+        if found is None:
+            assert len({header[:1] + header[4:8] for header in headers}) > 1
+            found = quick.receive(memoryview(joined), 16 + room, 0, now, multi=multi)
+        assert found == close.receive(memoryview(joined), 16 + room, 0, now, multi=multi)
+        assert (quick.drops, quick.lost) == (close.drops, close.lost)

@@ -4,7 +4,22 @@ from collections.abc import Callable, Mapping
 
 from tests.lab.bench.result import Result
 from tests.lab.bench.runner import Bench
-from tests.lab.bench.suites import carrier, cpu, dns, idle, loss, memory, mtu, pps, relay, rtt, scale, tcp, wireguard
+from tests.lab.bench.suites import (
+    carrier,
+    cpu,
+    dns,
+    idle,
+    loss,
+    memory,
+    mtu,
+    paths,
+    pps,
+    relay,
+    rtt,
+    scale,
+    tcp,
+    wireguard,
+)
 
 SUITES: Mapping[str, Callable[[Bench], Result]] = {
     "tcp": tcp.run,
@@ -19,5 +34,6 @@ SUITES: Mapping[str, Callable[[Bench], Result]] = {
     "memory": memory.run,
     "idle": idle.run,
     "scale": scale.run,
+    "paths": paths.run,
     "dns": dns.run,
 }

@@ -16,7 +16,7 @@ from tests.lab.bench.machine import cpu_seconds, resident_mb
 from tests.lab.bench.result import Quantity, Result
 from tests.lab.bench.runner import EXPECTED, Bench, reason
 from tests.lab.bench.suites.tcp import throughput
-from tests.lab.netns import Lab, wait_for
+from tests.lab.netns import Lab, Namespace, wait_for
 from tests.lab.test_links import NO_UDP
 from tests.lab.topology import SERVER_ADDRESS, Network, build_internet
 
@@ -32,9 +32,10 @@ JOINED = Quantity("new nodes taken in", "1/s")
 JOIN_CPU = Quantity("the server's CPU per new node", "ms", more_is_better=False)
 ECHO_PORT, FORWARD_PORT = 5202, 5203
 ECHOES = 300
-NODES, NODES_QUICK = 1900, 20
-"""The network takes 2,000 (`overlay.server.admission.MAX_NODES`)."""
-JOIN_TIMEOUT = 120.0  # s
+RETURNED = Quantity("registered nodes back after a restart", "1/s")
+DIALLED = Quantity("connections that each took to come back", "", more_is_better=False)
+NODES, NODES_QUICK = 5000, 20
+SETTLE = 8.0  # s until what a crowd was told is dealt with
 _HELPER = (sys.executable, "-m", "tests.lab.bench.echo")
 
 
@@ -156,50 +157,77 @@ def _add_shares(result: Result) -> None:
                 result.add(name, at, [(SHARE, value / direct[at])])
 
 
-def join_crowd(bench: Bench, result: Result, count: int) -> None:
-    """`count` new nodes join a fresh server by tcp, and stay."""
+class _Crowd:
+    """The nodes of `tests.lab.bench.joiners`, in a process of their own."""
+
+    def __init__(self, space: Namespace, invite: str, count: int, settle: float) -> None:
+        helper = [sys.executable, "-m", "tests.lab.bench.joiners"]
+        command = [*helper, "--count", str(count), "--settle", str(settle)]
+        self._process = space.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._say(invite)
+
+    def ask(self, command: str) -> dict[str, float]:
+        self.tell(command)
+        return self.answer()
+
+    def tell(self, command: str) -> None:
+        self._say(command)
+
+    def answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        said: dict[str, float] = json.loads(self._process.stdout.readline() or '{"error": "it ended"}')
+        if "error" in said:
+            raise load.LoadFailed(said["error"])
+        return said
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+
+def join_crowd(bench: Bench, result: Result, count: int, at: int = 0) -> None:
+    """`count` new nodes join a fresh server by tcp, stay, and come back when it was started anew."""
     name = f"{count} nodes by tcp"
     bench.say(f"{result.suite}: {name}")
-    with Lab() as lab:
-        server, crowd = lab.namespace("server"), lab.namespace("crowd")
+    with Lab() as lab, contextlib.ExitStack() as stack:
+        server, space = lab.namespace("server"), lab.namespace("crowd")
         network = Network(lab, lab.namespace("nowhere"))
         network.machine(server)
-        lab.link(server, f"{SERVER_ADDRESS}/24", crowd, "198.51.100.2/24")
+        lab.link(server, f"{SERVER_ADDRESS}/24", space, "198.51.100.2/24")
         server.route("198.18.0.0/15", "198.51.100.2")
-        crowd.run(["ip", "route", "add", "local", "198.18.0.0/15", "dev", "lo"])
+        space.run(["ip", "route", "add", "local", "198.18.0.0/15", "dev", "lo"])
         try:
             network.start_server()
-            invite = network.invite("--uses", str(count))
+            crowd = _Crowd(space, network.invite("--uses", str(count)), count, 0.5 if bench.quick else SETTLE)
+            stack.callback(crowd.end)
             pid = network.server.daemon_pid()
             assert pid is not None
             before, used = resident_mb([pid]), cpu_seconds([pid])
-            process = crowd.popen(
-                [sys.executable, "-m", "tests.lab.bench.joiners", "--count", str(count)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(invite + "\n")
-            process.stdin.flush()
-            said = json.loads(process.stdout.readline() or '{"error": "it ended"}')
-            if "error" in said:
-                raise load.LoadFailed(said["error"])
+            joined = crowd.ask("join")["seconds"]
             spent = cpu_seconds([pid]) - used
-            after = json.loads(process.stdout.readline())  # when all is still
-            assert after["connected"] == count, after
-            grown = resident_mb([pid]) - before
-            process.stdin.close()
-            process.wait()
+            here = crowd.ask("settle")["connected"]
+            assert here == count, here
+            memory = resident_mb([pid]) - before
+            result.add(
+                name,
+                at,
+                [(MEMORY, memory * 1e3 / count), (JOINED, count / joined), (JOIN_CPU, spent * 1e3 / count)],
+            )
+            crowd.tell("return")
+            network.server.overlay("down", "--quiet")
+            network.start_server()
+            back = crowd.answer()
+            here = crowd.ask("settle")["connected"]
+            assert here == count, here
+            result.add(name, at, [(RETURNED, count / back["seconds"]), (DIALLED, back["dialled"] / count)])
         except EXPECTED as error:
             result.fail(name, "joining", reason(error))
-            return
-        result.add(
-            name,
-            0,
-            [(MEMORY, grown * 1e3 / count), (JOINED, count / said["seconds"]), (JOIN_CPU, spent * 1e3 / count)],
-        )
 
 
 def run(bench: Bench) -> Result:
@@ -209,5 +237,6 @@ def run(bench: Bench) -> Result:
         _add_shares(result)
         if joined:
             _ask_round_trips(bench, result, joined)
-    join_crowd(bench, result, bench.nodes or (NODES_QUICK if bench.quick else NODES))
+    for at in range(bench.rounds):
+        join_crowd(bench, result, bench.nodes or (NODES_QUICK if bench.quick else NODES), at)
     return result

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tests.lab.bench.contenders import Ends
 from tests.lab.bench.machine import cpu_seconds
 from tests.lab.bench.result import Quantity, Result
-from tests.lab.bench.runner import Bench
+from tests.lab.bench.runner import EXPECTED, Bench, reason
 
 TITLE = "An idle pair"
 BYTES = Quantity("on the wire, both directions", "bytes/minute", more_is_better=False)
@@ -23,8 +23,15 @@ def outside_bytes(ends: Ends) -> int:
     return sum(int(line) for line in done.stdout.split())
 
 
-def _look(joined: Sequence[Ends]) -> dict[str, tuple[int, float]]:
-    return {ends.contender: (outside_bytes(ends), cpu_seconds(ends.processes)) for ends in joined}
+def _look(result: Result, joined: Sequence[Ends]) -> dict[str, tuple[int, float]]:
+    """Bytes and CPU seconds until now, of those that are still there."""
+    seen = {}
+    for ends in joined:
+        try:
+            seen[ends.contender] = (outside_bytes(ends), cpu_seconds(ends.processes))
+        except EXPECTED as error:
+            result.fail(ends.contender, "a look at it", reason(error))
+    return seen
 
 
 def run(bench: Bench) -> Result:
@@ -35,10 +42,12 @@ def run(bench: Bench) -> Result:
         time.sleep(QUICK if bench.quick else SETTLE)
         for at in range(1 if bench.quick else bench.rounds):
             bench.say(f"idle: round {at + 1}")
-            start, before = time.monotonic(), _look(joined)
+            start, before = time.monotonic(), _look(result, joined)
             time.sleep(QUICK if bench.quick else WATCH)
             minutes = (time.monotonic() - start) / 60
-            for name, (count, cpu) in _look(joined).items():
+            for name, (count, cpu) in _look(result, joined).items():
+                if name not in before:
+                    continue
                 per_minute = (count - before[name][0]) / minutes, (cpu - before[name][1]) * 1e3 / minutes
                 result.add(name, at, zip((BYTES, CPU), per_minute, strict=True))
     return result

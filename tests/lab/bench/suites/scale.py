@@ -1,7 +1,9 @@
 """Many peers in one engine: what a packet costs must not depend on how many others there are.
 
-Asked twice: with one peer that talks and others that are only known, and with a session to each and every packet to
-another one, which no batch of packets can help.
+Asked three times: with one peer that talks and others that are only known; with a session to each and every packet to
+another one; and the same with packets that come one at a time, each to an engine that had gone to sleep. Of those that
+come together several belong to one peer where there are two, and none where there are a thousand, so that what is done
+once a turn for each peer is shared by fewer. One at a time, the pattern is the same whatever the number of peers.
 """
 
 import contextlib
@@ -36,8 +38,10 @@ TITLE = "Many peers in one engine"
 PEERS = (2, 100, 1000)
 COST = Quantity("CPU per packet, sending end", "µs", more_is_better=False)
 IN_TURN = Quantity("CPU per packet, all peers in turn", "µs", more_is_better=False)
+ONE_BY_ONE = Quantity("the same, one packet at a time", "µs", more_is_better=False)
 MEMORY = Quantity("memory, sending end", "MB", more_is_better=False)
 RATE = 10_000.0  # datagrams/s that all can carry
+SLOW_RATE = 2500.0  # datagrams/s that find everybody asleep
 SIZE = 64  # bytes
 READY_TIMEOUT = 60.0  # s for as many handshakes
 HANDSHAKES = 90.0  # per s: from 128 on an engine counts as under load, and asks for proof of addresses first
@@ -66,7 +70,7 @@ def _cost(ends: Ends, seconds: int) -> Sequence[Sample]:
 
 _SEND = """
 import socket, sys, time
-rate, seconds, size = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+rate, seconds, size, pause = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 addresses = sys.stdin.read().split()
 sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 start, sent, payload = time.monotonic(), 0, bytes(size)
@@ -74,7 +78,7 @@ while (passed := time.monotonic() - start) < seconds:
     while sent < passed * rate:
         sender.sendto(payload, (addresses[sent % len(addresses)], 9))
         sent += 1
-    time.sleep(0.001)
+    time.sleep(pause)
 print(sent)
 """
 
@@ -85,9 +89,9 @@ class Circle(Ends):
 
     addresses: Sequence[str] = ()
 
-    def send(self, rate: float, seconds: float) -> int:
-        """Datagrams to all in turn; how many."""
-        command = [sys.executable, "-c", _SEND, str(rate), str(seconds), str(SIZE)]
+    def send(self, rate: float, seconds: float, pause: float = 0.001) -> int:
+        """Datagrams to all in turn, those together that are due after `pause` s; how many."""
+        command = [sys.executable, "-c", _SEND, *map(str, (rate, seconds, SIZE, pause))]
         return int(self.a.run(command, input=" ".join(self.addresses)).stdout)
 
 
@@ -141,9 +145,12 @@ def _circles(bench: Bench, result: Result, sizes: Sequence[int]) -> Iterator[lis
 
 def _cost_in_turn(ends: Ends, seconds: int) -> Sequence[Sample]:
     assert isinstance(ends, Circle)
-    before = cpu_seconds(ends.processes_a)
-    sent = ends.send(RATE, seconds)
-    return [(IN_TURN, (cpu_seconds(ends.processes_a) - before) * 1e6 / sent)]
+    found = []
+    for quantity, rate, pause in ((IN_TURN, RATE, 0.001), (ONE_BY_ONE, SLOW_RATE, 1 / SLOW_RATE)):
+        before = cpu_seconds(ends.processes_a)
+        sent = ends.send(rate, seconds, pause)
+        found.append((quantity, (cpu_seconds(ends.processes_a) - before) * 1e6 / sent))
+    return found
 
 
 def run(bench: Bench) -> Result:

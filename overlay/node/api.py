@@ -13,7 +13,7 @@ from overlay.daemon.localapi import json_object, on_user_error, text_in
 from overlay.daemon.peers import Peers, peer_routes
 from overlay.daemon.records import Recording, record_routes
 from overlay.errors import UserError
-from overlay.node.status import ExposureStatus, NodeStatus
+from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus
 
 
 class Node(Recording, Protocol):
@@ -24,6 +24,8 @@ class Node(Recording, Protocol):
     def exposures(self) -> tuple[ExposureStatus, ...]: ...
     async def expose(self, target: str, public: str) -> ExposureStatus: ...
     async def unexpose(self, name: str) -> None: ...
+    def names_status(self) -> NamesStatus: ...
+    async def query_name(self, name: str, rtype: str) -> NameAnswer: ...
 
 
 def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
@@ -47,6 +49,13 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
         await node.unexpose(request.path_params["id"])
         return _answer({})
 
+    async def names_status(_request: Request) -> Response:
+        return _answer(node.names_status())
+
+    async def query_name(request: Request) -> Response:
+        document = await json_object(request)
+        return _answer(await node.query_name(text_in(document, "name"), text_in(document, "type", "A")))
+
     return Starlette(
         routes=[
             Route("/v1/status", status, methods=["GET"]),
@@ -54,6 +63,8 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
             Route("/v1/exposures", exposures, methods=["GET"]),
             Route("/v1/exposures", expose, methods=["POST"]),
             Route("/v1/exposures/{id}", unexpose, methods=["DELETE"]),
+            Route("/v1/dns", names_status, methods=["GET"]),
+            Route("/v1/dns/query", query_name, methods=["POST"]),
             *capture_routes(capturing),
             *peer_routes(peers),
             *record_routes(node),

@@ -44,7 +44,7 @@ from overlay.node.punching import Own, TcpPunching
 from overlay.node.records import Records
 from overlay.node.reflexive import Reflexive
 from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
-from overlay.node.status import ExposureStatus, NodeStatus, ServerStatus, State
+from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
 from overlay.wire.endpoint import Endpoint
@@ -263,6 +263,12 @@ class NodeDaemon:
 
     async def remove_record(self, name: str, rtype: str) -> None:
         await self._records.remove(name, rtype)
+
+    def names_status(self) -> NamesStatus:
+        return self._member.names.status()
+
+    async def query_name(self, name: str, rtype: str) -> NameAnswer:
+        return await self._member.names.query(name, rtype)
 
     # inside ----------------------------------------------------------------------------------------------------------
 

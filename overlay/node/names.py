@@ -11,16 +11,18 @@ from ipaddress import ip_address, ip_network
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
-from dnslib import QTYPE
+from dnslib import QTYPE, RCODE, DNSError, DNSRecord
 
 from overlay.daemon.state import StateDir
-from overlay.errors import UserError
+from overlay.errors import Exit, UserError
 from overlay.node.interface import Address
+from overlay.node.status import NameAnswer, NamesStatus
 from overlay.wire.control.messages import MapRecord, NetworkMap
 from overlay.wire.control.records import RECORD_TYPES, is_shadowed, is_within, service
-from overlay_dns.forwarder import Explanation, Upstream
-from overlay_dns.labels import reverse_origins
-from overlay_dns.osconfig.system import SystemDns, SystemDnsStatus
+from overlay.wire.endpoint import format_endpoint
+from overlay_dns.forwarder import Upstream
+from overlay_dns.labels import labels_in, reverse_origins
+from overlay_dns.osconfig.system import SystemDns
 from overlay_dns.server import PORT, Resolver
 from overlay_dns.zone import Record, Zones, address_record
 
@@ -81,6 +83,7 @@ class Names:
         self.port: int | None = None  # while the resolver serves
         self._wanted_port = port
         self._system = system or SystemDns(state)
+        self._own = self._domain = ""
         self._zones: Zones | None = None
         self._resolver: Resolver | None = None
         self._upstreams: list[tuple[str, int]] = []
@@ -90,13 +93,57 @@ class Names:
         """The system's own name servers while we stand in their place; else empty."""
         return tuple(self._upstreams) if self._resolver is not None and self._system.takes_over else ()
 
-    def system_status(self) -> SystemDnsStatus:
-        """What of the system was found, what was done and why."""
-        return self._system.status()
+    def status(self) -> NamesStatus:
+        """What is served, and what of the system was found, what was done and why."""
+        system = self._system.status()
+        return NamesStatus(
+            endpoint=format_endpoint((self._own, self.port)) if self.port is not None else None,
+            zones=self._zones.origins if self._zones is not None else (),
+            upstreams=tuple(host for host, _ in self._upstreams),
+            way=system.way,
+            reason=system.reason,
+            reapplied=system.reapplied,
+            warning=self.warning,
+            drops=dict(self._resolver.drops) if self._resolver is not None else {},
+        )
 
-    def explain(self, name: str) -> Explanation | None:
-        """Which way a question for somebody else's `name` takes; None while the resolver does not serve."""
-        return self._resolver.forwarder.explain(name) if self._resolver is not None else None
+    async def query(self, name: str, rtype: str) -> NameAnswer:
+        """Ask the resolver as a program on this machine would. A name of one label is meant in the network's domain.
+
+        Raises `UserError`: "name-invalid", "names-down".
+        """
+        resolver, zones = self._resolver, self._zones
+        if resolver is None or zones is None or self.port is None:
+            raise UserError("names-down", "The resolver does not serve on this machine.", "See 'overlay dns status'.")
+        if "." not in name:
+            name = f"{name}.{self._domain}"
+        try:
+            query = DNSRecord.question(name, rtype.upper())
+            data = bytes(query.pack())
+        except (DNSError, ValueError, AttributeError) as error:
+            raise UserError(
+                "name-invalid",
+                f"'{name[:100]}' and {rtype[:20]} are no question: {error}.",
+                "Write a name and a type, as in: overlay dns query b.local.test AAAA",
+                Exit.USAGE,
+            ) from error
+        zone = zones.zone_of(labels_in(query.q.qname))
+        kept = zone is None and resolver.forwarder.remembered(data) is not None
+        started = anyio.current_time()
+        reply = await resolver.reply(data, self._own, stream=True)
+        took = anyio.current_time() - started
+        assert reply is not None  # it is a query
+        answer = DNSRecord.parse(reply)
+        return NameAnswer(
+            name=name.removesuffix("."),
+            type=rtype.upper(),
+            rcode=str(RCODE.get(answer.header.rcode, answer.header.rcode)),
+            answers=tuple(" ".join(record.toZone().split()) for record in answer.rr),
+            source="zone" if zone is not None else "cache" if kept else "forwarded",
+            zone=b".".join(zone.origin).decode() if zone is not None else None,
+            upstreams=() if zone is not None else tuple(resolver.forwarder.explain(name).upstreams),
+            took_ms=round(took * 1000, 3),
+        )
 
     def set_map(self, network_map: NetworkMap) -> None:
         """Answer from this map from now on."""
@@ -119,6 +166,7 @@ class Names:
         Signals `started` when names work, or when it is clear that they do not (`warning` says why).
         """
         own = str(addresses[0])
+        self._own, self._domain = own, domain
         started = False
         self._resolver = Resolver(
             self._zones or Zones.build(domain, {}, 0), lambda: [Upstream(*each) for each in self._upstreams]

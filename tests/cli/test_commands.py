@@ -37,6 +37,8 @@ ALL_WITH_NODE = (
     ("dns", "add"),
     ("dns", "ls"),
     ("dns", "rm"),
+    ("dns", "query"),
+    ("dns", "status"),
 )
 OVERLAY = str(Path(sys.executable).parent / "overlay")
 
@@ -122,6 +124,8 @@ def test_an_error_with_json_is_one_document_on_standard_output(tmp_path: Path) -
         ("dns", "add", "api", "A", "192.0.2.1"),
         ("dns", "ls"),
         ("dns", "rm", "api"),
+        ("dns", "query", "b"),
+        ("dns", "status"),
         ("node", "ls"),
         ("node", "rm", "a"),
         ("node", "rename", "a", "b"),

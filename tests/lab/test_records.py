@@ -1,5 +1,6 @@
 """Records that people put into the zone: added on one machine, resolved on another within a second, gone after `rm`."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 
@@ -49,7 +50,8 @@ def test_added_on_one_found_on_another_gone_after_rm(hosts: tuple[Host, Host, Ho
     server, a, b = hosts
 
     def dig(*question: str) -> list[str]:
-        return b.namespace.run(["dig", "+short", *question]).stdout.splitlines()
+        found: str = b.namespace.run(["dig", "+short", *question]).stdout
+        return found.splitlines()
 
     assert a.done("dns", "add", "api", "A", "192.0.2.7") == "api.local.test  A  192.0.2.7\n"
     within_a_second(lambda: dig("api.local.test") == ["192.0.2.7"], "dig finds it on b")
@@ -67,3 +69,16 @@ def test_added_on_one_found_on_another_gone_after_rm(hosts: tuple[Host, Host, Ho
     assert "www.local.test" in b.done("dns", "ls")
     server.done("dns", "rm", "www")
     within_a_second(lambda: dig("www.local.test") == [], "the server's host may remove anybody's")
+
+
+def test_query_and_status_say_where_answers_come_from(hosts: tuple[Host, Host, Host]) -> None:
+    _, a, _ = hosts
+    answer = json.loads(a.done("dns", "query", "b", "--json"))
+    assert (answer["source"], answer["zone"], answer["rcode"]) == ("zone", "local.test", "NOERROR")
+    assert answer["answers"][0].startswith("b.local.test. 5 IN A ")
+    assert "NXDOMAIN from the network's zone local.test" in a.done("dns", "query", "nobody")
+    status = json.loads(a.done("dns", "status", "--json"))
+    assert "local.test" in status["zones"] and status["way"] == "file" and status["endpoint"].endswith(":53")
+    assert status["upstreams"] == ["192.0.2.53"] and "192.0.2.53" in a.done("dns", "status")
+    code, _, errors = a.overlay("dns", "query", "b", "NOTHING")
+    assert code == Exit.USAGE and "no question" in errors

@@ -1,4 +1,4 @@
-"""`overlay dns add | ls | rm`: the names of the network that people made."""
+"""`overlay dns add | ls | rm | query | status`: names that people made, and this machine's resolver."""
 
 from typing import Annotated
 from urllib.parse import urlencode
@@ -79,3 +79,46 @@ def remove_records(
         output.print_json({"removed": name})
     elif not quiet:
         output.note(f"{name} is out of the zone.")
+
+
+@dns_app.command("query", epilog="Example: overlay dns query b.local.test AAAA")
+def query_name(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of one label: in the network's domain.")],
+    state: NodeState,
+    type: Annotated[str, typer.Argument(metavar="[TYPE]", help="Of the record.")] = "A",
+    json: Json = False,
+) -> None:
+    """Ask this machine's resolver, and show where its answer comes from."""
+    from overlay.daemon.client import LocalClient
+
+    answer = LocalClient(state).request("POST", "/v1/dns/query", {"name": name, "type": type}, timeout=30)
+    if json:
+        output.print_json(answer)
+        return
+    for record in answer["answers"]:
+        output.print_line(record)
+    where = {
+        "zone": f"the network's zone {answer['zone']}",
+        "cache": "memory: an answer of the system's name servers",
+        "forwarded": f"the system's name servers: {', '.join(answer['upstreams']) or 'there are none'}",
+    }
+    output.print_line(f"{answer['rcode']} from {where[answer['source']]}, in {answer['took_ms']:.2f} ms")
+
+
+@dns_app.command("status", epilog="Example: overlay dns status --json")
+def names_status(state: NodeState, json: Json = False) -> None:
+    """Show what this machine's resolver serves, and what the system was told of it and why."""
+    from overlay.daemon.client import LocalClient
+
+    document = LocalClient(state).request("GET", "/v1/dns")
+    if json:
+        output.print_json(document)
+        return
+    output.print_line(f"resolver   {document['endpoint'] or 'does not serve'}")
+    output.print_line(f"zones      {'  '.join(document['zones'])}")
+    output.print_line(f"upstreams  {'  '.join(document['upstreams']) or 'none'}")
+    output.print_line(f"system     {document['way']}: {document['reason']}")
+    if document["warning"]:
+        output.print_line(f"warning    {document['warning']}")
+    for reason, count in sorted(document["drops"].items()):
+        output.print_line(f"dropped    {count} {reason}")

@@ -187,6 +187,17 @@ def peer_table(peers: list[dict[str, Any]]) -> Table:
     return table
 
 
+def record_table(records: list[dict[str, Any]]) -> RenderableType:
+    """Records that people put into the zone."""
+    if not records:
+        return Text("no records", style="dim")
+    table = _table("name", "type", "value", "by")
+    for each in records:
+        shadowed = Text(" (not served: a node has this name)", style="yellow") if each["shadowed"] else Text("")
+        table.add_row(each["name"], each["type"], Text(each["value"]) + shadowed, each["node"])
+    return table
+
+
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
     table = _table("id", "public", "target", "tunnel", "connections")
     for exposure in exposures:

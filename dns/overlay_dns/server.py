@@ -345,4 +345,6 @@ def _pack(answer: DNSRecord, query: DNSRecord, *, stream: bool) -> bytes:
 def _truncate(query: DNSRecord) -> bytes:
     reply = query.reply(ra=1, aa=0)
     reply.header.tc = 1
+    if any(record.rtype == 41 for record in query.ar):
+        reply.add_ar(EDNS0(udp_len=LARGEST_UDP_SIZE))  # RFC 6891 section 7: truncated or not
     return bytes(reply.pack())

@@ -178,6 +178,11 @@ class Zones:
         ]
         return cls(zones, networks)
 
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The names of the zones, without the last dot."""
+        return tuple(b".".join(zone.origin).decode() for zone in self._zones)
+
     def zone_of(self, labels: Labels) -> Zone | None:
         """The zone that is authoritative for a name, if it is ours."""
         return next((zone for zone in self._zones if zone.holds(labels)), None)

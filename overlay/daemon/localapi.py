@@ -62,6 +62,14 @@ async def json_object(request: Request) -> dict[str, Any]:
     return document
 
 
+def text_in(document: dict[str, Any], key: str, default: str | None = None) -> str:
+    """A text of a request. Raises `UserError` ("bad-request")."""
+    value = document.get(key, default)
+    if not isinstance(value, str):
+        raise UserError("bad-request", f"The request must have the text '{key}'.", exit_code=Exit.USAGE)
+    return value
+
+
 def may_use(uid: int, gid: int, owner: int) -> bool:
     """Whether a process of this user may call the API: root, the daemon's own user, members of the group `overlay`."""
     if uid in (0, owner):

@@ -9,13 +9,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from overlay.daemon.capture import Capturing, capture_routes
-from overlay.daemon.localapi import json_object, on_user_error
+from overlay.daemon.localapi import json_object, on_user_error, text_in
 from overlay.daemon.peers import Peers, peer_routes
-from overlay.errors import Exit, UserError
-from overlay.node.status import ExposureStatus, NodeStatus
+from overlay.daemon.records import Recording, record_routes
+from overlay.errors import UserError
+from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus
 
 
-class Node(Protocol):
+class Node(Recording, Protocol):
     """What the API offers."""
 
     async def status(self) -> NodeStatus: ...
@@ -23,6 +24,8 @@ class Node(Protocol):
     def exposures(self) -> tuple[ExposureStatus, ...]: ...
     async def expose(self, target: str, public: str) -> ExposureStatus: ...
     async def unexpose(self, name: str) -> None: ...
+    def names_status(self) -> NamesStatus: ...
+    async def query_name(self, name: str, rtype: str) -> NameAnswer: ...
 
 
 def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
@@ -40,11 +43,18 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
 
     async def expose(request: Request) -> Response:
         document = await json_object(request)
-        return _answer(await node.expose(_text(document, "target"), _text(document, "public", "")))
+        return _answer(await node.expose(text_in(document, "target"), text_in(document, "public", "")))
 
     async def unexpose(request: Request) -> Response:
         await node.unexpose(request.path_params["id"])
         return _answer({})
+
+    async def names_status(_request: Request) -> Response:
+        return _answer(node.names_status())
+
+    async def query_name(request: Request) -> Response:
+        document = await json_object(request)
+        return _answer(await node.query_name(text_in(document, "name"), text_in(document, "type", "A")))
 
     return Starlette(
         routes=[
@@ -53,8 +63,11 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
             Route("/v1/exposures", exposures, methods=["GET"]),
             Route("/v1/exposures", expose, methods=["POST"]),
             Route("/v1/exposures/{id}", unexpose, methods=["DELETE"]),
+            Route("/v1/dns", names_status, methods=["GET"]),
+            Route("/v1/dns/query", query_name, methods=["POST"]),
             *capture_routes(capturing),
             *peer_routes(peers),
+            *record_routes(node),
         ],
         exception_handlers={UserError: on_user_error},
     )
@@ -62,10 +75,3 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
 
 def _answer(document: Any) -> Response:
     return JSONResponse(msgspec.to_builtins(document))
-
-
-def _text(document: dict[str, Any], key: str, default: str | None = None) -> str:
-    value = document.get(key, default)
-    if not isinstance(value, str):
-        raise UserError("bad-request", f"The request must have the text '{key}'.", exit_code=Exit.USAGE)
-    return value

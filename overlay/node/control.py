@@ -29,6 +29,7 @@ from overlay.wire.control.messages import (
     NetworkMap,
     Ping,
     Pong,
+    Recorded,
     Refused,
     SignedMap,
     Welcome,
@@ -45,7 +46,7 @@ ENDPOINTS_DELAY = 0.1
 
 _log = logging.getLogger(__name__)
 
-Answer = Exposed | Done
+Answer = Exposed | Recorded | Done
 Dial = Callable[[], Awaitable[ControlConnection]]
 
 
@@ -348,7 +349,7 @@ class ControlClient:
                         self.rtt = now - self._pings.pop(seq)
                 case SignedMap():
                     self._receive_map(message)
-                case Exposed(seq=seq) | Done(seq=seq) | Failed(seq=seq):
+                case Exposed(seq=seq) | Recorded(seq=seq) | Done(seq=seq) | Failed(seq=seq):
                     if seq in self._pending:
                         self._pending[seq].answer = message
                         self._pending[seq].arrived.set()

@@ -24,6 +24,7 @@ from overlay.daemon import logs
 from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
 from overlay.daemon.process import run_loop
+from overlay.daemon.records import RecordStatus
 from overlay.daemon.state import LOG_NAME, StateDir
 from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged, SendDatagrams
 from overlay.errors import RemoteProtocolError, UserError
@@ -40,9 +41,10 @@ from overlay.node.names import restore_system
 from overlay.node.nat_report import nat_status
 from overlay.node.portmap import PortMapper
 from overlay.node.punching import Own, TcpPunching
+from overlay.node.records import Records
 from overlay.node.reflexive import Reflexive
 from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
-from overlay.node.status import ExposureStatus, NodeStatus, ServerStatus, State
+from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
 from overlay.wire.endpoint import Endpoint
@@ -135,6 +137,7 @@ class NodeDaemon:
         )
         self._by_udp = False  # relayed packets go by UDP
         self._exposures = Exposures(state, self._control.request, self._is_server)
+        self._records = Records(self._control.request, lambda: self._memory.network_map)
         self._identity: Identity | None = None
         self._identity_changed = anyio.Event()
         self._server_exposures: tuple[Literal["welcome", "news"], tuple[Exposure, ...]] | None = None
@@ -251,6 +254,21 @@ class NodeDaemon:
 
     async def unexpose(self, name: str) -> None:
         await self._exposures.remove(name)
+
+    def records(self) -> tuple[RecordStatus, ...]:
+        return self._records.status()
+
+    async def add_record(self, name: str, rtype: str, value: str) -> RecordStatus:
+        return await self._records.add(name, rtype, value)
+
+    async def remove_record(self, name: str, rtype: str) -> None:
+        await self._records.remove(name, rtype)
+
+    def names_status(self) -> NamesStatus:
+        return self._member.names.status()
+
+    async def query_name(self, name: str, rtype: str) -> NameAnswer:
+        return await self._member.names.query(name, rtype)
 
     # inside ----------------------------------------------------------------------------------------------------------
 

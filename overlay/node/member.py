@@ -215,6 +215,15 @@ class Member:
         return self._engine.port if self._engine is not None else None
 
     @property
+    def names(self) -> "Names":
+        """The network's names on this machine. Raises `UserError` ("names-down") while there are none."""
+        if self._names is None:
+            raise UserError(
+                "names-down", "This machine has no resolver for the network's names now.", "See 'overlay status'."
+            )
+        return self._names
+
+    @property
     def upstreams(self) -> tuple[Endpoint, ...]:
         """The system's own name servers while the network's resolver stands in their place; else empty."""
         return self._names.upstreams if self._names is not None else ()

@@ -11,16 +11,20 @@ from ipaddress import ip_address, ip_network
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
+from dnslib import QTYPE, RCODE, DNSError, DNSRecord
 
 from overlay.daemon.state import StateDir
-from overlay.errors import UserError
+from overlay.errors import Exit, UserError
 from overlay.node.interface import Address
-from overlay.wire.control.messages import NetworkMap
-from overlay_dns.forwarder import Explanation, Upstream
-from overlay_dns.labels import reverse_origins
-from overlay_dns.osconfig.system import SystemDns, SystemDnsStatus
+from overlay.node.status import NameAnswer, NamesStatus
+from overlay.wire.control.messages import MapRecord, NetworkMap
+from overlay.wire.control.records import RECORD_TYPES, is_shadowed, is_within, service
+from overlay.wire.endpoint import format_endpoint
+from overlay_dns.forwarder import Upstream
+from overlay_dns.labels import labels_in, reverse_origins
+from overlay_dns.osconfig.system import SystemDns
 from overlay_dns.server import PORT, Resolver
-from overlay_dns.zone import Zones
+from overlay_dns.zone import Record, Zones, address_record
 
 START_TIMEOUT = 3.0
 """Seconds that bringing names up may hold up the network; sockets and one small file take milliseconds."""
@@ -40,13 +44,34 @@ def restore_system(state: StateDir) -> None:
 
 
 def build_zones(network_map: NetworkMap) -> Zones:
-    """The zones of a map: each node by its name."""
-    return Zones.build(
-        network_map.domain,
-        {node.name: [ip_address(text) for text in node.addresses] for node in network_map.nodes},
-        network_map.version,
-        [ip_network(text) for text in network_map.networks],
-    )
+    """The zones of a map: each node by its name and whatever is below it, and what people put in beside."""
+    domain = network_map.domain
+    hosts = {node.name: [ip_address(text) for text in node.addresses] for node in network_map.nodes}
+    numbers = {node.name: node.number for node in network_map.nodes}
+    records = [
+        _zone_record(record)
+        for record in network_map.records
+        if record.rtype in RECORD_TYPES and is_within(record.name, domain) and not is_shadowed(record, domain, numbers)
+    ]
+    own = {(record.name, record.rtype) for record in records}
+    for name, addresses in hosts.items():
+        wildcard = f"*.{name}.{domain}"
+        if not own.isdisjoint((wildcard, rtype) for rtype in ("A", "AAAA", "CNAME")):
+            continue  # the node's own wish for the names below it
+        records += [address_record(wildcard, address) for address in addresses]
+    networks = [ip_network(text) for text in network_map.networks]
+    return Zones.build(domain, hosts, network_map.version, networks, records=records)
+
+
+def _zone_record(record: MapRecord) -> Record:
+    match record.rtype:
+        case "A" | "AAAA":
+            return address_record(record.name, ip_address(record.value))
+        case "TXT":
+            return Record(record.name, QTYPE.TXT, (record.value.encode(),))
+        case "SRV":
+            return Record(record.name, QTYPE.SRV, service(record.value))
+    return Record(record.name, QTYPE.CNAME, record.value)
 
 
 class Names:
@@ -58,6 +83,7 @@ class Names:
         self.port: int | None = None  # while the resolver serves
         self._wanted_port = port
         self._system = system or SystemDns(state)
+        self._own = self._domain = ""
         self._zones: Zones | None = None
         self._resolver: Resolver | None = None
         self._upstreams: list[tuple[str, int]] = []
@@ -67,13 +93,57 @@ class Names:
         """The system's own name servers while we stand in their place; else empty."""
         return tuple(self._upstreams) if self._resolver is not None and self._system.takes_over else ()
 
-    def system_status(self) -> SystemDnsStatus:
-        """What of the system was found, what was done and why."""
-        return self._system.status()
+    def status(self) -> NamesStatus:
+        """What is served, and what of the system was found, what was done and why."""
+        system = self._system.status()
+        return NamesStatus(
+            endpoint=format_endpoint((self._own, self.port)) if self.port is not None else None,
+            zones=self._zones.origins if self._zones is not None else (),
+            upstreams=tuple(host for host, _ in self._upstreams),
+            way=system.way,
+            reason=system.reason,
+            reapplied=system.reapplied,
+            warning=self.warning,
+            drops=dict(self._resolver.drops) if self._resolver is not None else {},
+        )
 
-    def explain(self, name: str) -> Explanation | None:
-        """Which way a question for somebody else's `name` takes; None while the resolver does not serve."""
-        return self._resolver.forwarder.explain(name) if self._resolver is not None else None
+    async def query(self, name: str, rtype: str) -> NameAnswer:
+        """Ask the resolver as a program on this machine would. A name of one label is meant in the network's domain.
+
+        Raises `UserError`: "name-invalid", "names-down".
+        """
+        resolver, zones = self._resolver, self._zones
+        if resolver is None or zones is None or self.port is None:
+            raise UserError("names-down", "The resolver does not serve on this machine.", "See 'overlay dns status'.")
+        if "." not in name:
+            name = f"{name}.{self._domain}"
+        try:
+            query = DNSRecord.question(name, rtype.upper())
+            data = bytes(query.pack())
+        except (DNSError, ValueError, AttributeError) as error:
+            raise UserError(
+                "name-invalid",
+                f"'{name[:100]}' and {rtype[:20]} are no question: {error}.",
+                "Write a name and a type, as in: overlay dns query b.local.test AAAA",
+                Exit.USAGE,
+            ) from error
+        zone = zones.zone_of(labels_in(query.q.qname))
+        kept = zone is None and resolver.forwarder.remembered(data) is not None
+        started = anyio.current_time()
+        reply = await resolver.reply(data, self._own, stream=True)
+        took = anyio.current_time() - started
+        assert reply is not None  # it is a query
+        answer = DNSRecord.parse(reply)
+        return NameAnswer(
+            name=name.removesuffix("."),
+            type=rtype.upper(),
+            rcode=str(RCODE.get(answer.header.rcode, answer.header.rcode)),
+            answers=tuple(" ".join(record.toZone().split()) for record in answer.rr),
+            source="zone" if zone is not None else "cache" if kept else "forwarded",
+            zone=b".".join(zone.origin).decode() if zone is not None else None,
+            upstreams=() if zone is not None else tuple(resolver.forwarder.explain(name).upstreams),
+            took_ms=round(took * 1000, 3),
+        )
 
     def set_map(self, network_map: NetworkMap) -> None:
         """Answer from this map from now on."""
@@ -96,6 +166,7 @@ class Names:
         Signals `started` when names work, or when it is clear that they do not (`warning` says why).
         """
         own = str(addresses[0])
+        self._own, self._domain = own, domain
         started = False
         self._resolver = Resolver(
             self._zones or Zones.build(domain, {}, 0), lambda: [Upstream(*each) for each in self._upstreams]

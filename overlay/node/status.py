@@ -77,3 +77,29 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     drops: dict[str, int]  # by reason
     features: dict[str, bool]  # of the kernel
     version: str
+
+
+class NamesStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The resolver on this machine, and what the system was told of it."""
+
+    endpoint: str | None  # where it answers; None: it does not
+    zones: tuple[str, ...]  # domains that it is authoritative for
+    upstreams: tuple[str, ...]  # the system's own name servers, for all other names
+    way: str  # how the system was told: "resolved", "resolvconf", "file", "none"
+    reason: str  # why so
+    reapplied: int  # times that others had changed it since
+    warning: str
+    drops: dict[str, int]  # by reason
+
+
+class NameAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the resolver answers to a question, and where it has that from."""
+
+    name: str
+    type: str
+    rcode: str
+    answers: tuple[str, ...]  # records as zone files have them
+    source: Literal["zone", "cache", "forwarded"]
+    zone: str | None  # the domain that answered, if the source is a zone
+    upstreams: tuple[str, ...]  # who is asked, in this order, if not
+    took_ms: float

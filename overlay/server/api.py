@@ -10,11 +10,12 @@ from starlette.routing import Route
 from overlay.daemon.capture import Capturing, capture_routes
 from overlay.daemon.localapi import json_object, on_user_error
 from overlay.daemon.peers import Peers, peer_routes
+from overlay.daemon.records import Recording, record_routes
 from overlay.errors import Exit, UserError
 from overlay.server.invites import DEFAULT_EXPIRY, DEFAULT_USES
 
 
-class Administration(Protocol):
+class Administration(Recording, Protocol):
     """What an administrator can ask of the network."""
 
     async def invite(self, *, uses: int, expires_in: float, tags: tuple[str, ...]) -> dict[str, Any]: ...
@@ -76,6 +77,7 @@ def make_api(daemon: Daemon, network: Administration, capturing: Capturing, peer
             Route("/v1/nodes/{name}", rename_node, methods=["PATCH"]),
             *capture_routes(capturing),
             *peer_routes(peers),
+            *record_routes(network),
         ],
         exception_handlers={UserError: on_user_error},
     )

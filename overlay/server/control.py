@@ -14,6 +14,7 @@ from overlay.errors import UserError
 from overlay.server.network import Network
 from overlay.wire.control.messages import (
     CONTROL_VERSION,
+    AddRecord,
     Attach,
     Attached,
     Done,
@@ -26,7 +27,9 @@ from overlay.wire.control.messages import (
     Message,
     Ping,
     Pong,
+    Recorded,
     Refused,
+    RemoveRecord,
     ServerMessage,
     Unexpose,
 )
@@ -159,20 +162,28 @@ async def _answer(network: Network, number: int, message: Message) -> ServerMess
         case Endpoints():
             network.set_endpoints(number, message.lan, message.observed)
             return None
-        case Expose():
+        case Expose() | Unexpose() | AddRecord() | RemoveRecord():
             try:
-                exposure = await network.exposures.expose(number, message)
+                return await _grant(network, number, message)
             except UserError as error:
                 return Failed(seq=message.seq, code=error.code, message=error.message, hint=error.hint)
-            return Exposed(seq=message.seq, exposure=exposure)
-        case Unexpose():
-            try:
-                await network.exposures.unexpose(number, message.id)
-            except UserError as error:
-                return Failed(seq=message.seq, code=error.code, message=error.message, hint=error.hint)
-            return Done(seq=message.seq)
         case _:
             return None  # Pong, a second Hello: of no use here
+
+
+async def _grant(network: Network, number: int, request: Expose | Unexpose | AddRecord | RemoveRecord) -> ServerMessage:
+    """Do what a node asks for. Raises `UserError`."""
+    match request:
+        case Expose():
+            return Exposed(seq=request.seq, exposure=await network.exposures.expose(number, request))
+        case Unexpose():
+            await network.exposures.unexpose(number, request.id)
+        case AddRecord():
+            record = await network.zone_records.add(number, request.name, request.rtype, request.value)
+            return Recorded(seq=request.seq, record=record)
+        case RemoveRecord():
+            await network.zone_records.remove(number, request.name, request.rtype)
+    return Done(seq=request.seq)
 
 
 def _refused(error: UserError) -> Refused:

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -42,11 +42,12 @@ from overlay.server.invites import DEFAULT_EXPIRY, DEFAULT_USES
 from overlay.server.keys import load_or_make_keys
 from overlay.server.network import Clock, Network, map_node
 from overlay.server.reach import Reach, find_reach, listening_port, open_listeners, parse_listen
+from overlay.server.records import Records
 from overlay.server.registry import FILE_NAME, Registry
 from overlay.server.schema import NetworkRecord, NodeRecord
 from overlay.server.settings import ServerSettings
 from overlay.server.stun import StunService, open_second_port
-from overlay.wire.control.messages import MapDelta, NetworkMap, SignedMap
+from overlay.wire.control.messages import MapDelta, MapRecord, NetworkMap, SignedMap
 from overlay.wire.control.netmap import sign
 from overlay.wire.demux import kind_of
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
@@ -209,14 +210,17 @@ class ServerDaemon:
         certificates = self._certificates = Certificates(self._state, self._settings, self._reach.hosts)
         member = self._member = self._make_member(port)
         exposures = Exposures(registry, self._surroundings(port), tasks)
+        records = self._make_records(registry, record.domain)
+        await records.start()
         network = self._network = Network(
             registry=registry,
             record=record,
             nodes=nodes,
             keys=self._keys,
-            hub=self._make_hub(registry, record, nodes, member),
+            hub=self._make_hub(registry, record, nodes, records.all(), member),
             relay=member,
             exposures=exposures,
+            records=records,
             reach=self._reach,
             clock=Clock(wall=time.time, random_bytes=secrets.token_bytes),
             pin=certificates.pin,
@@ -319,7 +323,23 @@ class ServerDaemon:
             start_engine=self._start_engine,
         )
 
-    def _make_hub(self, registry: Registry, record: NetworkRecord, nodes: list[NodeRecord], member: Member) -> Hub:
+    def _make_records(self, registry: Registry, domain: str) -> Records:
+        def tell(records: Iterable[MapRecord]) -> None:
+            if self._network is not None:
+                self._network.hub.set_records(records)
+
+        return Records(
+            registry, domain, lambda: self._network.names() if self._network is not None else {}, tell, time.time
+        )
+
+    def _make_hub(
+        self,
+        registry: Registry,
+        record: NetworkRecord,
+        nodes: list[NodeRecord],
+        records: Iterable[MapRecord],
+        member: Member,
+    ) -> Hub:
         networks = (record.ipv4, record.ipv6)
 
         async def reserve(version: int) -> None:
@@ -332,6 +352,7 @@ class ServerDaemon:
             networks=networks,
             version=record.map_version,
             nodes=[map_node(node, networks, online=node.number == SERVER_NUMBER) for node in nodes],
+            records=records,
             sign=self._sign,
             reserve=reserve,
             on_map=member.apply_map,

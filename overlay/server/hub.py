@@ -17,7 +17,7 @@ from anyio.abc import TaskStatus
 
 from overlay.errors import UserError
 from overlay.server.maps import MapHistory, Sign
-from overlay.wire.control.messages import MapDelta, MapNode, NetworkMap, Refused
+from overlay.wire.control.messages import MapDelta, MapNode, MapRecord, NetworkMap, Refused
 from overlay.wire.control.netmap import NODES_PER_PART, diff
 
 DEBOUNCE: Final = 0.05  # s: a node that joins changes its entry several times at once; a person notices 1 s
@@ -56,6 +56,7 @@ class Hub:
         networks: tuple[str, ...],
         version: int,
         nodes: Iterable[MapNode],
+        records: Iterable[MapRecord] = (),
         sign: Sign,
         reserve: ReserveVersions,
         on_map: Callable[[NetworkMap], None],
@@ -66,10 +67,16 @@ class Hub:
         self._debounce = debounce
         self._links: dict[int, Link] = {}
         self._nodes = {node.number: node for node in nodes}
+        self._records = tuple(records)
         self._reserved = version
         self._changed = anyio.Event()
         first = NetworkMap(
-            network=network, version=version + 1, domain=domain, networks=networks, nodes=tuple(self._nodes.values())
+            network=network,
+            version=version + 1,
+            domain=domain,
+            networks=networks,
+            nodes=tuple(self._nodes.values()),
+            records=self._records,
         )
         self._history = MapHistory(sign, first)
 
@@ -107,6 +114,11 @@ class Hub:
             self._nodes[node.number] = node
             self._changed.set()
 
+    def set_records(self, records: Iterable[MapRecord]) -> None:
+        """What people have put into the zone, all of it."""
+        self._records = tuple(records)
+        self._changed.set()
+
     def remove(self, number: int, refused: Refused) -> None:
         """Take a node out of the map, and close its connection with `refused`."""
         if self._nodes.pop(number, None) is not None:
@@ -131,9 +143,10 @@ class Hub:
 
     async def _publish(self) -> None:
         old = self.published
-        new = msgspec.structs.replace(old, version=old.version + 1, nodes=tuple(self._nodes.values()))
+        nodes = tuple(self._nodes.values())
+        new = msgspec.structs.replace(old, version=old.version + 1, nodes=nodes, records=self._records)
         whole = diff(old, new)
-        if not whole.changed and not whole.removed:
+        if not (whole.changed or whole.removed or whole.records_added or whole.records_removed):
             return  # what changed has changed back meanwhile
         deltas = _in_steps(whole)
         new = msgspec.structs.replace(new, version=deltas[-1].version)
@@ -171,6 +184,8 @@ def _in_steps(whole: MapDelta) -> list[MapDelta]:
             version=whole.base + number + 1,
             changed=part,
             removed=() if number else whole.removed,
+            records_added=() if number else whole.records_added,
+            records_removed=() if number else whole.records_removed,
         )
         for number, part in enumerate(changed)
     ]

@@ -15,6 +15,7 @@ import anyio
 import msgspec
 
 from overlay.carrier.carriers import CarrierName, Detached
+from overlay.daemon.records import RecordStatus
 from overlay.engine.api import SERVER_NUMBER, Command, RemoveClient, SetClient
 from overlay.errors import Exit, UserError
 from overlay.server import admission
@@ -27,11 +28,13 @@ from overlay.server.keys import ServerKeys
 from overlay.server.links import RelayLinks
 from overlay.server.names import check_name
 from overlay.server.reach import Reach
+from overlay.server.records import Records
 from overlay.server.registry import Registry
 from overlay.server.schema import NetworkRecord, NodeRecord
 from overlay.wire.control.invite import Invite
-from overlay.wire.control.messages import Hello, MapNode, Refused, Welcome
+from overlay.wire.control.messages import Hello, MapNode, MapRecord, Refused, Welcome
 from overlay.wire.control.netmap import map_key
+from overlay.wire.control.records import is_shadowed
 
 HEARTBEAT = 15.0  # s between a node's pings; the carrier closes a connection after three without one
 UDP_HEARTBEAT = 5.0
@@ -78,6 +81,7 @@ class Network:
         hub: Hub,
         relay: RelayRole,
         exposures: Exposures,
+        records: Records,
         reach: Reach,
         clock: Clock,
         pin: bytes = b"",
@@ -85,6 +89,7 @@ class Network:
         """`pin`: of the certificate that nodes meet outside the Noise channel, for invites; empty: none."""
         self.hub = hub
         self.exposures = exposures
+        self.zone_records = records
         self.drops: Counter[str] = Counter()
         self.reach = reach
         self.record = record
@@ -281,7 +286,7 @@ class Network:
         return {"invite": invite.encode(), "expires": expires, "uses": uses}
 
     async def remove_node(self, name: str) -> None:
-        """Let a node go: its address, name and exposures are free, its connection ends. Raises `UserError`."""
+        """Let a node go: its address, name, exposures and records are free, its connection ends. Raises `UserError`."""
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 node = self._named(name)
@@ -296,6 +301,7 @@ class Network:
                 self.links.remove_node(node.number)
                 self.hub.remove(node.number, _REMOVED)
                 await self.exposures.forget_node(node.number)
+                await self.zone_records.forget_node(node.number)
                 _log.info("node '%s' was removed", name)
 
     async def rename_node(self, old: str, new: str) -> str:
@@ -326,6 +332,16 @@ class Network:
             for node in self._nodes.values()
         ]
 
+    def records(self) -> tuple[RecordStatus, ...]:
+        """As in `Recording`, like the two below: this machine's are those of the server's own node."""
+        return tuple(map(self._show_record, self.zone_records.all()))
+
+    async def add_record(self, name: str, rtype: str, value: str) -> RecordStatus:
+        return self._show_record(await self.zone_records.add(SERVER_NUMBER, name, rtype, value))
+
+    async def remove_record(self, name: str, rtype: str) -> None:
+        await self.zone_records.remove(SERVER_NUMBER, name, rtype)
+
     # what others ask
 
     def is_online(self, number: int) -> bool:
@@ -334,6 +350,10 @@ class Network:
     def name_of(self, number: int) -> str:
         node = self._nodes.get(number)
         return node.name if node is not None else f"number {number}"
+
+    def names(self) -> dict[str, int]:
+        """Of all nodes, and their numbers."""
+        return {node.name: node.number for node in self._nodes.values()}
 
     def address_of(self, number: int) -> str | None:
         """A node's IPv4 overlay address while it is online."""
@@ -369,6 +389,15 @@ class Network:
             if node.name == name.lower():
                 return node
         raise UserError("node-unknown", f"There is no node '{name[:100]}'.", "See 'overlay node ls'.", Exit.FAILED)
+
+    def _show_record(self, record: MapRecord) -> RecordStatus:
+        return RecordStatus(
+            name=record.name,
+            type=record.rtype,
+            value=record.value,
+            node=self.name_of(record.node),
+            shadowed=is_shadowed(record, self.record.domain, self.names()),
+        )
 
     def _publish(self, number: int) -> None:
         node = map_node(self._nodes[number], self.networks, online=self.is_online(number))

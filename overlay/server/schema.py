@@ -22,7 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration: a registry at this revision needs none."""
 
 metadata = MetaData(
@@ -97,6 +97,16 @@ exposure_table = Table(
     sqlite_autoincrement=True,  # the id of an exposure that was given back never means another one
 )
 
+record_table = Table(
+    "record",
+    metadata,
+    Column("name", Text, nullable=False),
+    Column("rtype", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("node", Integer, ForeignKey("node.number", ondelete="CASCADE"), nullable=False),
+    Column("created", Double, nullable=False),
+    PrimaryKeyConstraint("name", "rtype", "value"),
+)
 
 version_table = Table(
     "alembic_version",
@@ -163,6 +173,16 @@ class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The id as people see it."""
         return f"x{self.id}"
+
+
+class DnsRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A record that somebody put into the network's zone: fields as in `MapRecord`."""
+
+    name: str
+    rtype: str
+    value: str
+    node: int
+    created: float
 
 
 def exposure_id(name: str) -> int | None:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from overlay.daemon.state import corrupt
 from overlay.server.schema import (
+    DnsRecord,
     ExposureRecord,
     InviteRecord,
     NetworkRecord,
@@ -18,6 +19,7 @@ from overlay.server.schema import (
     invite_table,
     network_table,
     node_table,
+    record_table,
     record_values,
 )
 
@@ -86,8 +88,9 @@ class Transaction:
             await self._connection.execute(statement.values({name: bindparam(f"_{name}") for name in columns}), rows)
 
     async def remove_node(self, number: int) -> None:
-        """With its exposures."""
+        """With its exposures and records."""
         await self._connection.execute(delete(exposure_table).where(exposure_table.c.node == number))
+        await self._connection.execute(delete(record_table).where(record_table.c.node == number))
         await self._connection.execute(delete(node_table).where(node_table.c.number == number))
 
     # invites
@@ -133,6 +136,22 @@ class Transaction:
 
     async def remove_exposure(self, number: int) -> None:
         await self._connection.execute(delete(exposure_table).where(exposure_table.c.id == number))
+
+    # records of the zone
+
+    async def records(self) -> list[DnsRecord]:
+        return await self._rows(DnsRecord, record_table, order=record_table.c.name)
+
+    async def add_record(self, record: DnsRecord) -> None:
+        await self._connection.execute(insert(record_table).values(**record_values(record)))
+
+    async def remove_record(self, record: DnsRecord) -> None:
+        columns = record_table.c
+        await self._connection.execute(
+            delete(record_table).where(
+                columns.name == record.name, columns.rtype == record.rtype, columns.value == record.value
+            )
+        )
 
     # reading
 

@@ -20,6 +20,7 @@ COMMANDS = (
     "down",
     "status",
     "capture",
+    "dns",
     "expose",
     "netcheck",
     "node",
@@ -28,7 +29,17 @@ COMMANDS = (
     "why",
 )
 ALL = (*((name,) for name in COMMANDS), ("expose", "ls"), ("expose", "rm"), ("expose", "tcp://127.0.0.1:1"))
-ALL_WITH_NODE = (*ALL, ("node", "ls"), ("node", "rm"), ("node", "rename"))
+ALL_WITH_NODE = (
+    *ALL,
+    ("node", "ls"),
+    ("node", "rm"),
+    ("node", "rename"),
+    ("dns", "add"),
+    ("dns", "ls"),
+    ("dns", "rm"),
+    ("dns", "query"),
+    ("dns", "status"),
+)
 OVERLAY = str(Path(sys.executable).parent / "overlay")
 
 
@@ -59,13 +70,13 @@ def test_help_shows_one_example(command: tuple[str, ...], capsys: pytest.Capture
 
 
 def test_commands_without_arguments_show_help_and_say_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["node"], ["expose"]):
+    for arguments in ([], ["node"], ["expose"], ["dns"]):
         assert main(arguments) == 2
         captured = capsys.readouterr()
         assert "Usage: overlay" in captured.out + captured.err
 
 
-@pytest.mark.parametrize("name", ["connect", "proxy", "dns"])
+@pytest.mark.parametrize("name", ["connect", "proxy"])
 def test_commands_of_later_versions_are_unknown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name]) == 2
     assert f"No such command '{name}'" in capsys.readouterr().err
@@ -110,6 +121,11 @@ def test_an_error_with_json_is_one_document_on_standard_output(tmp_path: Path) -
         ("capture", "b"),
         ("ping", "b"),
         ("why", "b"),
+        ("dns", "add", "api", "A", "192.0.2.1"),
+        ("dns", "ls"),
+        ("dns", "rm", "api"),
+        ("dns", "query", "b"),
+        ("dns", "status"),
         ("node", "ls"),
         ("node", "rm", "a"),
         ("node", "rename", "a", "b"),

@@ -5,12 +5,14 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import anyio
+import msgspec
 from dnslib import QTYPE, DNSLabel, DNSRecord
 
 from overlay.daemon.state import StateDir
 from overlay.node.names import Names, build_zones
-from overlay.wire.control.messages import MapNode, NetworkMap
+from overlay.wire.control.messages import MapNode, MapRecord, NetworkMap
 from overlay_dns.osconfig.system import SystemDns
+from overlay_dns.zone import Zones
 
 OWN = ip_address("127.77.0.2")
 MAP = NetworkMap(
@@ -35,6 +37,46 @@ def test_zone_of_a_map() -> None:
     for name, kind, value in (("b.local.test", "A", "127.77.0.3"), ("3.0.77.127.in-addr.arpa", "PTR", "b.local.test.")):
         answer = zones.answer(DNSLabel(name), getattr(QTYPE, kind))
         assert answer is not None and [str(record.rdata) for record in answer.records] == [value]
+
+
+def answers(zones: Zones, name: str, kind: str) -> list[str]:
+    answer = zones.answer(DNSLabel(name), getattr(QTYPE, kind))
+    assert answer is not None
+    return [str(record.rdata) for record in answer.records]
+
+
+def test_records_of_people_stand_beside_the_nodes_names() -> None:
+    records = [
+        ("api.local.test", "A", "192.0.2.1", 3),
+        ("api.local.test", "AAAA", "2001:db8::1", 3),
+        ("www.local.test", "CNAME", "b.local.test", 4),
+        ("_ssh._tcp.b.local.test", "SRV", "0 5 22 b.local.test", 3),
+        ("b.local.test", "TXT", "hello", 3),
+        ("b.local.test", "A", "192.0.2.66", 3),  # the node's addresses are the network's
+        ("db.b.local.test", "A", "192.0.2.66", 4),  # another node's name
+        ("api.example.org", "A", "192.0.2.66", 3),
+        ("svc.local.test", "HTTPS", "1 .", 3),  # of a later version
+    ]
+    made = [MapRecord(name=name, rtype=rtype, value=value, node=node) for name, rtype, value, node in records]
+    zones = build_zones(msgspec.structs.replace(MAP, records=tuple(made)))
+    assert answers(zones, "api.local.test", "A") == ["192.0.2.1"]
+    assert answers(zones, "api.local.test", "AAAA") == ["2001:db8::1"]
+    assert answers(zones, "www.local.test", "A") == ["b.local.test.", "127.77.0.3"]
+    assert answers(zones, "_ssh._tcp.b.local.test", "SRV") == ["0 5 22 b.local.test."]
+    assert answers(zones, "b.local.test", "TXT") == ['"hello"']
+    assert answers(zones, "b.local.test", "A") == ["127.77.0.3"]
+    assert answers(zones, "db.b.local.test", "A") == ["127.77.0.3"]
+    assert answers(zones, "svc.local.test", "A") == []
+    assert zones.answer(DNSLabel("api.example.org"), QTYPE.A) is None
+
+
+def test_all_names_below_a_node_are_the_nodes() -> None:
+    zones = build_zones(MAP)
+    assert answers(zones, "anything.at.all.b.local.test", "A") == ["127.77.0.3"]
+    assert answers(zones, "x.b.local.test", "AAAA") == ["fd12::3"]
+    wish = MapRecord(name="*.b.local.test", rtype="CNAME", value="api.local.test", node=3)
+    zones = build_zones(msgspec.structs.replace(MAP, records=(wish,)))
+    assert answers(zones, "x.b.local.test", "A") == ["api.local.test."]
 
 
 def test_serves_takes_the_system_over_and_puts_it_back(tmp_path: Path) -> None:

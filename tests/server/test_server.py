@@ -17,6 +17,7 @@ from overlay.server import control as control_module
 from overlay.server.control import TokenBucket
 from overlay.server.network import HEARTBEAT
 from overlay.wire.control.messages import (
+    AddRecord,
     Attach,
     Attached,
     Done,
@@ -28,7 +29,9 @@ from overlay.wire.control.messages import (
     Leave,
     Ping,
     Pong,
+    Recorded,
     Refused,
+    RemoveRecord,
     SignedMap,
     Unexpose,
     Welcome,
@@ -466,3 +469,45 @@ def test_settings_travel_as_json() -> None:
 
     settings = ServerSettings(state="/x", listen=("0.0.0.0:443",), tun=False)
     assert msgspec.json.decode(msgspec.json.encode(settings), type=ServerSettings) == settings
+
+
+def test_records_reach_all_are_kept_and_go_with_their_node(tmp_path: Path) -> None:
+    keys: list[bytes] = []
+
+    async def before(server: Running) -> None:
+        invite = await server.invite(uses=2)
+        a, b = await server.node().connect(invite, name="a"), await server.node().connect(invite, name="b")
+        keys.extend((a.private_key, b.private_key))
+        await a.connection.send(AddRecord(seq=1, name="api", rtype="A", value="192.0.2.1"))
+        assert (await a.receive(Recorded)).record.name == "api.local.test"
+        started = anyio.current_time()
+        seen = await b.sees(lambda network: bool(network.records))
+        assert anyio.current_time() - started < 1.0
+        assert [(each.name, each.value, each.node) for each in seen.records] == [
+            ("api.local.test", "192.0.2.1", a.number)
+        ]
+        await b.connection.send(AddRecord(seq=2, name="api", rtype="A", value="192.0.2.2"))
+        failed = await b.receive(Failed)
+        assert (failed.seq, failed.code) == (2, "record-name-taken")
+        await b.connection.send(RemoveRecord(seq=3, name="api"))
+        assert (await b.receive(Failed)).code == "record-not-yours"
+        await b.connection.send(AddRecord(seq=4, name="www.b", rtype="CNAME", value="b"))
+        await b.receive(Recorded)
+        record = await server.request("POST", "/v1/dns/records", {"name": "host", "type": "TXT", "value": "x"})
+        assert record == {"name": "host.local.test", "type": "TXT", "value": "x", "node": "server", "shadowed": False}
+
+    async def after(server: Running) -> None:
+        invite = await server.invite()
+        b = await server.node(keys[1]).connect(invite, name="b")
+        seen = await b.sees(lambda network: True)  # the first map has them
+        assert [each.name for each in seen.records] == ["api.local.test", "host.local.test", "www.b.local.test"]
+        await b.connection.send(RemoveRecord(seq=5, name="www.b"))
+        await b.receive(Done)
+        await b.sees(lambda network: len(network.records) == 2)
+        await server.request("DELETE", "/v1/nodes/a")
+        await b.sees(lambda network: [each.name for each in network.records] == ["host.local.test"])
+        await server.request("DELETE", "/v1/dns/records?name=host&type=TXT")
+        await b.sees(lambda network: not network.records)
+        assert await server.request("GET", "/v1/dns/records") == {"records": []}
+
+    with_server(tmp_path, before, after)

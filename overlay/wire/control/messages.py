@@ -60,6 +60,23 @@ class Unexpose(Message, frozen=True, kw_only=True, tag="unexpose"):
     id: str
 
 
+class AddRecord(Message, frozen=True, kw_only=True, tag="addrecord"):
+    """Put a record into the network's zone, as the person typed it. Answered by `Recorded` or `Failed`."""
+
+    seq: int
+    name: str
+    rtype: str
+    value: str
+
+
+class RemoveRecord(Message, frozen=True, kw_only=True, tag="removerecord"):
+    """Take this node's records of a name away. Answered by `Done` or `Failed`."""
+
+    seq: int
+    name: str
+    rtype: str = ""  # all of them
+
+
 class Ping(Message, frozen=True, kw_only=True, tag="ping"):
     """Either side; answered by `Pong` with the same `seq`."""
 
@@ -139,6 +156,20 @@ class Exposed(Message, frozen=True, kw_only=True, tag="exposed"):
     exposure: Exposure
 
 
+class MapRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One record that somebody put into the zone, in the form that `overlay.wire.control.records` has for them."""
+
+    name: str
+    rtype: str  # "A", "AAAA", "CNAME", "TXT", "SRV"
+    value: str
+    node: int  # whose it is
+
+
+class Recorded(Message, frozen=True, kw_only=True, tag="recorded"):
+    seq: int
+    record: MapRecord
+
+
 class Exposures(Message, frozen=True, kw_only=True, tag="exposures"):
     """All exposures of this node as the server now has them (one was removed by an administrator, say)."""
 
@@ -162,8 +193,8 @@ class Pong(Message, frozen=True, kw_only=True, tag="pong"):
     seq: int
 
 
-NodeMessage = Hello | Endpoints | Expose | Unexpose | Ping | Pong | Leave | Attach
-ServerMessage = Welcome | Refused | SignedMap | Exposed | Exposures | Done | Failed | Ping | Pong | Attached
+NodeMessage = Hello | Endpoints | Expose | Unexpose | AddRecord | RemoveRecord | Ping | Pong | Leave | Attach
+ServerMessage = Welcome | Refused | SignedMap | Exposed | Exposures | Recorded | Done | Failed | Ping | Pong | Attached
 
 
 # the network map -----------------------------------------------------------------------------------------------------
@@ -192,6 +223,7 @@ class NetworkMap(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     domain: str
     networks: tuple[str, ...]
     nodes: tuple[MapNode, ...]
+    records: tuple[MapRecord, ...] = ()
     part: int = 0  # of a map that is too large for one message: the nodes of the one map stand in `parts` of them
     parts: int = 1
 
@@ -204,3 +236,5 @@ class MapDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     version: int
     changed: tuple[MapNode, ...] = ()
     removed: tuple[int, ...] = ()
+    records_added: tuple[MapRecord, ...] = ()
+    records_removed: tuple[MapRecord, ...] = ()

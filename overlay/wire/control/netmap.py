@@ -3,7 +3,8 @@
 The server signs what it sends, so that a map can be kept on disk or come by way of another machine and still be
 believed. The signature is Ed25519 (RFC 8032) of `MAP_CONTEXT + body`: the context keeps a signature of ours from
 meaning anything elsewhere. `verify` returns maps that are right by construction: keys have their length, numbers are
-unique, addresses and endpoints parse. Nodes stand in ascending order of number.
+unique, addresses and endpoints parse, records have their form. Nodes stand in ascending order of number, records in
+that of name, type and value.
 
 What is signed is packed (zlib, RFC 1950): the map is the largest part of what a server of many nodes sends, and to seal
 and send it what takes it longest. It is unpacked after the signature is checked, within a bound.
@@ -20,7 +21,8 @@ from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
 from overlay.errors import LocalProtocolError, RemoteProtocolError
-from overlay.wire.control.messages import MAP_CONTEXT, MapDelta, MapNode, NetworkMap, SignedMap
+from overlay.wire.control.messages import MAP_CONTEXT, MapDelta, MapNode, MapRecord, NetworkMap, SignedMap
+from overlay.wire.control.records import check_record
 from overlay.wire.endpoint import parse_endpoint
 
 SEED_SIZE: Final = 32  # of a signing key
@@ -113,21 +115,24 @@ class Replica:
         if len(self._parts) < part.parts:
             return None
         nodes = tuple(node for each in self._parts for node in each.nodes)
+        records = self._parts[0].records
         self._parts.clear()
         _check_unique(nodes)
-        return msgspec.structs.replace(part, nodes=nodes, part=0, parts=1)
+        return msgspec.structs.replace(part, nodes=nodes, records=records, part=0, parts=1)
 
 
 def _head(part: NetworkMap) -> NetworkMap:
-    return msgspec.structs.replace(part, nodes=(), part=0)
+    return msgspec.structs.replace(part, nodes=(), records=(), part=0)
 
 
 def split(whole: NetworkMap, nodes_per_part: int = NODES_PER_PART) -> list[NetworkMap]:
-    """The map as it goes to a node: itself, or its parts in order."""
+    """The map as it goes to a node: itself, or its parts in order, the records in the first."""
     nodes = _ordered(whole).nodes
     pieces = [nodes[start : start + nodes_per_part] for start in range(0, len(nodes), nodes_per_part)] or [()]
     return [
-        msgspec.structs.replace(whole, nodes=piece, part=number, parts=len(pieces))
+        msgspec.structs.replace(
+            whole, nodes=piece, records=() if number else whole.records, part=number, parts=len(pieces)
+        )
         for number, piece in enumerate(pieces)
     ]
 
@@ -152,11 +157,17 @@ def apply(current: NetworkMap | None, update: NetworkMap | MapDelta) -> NetworkM
         if nodes.pop(number, None) is None:
             raise RemoteProtocolError("wrong_base", f"removes node {number}, which is not there")
     nodes.update((node.number, node) for node in update.changed)
-    return _ordered(msgspec.structs.replace(current, version=update.version, nodes=tuple(nodes.values())))
+    records = set(current.records)
+    if not records.issuperset(update.records_removed) or not records.isdisjoint(update.records_added):
+        raise RemoteProtocolError("wrong_base", "removes records that are not there, or adds some that are")
+    records = records.difference(update.records_removed).union(update.records_added)
+    return _ordered(
+        msgspec.structs.replace(current, version=update.version, nodes=tuple(nodes.values()), records=tuple(records))
+    )
 
 
 def diff(old: NetworkMap, new: NetworkMap) -> MapDelta:
-    """The delta with `apply(old, diff(old, new)) == new` (nodes of `new` in order of number).
+    """The delta with `apply(old, diff(old, new)) == new` (nodes and records of `new` in order).
 
     Raises `LocalProtocolError` where a delta cannot tell the difference (network, domain, ranges; a version that does
     not grow): the whole map is to be sent then.
@@ -173,13 +184,24 @@ def diff(old: NetworkMap, new: NetworkMap) -> MapDelta:
         version=new.version,
         changed=tuple(after[number] for number in sorted(after) if before.get(number) != after[number]),
         removed=tuple(sorted(before.keys() - after.keys())),
+        records_added=_by_name(set(new.records) - set(old.records)),
+        records_removed=_by_name(set(old.records) - set(new.records)),
     )
 
 
 def _ordered(body: _T) -> _T:
     if isinstance(body, NetworkMap):
-        return msgspec.structs.replace(body, nodes=tuple(sorted(body.nodes, key=lambda node: node.number)))
+        nodes = tuple(sorted(body.nodes, key=lambda node: node.number))
+        return msgspec.structs.replace(body, nodes=nodes, records=_by_name(body.records))
     return body
+
+
+def _by_name(records: Iterable[MapRecord]) -> tuple[MapRecord, ...]:
+    return tuple(sorted(records, key=_place))
+
+
+def _place(record: MapRecord) -> tuple[str, str, str, int]:
+    return (record.name, record.rtype, record.value, record.node)
 
 
 def _check(body: NetworkMap | MapDelta) -> None:
@@ -187,6 +209,7 @@ def _check(body: NetworkMap | MapDelta) -> None:
         if not 0 <= body.part < body.parts <= MAX_PARTS:
             raise RemoteProtocolError("bad_map", f"part {body.part} of {body.parts}")
         _check_nodes(body.nodes)
+        _check_records(body.records)
         _check_parses("a range", ip_network, body.networks)
         return
     if not 0 <= body.base < body.version:
@@ -195,6 +218,8 @@ def _check(body: NetworkMap | MapDelta) -> None:
     numbers = [*body.removed, *(node.number for node in body.changed)]
     if len(set(numbers)) != len(numbers):
         raise RemoteProtocolError("bad_map", "a delta that names a node twice")
+    _check_records(body.records_added)
+    _check_records(body.records_removed)
 
 
 def _check_unique(nodes: tuple[MapNode, ...]) -> None:
@@ -211,6 +236,16 @@ def _check_nodes(nodes: tuple[MapNode, ...]) -> None:
             raise RemoteProtocolError("bad_map", f"node {node.number}: a key of {len(node.key)} bytes")
         _check_parses(f"node {node.number}", ip_address, node.addresses)
         _check_parses(f"node {node.number}", parse_endpoint, (*node.lan, *node.observed))
+
+
+def _check_records(records: tuple[MapRecord, ...]) -> None:
+    if len({_place(record)[:3] for record in records}) != len(records):
+        raise RemoteProtocolError("bad_map", "two records that are the same")
+    try:
+        for record in records:
+            check_record(record)
+    except ValueError as error:
+        raise RemoteProtocolError("bad_map", f"a record: {error}") from error
 
 
 def _check_parses(where: str, parse: Callable[[str], object], texts: Iterable[str]) -> None:

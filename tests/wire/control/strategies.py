@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import strategies as st
 
-from overlay.wire.control.messages import MapNode, NetworkMap
+from overlay.wire.control.messages import MapNode, MapRecord, NetworkMap
 from overlay.wire.endpoint import format_endpoint
 
 names = st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
@@ -30,6 +30,12 @@ def nodes(number: int) -> st.SearchStrategy[MapNode]:
     )
 
 
+records = st.one_of(
+    st.builds(MapRecord, name=names, rtype=st.just("TXT"), value=names, node=st.integers(1, 3)),
+    st.builds(MapRecord, name=names.map("*.{}".format), rtype=st.just("CNAME"), value=names, node=st.integers(1, 3)),
+)
+
+
 def maps(version: int) -> st.SearchStrategy[NetworkMap]:
     """Maps of one network, of up to five of the same eight nodes, in any order."""
     chosen = st.lists(st.integers(1, 8), unique=True, max_size=5)
@@ -41,4 +47,7 @@ def maps(version: int) -> st.SearchStrategy[NetworkMap]:
         domain=st.just("local.test"),
         networks=st.just(("10.77.0.0/16", "fd00::/48")),
         nodes=members,
+        records=st.lists(records, max_size=4, unique_by=lambda record: (record.name, record.rtype, record.value)).map(
+            tuple
+        ),
     )

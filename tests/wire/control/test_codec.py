@@ -6,6 +6,7 @@ import pytest
 from overlay.errors import LocalProtocolError, RemoteProtocolError
 from overlay.wire.control.codec import MAX_ENDPOINTS, decode_node_message, decode_server_message, encode
 from overlay.wire.control.messages import (
+    AddRecord,
     Attach,
     Attached,
     Done,
@@ -17,10 +18,13 @@ from overlay.wire.control.messages import (
     Failed,
     Hello,
     Leave,
+    MapRecord,
     Message,
     Ping,
     Pong,
+    Recorded,
     Refused,
+    RemoveRecord,
     SignedMap,
     Unexpose,
     Welcome,
@@ -32,6 +36,8 @@ NODE_MESSAGES: list[Message] = [
     Endpoints(lan=("192.0.2.1:1",), observed=("[2001:db8::1]:65535",)),
     Expose(seq=1, protocol="udp", public="9000", target="udp://127.0.0.1:53", port=40000),
     Unexpose(seq=2, id="x1"),
+    AddRecord(seq=3, name="api", rtype="A", value="192.0.2.1"),
+    RemoveRecord(seq=4, name="api"),
     Ping(seq=3),
     Pong(seq=3),
     Leave(),
@@ -53,6 +59,7 @@ SERVER_MESSAGES: list[Message] = [
     SignedMap(body=b"{}", signature=bytes(64)),
     Exposed(seq=1, exposure=EXPOSURE),
     Exposures(exposures=(EXPOSURE,)),
+    Recorded(seq=3, record=MapRecord(name="api.local.test", rtype="A", value="192.0.2.1", node=2)),
     Done(seq=2),
     Failed(seq=3, code="port-taken", message="The port is taken."),
     Ping(seq=4),

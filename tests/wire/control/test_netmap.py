@@ -10,7 +10,7 @@ from nacl.signing import SigningKey
 
 from overlay.errors import LocalProtocolError, RemoteProtocolError
 from overlay.wire.control import netmap
-from overlay.wire.control.messages import MAP_CONTEXT, MapDelta, MapNode, NetworkMap, SignedMap
+from overlay.wire.control.messages import MAP_CONTEXT, MapDelta, MapNode, MapRecord, NetworkMap, SignedMap
 
 from .strategies import maps
 
@@ -29,7 +29,15 @@ def network_map(version: int, *nodes: MapNode, **changes: object) -> NetworkMap:
 
 
 def sorted_map(whole: NetworkMap) -> NetworkMap:
-    return msgspec.structs.replace(whole, nodes=tuple(sorted(whole.nodes, key=lambda node: node.number)))
+    return msgspec.structs.replace(
+        whole,
+        nodes=tuple(sorted(whole.nodes, key=lambda node: node.number)),
+        records=tuple(sorted(whole.records, key=lambda record: (record.name, record.rtype, record.value))),
+    )
+
+
+def record(name: str, rtype: str = "TXT", value: str = "x", owner: int = 2) -> MapRecord:
+    return MapRecord(name=name, rtype=rtype, value=value, node=owner)
 
 
 def signed_as_is(body: bytes) -> SignedMap:
@@ -101,6 +109,11 @@ WRONG_MAPS = [
     network_map(1, node(1, lan=("10.0.0.1",))),
     network_map(1, node(1, observed=("example.org:80",))),
     network_map(1, networks=("10.77.0.0/33",)),
+    network_map(1, records=(record("a"), record("a", owner=3))),
+    network_map(1, records=(record("a.local.test", "A", "10.0.0.300"),)),
+    network_map(1, records=(record("A.local.test"),)),
+    MapDelta(network="6f76", base=1, version=2, records_added=(record("a..b"),)),
+    MapDelta(network="6f76", base=1, version=2, records_removed=(record("-"),)),
     network_map(1, part=1, parts=1),
     network_map(1, part=-1, parts=2),
     network_map(1, parts=netmap.MAX_PARTS + 1),
@@ -215,3 +228,19 @@ def test_a_whole_map_replaces_any_other() -> None:
 def test_where_a_delta_cannot_tell_the_difference_there_is_none(new: NetworkMap) -> None:
     with pytest.raises(LocalProtocolError):
         netmap.diff(network_map(5), new)
+
+
+def test_records_of_types_to_come_are_let_through() -> None:
+    whole = network_map(1, records=(record("a.local.test", "HTTPS", "1 . alpn=h2"),))
+    assert netmap.verify(netmap.sign(whole, SEED), KEY) == whole
+
+
+def test_records_that_do_not_fit_the_base_are_refused() -> None:
+    base = network_map(1, records=(record("a"),))
+    delta = MapDelta(network="6f76", base=1, version=2)
+    for wrong in (
+        msgspec.structs.replace(delta, records_removed=(record("b"),)),
+        msgspec.structs.replace(delta, records_added=(record("a"),)),
+    ):
+        with pytest.raises(RemoteProtocolError, match="wrong_base"):
+            netmap.apply(base, wrong)

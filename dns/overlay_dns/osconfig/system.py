@@ -22,8 +22,8 @@ from overlay_dns.osconfig.resolved import Resolved
 JOURNAL_NAME: Final = "system-dns.json"
 UPLINKS: Final = Path("/run/systemd/resolve/resolv.conf")
 """The name servers that resolved itself asks (systemd-resolved.service(8))."""
-RECORD: Final = "tun.overlay"
-"""Our name in resolvconf; Debian's sorts what begins with `tun` first, openresolv goes by the metric."""
+RECORD: Final = "tun0.overlay"
+"""Our name in resolvconf: openresolv and Debian's list tunnels (`tun[0-9]*`) first, if they have no metric."""
 PROGRAM_TIMEOUT: Final = 5.0
 REAPPLY_LIMIT: Final = 5
 REAPPLY_WINDOW: Final = 600.0
@@ -163,7 +163,7 @@ class SystemDns:
             return self._others(self._uplinks, servers)
         former = self._others(self._path, servers)
         lines = [f"search {search}", *(f"nameserver {server}" for server in servers)]
-        _resolvconf("-m", "0", "-a", RECORD, given="\n".join(lines) + "\n")
+        _resolvconf("-a", RECORD, given="\n".join(lines) + "\n")
         return former
 
     def _is_changed(self) -> bool:

@@ -46,6 +46,8 @@ class Selector:
         the paths in use, those of all peers; None: this one has its own."""
         self.path: Path | None = RELAY_PATH if relay else None
         """Where data goes now; None: nowhere yet (report `data_sent` all the same, it starts the search)."""
+        self.doubtful = False
+        """Does the path in use owe an answer for longer than it should? What goes by it may be lost."""
         self.observed: Endpoint | None = None
         """Our own endpoint as the peer last saw it."""
         self._relay = relay
@@ -416,11 +418,12 @@ class Selector:
             due = current.last_ping + self._pace.interval
         elif self.active(now):
             due = current.last_ping + timing.HEARTBEAT
+        return min(due, max(self._overdue(current), current.last_ping + timing.RETRY))
+
+    def _overdue(self, current: Candidate) -> float:
+        """From when on an answer should have come."""
         oldest = current.oldest_unanswered
-        if oldest is not None:
-            overdue = oldest + max(timing.LIVENESS, 1.5 * (current.rtt or 0.0) + 0.05)
-            due = min(due, max(overdue, current.last_ping + timing.RETRY))
-        return due
+        return NEVER if oldest is None else oldest + max(timing.LIVENESS, 1.5 * (current.rtt or 0.0) + 0.05)
 
     def _patience(self, current: Candidate) -> float:
         return max(timing.PATIENCE, 2.0 * (current.rtt or 0.0))
@@ -499,6 +502,7 @@ class Selector:
         timeout = NEVER
         self._liveness_due = NEVER
         current = self._current
+        self.doubtful = current is not None and now >= self._overdue(current)
         if current is not None and current.trusted(now):
             self._liveness_due = current.last_ping + self._pace.interval
             timeout = self._path_ping_due(current, now)

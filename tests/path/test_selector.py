@@ -142,6 +142,26 @@ def test_who_knocks_while_the_node_is_busy_is_asked_back_as_soon_as_there_is_roo
     assert not shared.take(T + 1.5 / timing.NODE_RATE), "within the budget"
 
 
+def test_a_path_is_in_doubt_from_when_an_answer_is_overdue_until_it_comes_or_the_path_is_left() -> None:
+    made = proven_on(X)
+    made.data_sent(T + 1)
+    txid = asked(made, X)
+    overdue = T + 1 + timing.LIVENESS
+    seen = [made.doubtful]
+    for now in (overdue - 0.01, overdue):
+        made.handle_timeout(now)
+        seen.append(made.doubtful)
+    assert seen == [False, False, True] and made.path == Path("udp", X)
+    assert made.pong_received(X, txid, HERE, overdue + 0.01)
+    seen, now = [made.doubtful], T + 2
+    while made.path != RELAY_PATH:
+        made.data_sent(now)
+        made.handle_timeout(now)
+        seen.append(made.doubtful)
+        now += 0.05
+    assert not seen[0] and seen[-2] and not seen[-1]
+
+
 def test_replayed_pings_from_made_up_sources_neither_flood_nor_fill_nor_push_out() -> None:
     made = proven_on(X)
     made.set_candidates([], [], T + 0.02)

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 from tests.lab.bench.result import Quantity, Result
 from tests.lab.bench.runner import EXPECTED, Bench, reason
-from tests.lab.gates import Download, digest, web_file
 from tests.lab.homes import HOMES, build_homes, new_lease, outside_address
 from tests.lab.nats import forget_flows
 from tests.lab.netns import Lab, wait_for
 from tests.lab.pings import COMMAND, Pings
-from tests.lab.topology import Machine, Network, start_web
+from tests.lab.steady import Steady
+from tests.lab.topology import Machine, Network
 
 TITLE = "Paths through NATs"
 OURS = "overlay"
@@ -39,7 +39,6 @@ ALL = Quantity("both change at once, and the server restarts: silence", "s", mor
 
 USED = sorted({name for one, other, _, _ in CASES.values() for name in (one, other)})
 CUT_FOR = 3.0  # s
-SIZE, PACE = 100_000_000, "10M"
 AFTER = 10.0  # s of pings after a change
 FIRST_PATIENCE = 5  # s
 
@@ -106,13 +105,11 @@ def _find(network: Network, case: str, at: int, result: Result, found: dict[str,
 def _cut(network: Network, at: int, result: Result) -> None:
     one, other, kinds, _ = CASES["neither NAT is symmetric"]
     with _pair(network, one, other) as (a, b):
-        page = web_file(b, "page", SIZE)
-        start_web(b.namespace, page.parent)
         with _pinging(a, network.address(other)):
             wait_for(lambda: a.path_kind(other) in kinds, "a direct path", 15)
-        copy = network.lab.directory / "copy"
-        download = Download(a, f"http://{network.address(other)}/page", copy, "--limit-rate", PACE)
-        wait_for(lambda: download.size > SIZE // 50, "the transfer's beginning")
+        stream = Steady(a.namespace, b.namespace, network.address(other))
+        stream.wait_for_bytes(1_000_000)
+        stream.mark()
         router = network.lab.namespaces[f"{one}-nat"]
         router.block(f"ip daddr {outside_address(other)} meta l4proto udp")
         time.sleep(CUT_FOR)
@@ -120,9 +117,8 @@ def _cut(network: Network, at: int, result: Result) -> None:
         mended = time.monotonic()
         wait_for(lambda: a.path_kind(other) in kinds, "the direct path again", 60)
         result.add(OURS, at, [(MENDED, time.monotonic() - mended)])
-        if download.finish() != digest(page):
-            raise AssertionError("the transfer is not what was sent")
-        result.add(OURS, at, [(CUT, download.longest_pause)])
+        stream.finish()
+        result.add(OURS, at, [(CUT, stream.longest_pause)])
 
 
 def _move(network: Network, at: int, result: Result) -> None:

@@ -32,8 +32,11 @@ CASES: dict[str, tuple[str, str, tuple[str, ...], float]] = {
 
 TIME = {case: Quantity(f"{case}: until direct", "s", more_is_better=False) for case in CASES}
 SHARE = {case: Quantity(f"{case}: tries that were direct", "%") for case in CASES}
-CUT = Quantity("direct path cut under a transfer: longest pause", "s", more_is_better=False)
-MENDED = Quantity("direct path mended: until direct again", "s", more_is_better=False)
+CUTS = {"UDP": "neither NAT is symmetric", "TCP": "UDP blocked on both sides"}
+"""Protocol of a direct path that is cut under a transfer → the case of its nodes."""
+
+CUT = {by: Quantity(f"direct path by {by} cut: longest pause", "s", more_is_better=False) for by in CUTS}
+MENDED = {by: Quantity(f"direct path by {by} mended: until direct", "s", more_is_better=False) for by in CUTS}
 MOVED = Quantity("a node changes its address: silence", "s", more_is_better=False)
 ALL = Quantity("both change at once, and the server restarts: silence", "s", more_is_better=False)
 
@@ -55,7 +58,7 @@ def run(bench: Bench) -> Result:
         found: dict[str, list[float | None]] = {case: [] for case in CASES}
         steps: list[tuple[str, Callable[[int], None]]] = [
             *((case, lambda at, case=case: _find(network, case, at, result, found)) for case in CASES),
-            ("a path is cut", lambda at: _cut(network, at, result)),
+            *((f"a path by {by} is cut", lambda at, by=by: _cut(network, by, at, result)) for by in CUTS),
             ("addresses change", lambda at: _move(network, at, result)),
         ]
         for at in range(bench.rounds):
@@ -102,23 +105,27 @@ def _find(network: Network, case: str, at: int, result: Result, found: dict[str,
             result.add(OURS, at, [(TIME[case], time.monotonic() - start)])
 
 
-def _cut(network: Network, at: int, result: Result) -> None:
-    one, other, kinds, _ = CASES["neither NAT is symmetric"]
+def _cut(network: Network, by: str, at: int, result: Result) -> None:
+    one, other, kinds, _ = CASES[CUTS[by]]
     with _pair(network, one, other) as (a, b):
+
+        def direct() -> bool:
+            return a.path_kind(other) in kinds and b.path_kind(one) in kinds
+
         with _pinging(a, network.address(other)):
-            wait_for(lambda: a.path_kind(other) in kinds, "a direct path", 15)
+            wait_for(direct, "a direct path", 15)
         stream = Steady(a.namespace, b.namespace, network.address(other))
         stream.wait_for_bytes(1_000_000)
         stream.mark()
         router = network.lab.namespaces[f"{one}-nat"]
-        router.block(f"ip daddr {outside_address(other)} meta l4proto udp")
+        router.block(f"ip daddr {outside_address(other)}")
         time.sleep(CUT_FOR)
         router.unblock()
         mended = time.monotonic()
-        wait_for(lambda: a.path_kind(other) in kinds, "the direct path again", 60)
-        result.add(OURS, at, [(MENDED, time.monotonic() - mended)])
+        wait_for(direct, "the direct path again", 60)
+        result.add(OURS, at, [(MENDED[by], time.monotonic() - mended)])
         stream.finish()
-        result.add(OURS, at, [(CUT, stream.longest_pause)])
+        result.add(OURS, at, [(CUT[by], stream.longest_pause)])
 
 
 def _move(network: Network, at: int, result: Result) -> None:

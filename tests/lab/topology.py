@@ -166,8 +166,8 @@ class Network:
         return next(address for address in addresses if (":" in address) == (family == 6))
 
     def both_go_by(self, a: str, b: str, *kinds: str) -> bool:
-        """Do packets go by such a path now, from a to b and back? Each direction has a path of its own: one may still be
-        relayed when the other is direct. Sends one each way, as what is idle has no path."""
+        """Do packets go by such a path now, from a to b and back? Each direction has a path of its own: one may still
+        be relayed when the other is direct. Sends one each way, as what is idle has no path."""
         with ThreadPoolExecutor(2) as pool:
             pings = [pool.submit(self._ping, *pair) for pair in ((a, b), (b, a))]
         return all(ping.result() for ping in pings) and self[a].path_kind(b) in kinds and self[b].path_kind(a) in kinds

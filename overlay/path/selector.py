@@ -394,9 +394,10 @@ class Selector:
 
     def _due(self, now: float) -> list[Candidate]:
         due = [candidate for candidate in self._candidates.values() if self._probe_due(candidate, now) <= now]
-        # Predicted ones first, in their order: each new destination takes the next port of a NAT that counts. So the
-        # first that we ask is asked from the first where the peer expects us.
-        return sorted(due, key=lambda candidate: (candidate.origin != "predicted", timing.RANK[candidate.path.kind]))
+        # Who was never asked first: there may be more to ask than the budget has room for, and who did not answer may
+        # go on not to. Of them predicted ones first, in their order: each new destination takes the next port of a NAT
+        # that counts. So the first that we ask is asked from the first where the peer expects us.
+        return sorted(due, key=lambda each: (each.pings > 0, each.origin != "predicted", timing.RANK[each.path.kind]))
 
     def _probe_due(self, candidate: Candidate, now: float) -> float:
         """When to ask this one, as a candidate, while the pair is active."""

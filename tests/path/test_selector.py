@@ -322,3 +322,22 @@ def test_nothing_is_there_without_relay_and_candidates() -> None:
     assert made.events() == [PathChanged(RELAY_PATH, T)]
     made.set_relay(False, T + 1)
     assert made.events() == [PathChanged(None, T + 1)]
+
+
+def test_who_was_never_asked_is_asked_before_those_that_do_not_answer_are_asked_again() -> None:
+    """The peer's budget is short where it has many addresses: that of a LAN that is not ours must not keep the one
+    waiting by which it is reached."""
+    dead = [(f"192.168.{number}.1", 5000) for number in range(14)]
+    made = selector(lan=tuple(dead))
+    now, came, first = T, T + 1.0, None
+    made.data_sent(now)
+    while now < T + 20 and first is None:
+        if any(endpoint == X for endpoint, _ in made.pings_to_send()):
+            first = now
+        now += 0.05
+        made.data_sent(now)
+        if now >= came and len(made.candidates(now)) == len(dead):
+            made.called([*((each, "interface") for each in dead), (X, "observed")], now, now)
+            assert made.candidates(now)[-1].endpoint == X, "the worst of kind: last in turn among those asked before"
+        made.handle_timeout(now)
+    assert first is not None and first - came < 0.5

@@ -382,6 +382,8 @@ class Loop:
                 self._punches.forget(number, now)
             case api.SetReach():
                 self._disco.calls.set_reach(command, now)
+            case api.SetMapping(endpoint):
+                self._disco.calls.mapped(endpoint, now)
             case api.SendCue(number, call):
                 if number in self._peers.by_number:
                     self._disco.calls.send(self._peers.by_number[number], call, now)

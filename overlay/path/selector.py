@@ -229,7 +229,7 @@ class Selector:
     def call_anew(self, now: float) -> None:
         """Our own endpoints are others now: the peer should hear of it soon, if it matters."""
         self._calls = 0
-        self._call_due = now if self._wants_call(now) else NEVER
+        self._call_due = now if self.wants_call(now) else NEVER
         self._work(now)
 
     def _advertise(self, now: float) -> None:
@@ -296,6 +296,12 @@ class Selector:
         """When `handle_timeout` is to be called; None: not before something else happens."""
         return None if self._timeout == NEVER else self._timeout
 
+    def wants_call(self, now: float) -> bool:
+        """Does data flow that no direct path by UDP carries, or only one that the map knew of? There may be a LAN, of
+        which only the peer itself tells. Calls go through the relay."""
+        known = self._direct(now) and (bool(self._offered) or self.path is None or self.path.kind == "lan")
+        return self._relay and self.active(now) and not known
+
     # --- the work -----------------------------------------------------------------------------------------------------
 
     def active(self, now: float) -> bool:
@@ -360,12 +366,6 @@ class Selector:
             self._strangers.pinged(candidate.endpoint, now)
         return True
 
-    def _wants_call(self, now: float) -> bool:
-        """Does data flow that no direct path by UDP carries, or only one that the map knew of? There may be a LAN, of
-        which only the peer itself tells. Calls go through the relay."""
-        known = self._direct(now) and (bool(self._offered) or self.path is None or self.path.kind == "lan")
-        return self._relay and self.active(now) and not known
-
     def _direct(self, now: float) -> bool:
         """Does UDP carry data to the peer itself?"""
         current = self._current
@@ -373,7 +373,7 @@ class Selector:
 
     def _call(self, now: float) -> None:
         """Call the peer when it is time, and ask for TCP when UDP had its time."""
-        if not self._wants_call(now):
+        if not self.wants_call(now):
             self._call_due = self._tcp_due = NEVER
             return
         if now >= self._call_due or self._call_due == NEVER:

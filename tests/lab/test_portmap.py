@@ -240,7 +240,7 @@ def test_a_lease_by_upnp_is_renewed_made_anew_and_ends_by_itself(
         return lease
 
     async def make() -> upnp.Lease:
-        return await (await upnp.find(INSIDE, "192.168.1.1")).map("udp", PORT)
+        return await (await upnp.find(INSIDE, "192.168.1.1")).map(PORT)
 
     async def left(lease: upnp.Lease) -> int:
         entry = await lease.device.act("GetSpecificPortMappingEntry", igd.entry("udp", PORT))

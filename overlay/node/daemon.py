@@ -126,6 +126,7 @@ class NodeDaemon:
             lambda: self._ways.stream_carriers,
             self._member.post,
             udp=self._udp,
+            udp_in_vain=lambda: target.carriers[0] == "udp" and self._ways.carrier not in (None, "udp"),
             numbers=link_numbers,
         )
         self._punching = TcpPunching(

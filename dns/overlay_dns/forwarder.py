@@ -16,7 +16,7 @@ from dnslib import DNSRecord
 
 from overlay_dns.cache import Cache, Kept
 from overlay_dns.records import as_asked, outgoing
-from overlay_dns.upstream import UNREACHABLE, Transport, Upstream
+from overlay_dns.upstream import LINK_LOCAL, UNREACHABLE, Transport, Upstream
 
 HEDGE: Final = 0.25
 """Seconds until the next upstream is asked beside the one before: above most round trips, below what a person feels."""
@@ -229,9 +229,10 @@ class Forwarder:
         """The domain that decides, and the upstreams to ask, those that were late last."""
         best, chosen = "", list[Upstream]()
         suffixes = _suffixes(key)
+        is_near = not LINK_LOCAL.isdisjoint(suffixes)
         longest = -1
         for upstream in self._upstreams():
-            if self._is_own(upstream.host, upstream.port):
+            if self._is_own(upstream.host, upstream.port) or (is_near and not (upstream.near or upstream.domains)):
                 continue
             for domain in upstream.domains or ("",):
                 domain = domain.lower().strip(".")

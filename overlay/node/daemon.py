@@ -43,7 +43,7 @@ from overlay.node.portmap import PortMapper
 from overlay.node.punching import Own, TcpPunching
 from overlay.node.records import Records
 from overlay.node.reflexive import Reflexive
-from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
+from overlay.node.settings import NodeSettings, check_ways, parse_endpoints, parse_upstreams
 from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
@@ -95,6 +95,7 @@ class NodeDaemon:
                 udp="udp" in target.carriers,
                 endpoints=parse_endpoints(settings.endpoints),
                 names=settings.names,
+                upstreams=parse_upstreams(settings.upstreams),
             ),
             state,
             on_endpoints=self._endpoints_changed,

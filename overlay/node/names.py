@@ -20,10 +20,10 @@ from overlay.node.status import NameAnswer, NamesStatus
 from overlay.wire.control.messages import MapRecord, NetworkMap
 from overlay.wire.control.records import RECORD_TYPES, is_shadowed, is_within, service
 from overlay.wire.endpoint import format_endpoint
-from overlay_dns.forwarder import Upstream
 from overlay_dns.labels import labels_in, reverse_origins
-from overlay_dns.osconfig.system import SystemDns
+from overlay_dns.osconfig.system import ROOT, SystemDns
 from overlay_dns.server import PORT, Resolver
+from overlay_dns.upstream import LINK_LOCAL, Upstream
 from overlay_dns.zone import Record, Zones, address_record
 
 START_TIMEOUT = 3.0
@@ -74,11 +74,31 @@ def _zone_record(record: MapRecord) -> Record:
     return Record(record.name, QTYPE.CNAME, record.value)
 
 
+def choose_upstreams(servers: Sequence[str], chosen: Sequence[Upstream]) -> tuple[Upstream, ...]:
+    """Whom to ask: what a person chose, and the system's own `servers` for all that this leaves to them.
+
+    Who chose name servers for all names does not want the system's to hear of them, but for names of the link.
+    """
+    all_chosen = any(not upstream.domains for upstream in chosen)
+    domains = tuple(sorted(LINK_LOCAL)) if all_chosen else ()
+    return (*chosen, *(Upstream(server, domains=domains) for server in servers))
+
+
 class Names:
     """See the module's docstring."""
 
-    def __init__(self, state: StateDir, *, system: SystemDns | None = None, port: int = PORT) -> None:
-        """`system`: what is pointed at the resolver, instead of this system. `port`: of the resolver; 0 picks one."""
+    def __init__(
+        self,
+        state: StateDir,
+        chosen: Sequence[Upstream] = (),
+        *,
+        system: SystemDns | None = None,
+        port: int = PORT,
+    ) -> None:
+        """`chosen`: name servers that a person chose. `system`: what is pointed at the resolver, instead of this one.
+
+        `port`: of the resolver; 0 picks one.
+        """
         self.warning = ""
         self.port: int | None = None  # while the resolver serves
         self._wanted_port = port
@@ -86,12 +106,13 @@ class Names:
         self._own = self._domain = ""
         self._zones: Zones | None = None
         self._resolver: Resolver | None = None
-        self._upstreams: list[tuple[str, int]] = []
+        self._chosen = tuple(chosen)
+        self._upstreams: tuple[Upstream, ...] = ()
 
     @property
-    def upstreams(self) -> tuple[tuple[str, int], ...]:
-        """The system's own name servers while we stand in their place; else empty."""
-        return tuple(self._upstreams) if self._resolver is not None and self._system.takes_over else ()
+    def upstreams(self) -> tuple[Upstream, ...]:
+        """Whom the resolver asks for other names, while it is the system's for these; else empty."""
+        return self._upstreams if self._resolver is not None and self._system.takes_over else ()
 
     def status(self) -> NamesStatus:
         """What is served, and what of the system was found, what was done and why."""
@@ -99,7 +120,8 @@ class Names:
         return NamesStatus(
             endpoint=format_endpoint((self._own, self.port)) if self.port is not None else None,
             zones=self._zones.origins if self._zones is not None else (),
-            upstreams=tuple(host for host, _ in self._upstreams),
+            upstreams=tuple(map(str, self._upstreams)),
+            chosen=tuple(map(str, self._chosen)),
             way=system.way,
             reason=system.reason,
             reapplied=system.reapplied,
@@ -168,9 +190,7 @@ class Names:
         own = str(addresses[0])
         self._own, self._domain = own, domain
         started = False
-        self._resolver = Resolver(
-            self._zones or Zones.build(domain, {}, 0), lambda: [Upstream(*each) for each in self._upstreams]
-        )
+        self._resolver = Resolver(self._zones or Zones.build(domain, {}, 0), lambda: self._upstreams)
         try:
             async with anyio.create_task_group() as tasks:
                 with anyio.fail_after(START_TIMEOUT):
@@ -179,6 +199,7 @@ class Names:
                 routes = [
                     ".".join(map(bytes.decode, origin)) for network in zones for origin in reverse_origins(network)
                 ]
+                routes += [name for upstream in self._chosen for name in upstream.domains or (ROOT,)]
                 apply = partial(self._system.apply, interface, [own], domain, routes)
                 self._take_upstreams(await anyio.to_thread.run_sync(apply), own)
                 self.warning = self._system.status().warning
@@ -189,7 +210,7 @@ class Names:
             self.warning = f"Names of the network do not work on this machine: {_reason(group)}."
             _log.warning("%s", self.warning)
         finally:
-            self._resolver, self.port, self._upstreams = None, None, []
+            self._resolver, self.port, self._upstreams = None, None, ()
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._restore)
         if not started:
@@ -197,7 +218,7 @@ class Names:
         await anyio.sleep_forever()
 
     def _take_upstreams(self, servers: Sequence[str], own: str) -> None:
-        upstreams = [(server, PORT) for server in servers if server != own]
+        upstreams = choose_upstreams([server for server in servers if server != own], self._chosen)
         if upstreams != self._upstreams and self._resolver is not None:
             self._resolver.forwarder.clear()
         self._upstreams = upstreams

@@ -53,4 +53,11 @@ def check_domain(domain: str) -> str:
     # 253 bytes is a whole name (RFC 1035 §3.1); a node's label and its dot must fit in front.
     if not text or len(text) > 253 - MAX_LABEL - 1 or not all(_LABEL.fullmatch(label) for label in text.split(".")):
         raise UserError("domain-invalid", f"'{domain}' is not a domain name.", "Write one like local.test.", Exit.USAGE)
+    if text.rpartition(".")[2] == "local":
+        raise UserError(
+            "domain-invalid",
+            f"The domain cannot be '{text}': names that end in .local are found by multicast (RFC 6762), not by DNS.",
+            "Write one like local.test or home.arpa.",
+            Exit.USAGE,
+        )
     return text

@@ -1,5 +1,6 @@
 """The forwarder before name servers on real sockets that answer late, wrong, truncated or never."""
 
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,10 +12,12 @@ import pytest
 import trustme
 from anyio.streams.tls import TLSListener
 from dnslib import QTYPE, RCODE, RR, A, DNSRecord
+from hypothesis import given
+from hypothesis import strategies as st
 
 from overlay_dns.cache import RETRY, STALE_TTL
 from overlay_dns.forwarder import Forwarder, ForwardError
-from overlay_dns.upstream import Transport, Upstream, parse_upstream
+from overlay_dns.upstream import LINK_LOCAL, Transport, Upstream, parse_upstream
 
 Answer = Callable[[DNSRecord], list[bytes]]
 
@@ -187,6 +190,25 @@ def test_split_dns_by_the_longest_suffix() -> None:
     run(main)
 
 
+def test_names_of_the_link_are_not_told_to_who_was_chosen_for_all() -> None:
+    async def main() -> None:
+        async with name_server(address("192.0.2.1")) as chosen, name_server(address("192.0.2.2")) as system:
+            far = chosen.upstream._replace(near=False)
+            near = system.upstream._replace(domains=tuple(LINK_LOCAL))
+            forwarder, alone = Forwarder(lambda: [far, near]), Forwarder(lambda: [far])
+            for name in ("printer.local", "Printer.LOCAL", "local", "1.0.254.169.in-addr.arpa"):
+                assert found(await forwarder.ask(query_for(name))) == ["192.0.2.2"], name
+                with pytest.raises(ForwardError, match="no_upstream"):
+                    await alone.ask(query_for(name))
+            for name in ("local.test", "notlocal", "local.example"):
+                assert found(await forwarder.ask(query_for(name))) == ["192.0.2.1"], name
+            corp = far._replace(domains=("corp.local",))  # a network that has .local in DNS, and says so
+            assert found(await Forwarder(lambda: [corp]).ask(query_for("a.corp.local"))) == ["192.0.2.1"]
+            assert found(await Forwarder(lambda: [system.upstream]).ask(query_for())) == ["192.0.2.2"]
+
+    run(main)
+
+
 def test_it_never_asks_itself() -> None:
     async def main() -> None:
         own = Upstream("127.0.0.1", 5300)
@@ -270,9 +292,43 @@ def test_upstreams_are_written_as_people_do() -> None:
         ("[2001:db8::1]:5353", Upstream("2001:db8::1", 5353)),
         ("tls://192.0.2.1#dns.example", Upstream("192.0.2.1", 853, tls="dns.example")),
         ("tls://[2001:db8::1]:443#dns.example", Upstream("2001:db8::1", 443, tls="dns.example")),
+        ("tls://192.0.2.1", Upstream("192.0.2.1", 853, tls="192.0.2.1")),
+        ("Corp.Example.=192.0.2.1", Upstream("192.0.2.1", 53, ("corp.example",))),
+        ("corp.example,10.in-addr.arpa=192.0.2.1", Upstream("192.0.2.1", 53, ("corp.example", "10.in-addr.arpa"))),
+        ("_x.example=tls://192.0.2.1:443", Upstream("192.0.2.1", 443, ("_x.example",), tls="192.0.2.1")),
+        ("fe80::1%eth0", Upstream("fe80::1", link="eth0")),
+        ("[fe80::1%eth0]:5353", Upstream("fe80::1", 5353, link="eth0")),
+        ("192.0.2.1%eth0:5353", Upstream("192.0.2.1", 5353, link="eth0")),
     ):
         assert parse_upstream(text) == upstream
         assert parse_upstream(str(upstream)) == upstream
-    for text in ("", "dns.example", "192.0.2.1:0", "192.0.2.1:x", "tls://", "[::1", "[::1]x"):
-        with pytest.raises(ValueError):
+    for text, says in (
+        ("", "no IP address"),
+        ("dns.example", "no IP address"),
+        ("tls://", "no IP address"),
+        ("corp.example=", "no IP address"),
+        ("=192.0.2.1", "'' is no domain"),
+        ("corp..example=192.0.2.1", "'corp..example' is no domain"),
+        ("a.example,=192.0.2.1", "'' is no domain"),
+        ("192.0.2.1:0", "no valid port"),
+        ("192.0.2.1:x", "no valid port"),
+        ("192.0.2.1:65536", "no valid port"),
+        ("192.0.2.1:\u0665\u0663", "no valid port"),
+        ("[::1", "in its brackets"),
+        ("[::1]x", "in its brackets"),
+        ("192.0.2.1%", "no network interface"),
+        ("192.0.2.1%sixteen-letters-", "no network interface"),
+        ("192.0.2.1#dns.example", "only tls://"),
+        ("tls://192.0.2.1#dns example", "'dns example' is no domain"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(says)):
             parse_upstream(text)
+
+
+@given(st.text(alphabet="abl.019=,:/[]#%tsf-_", max_size=60))
+def test_fuzz_upstreams(text: str) -> None:
+    try:
+        upstream = parse_upstream(text)
+    except ValueError:
+        return
+    assert parse_upstream(str(upstream)) == upstream

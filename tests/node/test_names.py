@@ -9,9 +9,10 @@ import msgspec
 from dnslib import QTYPE, DNSLabel, DNSRecord
 
 from overlay.daemon.state import StateDir
-from overlay.node.names import Names, build_zones
+from overlay.node.names import Names, build_zones, choose_upstreams
 from overlay.wire.control.messages import MapNode, MapRecord, NetworkMap
 from overlay_dns.osconfig.system import SystemDns
+from overlay_dns.upstream import Upstream
 from overlay_dns.zone import Zones
 
 OWN = ip_address("127.77.0.2")
@@ -93,7 +94,7 @@ def test_serves_takes_the_system_over_and_puts_it_back(tmp_path: Path) -> None:
                 "nameserver 192.0.2.53",
             ]
             assert names.port is not None
-            assert names.upstreams == (("192.0.2.53", 53),)  # whom to ask for the way to the server
+            assert names.upstreams == (Upstream("192.0.2.53"),)  # whom to ask for the way to the server
             assert await ask(names.port, "b.local.test") == []
             names.set_map(MAP)
             assert await ask(names.port, "b.local.test") == ["127.77.0.3"]
@@ -102,6 +103,14 @@ def test_serves_takes_the_system_over_and_puts_it_back(tmp_path: Path) -> None:
         assert names.port is None and names.upstreams == ()
 
     anyio.run(main)
+
+
+def test_what_a_person_chose_comes_before_the_systems() -> None:
+    corp, private = Upstream("192.0.2.1", domains=("corp.example",)), Upstream("192.0.2.2", 853, tls="192.0.2.2")
+    assert choose_upstreams(["192.0.2.53"], []) == (Upstream("192.0.2.53"),)
+    assert choose_upstreams(["192.0.2.53"], [corp]) == (corp, Upstream("192.0.2.53"))
+    *chosen, system = choose_upstreams(["192.0.2.53"], [corp, private])
+    assert chosen == [corp, private] and "local" in system.domains, "the system's is left the names of the link"
 
 
 def test_a_taken_port_is_a_warning_and_changes_nothing(tmp_path: Path) -> None:

@@ -43,13 +43,16 @@ class Resolved:
             return ""
 
     def apply(self, index: int, servers: Sequence[str], domains: Sequence[str], routes: Sequence[str]) -> None:
-        """Ask `servers` for `domains` (searched too) and `routes` on the link `index`, and for nothing else."""
+        """Ask `servers` for `domains` (searched too) and `routes` on the link `index`, and for nothing else.
+
+        The route "." is for all names: resolved prefers it to the servers of links without such a one.
+        """
         listed = [(2 if address.version == 4 else 10, address.packed) for address in map(ip_address, servers)]
         wanted = [(domain, False) for domain in domains] + [(route, True) for route in routes]
         for method, signature, *values in (
             ("SetLinkDNS", "ia(iay)", listed),
             ("SetLinkDomains", "ia(sb)", wanted),
-            ("SetLinkDefaultRoute", "ib", False),
+            ("SetLinkDefaultRoute", "ib", "." in routes),
             ("SetLinkLLMNR", "is", "no"),
             ("SetLinkMulticastDNS", "is", "no"),
             ("SetLinkDNSSEC", "is", "no"),  # nobody signs our zones

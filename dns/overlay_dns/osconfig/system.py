@@ -19,6 +19,8 @@ from overlay_dns.osconfig.decision import STUBS, Decision, Found, decide, survey
 from overlay_dns.osconfig.resolvconf import PATH, Journal, ResolvConf, parse_nameservers
 from overlay_dns.osconfig.resolved import Resolved
 
+ROOT: Final = "."
+"""As a route: all names."""
 JOURNAL_NAME: Final = "system-dns.json"
 UPLINKS: Final = Path("/run/systemd/resolve/resolv.conf")
 """The name servers that resolved itself asks (systemd-resolved.service(8))."""
@@ -94,12 +96,15 @@ class SystemDns:
     @property
     def takes_over(self) -> bool:
         """Whether all of the system's questions come to our resolver."""
+        if self._decision.way == "resolved":
+            return self._wanted is not None and ROOT in self._wanted[3]
         return self._decision.way in ("file", "resolvconf")
 
     def apply(self, interface: str, servers: Sequence[str], search: str, routes: Sequence[str] = ()) -> list[str]:
         """Point the system at `servers` on `interface`, for `search` and the (reverse) zones `routes` or for all.
 
-        Returns the system's own name servers. Raises `OSError`, or what the journal raises, with all as it was.
+        Where the system splits, `ROOT` among the routes brings us all names. Returns the system's own name servers.
+        Raises `OSError`, or what the journal raises, with all as it was.
         """
         self.restore()
         self._found = survey(self._path, self._resolved.bus_names())

@@ -45,3 +45,7 @@ def test_domains() -> None:
         with pytest.raises(UserError) as caught:
             check_domain(bad)
         assert (caught.value.code, caught.value.exit_code) == ("domain-invalid", Exit.USAGE)
+    for multicast in ("local", "LOCAL.", "home.local"):
+        with pytest.raises(UserError, match="multicast") as caught:
+            check_domain(multicast)
+        assert caught.value.code == "domain-invalid"

@@ -126,7 +126,8 @@ class Transport:
             return await self._ask_tls(ours, upstream)
         reply = await _ask_udp(ours, upstream)
         if reply is not None and is_truncated(reply):
-            return await _ask_tcp(ours, upstream) or reply
+            with suppress(*UNREACHABLE):
+                return await _ask_tcp(ours, upstream) or reply
         return reply
 
     async def aclose(self) -> None:

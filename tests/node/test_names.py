@@ -113,6 +113,24 @@ def test_what_a_person_chose_comes_before_the_systems() -> None:
     assert chosen == [corp, private] and "local" in system.domains, "the system's is left the names of the link"
 
 
+def test_it_never_asks_itself_whatever_the_system_names(tmp_path: Path) -> None:
+    async def main() -> None:
+        state, file = StateDir(tmp_path / "state").open(), tmp_path / "resolv.conf"
+        file.write_text(f"nameserver {OWN}\n")  # left by somebody
+        names = Names(state, [Upstream(str(OWN), 1)], system=SystemDns(state, file), port=0)
+        names.set_map(MAP)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(names.run, (OWN,), "local.test")
+            names._chosen = (Upstream(str(OWN), names.port or 0),)  # now that the port is known
+            names._take_upstreams([str(OWN)], str(OWN))
+            answer = await names.query("a.example", "A")
+            assert (answer.rcode, answer.upstreams) == ("SERVFAIL", ())
+            assert names.status().drops == {"no_upstream": 1}
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
 def test_a_taken_port_is_a_warning_and_changes_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         state, file = StateDir(tmp_path / "state").open(), tmp_path / "resolv.conf"

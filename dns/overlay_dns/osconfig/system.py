@@ -157,7 +157,11 @@ class SystemDns:
         assert self._wanted is not None
         interface, servers, search, routes = self._wanted
         if self._decision.way == "file":
-            return self._file.apply(servers, search)
+            former = self._file.apply(servers, search)
+            if self._found is None or not self._found.resolved:
+                return former
+            # It may ask whom the file names, and that is us: whom it asked before, it is not asked itself.
+            return [server for server in former if server not in STUBS] or self._others(self._uplinks, servers)
         if self._decision.way == "none":
             return self._others(self._path, servers)
         entry = _Entry(way=self._decision.way, interface=interface)

@@ -60,6 +60,8 @@ def server_and_node() -> Iterator[tuple[Machine, Machine]]:
     with Lab() as lab:
         switch, server, node = lab.namespace("switch"), lab.namespace("server"), lab.namespace("node")
         lab.bridge(switch, [], [(server, f"{SERVER}/24"), (node, f"{NODE}/24")])
+        node.route("default", SERVER)
+        server.set("net.ipv4.ip_forward", 0)  # a router that knows no way on, and does not say so
         start_dns(server, SERVER, 53, FAR, FAR_ADDRESS)
         server_host = Machine(server, lab.directory / "server")
         server_host.done("server", "--json")

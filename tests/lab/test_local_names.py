@@ -42,6 +42,8 @@ def avahi(machine: Machine, name: str, folder: Path) -> Iterator[subprocess.Pope
             stderr=subprocess.DEVNULL,
         )
         try:
+            # Before that, the process is perhaps not in its namespaces yet, and who follows it there neither.
+            wait_for(Path(f"/proc/{process.pid}/root/run/avahi-daemon/socket").is_socket, f"{name} listens")
             yield process
         finally:
             process.terminate()

@@ -6,7 +6,9 @@ is touched.
 
 import os
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from tests.lab.resolvers import (
     server_and_node,
     user,
 )
+from tests.lab.test_node_daemon import PROGRAM
 
 pytestmark = pytest.mark.lab
 
@@ -44,6 +47,7 @@ def test_a_plain_file_and_a_kill(node: Machine) -> None:
     node.done("up")
     address = node.own_address()
     assert node.finds("server.local.test", address) and node.finds(FAR, FAR_ADDRESS)
+    assert "a mount of its own" in node.done("dns", "status"), "as the lab's files are, like a container's"
     assert "server.local.test" in node.namespace.run(["ping", "-c", "1", "-W", "5", "server.local.test"]).stdout
     node.kill()
     assert node.finds(FAR, FAR_ADDRESS), "the system's own name server stands behind ours"
@@ -62,6 +66,48 @@ def test_what_dhcp_writes_meanwhile_counts(node: Machine) -> None:
     assert "options timeout:1" in node.namespace.resolv_conf.read_text()
     node.done("down")
     assert node.namespace.resolv_conf.read_text() == OTHER_NETWORK
+
+
+def test_after_a_reboot_with_the_file_as_we_left_it(node: Machine) -> None:
+    node.done("up")
+    address = node.own_address()
+    node.kill()
+    reboot(node)
+    assert node.first() != FORMER.strip() and node.finds(FAR, FAR_ADDRESS), "it is found without us"
+    node.done("up")
+    assert node.finds("server.local.test", address) and node.finds(FAR, FAR_ADDRESS)
+    node.done("down")
+    assert node.namespace.resolv_conf.read_text() == FORMER
+
+
+def test_after_a_reboot_on_another_network(node: Machine) -> None:
+    node.done("up")
+    node.kill()
+    reboot(node)
+    node.namespace.resolv_conf.write_text(OTHER_NETWORK)  # by DHCP, before we start
+    node.done("up")
+    assert node.first() != f"nameserver {SERVER}" and "home.example" in node.namespace.resolv_conf.read_text()
+    node.done("down")
+    assert node.namespace.resolv_conf.read_text() == OTHER_NETWORK
+
+
+def reboot(node: Machine) -> None:
+    """What a reboot leaves of us: the state folder without what ends with the machine, and /etc."""
+    for name in ("lock", "overlay.sock"):
+        (node.state / name).unlink(missing_ok=True)
+    assert "overlay" not in node.namespace.run(["ip", "-o", "link"]).stdout
+
+
+def test_a_file_that_cannot_be_written_is_a_warning_with_the_way_out(node: Machine) -> None:
+    prefix = "mount -o remount,ro,bind /etc/resolv.conf && exec "
+    command = prefix + shlex.join([sys.executable, "-c", PROGRAM, "up", "--state", str(node.state)])
+    node.namespace.run(["sh", "-c", command])
+    (warning,) = node.client.request("GET", "/v1/status")["warnings"]
+    assert "read-only" in warning and "--dns" in warning
+    assert "cannot be written" in node.done("dns", "status")
+    assert node.finds(FAR, FAR_ADDRESS)
+    node.done("down")
+    assert node.namespace.resolv_conf.read_text() == FORMER
 
 
 def test_an_immutable_file_is_a_warning_with_the_way_out(node: Machine) -> None:
@@ -91,7 +137,7 @@ def test_openresolv_keeps_the_file(node: Machine, tmp_path: Path) -> None:
     program.parent.mkdir()
     program.write_text(script)
     program.chmod(0o755)
-    (tmp_path / "resolvconf.conf").write_text("resolv_conf=/etc/resolv.conf\n")
+    (tmp_path / "resolvconf.conf").write_text(f"resolv_conf=/etc/resolv.conf\nlist_resolv='{program} -l'\n")
     node.environment = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
 
     def resolvconf(*arguments: str, given: str = "") -> str:
@@ -112,6 +158,15 @@ def test_openresolv_keeps_the_file(node: Machine, tmp_path: Path) -> None:
     node.done("up")
     node.done("down")
     assert node.first() == FORMER.strip() and "tun0.overlay" not in resolvconf("-l")
+    node.done("up")
+    node.kill()
+    shutil.rmtree(tmp_path / "run")  # which a reboot empties
+    resolvconf("-a", "eth0.dhcp", given=FORMER)
+    assert node.first() == FORMER.strip()
+    node.done("up")
+    assert node.first() == ours
+    node.done("down")
+    assert node.first() == FORMER.strip()
 
 
 @pytest.fixture

@@ -92,6 +92,7 @@ def test_serves_takes_the_system_over_and_puts_it_back(tmp_path: Path) -> None:
                 "search local.test",
                 "nameserver 127.77.0.2",
                 "nameserver 192.0.2.53",
+                "options timeout:1 attempts:2",
             ]
             assert names.port is not None
             assert names.upstreams == (Upstream("192.0.2.53"),)  # whom to ask for the way to the server

@@ -4,8 +4,9 @@ Before the file is changed, a journal in the daemon's state folder says what it 
 undoes from the journal alone, so it works after a crash too; a file that somebody else has
 written since is theirs and stays.
 
-The former name servers stay in the file behind ours: when the daemon is killed, its address goes with its interface,
-the C library's question to it fails at once, and the next name server answers.
+The former name servers stay in the file behind ours, and the C library is told to wait a second for each: when the
+daemon is killed its address goes with its interface, and the next name server answers. At once where no route leads to
+that address any more; a second later where it goes to the router, who knows nothing of it (so after a reboot, too).
 """
 
 import errno
@@ -24,6 +25,10 @@ import msgspec
 PATH = Path("/etc/resolv.conf")
 JOURNAL_NAME = "resolv-conf.json"
 _MARK = "# Written by overlay; the file before is put back by 'overlay down'."
+PATIENCE = "timeout:1"
+"""Seconds that the C library waits for one name server (resolv.conf(5)); five if nobody says. What is slow to answer is
+asked of the next one as well, which does no harm: it is one that we would ask."""
+_OPTIONS = f"options {PATIENCE} attempts:2"  # two is what it is without; so nobody else has just this line
 _NAMESERVER_LIMIT = 3  # glibc and musl read no more: MAXNS in resolv.h
 _log = logging.getLogger(__name__)
 
@@ -127,6 +132,8 @@ def render(text: str, nameservers: Sequence[str], former: Sequence[str], search:
             domains = [search, *(word for word in words[1:] if word != search)]  # the last such line wins
     lines = [_MARK, f"search {' '.join(domains)}"]
     lines += [f"nameserver {server}" for server in [*nameservers, *former][:_NAMESERVER_LIMIT]]
+    if not any(word.startswith("timeout:") for line in options for word in line.split()):
+        options.append(_OPTIONS)
     return "\n".join([*lines, *options]) + "\n"
 
 
@@ -139,7 +146,7 @@ def _without(text: str, nameservers: Sequence[str], search: str) -> str:
             words = [word for word in words if word != search]
             line = " ".join(words)
         if (
-            line != _MARK
+            line not in (_MARK, _OPTIONS)
             and words != ["search"]
             and not (words[:1] == ["nameserver"] and set(words[1:2]) & set(nameservers))
         ):

@@ -1,7 +1,7 @@
 """The system pointed at our resolver, whichever way it has for that, and put back. Blocking: for a thread.
 
-Where our resolver is first in a list, the system's own name servers stand behind it: when the daemon is killed, its
-address goes with its interface, questions to it fail at once, and the next in the list answers.
+Where our resolver is first in a list, the system's own name servers stand behind it, and answer when the daemon is
+killed (see `resolvconf`).
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from overlay_dns.osconfig.decision import STUBS, Decision, Found, decide, survey
-from overlay_dns.osconfig.resolvconf import PATH, Journal, ResolvConf, parse_nameservers
+from overlay_dns.osconfig.resolvconf import PATH, PATIENCE, Journal, ResolvConf, parse_nameservers
 from overlay_dns.osconfig.resolved import Resolved
 
 ROOT: Final = "."
@@ -144,7 +144,8 @@ class SystemDns:
         try:
             entry = msgspec.json.decode(data, type=_Entry)
             if entry.way == "resolvconf":
-                _resolvconf("-f", "-d", RECORD)
+                with suppress(FileNotFoundError):  # the program is gone, and with it what it had
+                    _resolvconf("-f", "-d", RECORD)
             else:
                 with suppress(OSError):  # the interface is gone, or resolved is: so is what was set
                     self._resolved.revert(socket.if_nametoindex(entry.interface))
@@ -171,7 +172,7 @@ class SystemDns:
             self._resolved.apply(socket.if_nametoindex(interface), servers, [search], routes)
             return self._others(self._uplinks, servers)
         former = self._others(self._path, servers)
-        lines = [f"search {search}", *(f"nameserver {server}" for server in servers)]
+        lines = [f"search {search}", *(f"nameserver {server}" for server in servers), f"options {PATIENCE}"]
         _resolvconf("-a", RECORD, given="\n".join(lines) + "\n")
         return former
 

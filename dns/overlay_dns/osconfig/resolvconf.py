@@ -48,6 +48,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["file", "link", "missing"]
     content: bytes = b""  # of a file
     target: str = ""  # of a link
+    led_to: str = ""  # digest of what it led to, "" for nothing: who looks after that changes it without the link
     mode: int = 0o644
     applied: str
 
@@ -80,12 +81,15 @@ class ResolvConf:
         return former
 
     def is_changed(self) -> bool:
-        """Whether the file is another one than we made: somebody else's, since, or none."""
+        """Whether the file is another one than we made (somebody else's, or none), or what it linked to before is."""
         data = self._journal.read(JOURNAL_NAME)
         try:
-            return data is not None and _digest(self._path) != msgspec.json.decode(data, type=Entry).applied
+            entry = msgspec.json.decode(data, type=Entry) if data is not None else None
         except msgspec.DecodeError:
             return False
+        return entry is not None and (
+            _digest(self._path) != entry.applied or _led_to(self._path, entry) != entry.led_to
+        )
 
     def restore(self) -> bool:
         """Put the file back as the journal says; returns whether it did. Nothing happens without a journal."""
@@ -160,9 +164,19 @@ def _describe(path: Path, applied: str) -> Entry:
     except FileNotFoundError:
         return Entry(path=str(path), kind="missing", applied=applied)
     if stat.S_ISLNK(status.st_mode):
-        return Entry(path=str(path), kind="link", target=os.readlink(path), applied=applied)
+        entry = Entry(path=str(path), kind="link", target=os.readlink(path), applied=applied)
+        return msgspec.structs.replace(entry, led_to=_led_to(path, entry))
     mode = stat.S_IMODE(status.st_mode)
     return Entry(path=str(path), kind="file", content=path.read_bytes(), mode=mode, applied=applied)
+
+
+def _led_to(path: Path, entry: Entry) -> str:
+    if entry.kind != "link":
+        return ""
+    try:
+        return hashlib.sha256((path.parent / entry.target).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _put_back(path: Path, entry: Entry) -> None:

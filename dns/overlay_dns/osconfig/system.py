@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from overlay_dns.osconfig.bus import Bus
 from overlay_dns.osconfig.decision import STUBS, Decision, Found, decide, survey
 from overlay_dns.osconfig.resolvconf import PATH, PATIENCE, Journal, ResolvConf, parse_nameservers
 from overlay_dns.osconfig.resolved import Resolved
@@ -51,21 +52,22 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SystemDns:
-    """`path`: the resolver file. `resolved`: on the system's bus, or on another for a test."""
+    """`path`: the resolver file. `bus`: another one than the system's, for a test."""
 
     def __init__(
         self,
         journal: Journal,
         path: Path = PATH,
         *,
-        resolved: Resolved | None = None,
+        bus: Bus | None = None,
         uplinks: Path = UPLINKS,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._journal = journal
         self._path = path
         self._file = ResolvConf(journal, path)
-        self._resolved = resolved or Resolved()
+        self._bus = bus or Bus()
+        self._resolved = Resolved(self._bus)
         self._uplinks = uplinks
         self._clock = clock
         self._found: Found | None = None
@@ -107,7 +109,7 @@ class SystemDns:
         Raises `OSError`, or what the journal raises, with all as it was.
         """
         self.restore()
-        self._found = survey(self._path, self._resolved.bus_names())
+        self._found = survey(self._path, self._bus)
         self._decision = decide(self._found)
         self._wanted = (interface, tuple(servers), search, tuple(routes))
         if self._decision.way == "none":

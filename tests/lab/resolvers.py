@@ -5,8 +5,9 @@ The server's machine also runs the name server (dnsmasq) that the node's system 
 
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,3 +96,42 @@ def user(namespace: Namespace, name: str) -> Iterator[None]:
     finally:
         for file in files:
             file.unlink()
+
+
+@contextmanager
+def message_bus(namespace: Namespace, folder: Path) -> Iterator[str]:
+    """A real message bus in a folder that all users may enter: its address."""
+    bus, policy = folder / "bus", folder / "bus.conf"
+    policy.write_text(
+        f"<busconfig><listen>unix:path={bus}</listen><auth>EXTERNAL</auth>"
+        '<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/>'
+        '<allow receive_sender="*"/></policy></busconfig>'
+    )
+    daemon = namespace.popen(
+        ["dbus-daemon", f"--config-file={policy}", "--nofork", "--nopidfile"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(bus.is_socket, "the bus listens")
+        bus.chmod(0o777)
+        yield f"unix:path={bus}"
+    finally:
+        daemon.terminate()
+        daemon.wait(10)
+        bus.unlink(missing_ok=True)
+
+
+class Inside(Namespace):
+    """The machine of a namespace with the mounts that the process `pid` there has."""
+
+    pid: int = 0
+
+    def argv(self, command: Sequence[str]) -> list[str]:
+        return ["nsenter", f"--target={self.pid}", "--mount", "--net", *command]
+
+
+def inside(namespace: Namespace, pid: int) -> Inside:
+    found = Inside(namespace.lab, namespace.short_name, namespace.name)
+    found.pid = pid
+    return found

@@ -24,6 +24,7 @@ from tests.lab.resolvers import (
     SERVER,
     Machine,
     as_found,
+    message_bus,
     server_and_node,
     user,
 )
@@ -177,30 +178,23 @@ def resolved(hosts: tuple[Machine, Machine], node: Machine, tmp_path: Path) -> I
     (configuration / "systemd/resolved.conf").write_text(
         f"[Resolve]\nDNS={SERVER}\nFallbackDNS=\nDNSSEC=no\nLLMNR=no\n"
     )
-    with user(namespace, "systemd-resolve"):
-        folder = hosts[0].state.parent  # which another user may enter, as resolved does
-        bus, policy = folder / "bus", tmp_path / "bus.conf"
-        policy.write_text(
-            f"<busconfig><listen>unix:path={bus}</listen><auth>EXTERNAL</auth>"
-            '<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/>'
-            '<allow receive_sender="*"/></policy></busconfig>'
-        )
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        daemon = namespace.popen(["dbus-daemon", f"--config-file={policy}", "--nofork", "--nopidfile"], **quiet)
-        wait_for(bus.is_socket, "the bus listens")
-        bus.chmod(0o777)
-        node.environment = {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={bus}"}
+    with user(namespace, "systemd-resolve"), message_bus(namespace, hosts[0].state.parent) as bus:
+        node.environment = {"DBUS_SYSTEM_BUS_ADDRESS": bus}
         installed = Path("/usr/lib/systemd/systemd-resolved")
         program = installed if installed.exists() else PROGRAMS / "systemd-resolved/lib/systemd/systemd-resolved"
         command = f"mount -t tmpfs tmpfs /run/systemd && exec {shlex.quote(str(program))}"
-        service = namespace.popen(["sh", "-c", command], env=os.environ | node.environment, **quiet)
+        service = namespace.popen(
+            ["sh", "-c", command],
+            env=os.environ | node.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         namespace.resolv_conf.write_text("nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch .\n")
         wait_for(lambda: node.finds(FAR, FAR_ADDRESS), "resolved answers")
         yield node
         node.overlay("down")
-        for process in (service, daemon):
-            process.terminate()
-            process.wait(10)
+        service.terminate()
+        service.wait(10)
 
 
 def test_systemd_resolved_splits(resolved: Machine) -> None:

@@ -133,12 +133,21 @@ def _is_immutable(descriptor: int) -> bool:
 
 
 def _is_mount(path: Path) -> bool:
-    """Bind mounts of files are not seen by `os.path.ismount`: the kernel's list tells."""
+    """Bind mounts of files are not seen by `os.path.ismount`: file and folder are of one file system."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+        return _mount_id(path) != _mount_id(path.parent)
     except OSError:
         return False
-    return any(len(words := line.split()) > 4 and words[4] == str(path) for line in lines)
+
+
+def _mount_id(path: Path) -> str:
+    """Of what is seen at `path`; one that another mount hides does not count (proc_pid_fdinfo(5))."""
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    finally:
+        os.close(descriptor)
+    return next((line for line in lines if line.startswith("mnt_id:")), "")
 
 
 def _is_read_only(path: Path) -> bool:

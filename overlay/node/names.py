@@ -15,6 +15,7 @@ from dnslib import QTYPE, RCODE, DNSError, DNSRecord
 
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
+from overlay.node.guard import Guard
 from overlay.node.interface import Address
 from overlay.node.status import NameAnswer, NamesStatus
 from overlay.wire.control.messages import MapRecord, NetworkMap
@@ -102,7 +103,8 @@ class Names:
         self.warning = ""
         self.port: int | None = None  # while the resolver serves
         self._wanted_port = port
-        self._system = system or SystemDns(state)
+        self._guard = Guard()
+        self._system = system or SystemDns(state, guard=lambda: self._guard.start(state))
         self._own = self._domain = ""
         self._zones: Zones | None = None
         self._resolver: Resolver | None = None
@@ -243,6 +245,8 @@ class Names:
             self._system.restore()
         except (OSError, UserError) as error:
             _log.warning("the system's resolver configuration could not be put back: %s", error)
+        else:
+            self._guard.end()
 
 
 def _reason(group: BaseExceptionGroup[BaseException]) -> str:

@@ -60,6 +60,7 @@ TABLE = [
     ("a link to nowhere", Found(link=STUB_FILE, dangling=True), "file", "not there"),
     ("nothing", Found(), "file", "there is no"),
     ("a plain file", Found(text=PLAIN), "file", "plain file"),
+    ("a plain file that musl reads", Found(text=PLAIN, asks_all=True), "file", "alone in it"),
 ]
 
 
@@ -68,6 +69,7 @@ def test_table(found: Found, way: str, reason: str) -> None:
     decision = decide(found)
     assert decision.way == way and reason in decision.reason
     assert bool(decision.warning) == (way == "none")
+    assert decision.alone == (way == "file" and found.asks_all)
 
 
 class FakeBus(Bus):

@@ -7,6 +7,7 @@ resolver is the first in the list and forwards the rest.
 import errno
 import fcntl
 import os
+import platform
 import shutil
 import struct
 from pathlib import Path
@@ -43,13 +44,18 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
     resolved: bool = False  # systemd-resolved has its name on the system bus
     network_manager: str | None = None  # what it does (`networkmanager.dns_mode`), None: it is not on the bus
+    asks_all: bool = False  # the C library asks all name servers at once and takes the first answer, as musl does
     resolvconf: bool = False  # there is a program of that name
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """`reason`: a sentence for the status. `warning`: one with the way out, where nothing can be done."""
+    """`reason`: a sentence for the status. `warning`: one with the way out, where nothing can be done.
+
+    `alone`: the system's name servers may not stand behind ours, and somebody must put them back after a kill.
+    """
 
     way: Way
+    alone: bool = False
     reason: str
     warning: str = ""
 
@@ -75,7 +81,10 @@ def decide(found: Found) -> Decision:
             warning=f"{found.path} is on a read-only file system and stays as it is: mount it writable, "
             "or give this container a name server with --dns",
         )
-    return Decision(way="file", reason=_file_reason(found))
+    reason = _file_reason(found)
+    if found.asks_all:
+        reason += "; our resolver is alone in it, as this C library asks all of a list at once"
+    return Decision(way="file", alone=found.asks_all, reason=reason)
 
 
 def _by_resolvconf(found: Found) -> bool:
@@ -120,6 +129,7 @@ def survey(path: Path, bus: Bus) -> Found:
         read_only=_is_read_only(path),
         resolved="org.freedesktop.resolve1" in bus_names,
         network_manager=dns_mode(bus) if NETWORK_MANAGER in bus_names else None,
+        asks_all=platform.libc_ver()[0] != "glibc",
         resolvconf=shutil.which("resolvconf") is not None,
     )
 

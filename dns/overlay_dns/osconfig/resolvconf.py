@@ -60,15 +60,17 @@ class ResolvConf:
         self._journal = journal
         self._path = path
 
-    def apply(self, nameservers: Sequence[str], search: str) -> list[str]:
+    def apply(self, nameservers: Sequence[str], search: str, *, alone: bool = False) -> list[str]:
         """Point the file at `nameservers`, with `search` as first search domain; returns the name servers found before.
+
+        Those stand behind, unless `nameservers` are to be `alone`.
 
         Undoes an earlier take-over first. Raises `OSError`, or what the journal raises, with the file as it was.
         """
         self.restore()
         text = _read(self._path)
         former = [server for server in parse_nameservers(text) if server not in nameservers]
-        content = render(text, nameservers, former, search).encode()
+        content = render(text, nameservers, () if alone else former, search).encode()
         entry = _describe(self._path, hashlib.sha256(content).hexdigest())
         if _MARK.encode() in entry.content:  # somebody has edited what we wrote: ours is no part of the original
             entry = msgspec.structs.replace(entry, content=_without(text, nameservers, search).encode())

@@ -62,7 +62,10 @@ class SystemDns:
         bus: Bus | None = None,
         uplinks: Path = UPLINKS,
         clock: Callable[[], float] = monotonic,
+        look: Callable[[Path, Bus], Found] = survey,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
+        """`guard` is called before the system's name servers are taken out of its list: see `Decision.alone`."""
         self._journal = journal
         self._path = path
         self._file = ResolvConf(journal, path)
@@ -70,6 +73,8 @@ class SystemDns:
         self._resolved = Resolved(self._bus)
         self._uplinks = uplinks
         self._clock = clock
+        self._look = look
+        self._guard = guard
         self._found: Found | None = None
         self._decision = Decision(way="none", reason="names have not been brought up")
         self._wanted: tuple[str, tuple[str, ...], str, tuple[str, ...]] | None = None
@@ -109,9 +114,11 @@ class SystemDns:
         Raises `OSError`, or what the journal raises, with all as it was.
         """
         self.restore()
-        self._found = survey(self._path, self._bus)
+        self._found = self._look(self._path, self._bus)
         self._decision = decide(self._found)
         self._wanted = (interface, tuple(servers), search, tuple(routes))
+        if self._decision.alone:
+            self._guard()
         if self._decision.way == "none":
             _log.warning("%s", self._decision.warning)
         self._upstreams = self._do()
@@ -160,7 +167,7 @@ class SystemDns:
         assert self._wanted is not None
         interface, servers, search, routes = self._wanted
         if self._decision.way == "file":
-            former = self._file.apply(servers, search)
+            former = self._file.apply(servers, search, alone=self._decision.alone)
             if self._found is None or not self._found.resolved:
                 return former
             # It may ask whom the file names, and that is us: whom it asked before, it is not asked itself.

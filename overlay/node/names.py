@@ -126,6 +126,7 @@ class Names:
             chosen=tuple(map(str, self._chosen)),
             way=system.way,
             reason=system.reason,
+            done=system.done,
             reapplied=system.reapplied,
             warning=self.warning,
             drops=dict(self._resolver.drops) if self._resolver is not None else {},
@@ -141,14 +142,17 @@ class Names:
             raise UserError("names-down", "The resolver does not serve on this machine.", "See 'overlay dns status'.")
         if "." not in name:
             name = f"{name}.{self._domain}"
+        if rtype.upper() not in QTYPE.reverse:
+            hint = "Write one as in: overlay dns query b.local.test AAAA"
+            raise UserError("name-invalid", f"'{rtype[:20]}' is no type of record.", hint, Exit.USAGE)
         try:
             query = DNSRecord.question(name, rtype.upper())
             data = bytes(query.pack())
         except (DNSError, ValueError, AttributeError) as error:
             raise UserError(
                 "name-invalid",
-                f"'{name[:100]}' and {rtype[:20]} are no question: {error}.",
-                "Write a name and a type, as in: overlay dns query b.local.test AAAA",
+                f"'{name[:100]}' cannot be asked for: {error}.",
+                "Write a name, as in: overlay dns query b.local.test AAAA",
                 Exit.USAGE,
             ) from error
         zone = zones.zone_of(labels_in(query.q.qname))

@@ -88,6 +88,7 @@ class NamesStatus(msgspec.Struct, frozen=True, kw_only=True):
     chosen: tuple[str, ...] = ()  # those of them that a person chose; the others are the system's
     way: str  # how the system was told: "resolved", "resolvconf", "file", "none"
     reason: str  # why so
+    done: str  # what the system was told, a sentence
     reapplied: int  # times that others had changed it since
     warning: str
     drops: dict[str, int]  # by reason

@@ -12,7 +12,19 @@ import pytest
 import trustme
 
 from tests.lab.netns import wait_for
-from tests.lab.resolvers import FAR, FAR_ADDRESS, LIBRARIES, PROGRAMS, SERVER, Machine, as_found, server_and_node, user
+from tests.lab.resolvers import (
+    FAR,
+    FAR_ADDRESS,
+    FORMER,
+    LIBRARIES,
+    PATIENCE,
+    PROGRAMS,
+    SERVER,
+    Machine,
+    as_found,
+    server_and_node,
+    user,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -186,7 +198,9 @@ def test_name_servers_that_a_person_chose(hosts: tuple[Machine, Machine], node: 
         assert f"tls://{SERVER}#dns.example" in node.done("dns", "query", "new.corp.example")
         answer = json.loads(node.done("dns", "query", "--json", "x.local"))
         assert answer["upstreams"][0].endswith(f"={SERVER}"), "but names of the link, which the system's is asked for"
-        node.done("down")
+        assert f"nameserver {SERVER}" not in node.namespace.resolv_conf.read_text(), "nor by the C library"
+        node.kill()
+        wait_for(lambda: node.namespace.resolv_conf.read_text() == FORMER, "the guard puts it back", timeout=PATIENCE)
 
         node.done("up", "--upstream", f"tls://{SERVER}#evil.example")
         answer = json.loads(node.done("dns", "query", "--json", "other.corp.example"))

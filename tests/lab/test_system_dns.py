@@ -29,6 +29,7 @@ from tests.lab.resolvers import (
     user,
 )
 from tests.lab.test_node_daemon import PROGRAM
+from tests.lab.topology import start_dns
 
 pytestmark = pytest.mark.lab
 
@@ -197,7 +198,7 @@ def resolved(hosts: tuple[Machine, Machine], node: Machine, tmp_path: Path) -> I
         service.wait(10)
 
 
-def test_systemd_resolved_splits(resolved: Machine) -> None:
+def test_systemd_resolved_splits(hosts: tuple[Machine, Machine], resolved: Machine) -> None:
     node = resolved
     before = node.namespace.resolv_conf.read_text()
     node.done("up")
@@ -215,3 +216,12 @@ def test_systemd_resolved_splits(resolved: Machine) -> None:
     assert node.finds("server.local.test", address)
     node.done("down")
     assert node.finds(FAR, FAR_ADDRESS) and not node.finds("server.local.test", address)
+    other = start_dns(hosts[0].namespace, SERVER, 5300, FAR, "192.0.2.99")
+    node.done("up", "--upstream", f"{SERVER}:5300")
+    assert "for all names\n" in node.done("dns", "status")
+    wait_for(lambda: node.finds(FAR, "192.0.2.99"), "all names are asked of whom a person chose")
+    assert node.finds("server.local.test", address)
+    node.done("down")
+    assert node.finds(FAR, FAR_ADDRESS)
+    other.terminate()
+    other.wait(10)

@@ -100,7 +100,9 @@ def query_name(
     where = {
         "zone": f"the network's zone {answer['zone']}",
         "cache": "memory: what a name server said before",
-        "forwarded": f"name servers, asked in this order: {', '.join(answer['upstreams']) or 'there are none'}",
+        "forwarded": "name servers, asked in this order: " + ", ".join(answer["upstreams"])
+        if answer["upstreams"]
+        else "nobody: there is no name server for this name",
     }
     output.print_line(f"{answer['rcode']} from {where[answer['source']]}, in {answer['took_ms']:.2f} ms")
 
@@ -123,7 +125,10 @@ def names_status(state: NodeState, json: Json = False) -> None:
         output.print_line(f"upstream   {upstream} (the system's)")
     if not document["upstreams"]:
         output.print_line("upstream   none: names of others are not found")
-    output.print_line(f"system     {document['way']}: {document['reason']}")
+    output.print_line(f"found      {document['reason']}")
+    output.print_line(f"done       {document['done']}")
+    if document["reapplied"]:
+        output.print_line(f"since      others changed that {document['reapplied']} times, and it was put right")
     if document["warning"]:
         output.print_line(f"warning    {document['warning']}")
     for reason, count in sorted(document["drops"].items()):

@@ -40,6 +40,7 @@ class SystemDnsStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     way: str  # "resolved", "resolvconf", "file", "none"
     reason: str
+    done: str  # a sentence
     warning: str
     found: Found | None
     upstreams: list[str]  # the system's own name servers
@@ -65,7 +66,7 @@ class SystemDns:
         look: Callable[[Path, Bus], Found] = survey,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
-        """`guard` is called before the system's name servers are taken out of its list: see `Decision.alone`."""
+        """`guard` is called before ours is written as the only name server: somebody must undo that after a kill."""
         self._journal = journal
         self._path = path
         self._file = ResolvConf(journal, path)
@@ -80,6 +81,7 @@ class SystemDns:
         self._wanted: tuple[str, tuple[str, ...], str, tuple[str, ...]] | None = None
         self._upstreams: list[str] = []
         self._owner = ""
+        self._alone = False
         self._reapplied: list[float] = []
         self._reapplications = 0
         self._gave_up = ""
@@ -89,11 +91,28 @@ class SystemDns:
         return SystemDnsStatus(
             way=self._decision.way,
             reason=self._decision.reason,
+            done=self._done(),
             warning=self._gave_up or self._decision.warning,
             found=self._found,
             upstreams=list(self._upstreams),
             reapplied=self._reapplications,
         )
+
+    def _done(self) -> str:
+        if self._wanted is None or self._gave_up:
+            return "nothing is changed"
+        _, servers, search, routes = self._wanted
+        ours = ", ".join(servers)
+        match self._decision.way:
+            case "resolved":
+                what = "all names" if ROOT in routes else ", ".join((search, *routes))
+                return f"systemd-resolved asks {ours} for {what}"
+            case "resolvconf":
+                return f"resolvconf has {ours} as {RECORD}, before the system's own name servers"
+            case "file":
+                rest = "alone" if self._alone else "before the system's own name servers"
+                return f"{self._path} names {ours} {rest}, and searches {search}"
+        return "nothing is changed"
 
     @property
     def upstreams(self) -> list[str]:
@@ -117,7 +136,9 @@ class SystemDns:
         self._found = self._look(self._path, self._bus)
         self._decision = decide(self._found)
         self._wanted = (interface, tuple(servers), search, tuple(routes))
-        if self._decision.alone:
+        # Whom a person chose for all names is not to be passed over for the system's when it is slow.
+        self._alone = self._decision.way == "file" and (self._decision.alone or ROOT in routes)
+        if self._alone:
             self._guard()
         if self._decision.way == "none":
             _log.warning("%s", self._decision.warning)
@@ -167,7 +188,7 @@ class SystemDns:
         assert self._wanted is not None
         interface, servers, search, routes = self._wanted
         if self._decision.way == "file":
-            former = self._file.apply(servers, search, alone=self._decision.alone)
+            former = self._file.apply(servers, search, alone=self._alone)
             if self._found is None or not self._found.resolved:
                 return former
             # It may ask whom the file names, and that is us: whom it asked before, it is not asked itself.

@@ -7,7 +7,7 @@ import pytest
 from overlay.daemon.state import StateDir
 from overlay_dns.osconfig.bus import Bus
 from overlay_dns.osconfig.resolvconf import parse_nameservers
-from overlay_dns.osconfig.system import REAPPLY_LIMIT, REAPPLY_WINDOW, SystemDns
+from overlay_dns.osconfig.system import REAPPLY_LIMIT, REAPPLY_WINDOW, ROOT, SystemDns
 
 OURS = "10.77.0.2"
 
@@ -53,6 +53,18 @@ def test_an_edit_of_our_file_is_no_original(system: SystemDns, path: Path) -> No
     assert system.check() and "options rotate" in path.read_text()
     system.restore()
     assert path.read_text() == "nameserver 192.0.2.53\noptions rotate\n"
+
+
+def test_an_edit_of_our_file_where_we_are_alone(path: Path, tmp_path: Path) -> None:
+    nobody = Bus(f"unix:path={tmp_path}/no-bus")
+    system = SystemDns(StateDir(tmp_path / "state").open(), path, bus=nobody)
+    for number in range(2):
+        assert system.apply("overlay0", [OURS], "local.test", [ROOT]) == ["192.0.2.53"]
+        assert parse_nameservers(path.read_text()) == [OURS]
+        path.write_text(path.read_text() + f"options x{number}\n")
+        assert system.check() and system.upstreams == ["192.0.2.53"]
+    system.restore()
+    assert path.read_text() == "nameserver 192.0.2.53\noptions x0\noptions x1\n"
 
 
 def test_it_does_not_fight(system: SystemDns, path: Path, clock: Clock) -> None:

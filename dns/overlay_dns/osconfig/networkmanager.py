@@ -19,7 +19,7 @@ _DNS: Final = DBusAddress(
 
 
 def dns_mode(bus: Bus) -> str:
-    """ "MODE, RC-MANAGER" as in NetworkManager.conf(5), as it works now ("dnsmasq, symlink"); "" if it says nothing."""
+    """Mode and rc-manager (NetworkManager.conf(5)) as they are now, "dnsmasq, symlink", say; "" if it says nothing."""
     try:
         values = [bus.call(Properties(_DNS).get(name))[0][1] for name in ("Mode", "RcManager")]
     except OSError:

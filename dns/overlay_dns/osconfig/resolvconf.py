@@ -29,6 +29,7 @@ PATIENCE = "timeout:1"
 """Seconds that the C library waits for one name server (resolv.conf(5)); five if nobody says. What is slow to answer is
 asked of the next one as well, which does no harm: it is one that we would ask."""
 _OPTIONS = f"options {PATIENCE} attempts:2"  # two is what it is without; so nobody else has just this line
+_KEPT = "# before: "
 _NAMESERVER_LIMIT = 3  # glibc and musl read no more: MAXNS in resolv.h
 _log = logging.getLogger(__name__)
 
@@ -69,11 +70,14 @@ class ResolvConf:
         """
         self.restore()
         text = _read(self._path)
+        is_edited = _MARK in text  # somebody has edited what we wrote: ours is no part of the original
+        if is_edited:
+            text = _without(text, nameservers, search)
         former = [server for server in parse_nameservers(text) if server not in nameservers]
-        content = render(text, nameservers, () if alone else former, search).encode()
+        content = render(text, nameservers, former, search, alone=alone).encode()
         entry = _describe(self._path, hashlib.sha256(content).hexdigest())
-        if _MARK.encode() in entry.content:  # somebody has edited what we wrote: ours is no part of the original
-            entry = msgspec.structs.replace(entry, content=_without(text, nameservers, search).encode())
+        if is_edited:
+            entry = msgspec.structs.replace(entry, content=text.encode())
         self._journal.write(JOURNAL_NAME, msgspec.json.encode(entry))
         try:
             _replace(self._path, content, 0o644)
@@ -126,8 +130,11 @@ def parse_nameservers(text: str) -> list[str]:
     return found
 
 
-def render(text: str, nameservers: Sequence[str], former: Sequence[str], search: str) -> str:
-    """The new file: our name servers before the former ones, our search domain before the former ones, options kept."""
+def render(text: str, nameservers: Sequence[str], former: Sequence[str], search: str, *, alone: bool = False) -> str:
+    """The new file: our name servers before the former ones, our search domain before the former ones, options kept.
+
+    If `nameservers` are to be `alone`, the former ones are comments.
+    """
     options: list[str] = []
     domains = [search]
     for line in text.splitlines():
@@ -137,7 +144,9 @@ def render(text: str, nameservers: Sequence[str], former: Sequence[str], search:
         elif words[:1] in (["search"], ["domain"]):
             domains = [search, *(word for word in words[1:] if word != search)]  # the last such line wins
     lines = [_MARK, f"search {' '.join(domains)}"]
-    lines += [f"nameserver {server}" for server in [*nameservers, *former][:_NAMESERVER_LIMIT]]
+    behind = () if alone else former
+    lines += [f"nameserver {server}" for server in [*nameservers, *behind][:_NAMESERVER_LIMIT]]
+    lines += [f"{_KEPT}nameserver {server}" for server in former if server not in behind]
     if not any(word.startswith("timeout:") for line in options for word in line.split()):
         options.append(_OPTIONS)
     return "\n".join([*lines, *options]) + "\n"
@@ -147,6 +156,7 @@ def _without(text: str, nameservers: Sequence[str], search: str) -> str:
     """A file of ours that somebody has edited, without what is ours."""
     kept = []
     for line in text.splitlines():
+        line = line.removeprefix(_KEPT)
         words = line.split()
         if words[:1] == ["search"]:
             words = [word for word in words if word != search]

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,7 @@ from overlay.node.reflexive import Reflexive
 from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
 from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
+from overlay.wire.control.address import parse_server_address
 from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
 from overlay.wire.endpoint import Endpoint
 
@@ -95,6 +97,7 @@ class NodeDaemon:
                 udp="udp" in target.carriers,
                 endpoints=parse_endpoints(settings.endpoints),
                 names=settings.names,
+                pinned_names=tuple(parse_server_address(each).host for each in self._start.joined.addresses),
             ),
             state,
             on_endpoints=self._endpoints_changed,
@@ -136,7 +139,7 @@ class NodeDaemon:
             link_numbers,
         )
         self._by_udp = False  # relayed packets go by UDP
-        self._exposures = Exposures(state, self._control.request, self._is_server)
+        self._exposures = Exposures(state, self._control.request, self._is_server, self._is_member)
         self._records = Records(self._control.request, lambda: self._memory.network_map)
         self._identity: Identity | None = None
         self._identity_changed = anyio.Event()
@@ -249,8 +252,8 @@ class NodeDaemon:
     def exposures(self) -> tuple[ExposureStatus, ...]:
         return self._exposures.status()
 
-    async def expose(self, target: str, public: str) -> ExposureStatus:
-        return await self._exposures.add(target, public)
+    async def expose(self, target: str, public: str, hosts: tuple[str, ...], service: str) -> ExposureStatus:
+        return await self._exposures.add(target, public, hosts, service)
 
     async def unexpose(self, name: str) -> None:
         await self._exposures.remove(name)
@@ -291,6 +294,10 @@ class NodeDaemon:
         network_map = self._memory.network_map
         nodes = network_map.nodes if network_map is not None else ()
         return any(node.number == SERVER_NUMBER and address in node.addresses for node in nodes)
+
+    def _is_member(self, address: str) -> bool:
+        networks = self._identity.networks if self._identity is not None else ()
+        return any(ip_address(address) in network for network in networks)
 
     def _remember(self, welcome: Welcome, network_map: NetworkMap) -> None:
         try:

@@ -99,6 +99,7 @@ class MemberSettings:
     udp: bool = True  # the home relay may be reached by UDP
     endpoints: tuple[Endpoint, ...] = ()  # where a person says that the UDP port is reached from outside
     names: bool = True  # run the resolver and point the system at it
+    pinned_names: tuple[str, ...] = ()  # the server's own, which no map leads elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,7 +410,7 @@ class Member:
             if self.settings.names and engine.interface is not None:
                 from overlay.node.names import Names  # a server's daemon does without
 
-                self._names = Names(self._state)
+                self._names = Names(self._state, pinned=self.settings.pinned_names)
                 self._post_map()
                 await tasks.start(self._names.run, identity.addresses, identity.domain, engine.interface)
             else:

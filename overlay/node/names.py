@@ -4,7 +4,7 @@ Nothing here may end the network: what fails is kept as a `warning`, one sentenc
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address, ip_network
 
@@ -43,8 +43,12 @@ def restore_system(state: StateDir) -> None:
         _log.warning("the system's resolver configuration could not be put back: %s", error)
 
 
-def build_zones(network_map: NetworkMap) -> Zones:
-    """The zones of a map: each node by its name and whatever is below it, and what people put in beside."""
+def build_zones(network_map: NetworkMap, pinned: frozenset[str] = frozenset()) -> Zones:
+    """The zones of a map: each node by its name and whatever is below it, and what people put in beside.
+
+    Names outside of the domain that have addresses of their node in the map are those of exposures. `pinned`: names
+    that stay as the world has them, whatever the map says: the server's own.
+    """
     domain = network_map.domain
     hosts = {node.name: [ip_address(text) for text in node.addresses] for node in network_map.nodes}
     numbers = {node.name: node.number for node in network_map.nodes}
@@ -53,14 +57,23 @@ def build_zones(network_map: NetworkMap) -> Zones:
         for record in network_map.records
         if record.rtype in RECORD_TYPES and is_within(record.name, domain) and not is_shadowed(record, domain, numbers)
     ]
+    addresses = {(node.number, text) for node in network_map.nodes for text in node.addresses}
+    elsewhere = [
+        _zone_record(record)
+        for record in network_map.records
+        if not is_within(record.name, domain)
+        and record.name not in pinned
+        and record.rtype in ("A", "AAAA")
+        and (record.node, record.value) in addresses
+    ]
     own = {(record.name, record.rtype) for record in records}
-    for name, addresses in hosts.items():
+    for name, own_addresses in hosts.items():
         wildcard = f"*.{name}.{domain}"
         if not own.isdisjoint((wildcard, rtype) for rtype in ("A", "AAAA", "CNAME")):
             continue  # the node's own wish for the names below it
-        records += [address_record(wildcard, address) for address in addresses]
+        records += [address_record(wildcard, address) for address in own_addresses]
     networks = [ip_network(text) for text in network_map.networks]
-    return Zones.build(domain, hosts, network_map.version, networks, records=records)
+    return Zones.build(domain, hosts, network_map.version, networks, records=records, elsewhere=elsewhere)
 
 
 def _zone_record(record: MapRecord) -> Record:
@@ -77,11 +90,21 @@ def _zone_record(record: MapRecord) -> Record:
 class Names:
     """See the module's docstring."""
 
-    def __init__(self, state: StateDir, *, system: SystemDns | None = None, port: int = PORT) -> None:
-        """`system`: what is pointed at the resolver, instead of this system. `port`: of the resolver; 0 picks one."""
+    def __init__(
+        self,
+        state: StateDir,
+        *,
+        pinned: Iterable[str] = (),
+        system: SystemDns | None = None,
+        port: int = PORT,
+    ) -> None:
+        """`pinned`: as in `build_zones`. `system`: what is pointed at the resolver, instead of this system. `port`: of
+        the resolver; 0 picks one."""
         self.warning = ""
         self.port: int | None = None  # while the resolver serves
         self._wanted_port = port
+        self._pinned = frozenset(pinned)
+        self._zones_changed = anyio.Event()
         self._system = system or SystemDns(state)
         self._own = self._domain = ""
         self._zones: Zones | None = None
@@ -128,7 +151,8 @@ class Names:
                 Exit.USAGE,
             ) from error
         zone = zones.zone_of(labels_in(query.q.qname))
-        kept = zone is None and resolver.forwarder.remembered(data) is not None
+        ours = zones.answer(query.q.qname, query.q.qtype) is not None
+        kept = not ours and resolver.forwarder.remembered(data) is not None
         started = anyio.current_time()
         reply = await resolver.reply(data, self._own, stream=True)
         took = anyio.current_time() - started
@@ -139,15 +163,16 @@ class Names:
             type=rtype.upper(),
             rcode=str(RCODE.get(answer.header.rcode, answer.header.rcode)),
             answers=tuple(" ".join(record.toZone().split()) for record in answer.rr),
-            source="zone" if zone is not None else "cache" if kept else "forwarded",
+            source="zone" if zone is not None else "exposure" if ours else "cache" if kept else "forwarded",
             zone=b".".join(zone.origin).decode() if zone is not None else None,
-            upstreams=() if zone is not None else tuple(resolver.forwarder.explain(name).upstreams),
+            upstreams=() if ours else tuple(resolver.forwarder.explain(name).upstreams),
             took_ms=round(took * 1000, 3),
         )
 
     def set_map(self, network_map: NetworkMap) -> None:
         """Answer from this map from now on."""
-        self._zones = build_zones(network_map)
+        self._zones = build_zones(network_map, self._pinned)
+        self._zones_changed.set()
         if self._resolver is not None:
             self._resolver.set_zones(self._zones)
 
@@ -175,11 +200,7 @@ class Names:
             async with anyio.create_task_group() as tasks:
                 with anyio.fail_after(START_TIMEOUT):
                     self.port = await tasks.start(self._serve, own)
-                zones = self._zones.networks if self._zones is not None else ()
-                routes = [
-                    ".".join(map(bytes.decode, origin)) for network in zones for origin in reverse_origins(network)
-                ]
-                apply = partial(self._system.apply, interface, [own], domain, routes)
+                apply = partial(self._system.apply, interface, [own], domain, self._routes())
                 self._take_upstreams(await anyio.to_thread.run_sync(apply), own)
                 self.warning = self._system.status().warning
                 task_status.started()
@@ -202,11 +223,22 @@ class Names:
             self._resolver.forwarder.clear()
         self._upstreams = upstreams
 
+    def _routes(self) -> list[str]:
+        """Names beside the domain that the system is to ask us for, all below them included."""
+        if self._zones is None:
+            return []
+        origins = (origin for network in self._zones.networks for origin in reverse_origins(network))
+        return [*(b".".join(origin).decode() for origin in origins), *self._zones.elsewhere]
+
     async def _watch_system(self, own: str) -> None:
-        """Others may change the system's configuration while we run (DHCP on another network, say)."""
+        """Others may change the system's configuration while we run (DHCP on another network, say); and names that
+        exposures have come and go."""
         while True:
-            await anyio.sleep(WATCH_INTERVAL)
+            self._zones_changed = anyio.Event()
+            with anyio.move_on_after(WATCH_INTERVAL):
+                await self._zones_changed.wait()
             try:
+                await anyio.to_thread.run_sync(self._system.route, self._routes())
                 if await anyio.to_thread.run_sync(self._system.check):
                     self._take_upstreams(self._system.upstreams, own)
                 self.warning = self._system.status().warning

@@ -41,7 +41,7 @@ from overlay.server.hub import Hub
 from overlay.server.invites import DEFAULT_EXPIRY, DEFAULT_USES
 from overlay.server.keys import load_or_make_keys
 from overlay.server.network import Clock, Network, map_node
-from overlay.server.reach import Reach, find_reach, listening_port, open_listeners, parse_listen
+from overlay.server.reach import Reach, find_reach, leads_here, listening_port, open_listeners, parse_listen
 from overlay.server.records import Records
 from overlay.server.registry import FILE_NAME, Registry
 from overlay.server.schema import NetworkRecord, NodeRecord
@@ -209,7 +209,7 @@ class ServerDaemon:
             _log.warning("%s", warning)
         certificates = self._certificates = Certificates(self._state, self._settings, self._reach.hosts)
         member = self._member = self._make_member(port)
-        exposures = Exposures(registry, self._surroundings(port), tasks)
+        exposures = Exposures(registry, self._surroundings(port, record.domain), tasks)
         records = self._make_records(registry, record.domain)
         await records.start()
         network = self._network = Network(
@@ -324,13 +324,17 @@ class ServerDaemon:
         )
 
     def _make_records(self, registry: Registry, domain: str) -> Records:
-        def tell(records: Iterable[MapRecord]) -> None:
-            if self._network is not None:
-                self._network.hub.set_records(records)
-
         return Records(
-            registry, domain, lambda: self._network.names() if self._network is not None else {}, tell, time.time
+            registry,
+            domain,
+            lambda: self._network.names() if self._network is not None else {},
+            self._tell_records,
+            time.time,
         )
+
+    def _tell_records(self) -> None:
+        if self._network is not None:
+            self._network.tell_records()
 
     def _make_hub(
         self,
@@ -358,7 +362,7 @@ class ServerDaemon:
             on_map=member.apply_map,
         )
 
-    def _surroundings(self, port: int) -> Surroundings:
+    def _surroundings(self, port: int, domain: str) -> Surroundings:
         return Surroundings(
             public_hosts=self._reach.hosts,
             own_ports=self._own_ports(port),
@@ -367,6 +371,10 @@ class ServerDaemon:
             wall=time.time,
             randbelow=secrets.randbelow,
             tunnel=self._settings.tun,
+            domains=(domain,),
+            direct=self._settings.direct_names,
+            on_names=self._tell_records,
+            leads_here=lambda host: leads_here(host, self._reach),
         )
 
     def _own_ports(self, port: int) -> frozenset[tuple[str, int]]:

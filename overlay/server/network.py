@@ -21,6 +21,7 @@ from overlay.errors import Exit, UserError
 from overlay.server import admission
 from overlay.server.allocation import addresses
 from overlay.server.candidates import MAX_LAN, MAX_OBSERVED, usable_endpoints
+from overlay.server.exposure_names import exposure_records
 from overlay.server.exposures import Exposures
 from overlay.server.hub import Hub, Link
 from overlay.server.invites import make_invite
@@ -123,6 +124,18 @@ class Network:
         self._publish(SERVER_NUMBER)
         self._relay.post(*(_client(node) for node in self._nodes.values() if node.number != SERVER_NUMBER))
 
+    def tell_records(self) -> None:
+        """What people have put into the zone, or what exposures have there, is different now."""
+        made = self.zone_records.all()
+        of_exposures = exposure_records(
+            self.exposures.said(),
+            domain=self.record.domain,
+            nodes={node.number: (node.name, self.addresses(node)[0]) for node in self._nodes.values()},
+            public=self.exposures.public,
+            made=made,
+        )
+        self.hub.set_records((*made, *of_exposures))
+
     def count(self, drop: str) -> None:
         self.drops[drop] += 1
 
@@ -194,6 +207,8 @@ class Network:
         else:  # endpoints that were not written yet are newer than the registry's
             record = msgspec.structs.replace(record, lan=known.lan, observed=known.observed)
         self._nodes[record.number] = record
+        if known is not None and known.name != record.name:
+            self.tell_records()
         self._numbers[record.key] = record.number
         return record
 
@@ -315,6 +330,7 @@ class Network:
                 # Endpoints may have changed meanwhile: they are taken from what is known now.
                 self._nodes[node.number] = msgspec.structs.replace(self._nodes[node.number], name=name)
                 self._publish(node.number)
+                self.tell_records()
         return name
 
     def nodes(self) -> list[dict[str, Any]]:

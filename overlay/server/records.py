@@ -4,16 +4,15 @@ A name belongs to the node that used it first; names of nodes and all below them
 node may take any record away.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import anyio
-import idna
 
 from overlay.engine.api import SERVER_NUMBER
 from overlay.errors import Exit, UserError
 from overlay.server.registry import Registry
 from overlay.server.schema import DnsRecord
+from overlay.wire.control.hostnames import ascii_name
 from overlay.wire.control.messages import MapRecord
 from overlay.wire.control.records import (
     MAX_RECORDS,
@@ -28,7 +27,6 @@ MAX_PER_NODE = 64
 LONGEST_CHAIN = 8
 """Aliases in a row: as many as resolvers follow."""
 _LONGEST_INPUT = 1024  # characters; a longer text is not even looked at
-_DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 section 3.1
 
 
 class Records:
@@ -39,10 +37,10 @@ class Records:
         registry: Registry,
         domain: str,
         nodes: Callable[[], Mapping[str, int]],
-        on_change: Callable[[Iterable[MapRecord]], None],
+        on_change: Callable[[], None],
         wall: Callable[[], float],
     ) -> None:
-        """`nodes`: names of nodes to numbers, as they are now. `on_change` gets all records after each change.
+        """`nodes`: names of nodes to numbers, as they are now. `on_change`: `all` is different.
         `wall`: Unix time, s."""
         self._registry = registry
         self._domain = domain
@@ -118,7 +116,7 @@ class Records:
             self._tell()
 
     def _tell(self) -> None:
-        self._on_change(self.all())
+        self._on_change()
 
     def _name_of(self, number: int) -> str:
         return next((name for name, each in self._nodes().items() if each == number), f"number {number}")
@@ -128,7 +126,7 @@ class Records:
     def _owner(self, text: str, rtype: str) -> str:
         """Any name that does not end in the domain is meant within it, but for one with a dot at its end."""
         try:
-            name, absolute = _ascii_name(text)
+            name, absolute = ascii_name(text)
             if not is_within(name, self._domain):
                 if absolute:
                     raise ValueError(f"the name is not in the domain {self._domain}")
@@ -152,7 +150,7 @@ class Records:
 
     def _target(self, text: str) -> str:
         """A name of one label is meant in the domain, any other one is whole."""
-        name, absolute = _ascii_name(text)
+        name, absolute = ascii_name(text)
         return name if absolute or "." in name else f"{name}.{self._domain}"
 
     # where it may be -------------------------------------------------------------------------------------------------
@@ -220,25 +218,6 @@ def _alias_of(name: str, aliases: Mapping[str, str]) -> str | None:
 
 def _map_record(record: DnsRecord) -> MapRecord:
     return MapRecord(name=record.name, rtype=record.rtype, value=record.value, node=record.node)
-
-
-def _ascii_name(text: str) -> tuple[str, bool]:
-    """A name in ASCII, by IDNA 2008 (RFC 5891 section 4) after the mapping of UTS 46, and whether it ended in a dot.
-    Raises `ValueError`."""
-    if len(text) > _LONGEST_INPUT:
-        raise ValueError("it is too long")
-    labels = _DOTS.split(text)
-    absolute = len(labels) > 1 and not labels[-1]
-    return ".".join(map(_ascii_label, labels[:-1] if absolute else labels)), absolute
-
-
-def _ascii_label(label: str) -> str:
-    if not label.isascii():
-        return idna.alabel(idna.uts46_remap(label, std3_rules=False)).decode()
-    label = label.lower()
-    if label.startswith("xn--"):
-        idna.ulabel(label)  # raises for what stands for no U-label
-    return label
 
 
 def _checked_type(rtype: str) -> str:

@@ -22,6 +22,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     interface: str = ""  # default the first free overlay0, overlay1, …
     tun: bool = True
     relay_rate: float = 0.0  # bytes per second relayed for each node; 0: no bound
+    direct_names: bool = True  # peers are led past the server where they ask for an exposure's public name
     dscp: Literal["hide", "copy"] = "hide"  # of packets inside, in the headers outside
     tls_cert: str = ""  # file, PEM; default a certificate that the server makes and signs itself
     tls_key: str = ""  # file, PEM

@@ -54,7 +54,8 @@ def test_records_of_people_stand_beside_the_nodes_names() -> None:
         ("b.local.test", "TXT", "hello", 3),
         ("b.local.test", "A", "192.0.2.66", 3),  # the node's addresses are the network's
         ("db.b.local.test", "A", "192.0.2.66", 4),  # another node's name
-        ("api.example.org", "A", "192.0.2.66", 3),
+        ("api.example.org", "A", "192.0.2.66", 3),  # no address of the node's
+        ("app.example.org", "A", "127.77.0.3", 4),  # nor this
         ("svc.local.test", "HTTPS", "1 .", 3),  # of a later version
     ]
     made = [MapRecord(name=name, rtype=rtype, value=value, node=node) for name, rtype, value, node in records]
@@ -68,6 +69,16 @@ def test_records_of_people_stand_beside_the_nodes_names() -> None:
     assert answers(zones, "db.b.local.test", "A") == ["127.77.0.3"]
     assert answers(zones, "svc.local.test", "A") == []
     assert zones.answer(DNSLabel("api.example.org"), QTYPE.A) is None
+    assert zones.answer(DNSLabel("app.example.org"), QTYPE.A) is None
+
+
+def test_public_names_of_exposures_lead_to_their_nodes_and_the_servers_own_does_not() -> None:
+    names = ("app.example.org", "vpn.example.org")
+    made = tuple(MapRecord(name=name, rtype="A", value="127.77.0.3", node=3) for name in names)
+    zones = build_zones(msgspec.structs.replace(MAP, records=made), frozenset({"vpn.example.org"}))
+    assert answers(zones, "app.example.org", "A") == ["127.77.0.3"]
+    assert zones.answer(DNSLabel("vpn.example.org"), QTYPE.A) is None
+    assert zones.elsewhere == ("app.example.org",)
 
 
 def test_all_names_below_a_node_are_the_nodes() -> None:

@@ -1,6 +1,6 @@
 """Records that people put into the zone: who may put what where, on a real registry."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -25,8 +25,8 @@ class Told:
         self.records: Records
         self.told: list[tuple[MapRecord, ...]] = []
 
-    def hear(self, records: Iterable[MapRecord]) -> None:
-        self.told.append(tuple(records))
+    def hear(self) -> None:
+        self.told.append(self.records.all())
 
     async def add(self, node: int, name: str, rtype: str, value: str) -> str:
         record = await self.records.add(node, name, rtype, value)

@@ -99,6 +99,7 @@ def query_name(
         output.print_line(record)
     where = {
         "zone": f"the network's zone {answer['zone']}",
+        "exposure": "an exposure, which peers reach at its node",
         "cache": "memory: an answer of the system's name servers",
         "forwarded": f"the system's name servers: {', '.join(answer['upstreams']) or 'there are none'}",
     }

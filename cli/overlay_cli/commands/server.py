@@ -77,6 +77,14 @@ def server(
             show_default=False,
         ),
     ] = None,
+    no_direct_names: Annotated[
+        bool,
+        typer.Option(
+            "--no-direct-names",
+            envvar="OVERLAY_NO_DIRECT_NAMES",
+            help="Peers who ask for the public name of an exposure come here, too, and not straight to its node.",
+        ),
+    ] = False,
     dscp: Dscp = "hide",
     tls_cert: Annotated[
         Path | None,
@@ -140,6 +148,7 @@ def server(
         range=range or "",
         tun=not no_tun,
         relay_rate=parse_rate(relay_rate) if relay_rate else 0.0,
+        direct_names=not no_direct_names,
         dscp=dscp,
         tls_cert=str(tls_cert.absolute()) if tls_cert else "",
         tls_key=str(tls_key.absolute()) if tls_key else "",

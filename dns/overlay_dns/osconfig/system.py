@@ -110,6 +110,14 @@ class SystemDns:
         self._upstreams = self._do()
         return self._upstreams
 
+    def route(self, routes: Sequence[str]) -> None:
+        """The zones besides `search` are these now. Raises `OSError`."""
+        if self._wanted is None or self._wanted[3] == tuple(routes):
+            return
+        self._wanted = (*self._wanted[:3], tuple(routes))
+        if self._decision.way == "resolved":  # elsewhere all questions come to us
+            self._do()
+
     def check(self) -> bool:
         """Put right what others have changed since, within bounds; returns whether there was something."""
         if self._wanted is None or self._gave_up or not self._is_changed():

@@ -102,7 +102,7 @@ def holder(name: str, domain: str, nodes: Mapping[str, int]) -> int | None:
 def is_shadowed(record: MapRecord, domain: str, nodes: Mapping[str, int]) -> bool:
     """Whether the names of nodes leave no room for this record: at and below a node's name only that node has any, and
     of the name itself the addresses are the network's."""
-    number = holder(record.name, domain, nodes)
+    number = holder(record.name, domain, nodes) if is_within(record.name, domain) else None
     if number is None:
         return False
     at_node = record.name.count(".") == domain.count(".") + 1

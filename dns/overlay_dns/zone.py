@@ -165,21 +165,27 @@ class Zones:
         *,
         records: Iterable[Record] = (),
         elsewhere: Iterable[Record] = (),
+        more_domains: Iterable[str] = (),
         nameserver: str = "server",
     ) -> "Zones":
-        """The zone of `domain`, and the reverse zones of `networks`.
+        """The zones of `domain` and `more_domains`, and the reverse zones of `networks`.
 
-        `hosts` maps names relative to `domain` ("b", "db.b") to addresses, `nameserver` is one such name; the first
-        name that has an address is what the address is called. `records`: further ones in `domain`, by absolute names.
+        `hosts` maps names relative to each domain ("b", "db.b") to addresses, `nameserver` is one such name; the first
+        name in `domain` that has an address is what the address is called. `records`: further ones in the domains, by
+        absolute names. No domain may be within another.
         """
         domain = domain.strip(".")
-        forward = list(records)
+        domains = [labels_of(each) for each in (domain, *more_domains)]
+        forward: dict[Labels, list[Record]] = {origin: [] for origin in domains}
+        for record in records:
+            labels = labels_of(record.name)
+            forward[next((each for each in domains if labels[-len(each) :] == each), domains[0])].append(record)
         reverse: dict[Address, str] = {}
         for name, addresses in hosts.items():
-            full = f"{name}.{domain}"
             for address in addresses:
-                forward.append(address_record(full, address))
-                reverse.setdefault(address, full)
+                for domain_labels, there in forward.items():
+                    there.append(address_record(f"{name}.{b'.'.join(domain_labels).decode()}", address))
+                reverse.setdefault(address, f"{name}.{domain}")
         pointers: dict[Labels, list[Record]] = {
             origin: [] for network in networks for origin in reverse_origins(network)
         }
@@ -191,7 +197,7 @@ class Zones:
                 pointers[origin].append(Record(b".".join(labels).decode(), _PTR, name))
         zones = [
             Zone(origin, each, serial=serial, nameserver=f"{nameserver}.{domain}", mail=f"hostmaster.{domain}")
-            for origin, each in ((labels_of(domain), forward), *pointers.items())
+            for origin, each in (*forward.items(), *pointers.items())
         ]
         return cls(zones, networks, elsewhere)
 

@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
@@ -48,7 +48,8 @@ from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
 from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.address import parse_server_address
-from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
+from overlay.wire.control.hostnames import is_suffixed
+from overlay.wire.control.messages import Exposure, Hello, MapNode, NetworkMap, Welcome
 from overlay.wire.endpoint import Endpoint
 
 OFFLINE_AFTER = 3.0
@@ -227,6 +228,7 @@ class NodeDaemon:
             name=own.name if own is not None else welcome.name if welcome is not None else "",
             addresses=welcome.addresses if welcome is not None else (),
             domain=welcome.domain if welcome is not None else self._start.joined.domain,
+            domains=(welcome.domain, *welcome.more_domains) if welcome is not None else (self._start.joined.domain,),
             interface=self._member.interface,
             server=ServerStatus(
                 address=self._control.address or self._start.joined.addresses[0],
@@ -240,7 +242,7 @@ class NodeDaemon:
             port=self._member.port,
             nat=nat_status(self._reflexive.nat, self._reflexive.endpoints) if self._udp else None,
             port_mapping=self._port_mapper.status if self._maps_port else None,
-            warnings=self._member.warnings,
+            warnings=(*self._member.warnings, *self._name_warnings(own)),
             drops=drops,
             features=dict(snapshot.features) if snapshot is not None else {},
             version=__version__,
@@ -289,6 +291,23 @@ class NodeDaemon:
             epoch=self._epoch,
             software=f"overlay {__version__}",
         )
+
+    def _name_warnings(self, own: MapNode | None) -> Iterator[str]:
+        """What a person wanted and somebody else has."""
+        network_map, wish = self._memory.network_map, default_name(socket.gethostname())
+        if network_map is None or own is None:
+            return
+        if not self._start.joined.name and is_suffixed(own.name, wish, {node.name for node in network_map.nodes}):
+            yield (
+                f"Another node is called '{wish}', so this one is '{own.name}': choose a name with "
+                "'overlay down' and 'overlay up --name NAME'."
+            )
+        for record in self._records.status():
+            if record.shadowed and record.node == own.name:
+                yield (
+                    f"The record {record.name} {record.type} of this node is not served, since a node has taken the "
+                    f"name: remove it with 'overlay dns rm {record.name}', or have that node renamed."
+                )
 
     def _is_server(self, address: str) -> bool:
         network_map = self._memory.network_map

@@ -110,16 +110,14 @@ class Identity:
     name: str
     addresses: tuple[Address, ...]  # IPv4 first
     networks: tuple[Network, ...]
-    domain: str
+    domains: tuple[str, ...]
 
     @classmethod
     def parse(
-        cls, *, number: int, name: str, addresses: Iterable[str], networks: Iterable[str], domain: str
+        cls, *, number: int, name: str, addresses: Iterable[str], networks: Iterable[str], domains: Iterable[str]
     ) -> "Identity":
         """From the texts of control messages. Raises `ValueError`."""
-        return cls(
-            number, name, tuple(map(ip_address, addresses)), tuple(ip_network(text) for text in networks), domain
-        )
+        return cls(number, name, tuple(map(ip_address, addresses)), tuple(map(ip_network, networks)), tuple(domains))
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +410,7 @@ class Member:
 
                 self._names = Names(self._state, pinned=self.settings.pinned_names)
                 self._post_map()
-                await tasks.start(self._names.run, identity.addresses, identity.domain, engine.interface)
+                await tasks.start(self._names.run, identity.addresses, identity.domains, engine.interface)
             else:
                 self._post_map()
             tasks.start_soon(self._keep_floor)

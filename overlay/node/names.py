@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address, ip_network
+from itertools import product
 
 import anyio
 import anyio.to_thread
@@ -18,7 +19,7 @@ from overlay.errors import Exit, UserError
 from overlay.node.interface import Address
 from overlay.node.status import NameAnswer, NamesStatus
 from overlay.wire.control.messages import MapRecord, NetworkMap
-from overlay.wire.control.records import RECORD_TYPES, is_shadowed, is_within, service
+from overlay.wire.control.records import RECORD_TYPES, domain_of, is_shadowed, service
 from overlay.wire.endpoint import format_endpoint
 from overlay_dns.forwarder import Upstream
 from overlay_dns.labels import labels_in, reverse_origins
@@ -44,36 +45,46 @@ def restore_system(state: StateDir) -> None:
 
 
 def build_zones(network_map: NetworkMap, pinned: frozenset[str] = frozenset()) -> Zones:
-    """The zones of a map: each node by its name and whatever is below it, and what people put in beside.
+    """The zones of a map: in each domain all nodes by name and whatever is below, and what people put in beside.
 
     Names outside of the domain that have addresses of their node in the map are those of exposures. `pinned`: names
     that stay as the world has them, whatever the map says: the server's own.
     """
-    domain = network_map.domain
+    domains = network_map.domains
     hosts = {node.name: [ip_address(text) for text in node.addresses] for node in network_map.nodes}
     numbers = {node.name: node.number for node in network_map.nodes}
     records = [
         _zone_record(record)
         for record in network_map.records
-        if record.rtype in RECORD_TYPES and is_within(record.name, domain) and not is_shadowed(record, domain, numbers)
+        if record.rtype in RECORD_TYPES
+        and domain_of(record.name, domains) is not None
+        and not is_shadowed(record, domains, numbers)
     ]
     addresses = {(node.number, text) for node in network_map.nodes for text in node.addresses}
     elsewhere = [
         _zone_record(record)
         for record in network_map.records
-        if not is_within(record.name, domain)
+        if domain_of(record.name, domains) is None
         and record.name not in pinned
         and record.rtype in ("A", "AAAA")
         and (record.node, record.value) in addresses
     ]
     own = {(record.name, record.rtype) for record in records}
-    for name, own_addresses in hosts.items():
+    for name, domain in product(hosts, domains):
         wildcard = f"*.{name}.{domain}"
         if not own.isdisjoint((wildcard, rtype) for rtype in ("A", "AAAA", "CNAME")):
             continue  # the node's own wish for the names below it
-        records += [address_record(wildcard, address) for address in own_addresses]
+        records += [address_record(wildcard, address) for address in hosts[name]]
     networks = [ip_network(text) for text in network_map.networks]
-    return Zones.build(domain, hosts, network_map.version, networks, records=records, elsewhere=elsewhere)
+    return Zones.build(
+        network_map.domain,
+        hosts,
+        network_map.version,
+        networks,
+        records=records,
+        elsewhere=elsewhere,
+        more_domains=network_map.more_domains,
+    )
 
 
 def _zone_record(record: MapRecord) -> Record:
@@ -179,7 +190,7 @@ class Names:
     async def run(
         self,
         addresses: Sequence[Address],
-        domain: str,
+        domains: Sequence[str],
         interface: str = "",
         *,
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
@@ -191,16 +202,17 @@ class Names:
         Signals `started` when names work, or when it is clear that they do not (`warning` says why).
         """
         own = str(addresses[0])
-        self._own, self._domain = own, domain
+        self._own, self._domain = own, domains[0]
         started = False
         self._resolver = Resolver(
-            self._zones or Zones.build(domain, {}, 0), lambda: [Upstream(*each) for each in self._upstreams]
+            self._zones or Zones.build(domains[0], {}, 0, more_domains=domains[1:]),
+            lambda: [Upstream(*each) for each in self._upstreams],
         )
         try:
             async with anyio.create_task_group() as tasks:
                 with anyio.fail_after(START_TIMEOUT):
                     self.port = await tasks.start(self._serve, own)
-                apply = partial(self._system.apply, interface, [own], domain, self._routes())
+                apply = partial(self._system.apply, interface, [own], " ".join(domains), self._routes())
                 self._take_upstreams(await anyio.to_thread.run_sync(apply), own)
                 self.warning = self._system.status().warning
                 task_status.started()

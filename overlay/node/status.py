@@ -69,6 +69,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     addresses: tuple[str, ...]
     domain: str
+    domains: tuple[str, ...]  # all that this node has a name in
     interface: str | None
     server: ServerStatus
     peers: tuple[PeerStatus, ...]

@@ -167,7 +167,8 @@ class ServerDaemon:
             "state": "running",
             "public": list(self._reach.addresses),
             "listen": [format_endpoint(endpoint) for endpoint in self._listening],
-            "domain": network.record.domain,
+            "domain": network.record.domains[0],
+            "domains": list(network.record.domains),
             "networks": list(network.networks),
             "name": own.name,
             "addresses": list(network.addresses(own)),
@@ -183,7 +184,12 @@ class ServerDaemon:
             "drops": dict(drops),
             "features": dict(snapshot.features) if snapshot is not None else {},
             "certificate": self._certificates.status(),
-            "warnings": [*self._reach.warnings, *self._member.warnings, *self._certificates.warnings],
+            "warnings": [
+                *self._reach.warnings,
+                *self._member.warnings,
+                *self._certificates.warnings,
+                *network.name_warnings(),
+            ],
             "version": __version__,
         }
 
@@ -209,8 +215,8 @@ class ServerDaemon:
             _log.warning("%s", warning)
         certificates = self._certificates = Certificates(self._state, self._settings, self._reach.hosts)
         member = self._member = self._make_member(port)
-        exposures = Exposures(registry, self._surroundings(port, record.domain), tasks)
-        records = self._make_records(registry, record.domain)
+        exposures = Exposures(registry, self._surroundings(port, record.domains), tasks)
+        records = self._make_records(registry, record.domains)
         await records.start()
         network = self._network = Network(
             registry=registry,
@@ -323,10 +329,10 @@ class ServerDaemon:
             start_engine=self._start_engine,
         )
 
-    def _make_records(self, registry: Registry, domain: str) -> Records:
+    def _make_records(self, registry: Registry, domains: tuple[str, ...]) -> Records:
         return Records(
             registry,
-            domain,
+            domains,
             lambda: self._network.names() if self._network is not None else {},
             self._tell_records,
             time.time,
@@ -352,7 +358,7 @@ class ServerDaemon:
 
         return Hub(
             network=record.identity,
-            domain=record.domain,
+            domains=record.domains,
             networks=networks,
             version=record.map_version,
             nodes=[map_node(node, networks, online=node.number == SERVER_NUMBER) for node in nodes],
@@ -362,7 +368,7 @@ class ServerDaemon:
             on_map=member.apply_map,
         )
 
-    def _surroundings(self, port: int, domain: str) -> Surroundings:
+    def _surroundings(self, port: int, domains: tuple[str, ...]) -> Surroundings:
         return Surroundings(
             public_hosts=self._reach.hosts,
             own_ports=self._own_ports(port),
@@ -371,7 +377,7 @@ class ServerDaemon:
             wall=time.time,
             randbelow=secrets.randbelow,
             tunnel=self._settings.tun,
-            domains=(domain,),
+            domains=domains,
             direct=self._settings.direct_names,
             on_names=self._tell_records,
             leads_here=lambda host: leads_here(host, self._reach),
@@ -426,7 +432,7 @@ def _identity(record: NetworkRecord, server: NodeRecord) -> Identity:
         name=server.name,
         addresses=map_node(server, networks, online=True).addresses,
         networks=networks,
-        domain=record.domain,
+        domains=record.domains,
     )
 
 

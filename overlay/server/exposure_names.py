@@ -104,7 +104,7 @@ def _host(text: str) -> str:
 def exposure_records(
     exposures: Iterable[tuple[ExposureRecord, Said]],
     *,
-    domain: str,
+    domains: Sequence[str],
     nodes: Mapping[int, tuple[str, str]],
     public: Callable[[ExposureRecord], str],
     made: Iterable[MapRecord] = (),
@@ -120,8 +120,9 @@ def exposure_records(
         for host in said.hosts:
             named.setdefault(host, []).append((record, said))
         if said.service:
-            for each in _service_records(record, said, domain, nodes, public(record)):
-                found[each.name, each.rtype, each.value] = each
+            for domain in domains:
+                for each in _service_records(record, said, domain, nodes, public(record)):
+                    found[each.name, each.rtype, each.value] = each
     for host, those in named.items():
         numbers = {record.node for record, _ in those}
         if len(numbers) == 1 and all(said.direct for _, said in those):

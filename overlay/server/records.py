@@ -4,7 +4,7 @@ A name belongs to the node that used it first; names of nodes and all below them
 node may take any record away.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 
@@ -19,8 +19,8 @@ from overlay.wire.control.records import (
     RECORD_TYPES,
     canonical_value,
     check_owner,
+    domain_of,
     is_shadowed,
-    is_within,
 )
 
 MAX_PER_NODE = 64
@@ -35,15 +35,15 @@ class Records:
     def __init__(
         self,
         registry: Registry,
-        domain: str,
+        domains: Sequence[str],
         nodes: Callable[[], Mapping[str, int]],
         on_change: Callable[[], None],
         wall: Callable[[], float],
     ) -> None:
-        """`nodes`: names of nodes to numbers, as they are now. `on_change`: `all` is different.
-        `wall`: Unix time, s."""
+        """`domains`: of the network; what has none is meant in the first. `nodes`: names of nodes to numbers, as they
+        are now. `on_change`: `all` is different. `wall`: Unix time, s."""
         self._registry = registry
-        self._domain = domain
+        self._domains = tuple(domains)
         self._nodes = nodes
         self._on_change = on_change
         self._wall = wall
@@ -127,10 +127,10 @@ class Records:
         """Any name that does not end in the domain is meant within it, but for one with a dot at its end."""
         try:
             name, absolute = ascii_name(text)
-            if not is_within(name, self._domain):
+            if domain_of(name, self._domains) is None:
                 if absolute:
-                    raise ValueError(f"the name is not in the domain {self._domain}")
-                name = f"{name}.{self._domain}"
+                    raise ValueError(f"the name is not in the domain {' or '.join(self._domains)}")
+                name = f"{name}.{self._domains[0]}"
             check_owner(name, rtype)
         except ValueError as error:
             raise _invalid("name", text, error) from error
@@ -151,12 +151,12 @@ class Records:
     def _target(self, text: str) -> str:
         """A name of one label is meant in the domain, any other one is whole."""
         name, absolute = ascii_name(text)
-        return name if absolute or "." in name else f"{name}.{self._domain}"
+        return name if absolute or "." in name else f"{name}.{self._domains[0]}"
 
     # where it may be -------------------------------------------------------------------------------------------------
 
     def _check_place(self, record: DnsRecord) -> None:
-        if is_shadowed(_map_record(record), self._domain, self._nodes()):
+        if is_shadowed(_map_record(record), self._domains, self._nodes()):
             raise UserError(
                 "record-name-taken",
                 f"{record.name} is a node's name, or below one.",
@@ -172,7 +172,7 @@ class Records:
                     "Choose another name, or remove that one there or on the server's host.",
                     Exit.REFUSED,
                 )
-        others = record.rtype == "CNAME" and (there or record.name == self._domain)
+        others = record.rtype == "CNAME" and (there or record.name in self._domains)
         if others or any(each.rtype == "CNAME" for each in there):
             raise UserError(
                 "record-conflict",

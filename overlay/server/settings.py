@@ -16,7 +16,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     listen: tuple[str, ...] = ()  # "HOST:PORT", TCP and UDP; default port 443 everywhere
     public: tuple[str, ...] = ()  # "HOST" or "HOST:PORT"; default the host's own addresses
     stun_port: int | None = None  # UDP; 0: none; None: the default one, if it is free
-    domain: str = ""  # default local.test
+    domains: tuple[str, ...] = ()  # default local.test
     range: str = ""  # CIDR, for the first start; default a free /16
     name: str = ""  # the server's own, as a node; default "server"
     interface: str = ""  # default the first free overlay0, overlay1, …

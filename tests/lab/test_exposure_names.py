@@ -23,7 +23,7 @@ def network() -> Iterator[Network]:
         start_dns(network.internet, PUBLIC_DNS, 53, NAME, SERVER_ADDRESS)
         for machine in network.machines.values():
             machine.namespace.resolv_conf.write_text(f"nameserver {PUBLIC_DNS}\n")
-        network.start_server()
+        network.start_server("--domain", "local.test", "--domain", "corp.example")
         network.join("a", "b")
         try:
             yield network
@@ -50,6 +50,9 @@ def test_a_public_name_leads_straight_to_the_node(network: Network) -> None:
     assert dig(NAME, "AAAA") == [] and a.run("getent", "ahostsv4", NAME).stdout.split()[0] == network.address("b")
     assert "an exposure" in a.overlay("dns", "query", NAME).stdout
     assert dig("_http._tcp.b.local.test", "SRV") == ["0", "0", "9000", "b.local.test."]
+    for name in ("b.corp.example", "x.b.corp.example", "b"):  # the other domain, and by the search list
+        assert a.run("getent", "ahostsv4", name).stdout.split()[0] == network.address("b")
+    assert dig("_http._tcp.b.corp.example", "SRV") == ["0", "0", "9000", "b.corp.example."]
     assert dig("_http._tcp.b.local.test", "TXT") == [f'"public={SERVER_ADDRESS}:9000"']
     page = a.run("curl", "-s", "-w", "%{remote_ip}", f"http://{NAME}:9000/").stdout
     assert page.split() == ["hello", network.address("b")]  # by the virtual name, past the server

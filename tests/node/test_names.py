@@ -81,6 +81,17 @@ def test_public_names_of_exposures_lead_to_their_nodes_and_the_servers_own_does_
     assert zones.elsewhere == ("app.example.org",)
 
 
+def test_each_domain_has_all_names_and_reverse_names_are_of_the_first() -> None:
+    record = MapRecord(name="api.corp.example", rtype="A", value="192.0.2.1", node=3)
+    zones = build_zones(msgspec.structs.replace(MAP, more_domains=("corp.example",), records=(record,)))
+    for domain in ("local.test", "corp.example"):
+        for name in (f"b.{domain}", f"any.b.{domain}"):
+            assert answers(zones, name, "A") == ["127.77.0.3"]
+    assert answers(zones, "api.corp.example", "A") == ["192.0.2.1"] and answers(zones, "api.local.test", "A") == []
+    assert answers(zones, "3.0.77.127.in-addr.arpa", "PTR") == ["b.local.test."]
+    assert {"local.test", "corp.example"} < set(zones.origins)
+
+
 def test_all_names_below_a_node_are_the_nodes() -> None:
     zones = build_zones(MAP)
     assert answers(zones, "anything.at.all.b.local.test", "A") == ["127.77.0.3"]
@@ -96,7 +107,7 @@ def test_serves_takes_the_system_over_and_puts_it_back(tmp_path: Path) -> None:
         file.write_text("nameserver 192.0.2.53\n")
         names = Names(state, system=SystemDns(state, file), port=0)
         async with anyio.create_task_group() as tasks:
-            await tasks.start(names.run, (OWN,), "local.test")
+            await tasks.start(names.run, (OWN,), ("local.test",))
             assert names.warning == ""
             assert file.read_text().splitlines()[1:] == [
                 "search local.test",
@@ -124,7 +135,7 @@ def test_a_taken_port_is_a_warning_and_changes_nothing(tmp_path: Path) -> None:
             taken.listen()
             names = Names(state, system=SystemDns(state, file), port=taken.getsockname()[1])
             async with anyio.create_task_group() as tasks:
-                await tasks.start(names.run, (OWN,), "local.test")
+                await tasks.start(names.run, (OWN,), ("local.test",))
                 assert "in use" in names.warning
                 assert file.read_text() == "nameserver 192.0.2.53\n"
                 tasks.cancel_scope.cancel()
@@ -137,7 +148,7 @@ def test_a_resolver_file_that_cannot_be_written_is_a_warning(tmp_path: Path) -> 
         state = StateDir(tmp_path / "state").open()
         names = Names(state, system=SystemDns(state, tmp_path / "missing" / "resolv.conf"), port=0)
         async with anyio.create_task_group() as tasks:
-            await tasks.start(names.run, (OWN,), "local.test")
+            await tasks.start(names.run, (OWN,), ("local.test",))
             assert names.warning
             assert names.port is None
             tasks.cancel_scope.cancel()
@@ -153,7 +164,7 @@ def test_a_state_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> N
         state.path.rmdir()  # nobody may write there, not even root
         names = Names(state, system=SystemDns(state, file), port=0)
         async with anyio.create_task_group() as tasks:
-            await tasks.start(names.run, (OWN,), "local.test")
+            await tasks.start(names.run, (OWN,), ("local.test",))
             assert names.warning
             assert file.read_text() == "nameserver 192.0.2.53\n"
             tasks.cancel_scope.cancel()

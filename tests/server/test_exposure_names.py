@@ -39,7 +39,7 @@ def exposure(number: int, node: int, *, host: str = "", port: int = 9000, protoc
 def records(*exposures: tuple[ExposureRecord, Said], made: tuple[MapRecord, ...] = ()) -> list[str]:
     found = exposure_records(
         exposures,
-        domain="local.test",
+        domains=("local.test",),
         nodes=NODES,
         public=lambda record: f"203.0.113.1:{record.public_port}",
         made=made,

@@ -47,11 +47,12 @@ def server(
         ),
     ] = None,
     domain: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="DOMAIN",
             envvar="OVERLAY_DOMAIN",
-            help="The network's domain. [default: local.test]",
+            help="A domain of the network, in which nodes have their names; may be repeated, and the first one is "
+            "that of reverse names. [default: local.test]",
             show_default=False,
         ),
     ] = None,
@@ -144,7 +145,7 @@ def server(
         listen=tuple(listen or ()),
         public=tuple(public or ()),
         stun_port=stun_port,
-        domain=domain or "",
+        domains=tuple(domain or ()),
         range=range or "",
         tun=not no_tun,
         relay_rate=parse_rate(relay_rate) if relay_rate else 0.0,

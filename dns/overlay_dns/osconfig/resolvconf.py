@@ -55,7 +55,9 @@ class ResolvConf:
         self._path = path
 
     def apply(self, nameservers: Sequence[str], search: str) -> list[str]:
-        """Point the file at `nameservers`, with `search` as first search domain; returns the name servers found before.
+        """Point the file at `nameservers`, with `search`, domains by spaces, as first search domains.
+
+        Returns the name servers found before.
 
         Undoes an earlier take-over first. Raises `OSError`, or what the journal raises, with the file as it was.
         """
@@ -118,13 +120,13 @@ def parse_nameservers(text: str) -> list[str]:
 def render(text: str, nameservers: Sequence[str], former: Sequence[str], search: str) -> str:
     """The new file: our name servers before the former ones, our search domain before the former ones, options kept."""
     options: list[str] = []
-    domains = [search]
+    domains = own = search.split()
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["options"]:
             options.append(" ".join(words))
         elif words[:1] in (["search"], ["domain"]):
-            domains = [search, *(word for word in words[1:] if word != search)]  # the last such line wins
+            domains = [*own, *(word for word in words[1:] if word not in own)]  # the last such line wins
     lines = [_MARK, f"search {' '.join(domains)}"]
     lines += [f"nameserver {server}" for server in [*nameservers, *former][:_NAMESERVER_LIMIT]]
     return "\n".join([*lines, *options]) + "\n"
@@ -136,7 +138,7 @@ def _without(text: str, nameservers: Sequence[str], search: str) -> str:
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["search"]:
-            words = [word for word in words if word != search]
+            words = [word for word in words if word not in search.split()]
             line = " ".join(words)
         if (
             line != _MARK

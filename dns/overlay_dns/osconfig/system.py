@@ -98,6 +98,7 @@ class SystemDns:
 
     def apply(self, interface: str, servers: Sequence[str], search: str, routes: Sequence[str] = ()) -> list[str]:
         """Point the system at `servers` on `interface`, for `search` and the (reverse) zones `routes` or for all.
+        `search`: domains, by spaces.
 
         Returns the system's own name servers. Raises `OSError`, or what the journal raises, with all as it was.
         """
@@ -167,7 +168,7 @@ class SystemDns:
         self._journal.write(JOURNAL_NAME, msgspec.json.encode(entry))
         if self._decision.way == "resolved":
             self._owner = self._resolved.owner()
-            self._resolved.apply(socket.if_nametoindex(interface), servers, [search], routes)
+            self._resolved.apply(socket.if_nametoindex(interface), servers, search.split(), routes)
             return self._others(self._uplinks, servers)
         former = self._others(self._path, servers)
         lines = [f"search {search}", *(f"nameserver {server}" for server in servers)]

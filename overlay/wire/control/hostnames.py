@@ -5,6 +5,7 @@ each label at most 63 bytes, without a dot at the end.
 """
 
 import re
+from collections.abc import Container
 from typing import Final
 
 import idna
@@ -58,3 +59,10 @@ def check_host_name(name: str) -> None:
             raise ValueError(
                 f"'{label[:MAX_LABEL]}' cannot be a part of it: that is 1 to 63 letters, digits and hyphens"
             )
+
+
+def is_suffixed(name: str, wish: str, names: Container[str]) -> bool:
+    """Whether `name` is what became of `wish`, one label, because another node of `names` has that."""
+    stem, _, number = name.rpartition("-")
+    kept = wish[: MAX_LABEL - len(number) - 1].rstrip("-")
+    return wish in names and number.isascii() and number.isdigit() and stem == kept

@@ -172,7 +172,7 @@ def diff(old: NetworkMap, new: NetworkMap) -> MapDelta:
     Raises `LocalProtocolError` where a delta cannot tell the difference (network, domain, ranges; a version that does
     not grow): the whole map is to be sent then.
     """
-    if (old.network, old.domain, old.networks) != (new.network, new.domain, new.networks):
+    if (old.network, old.domains, old.networks) != (new.network, new.domains, new.networks):
         raise LocalProtocolError("no delta between maps of different networks, domains or ranges")
     if new.version <= old.version:
         raise LocalProtocolError(f"no delta from version {old.version} to {new.version}")

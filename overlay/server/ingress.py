@@ -120,17 +120,22 @@ class PublicPort:
 
     async def run(self, target: Target) -> None:
         """Serve users until `close`."""
-        serve = self._serve_tcp if self._protocol == "tcp" else self._serve_udp
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
                     for bound in self._sockets:
-                        tasks.start_soon(serve, bound, target, tasks)
+                        tasks.start_soon(self._serve, bound, target, tasks)
         finally:
             self.close()
             for user in self._users:  # those whose task was cancelled before its first step
                 user.close()
             self._users.clear()
+
+    async def _serve(self, bound: socket.socket, where: Target, tasks: TaskGroup) -> None:
+        if bound.fileno() < 0:
+            return  # closed before this task's first step
+        serve = self._serve_tcp if self._protocol == "tcp" else self._serve_udp
+        await serve(bound, where, tasks)
 
     async def _serve_tcp(self, listener: socket.socket, where: Target, tasks: TaskGroup) -> None:
         while True:

@@ -209,8 +209,9 @@ ServerMessage = Welcome | Refused | SignedMap | Exposed | Exposures | Recorded |
 MAP_CONTEXT = b"overlay network map v1\0"
 
 
-class MapNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What every node must know of one node."""
+class MapNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What every node must know of one node. There are thousands, and none holds itself in a circle: Python's collector
+    need not look at them."""
 
     number: int
     name: str

@@ -96,6 +96,7 @@ class Answer:
         header = DNSHeader(
             id=query.header.id, qr=1, aa=int(self.authoritative), ra=1, rd=query.header.rd, rcode=self.rcode
         )
+        header.cd = query.header.cd  # RFC 4035 section 3.2.2
         reply = DNSRecord(header, q=query.questions[0])
         reply.add_answer(*self.records)
         reply.add_auth(*self.authority)

@@ -50,6 +50,7 @@ from overlay.engine.api import (
 )
 from overlay.errors import Exit, UserError
 from overlay.node.capture import Captures
+from overlay.node.inside import networks_inside
 from overlay.node.interface import (
     Address,
     Interface,
@@ -65,6 +66,7 @@ from overlay.node.status import PeerStatus
 from overlay.node.whereabouts import Whereabouts
 from overlay.node.why import why_report
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
+from overlay.wire.control.hostnames import check_host_name
 from overlay.wire.control.messages import NetworkMap
 from overlay.wire.disco import Offer
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
@@ -117,7 +119,10 @@ class Identity:
         cls, *, number: int, name: str, addresses: Iterable[str], networks: Iterable[str], domains: Iterable[str]
     ) -> "Identity":
         """From the texts of control messages. Raises `ValueError`."""
-        return cls(number, name, tuple(map(ip_address, addresses)), tuple(map(ip_network, networks)), tuple(domains))
+        names = tuple(domains)
+        for each in names:
+            check_host_name(each)
+        return cls(number, name, tuple(map(ip_address, addresses)), tuple(map(ip_network, networks)), names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +203,7 @@ class Member:
         self._posted_reach: SetReach | None = None
         self._whereabouts = Whereabouts(state)
         self._names: Names | None = None
+        self._inside: tuple[Network, ...] = ()
         self._interface_warnings: tuple[str, ...] = ()
         self._failure: BaseException | None = None
         self._failed = anyio.Event()
@@ -408,7 +414,7 @@ class Member:
             if self.settings.names and engine.interface is not None:
                 from overlay.node.names import Names  # a server's daemon does without
 
-                self._names = Names(self._state, pinned=self.settings.pinned_names)
+                self._names = Names(self._state, pinned=self.settings.pinned_names, inside=lambda: self._inside)
                 self._post_map()
                 await tasks.start(self._names.run, identity.addresses, identity.domains, engine.interface)
             else:
@@ -432,6 +438,7 @@ class Member:
         self._on_link_changed()
 
     def _take_candidates(self, machine: Machine, identity: Identity, port: int) -> None:
+        self._inside = networks_inside(machine)
         lan = tuple(format_endpoint(each) for each in local_candidates(machine, port, identity.networks))
         if lan != self.lan:
             self.lan = lan

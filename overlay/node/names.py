@@ -4,7 +4,7 @@ Nothing here may end the network: what fails is kept as a `warning`, one sentenc
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address, ip_network
 from itertools import product
@@ -22,7 +22,7 @@ from overlay.wire.control.messages import MapRecord, NetworkMap
 from overlay.wire.control.records import RECORD_TYPES, domain_of, is_shadowed, service
 from overlay.wire.endpoint import format_endpoint
 from overlay_dns.forwarder import Upstream
-from overlay_dns.labels import labels_in, reverse_origins
+from overlay_dns.labels import Network, labels_in, reverse_origins
 from overlay_dns.osconfig.system import SystemDns
 from overlay_dns.server import PORT, Resolver
 from overlay_dns.zone import Record, Zones, address_record
@@ -106,15 +106,17 @@ class Names:
         state: StateDir,
         *,
         pinned: Iterable[str] = (),
+        inside: Callable[[], Sequence[Network]] = tuple,
         system: SystemDns | None = None,
         port: int = PORT,
     ) -> None:
-        """`pinned`: as in `build_zones`. `system`: what is pointed at the resolver, instead of this system. `port`: of
-        the resolver; 0 picks one."""
+        """`pinned`: as in `build_zones`. `inside`: as in `Resolver`. `system`: what is pointed at the resolver, instead
+        of this system. `port`: of the resolver; 0 picks one."""
         self.warning = ""
         self.port: int | None = None  # while the resolver serves
         self._wanted_port = port
         self._pinned = frozenset(pinned)
+        self._inside = inside
         self._zones_changed = anyio.Event()
         self._system = system or SystemDns(state)
         self._own = self._domain = ""
@@ -207,6 +209,7 @@ class Names:
         self._resolver = Resolver(
             self._zones or Zones.build(domains[0], {}, 0, more_domains=domains[1:]),
             lambda: [Upstream(*each) for each in self._upstreams],
+            inside=self._inside,
         )
         try:
             async with anyio.create_task_group() as tasks:

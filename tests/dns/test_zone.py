@@ -7,7 +7,8 @@ from dnslib import EDNS0, QTYPE, RCODE, DNSLabel, DNSRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay_dns.message import is_reply_to, parse_query, question_end, short_reply, udp_limit
+from overlay_dns.message import is_reply_to, question_end, udp_limit
+from overlay_dns.query import parse_query, short_reply
 from overlay_dns.zone import NEGATIVE_TTL, Record, Zones
 
 B4, B6 = IPv4Address("10.77.0.3"), IPv6Address("fd00:1:2::3")
@@ -122,7 +123,7 @@ def test_fuzz_hostile_bytes_are_refused_or_dropped(data: bytes) -> None:
 
 @given(st.binary(max_size=40), st.integers(0, 60))
 def test_fuzz_damaged_queries_never_raise(noise: bytes, offset: int) -> None:
-    query = DNSRecord.question("some.name.local.test", "AAAA").pack()
+    query = bytes(DNSRecord.question("some.name.local.test", "AAAA").pack())
     damaged = query[:offset] + noise + query[offset + len(noise) :]
     parsed = parse_query(damaged)
     if isinstance(parsed, DNSRecord):

@@ -14,7 +14,7 @@ NAME = "app.example.org"
 PUBLIC_DNS = "198.51.100.54"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
     """A server and two nodes a and b that are up, and a public DNS where the name leads to the server."""
     with Lab() as lab:
@@ -65,3 +65,16 @@ def test_a_public_name_leads_straight_to_the_node(network: Network) -> None:
     web.terminate()
     web.wait()
     wait_for(lambda: dig(NAME) == [SERVER_ADDRESS], "what nobody serves at the node stays public", 15)
+
+
+def test_strangers_on_the_lan_hear_nothing(network: Network) -> None:
+    b, stranger = network["b"], network.internet
+    address = network.address("b")
+    stranger.route(f"{address}/32", "198.51.100.22")  # b's own address: its kernel takes the packets as for itself
+    try:
+        for way in ("+notcp", "+tcp"):
+            asked = stranger.run(["dig", f"@{address}", way, "+tries=1", "+time=1", "b.local.test"], check=False)
+            assert "status:" not in asked.stdout
+    finally:
+        stranger.run(["ip", "route", "del", f"{address}/32"])
+    assert b.overlay_json("dns", "status")["drops"]["stranger"] >= 2

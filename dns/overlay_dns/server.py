@@ -80,7 +80,7 @@ class Resolver:
         self._inside = inside
         self._others = _Bucket(OTHERS_RATE, OTHERS_BURST)
         self._other: dict[str, _Bucket] = {}
-        self._is_own: dict[str, bool] = {}
+        self._is_own: set[str] = set()
         self.drops: Counter[str] = Counter()
 
     def set_zones(self, zones: Zones) -> None:
@@ -134,13 +134,14 @@ class Resolver:
 
     def _own_client(self, source: str) -> bool:
         """Is it this machine itself?"""
-        own = self._is_own.get(source)
-        if own is None:
+        if source in self._is_own:
+            return True
+        client = ip_address(source.partition("%")[0])
+        own = client.is_loopback or client in self._own or any(client in network for network in self._inside())
+        if own:
             if len(self._is_own) >= OTHERS_KNOWN:
                 self._is_own.clear()
-            client = ip_address(source.partition("%")[0])
-            own = client.is_loopback or client in self._own or any(client in network for network in self._inside())
-            self._is_own[source] = own
+            self._is_own.add(source)
         return own
 
     def _forget_clients(self) -> None:
@@ -239,7 +240,7 @@ class Resolver:
             try:
                 data, source = receive(LARGEST_QUESTION)
                 reply = ready.get(data[2:]) or forwarded.get(data[2:])
-                if reply is not None and is_own.get(source[0]):
+                if reply is not None and source[0] in is_own:
                     send(data[:2] + reply, source)
                 elif self._admits(source[0]):
                     self._take(tasks, udp, data, source)

@@ -74,6 +74,7 @@ class Exposures:
         self._ends: dict[str, TunnelEnd] = {}
         self._direct: dict[str, DirectEnd] = {}
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
+        self._led: set[str] = set()  # to which the server has peers led
         self._tasks: TaskGroup | None = None
         self._address = ""
 
@@ -144,7 +145,6 @@ class Exposures:
                 end.close()
                 raise
             self._serve(kept.id, end)
-            self._told[kept.id] = exposure.direct
             await self._tell_direct(kept)
             return self._show(kept)
 
@@ -172,7 +172,7 @@ class Exposures:
             for name, kept in tuple(self._kept.items()):
                 known = theirs.pop(name, None)
                 if known is not None and _agree(known, kept):
-                    self._told[name] = known.direct
+                    self._note_direct(known, known.direct)
                     await self._tell_direct(kept)
                     if known.public != kept.public:
                         await self._save({**self._kept, name: msgspec.structs.replace(kept, public=known.public)})
@@ -247,6 +247,10 @@ class Exposures:
             self._tasks.start_soon(end.run)
         return direct.leads()
 
+    def _note_direct(self, theirs: Exposure, told: bool) -> None:
+        self._told[theirs.id] = told
+        (self._led.add if theirs.direct else self._led.discard)(theirs.id)
+
     async def _tell_direct(self, kept: Kept) -> None:
         if self._leads_directly(kept) != self._told.get(kept.id, False):
             await self._renew(kept)
@@ -275,7 +279,7 @@ class Exposures:
             await self._drop(kept.id)
             return
         if isinstance(answer, Exposed):
-            self._told[kept.id] = direct
+            self._note_direct(answer.exposure, direct)
             renewed = msgspec.structs.replace(kept, public=answer.exposure.public)
             await self._save({**self._kept, kept.id: renewed})
 
@@ -287,6 +291,7 @@ class Exposures:
 
     async def _drop(self, name: str) -> None:
         self._told.pop(name, None)
+        self._led.discard(name)
         for end in (self._ends.pop(name, None), self._direct.pop(name, None)):
             if end is not None:
                 end.close()
@@ -314,7 +319,7 @@ class Exposures:
             connections=sum(each.connections for each in (end, direct) if each is not None),
             hosts=kept.hosts,
             service=kept.service,
-            direct=self._told.get(kept.id, False),
+            direct=kept.id in self._led,
         )
 
 

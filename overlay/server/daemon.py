@@ -52,6 +52,8 @@ from overlay.wire.control.netmap import sign
 from overlay.wire.demux import kind_of
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
+LOOKUPS = 4
+"""Names that are looked up at once because nodes named them; each holds a thread."""
 GOODBYE = 1.0
 """Seconds that telling the nodes may hold up the end."""
 
@@ -115,6 +117,7 @@ class ServerDaemon:
         self._network: Network | None = None
         self._member: Member | None = None
         self._stun: StunService | None = None
+        self._lookups = anyio.Semaphore(LOOKUPS)
         self._certificates: Certificates | None = None
 
     async def run(self) -> None:
@@ -380,8 +383,12 @@ class ServerDaemon:
             domains=domains,
             direct=self._settings.direct_names,
             on_names=self._tell_records,
-            leads_here=lambda host: leads_here(host, self._reach),
+            leads_here=self._leads_here,
         )
+
+    async def _leads_here(self, host: str) -> bool:
+        async with self._lookups:
+            return await leads_here(host, self._reach)
 
     def _own_ports(self, port: int) -> frozenset[tuple[str, int]]:
         stun = self._stun.places.second_port if self._stun is not None else None

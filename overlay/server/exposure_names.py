@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import anyio
+
 from overlay.engine.api import SERVER_NUMBER
 from overlay.errors import Exit, UserError
 from overlay.server.schema import ExposureRecord
@@ -45,9 +47,9 @@ async def check_said(
     """What the server takes of what a node says. `own_hosts`: this server's own names; `domains`: the network's;
     `direct`: whether peers may be led past the server.
 
-    A name must lead to this server, else nodes could take any name in the world from their peers; one that did when the
-    exposure was granted, and now does not, is left out. Raises `UserError`: "service-invalid", "host-invalid",
-    "host-not-here", "host-is-server", "host-in-domain".
+    A name must lead to this server, else nodes could take any name in the world from their peers. When an exposure is
+    renewed, a name that is right no more is left out, and costs nobody the exposure. Raises `UserError`:
+    "service-invalid", "host-invalid", "host-not-here", "host-is-server", "host-in-domain".
     """
     if request.service and not (_SERVICE.fullmatch(request.service) and len(request.service) <= _LONGEST_SERVICE):
         raise UserError(
@@ -56,36 +58,37 @@ async def check_said(
             "Use 1 to 15 letters, digits and hyphens, as in ssh (RFC 6335).",
             Exit.USAGE,
         )
-    hosts = tuple(dict.fromkeys(map(_host, request.hosts[:MAX_HOSTS])))
-    taken = []
-    for host in hosts:
-        if host in own_hosts:
-            raise UserError(
-                "host-is-server",
-                f"{host} is the server's own name, which all nodes need to reach it.",
-                "Give the exposure another name that leads to the server.",
-                Exit.REFUSED,
-            )
-        if any(is_within(host, domain) for domain in domains):
-            raise UserError(
-                "host-in-domain",
-                f"{host} is in the network's own domain, and nobody outside asks for it there.",
-                f"Put it there with: overlay dns add {host} A ADDRESS",
-                Exit.REFUSED,
-            )
-        if leads_here is not None and await leads_here(host):
-            taken.append(host)
-        elif not request.id:
-            raise UserError(
-                "host-not-here",
-                f"The public DNS does not lead {host} to this server.",
-                "Add a record for it there that does, and expose the target again.",
-                Exit.REFUSED,
-            )
-    return Said(tuple(taken), request.service, request.direct and direct)
+    if len(request.hosts) > MAX_HOSTS:
+        raise UserError("host-invalid", f"An exposure has {MAX_HOSTS} names at the most.", exit_code=Exit.USAGE)
+    found: dict[str, UserError | None] = {}
+
+    async def look(text: str) -> None:
+        host = text
+        try:
+            host = _host(text, own_hosts, domains)
+            if leads_here is None or not await leads_here(host):
+                raise UserError(
+                    "host-not-here",
+                    f"The public DNS does not lead {host} to this server.",
+                    "Add a record for it there that does, and expose the target again.",
+                    Exit.REFUSED,
+                )
+            found[host] = None
+        except UserError as error:
+            found[host] = error
+
+    async with anyio.create_task_group() as tasks:
+        for text in request.hosts:
+            tasks.start_soon(look, text)
+    refusals = [error for error in found.values() if error is not None]
+    if refusals and not request.id:
+        raise refusals[0]
+    taken = tuple(sorted(host for host, error in found.items() if error is None))
+    return Said(taken, request.service, request.direct and direct)
 
 
-def _host(text: str) -> str:
+def _host(text: str, own_hosts: Sequence[str], domains: Sequence[str]) -> str:
+    """A name as it is written. Raises `UserError`."""
     try:
         name, _ = ascii_name(text)
         check_host_name(name)
@@ -98,6 +101,20 @@ def _host(text: str) -> str:
             "As in --host app.example.org.",
             Exit.USAGE,
         ) from error
+    if name in map(str.lower, own_hosts):
+        raise UserError(
+            "host-is-server",
+            f"{name} is the server's own name, which all nodes need to reach it.",
+            "Give the exposure another name that leads to the server.",
+            Exit.REFUSED,
+        )
+    if any(is_within(name, domain) for domain in domains):
+        raise UserError(
+            "host-in-domain",
+            f"{name} is in the network's own domain, and nobody outside asks for it there.",
+            f"Put it there with: overlay dns add {name} A ADDRESS",
+            Exit.REFUSED,
+        )
     return name
 
 

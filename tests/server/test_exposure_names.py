@@ -52,7 +52,9 @@ def test_what_is_taken() -> None:
         ("app.example.org", "xn--bcher-kva.app.example.org"), "ssh", True
     )
     assert said(direct=False, hosts=("app.example.org",)).direct is False  # the server's policy
-    assert said(id="x1", hosts=("app.example.org", "other.example.org")).hosts == ("app.example.org",)
+    assert said(id="x1", hosts=("app.example.org", "other.example.org", "vpn.example.org")).hosts == (
+        "app.example.org",
+    )
 
 
 @pytest.mark.parametrize(

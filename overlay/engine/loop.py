@@ -226,6 +226,8 @@ class Loop:
                 self._link_changed(now)  # whoever wakes is somewhere else, or its NATs have forgotten it
         if not (idle and len(ready) == 1 and self._alone(*ready[0], now)):
             self._deal(ready, now, idle)
+        if idle and self._sockets.lively_links:
+            self._links.write()
         self._wake_waiters(now)
         self._attend(now)
         if self._sockets.links and self._links.end_turn(now):
@@ -244,9 +246,13 @@ class Loop:
                 self._lone.packet(now)
                 return True
             sock = self._by_fd.get(descriptor)
-            if sock is None:
+            if sock is not None:
+                self._lone.datagram(sock, now)
+                return True
+            link = self._links.by_descriptor.get(descriptor)
+            if link is None or self._relayed is not None:
                 return False
-            self._lone.datagram(sock, now)
+            self._lone.link(link, now)
         except OSError as error:
             raise self._gone(error) from error
         return True
@@ -286,6 +292,7 @@ class Loop:
         with self._faults:
             self._links.ready(link, mask, now)
         if idle and not self._commands:
+            self._links.write()  # what was relayed
             self._tun_ready(now, idle)
 
     def _tun_ready(self, now: float, idle: bool) -> None:

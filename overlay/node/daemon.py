@@ -44,7 +44,7 @@ from overlay.node.portmap import PortMapper
 from overlay.node.punching import Own, TcpPunching
 from overlay.node.records import Records
 from overlay.node.reflexive import Reflexive
-from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
+from overlay.node.settings import NodeSettings, check_ways, parse_endpoints, parse_upstreams
 from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.address import parse_server_address
@@ -99,6 +99,7 @@ class NodeDaemon:
                 endpoints=parse_endpoints(settings.endpoints),
                 names=settings.names,
                 pinned_names=tuple(parse_server_address(each).host for each in self._start.joined.addresses),
+                upstreams=parse_upstreams(settings.upstreams),
             ),
             state,
             on_endpoints=self._endpoints_changed,

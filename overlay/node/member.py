@@ -73,6 +73,7 @@ from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 if TYPE_CHECKING:
     from overlay.node.names import Names
+    from overlay_dns.upstream import Upstream
 
 Outside = Literal["mapped", "relay", "stun"]
 """Who says how the engine's port is reached from outside: a router that was asked to, the relay, a STUN server."""
@@ -102,6 +103,7 @@ class MemberSettings:
     endpoints: tuple[Endpoint, ...] = ()  # where a person says that the UDP port is reached from outside
     names: bool = True  # run the resolver and point the system at it
     pinned_names: tuple[str, ...] = ()  # the server's own, which no map leads elsewhere
+    upstreams: "tuple[Upstream, ...]" = ()  # that a person chose for other names
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +231,8 @@ class Member:
         return self._names
 
     @property
-    def upstreams(self) -> tuple[Endpoint, ...]:
-        """The system's own name servers while the network's resolver stands in their place; else empty."""
+    def upstreams(self) -> "tuple[Upstream, ...]":
+        """Whom the network's resolver asks for other names, while it is the system's for these; else empty."""
         return self._names.upstreams if self._names is not None else ()
 
     @property
@@ -414,7 +416,12 @@ class Member:
             if self.settings.names and engine.interface is not None:
                 from overlay.node.names import Names  # a server's daemon does without
 
-                self._names = Names(self._state, pinned=self.settings.pinned_names, inside=lambda: self._inside)
+                self._names = Names(
+                    self._state,
+                    self.settings.upstreams,
+                    pinned=self.settings.pinned_names,
+                    inside=lambda: self._inside,
+                )
                 self._post_map()
                 await tasks.start(self._names.run, identity.addresses, identity.domains, engine.interface)
             else:

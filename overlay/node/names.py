@@ -21,10 +21,10 @@ from overlay.node.status import NameAnswer, NamesStatus
 from overlay.wire.control.messages import MapRecord, NetworkMap
 from overlay.wire.control.records import RECORD_TYPES, domain_of, is_shadowed, service
 from overlay.wire.endpoint import format_endpoint
-from overlay_dns.forwarder import Upstream
 from overlay_dns.labels import Network, labels_in, reverse_origins
-from overlay_dns.osconfig.system import SystemDns
+from overlay_dns.osconfig.system import ROOT, SystemDns
 from overlay_dns.server import PORT, Resolver
+from overlay_dns.upstream import LINK_LOCAL, Upstream
 from overlay_dns.zone import Record, Zones, address_record
 
 START_TIMEOUT = 3.0
@@ -98,20 +98,33 @@ def _zone_record(record: MapRecord) -> Record:
     return Record(record.name, QTYPE.CNAME, record.value)
 
 
+def choose_upstreams(servers: Sequence[str], chosen: Sequence[Upstream]) -> tuple[Upstream, ...]:
+    """Whom to ask: what a person chose, and the system's own `servers` for all that this leaves to them.
+
+    Who chose name servers for all names does not want the system's to hear of them, but for names of the link.
+    """
+    all_chosen = any(not upstream.domains for upstream in chosen)
+    domains = tuple(sorted(LINK_LOCAL)) if all_chosen else ()
+    return (*chosen, *(Upstream(server, domains=domains) for server in servers))
+
+
 class Names:
     """See the module's docstring."""
 
     def __init__(
         self,
         state: StateDir,
+        chosen: Sequence[Upstream] = (),
         *,
         pinned: Iterable[str] = (),
         inside: Callable[[], Sequence[Network]] = tuple,
         system: SystemDns | None = None,
         port: int = PORT,
     ) -> None:
-        """`pinned`: as in `build_zones`. `inside`: as in `Resolver`. `system`: what is pointed at the resolver, instead
-        of this system. `port`: of the resolver; 0 picks one."""
+        """`chosen`: name servers that a person chose. `pinned`: as in `build_zones`. `inside`: as in `Resolver`.
+
+        `system`: what is pointed at the resolver, instead of this one. `port`: of the resolver; 0 picks one.
+        """
         self.warning = ""
         self.port: int | None = None  # while the resolver serves
         self._wanted_port = port
@@ -122,12 +135,13 @@ class Names:
         self._own = self._domain = ""
         self._zones: Zones | None = None
         self._resolver: Resolver | None = None
-        self._upstreams: list[tuple[str, int]] = []
+        self._chosen = tuple(chosen)
+        self._upstreams: tuple[Upstream, ...] = ()
 
     @property
-    def upstreams(self) -> tuple[tuple[str, int], ...]:
-        """The system's own name servers while we stand in their place; else empty."""
-        return tuple(self._upstreams) if self._resolver is not None and self._system.takes_over else ()
+    def upstreams(self) -> tuple[Upstream, ...]:
+        """Whom the resolver asks for other names, while it is the system's for these; else empty."""
+        return self._upstreams if self._resolver is not None and self._system.takes_over else ()
 
     def status(self) -> NamesStatus:
         """What is served, and what of the system was found, what was done and why."""
@@ -135,7 +149,8 @@ class Names:
         return NamesStatus(
             endpoint=format_endpoint((self._own, self.port)) if self.port is not None else None,
             zones=self._zones.origins if self._zones is not None else (),
-            upstreams=tuple(host for host, _ in self._upstreams),
+            upstreams=tuple(map(str, self._upstreams)),
+            chosen=tuple(map(str, self._chosen)),
             way=system.way,
             reason=system.reason,
             reapplied=system.reapplied,
@@ -208,7 +223,7 @@ class Names:
         started = False
         self._resolver = Resolver(
             self._zones or Zones.build(domains[0], {}, 0, more_domains=domains[1:]),
-            lambda: [Upstream(*each) for each in self._upstreams],
+            lambda: self._upstreams,
             inside=self._inside,
         )
         try:
@@ -225,7 +240,7 @@ class Names:
             self.warning = f"Names of the network do not work on this machine: {_reason(group)}."
             _log.warning("%s", self.warning)
         finally:
-            self._resolver, self.port, self._upstreams = None, None, []
+            self._resolver, self.port, self._upstreams = None, None, ()
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._restore)
         if not started:
@@ -233,17 +248,18 @@ class Names:
         await anyio.sleep_forever()
 
     def _take_upstreams(self, servers: Sequence[str], own: str) -> None:
-        upstreams = [(server, PORT) for server in servers if server != own]
+        upstreams = choose_upstreams([server for server in servers if server != own], self._chosen)
         if upstreams != self._upstreams and self._resolver is not None:
             self._resolver.forwarder.clear()
         self._upstreams = upstreams
 
     def _routes(self) -> list[str]:
-        """Names beside the domain that the system is to ask us for, all below them included."""
+        """Names beside the domains that the system is to ask us for, all below them included."""
+        routes = [name for upstream in self._chosen for name in upstream.domains or (ROOT,)]
         if self._zones is None:
-            return []
+            return routes
         origins = (origin for network in self._zones.networks for origin in reverse_origins(network))
-        return [*(b".".join(origin).decode() for origin in origins), *self._zones.elsewhere]
+        return [*(b".".join(origin).decode() for origin in origins), *self._zones.elsewhere, *routes]
 
     async def _watch_system(self, own: str) -> None:
         """Others may change the system's configuration while we run (DHCP on another network, say); and names that

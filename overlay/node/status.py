@@ -88,7 +88,8 @@ class NamesStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     endpoint: str | None  # where it answers; None: it does not
     zones: tuple[str, ...]  # domains that it is authoritative for
-    upstreams: tuple[str, ...]  # the system's own name servers, for all other names
+    upstreams: tuple[str, ...]  # who is asked for other names: DOMAINS=SERVER where it is for these alone
+    chosen: tuple[str, ...] = ()  # those of them that a person chose; the others are the system's
     way: str  # how the system was told: "resolved", "resolvconf", "file", "none"
     reason: str  # why so
     reapplied: int  # times that others had changed it since

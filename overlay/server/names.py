@@ -89,4 +89,11 @@ def _check_domain(domain: str) -> str:
             "Write one like local.test.",
             Exit.USAGE,
         ) from error
+    if text.rpartition(".")[2] == "local":
+        raise UserError(
+            "domain-invalid",
+            f"The domain cannot be '{text}': names that end in .local are found by multicast (RFC 6762), not by DNS.",
+            "Write one like local.test or home.arpa.",
+            Exit.USAGE,
+        )
     return text

@@ -45,7 +45,7 @@ def test_take_over_and_give_back(path: Path, journal: StateDir) -> None:
     text = path.read_text()
     assert parse_nameservers(text) == ["10.77.0.2", "192.0.2.53", "2001:db8::53"]
     assert "search local.test example.com\n" in text
-    assert "options edns0\n" in text
+    assert "options edns0\n" in text and "\noptions timeout:1 attempts:2\n" in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert resolver.restore()
     assert path.read_text() == ORIGINAL

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from overlay.daemon.state import StateDir
+from overlay_dns.osconfig.bus import Bus
 from overlay_dns.osconfig.resolvconf import parse_nameservers
-from overlay_dns.osconfig.resolved import Resolved
 from overlay_dns.osconfig.system import REAPPLY_LIMIT, REAPPLY_WINDOW, SystemDns
 
 OURS = "10.77.0.2"
@@ -32,8 +32,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def system(path: Path, tmp_path: Path, clock: Clock) -> SystemDns:
-    nobody = Resolved(f"unix:path={tmp_path}/no-bus")
-    return SystemDns(StateDir(tmp_path / "state").open(), path, resolved=nobody, clock=clock)
+    nobody = Bus(f"unix:path={tmp_path}/no-bus")
+    return SystemDns(StateDir(tmp_path / "state").open(), path, bus=nobody, clock=clock)
 
 
 def test_a_change_by_others_is_respected_and_ours_comes_first_again(system: SystemDns, path: Path) -> None:
@@ -79,3 +79,16 @@ def test_a_link_to_nowhere(system: SystemDns, path: Path) -> None:
     assert parse_nameservers(path.read_text()) == [OURS]
     system.restore()
     assert path.is_symlink() and not path.exists()
+
+
+def test_what_the_link_led_to_goes_on_changing(system: SystemDns, path: Path) -> None:
+    others = path.with_name("run.conf")
+    path.rename(others)
+    path.symlink_to(others.name)
+    assert system.apply("overlay0", [OURS], "local.test") == ["192.0.2.53"]
+    assert not system.check()
+    others.write_text("nameserver 198.51.100.53\n")  # NetworkManager, on another network, in its own folder
+    assert system.check() and system.upstreams == ["198.51.100.53"] and not system.check()
+    assert parse_nameservers(path.read_text()) == [OURS, "198.51.100.53"]
+    system.restore()
+    assert path.readlink() == Path(others.name) and others.read_text() == "nameserver 198.51.100.53\n"

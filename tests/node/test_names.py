@@ -9,9 +9,10 @@ import msgspec
 from dnslib import QTYPE, DNSLabel, DNSRecord
 
 from overlay.daemon.state import StateDir
-from overlay.node.names import Names, build_zones
+from overlay.node.names import Names, build_zones, choose_upstreams
 from overlay.wire.control.messages import MapNode, MapRecord, NetworkMap
 from overlay_dns.osconfig.system import SystemDns
+from overlay_dns.upstream import Upstream
 from overlay_dns.zone import Zones
 
 OWN = ip_address("127.77.0.2")
@@ -113,15 +114,42 @@ def test_serves_takes_the_system_over_and_puts_it_back(tmp_path: Path) -> None:
                 "search local.test",
                 "nameserver 127.77.0.2",
                 "nameserver 192.0.2.53",
+                "options timeout:1 attempts:2",
             ]
             assert names.port is not None
-            assert names.upstreams == (("192.0.2.53", 53),)  # whom to ask for the way to the server
+            assert names.upstreams == (Upstream("192.0.2.53"),)  # whom to ask for the way to the server
             assert await ask(names.port, "b.local.test") == []
             names.set_map(MAP)
             assert await ask(names.port, "b.local.test") == ["127.77.0.3"]
             tasks.cancel_scope.cancel()
         assert file.read_text() == "nameserver 192.0.2.53\n"
         assert names.port is None and names.upstreams == ()
+
+    anyio.run(main)
+
+
+def test_what_a_person_chose_comes_before_the_systems() -> None:
+    corp, private = Upstream("192.0.2.1", domains=("corp.example",)), Upstream("192.0.2.2", 853, tls="192.0.2.2")
+    assert choose_upstreams(["192.0.2.53"], []) == (Upstream("192.0.2.53"),)
+    assert choose_upstreams(["192.0.2.53"], [corp]) == (corp, Upstream("192.0.2.53"))
+    *chosen, system = choose_upstreams(["192.0.2.53"], [corp, private])
+    assert chosen == [corp, private] and "local" in system.domains, "the system's is left the names of the link"
+
+
+def test_it_never_asks_itself_whatever_the_system_names(tmp_path: Path) -> None:
+    async def main() -> None:
+        state, file = StateDir(tmp_path / "state").open(), tmp_path / "resolv.conf"
+        file.write_text(f"nameserver {OWN}\n")  # left by somebody
+        names = Names(state, [Upstream(str(OWN), 1)], system=SystemDns(state, file), port=0)
+        names.set_map(MAP)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(names.run, (OWN,), "local.test")
+            names._chosen = (Upstream(str(OWN), names.port or 0),)  # now that the port is known
+            names._take_upstreams([str(OWN)], str(OWN))
+            answer = await names.query("a.example", "A")
+            assert (answer.rcode, answer.upstreams) == ("SERVFAIL", ())
+            assert names.status().drops == {"no_upstream": 1}
+            tasks.cancel_scope.cancel()
 
     anyio.run(main)
 

@@ -77,3 +77,7 @@ def test_domains() -> None:
         assert (caught.value.code, caught.value.exit_code) == ("domain-invalid", Exit.USAGE)
     with pytest.raises(UserError, match=r"within local\.test"):
         check_domains(["local.test", "corp.local.test"])
+    for multicast in ("local", "LOCAL.", "home.local"):
+        with pytest.raises(UserError, match="multicast") as caught:
+            check_domains([multicast])
+        assert caught.value.code == "domain-invalid"

@@ -100,8 +100,8 @@ def query_name(
     where = {
         "zone": f"the network's zone {answer['zone']}",
         "exposure": "an exposure, which peers reach at its node",
-        "cache": "memory: an answer of the system's name servers",
-        "forwarded": f"the system's name servers: {', '.join(answer['upstreams']) or 'there are none'}",
+        "cache": "memory: what a name server said before",
+        "forwarded": f"name servers, asked in this order: {', '.join(answer['upstreams']) or 'there are none'}",
     }
     output.print_line(f"{answer['rcode']} from {where[answer['source']]}, in {answer['took_ms']:.2f} ms")
 
@@ -117,7 +117,13 @@ def names_status(state: NodeState, json: Json = False) -> None:
         return
     output.print_line(f"resolver   {document['endpoint'] or 'does not serve'}")
     output.print_line(f"zones      {'  '.join(document['zones'])}")
-    output.print_line(f"upstreams  {'  '.join(document['upstreams']) or 'none'}")
+    of_system = [each for each in document["upstreams"] if each not in document["chosen"]]
+    for upstream in document["chosen"]:
+        output.print_line(f"upstream   {upstream} (chosen by --upstream)")
+    for upstream in of_system:
+        output.print_line(f"upstream   {upstream} (the system's)")
+    if not document["upstreams"]:
+        output.print_line("upstream   none: names of others are not found")
     output.print_line(f"system     {document['way']}: {document['reason']}")
     if document["warning"]:
         output.print_line(f"warning    {document['warning']}")

@@ -22,7 +22,7 @@ class Node(Recording, Protocol):
     async def status(self) -> NodeStatus: ...
     def shut_down(self) -> None: ...
     def exposures(self) -> tuple[ExposureStatus, ...]: ...
-    async def expose(self, target: str, public: str, hosts: tuple[str, ...], service: str) -> ExposureStatus: ...
+    async def expose(self, target: str, public: str, known_as: tuple[str, ...], service: str) -> ExposureStatus: ...
     async def unexpose(self, name: str) -> None: ...
     def names_status(self) -> NamesStatus: ...
     async def query_name(self, name: str, rtype: str) -> NameAnswer: ...
@@ -43,11 +43,14 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
 
     async def expose(request: Request) -> Response:
         document = await json_object(request)
-        hosts = document.get("hosts", [])
-        if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
-            raise UserError("bad-request", "'hosts' must be a list of texts.", exit_code=Exit.USAGE)
+        known_as = document.get("known_as", [])
+        if not isinstance(known_as, list) or not all(isinstance(name, str) for name in known_as):
+            raise UserError("bad-request", "'known_as' must be a list of texts.", exit_code=Exit.USAGE)
         exposure = await node.expose(
-            text_in(document, "target"), text_in(document, "public", ""), tuple(hosts), text_in(document, "service", "")
+            text_in(document, "target"),
+            text_in(document, "public", ""),
+            tuple(known_as),
+            text_in(document, "service", ""),
         )
         return _answer(exposure)
 

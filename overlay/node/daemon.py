@@ -255,8 +255,8 @@ class NodeDaemon:
     def exposures(self) -> tuple[ExposureStatus, ...]:
         return self._exposures.status()
 
-    async def expose(self, target: str, public: str, hosts: tuple[str, ...], service: str) -> ExposureStatus:
-        return await self._exposures.add(target, public, hosts, service)
+    async def expose(self, target: str, public: str, known_as: tuple[str, ...], service: str) -> ExposureStatus:
+        return await self._exposures.add(target, public, known_as, service)
 
     async def unexpose(self, name: str) -> None:
         await self._exposures.remove(name)

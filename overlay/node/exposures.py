@@ -40,7 +40,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     target: str  # canonical
     port: int  # on the overlay address
     tunnel: Literal["single"] = "single"
-    hosts: tuple[str, ...] = ()  # names that users know it by
+    known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""
 
 
@@ -102,9 +102,9 @@ class Exposures:
         return tuple(self._show(kept) for kept in self._kept.values())
 
     async def add(
-        self, target_text: str, public: str, hosts: tuple[str, ...] = (), service: str = ""
+        self, target_text: str, public: str, known_as: tuple[str, ...] = (), service: str = ""
     ) -> ExposureStatus:
-        """Expose a target at `public` ("9000", "203.0.113.1:9000", "": the server picks). `hosts`: names that users
+        """Expose a target at `public` ("9000", "203.0.113.1:9000", "": the server picks). `known_as`: names that users
         know it by. `service`: what it is; "": what the target's port says.
 
         Raises `UserError`: "bad-target", "not-up", "server-unreachable", and what the server answers.
@@ -121,7 +121,7 @@ class Exposures:
                         public=public,
                         target=target.text,
                         port=end.port,
-                        hosts=hosts,
+                        known_as=known_as,
                         service=service,
                     )
                 )
@@ -133,7 +133,7 @@ class Exposures:
                     public=exposure.public,
                     target=target.text,
                     port=end.port,
-                    hosts=exposure.hosts,
+                    known_as=exposure.known_as,
                     service=exposure.service,
                 )
                 try:
@@ -235,7 +235,7 @@ class Exposures:
 
     def _leads_directly(self, kept: Kept) -> bool:
         """Whether peers reach it at this node, which listens for them if need be."""
-        if not kept.hosts or self._tasks is None:
+        if not kept.known_as or self._tasks is None:
             return False
         direct = self._direct.get(kept.id)
         if direct is None:
@@ -267,7 +267,7 @@ class Exposures:
                     public=kept.public,
                     target=kept.target,
                     port=kept.port,
-                    hosts=kept.hosts,
+                    known_as=kept.known_as,
                     service=kept.service,
                     direct=direct,
                 )
@@ -317,16 +317,16 @@ class Exposures:
             target=kept.target,
             tunnel=kept.tunnel,
             connections=sum(each.connections for each in (end, direct) if each is not None),
-            hosts=kept.hosts,
+            known_as=kept.known_as,
             service=kept.service,
             direct=kept.id in self._led,
         )
 
 
 def _agree(theirs: Exposure, ours: Kept) -> bool:
-    return (theirs.port, theirs.target, theirs.hosts, theirs.service) == (
+    return (theirs.port, theirs.target, theirs.known_as, theirs.service) == (
         ours.port,
         ours.target,
-        ours.hosts,
+        ours.known_as,
         ours.service,
     )

@@ -59,9 +59,9 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     tunnel: Literal["single"]
     connections: int  # open now: TCP connections, or UDP flows
-    hosts: tuple[str, ...] = ()  # names that users know it by
+    known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""  # what it is, as the zone has it
-    direct: bool = False  # peers who ask for `hosts` come straight here
+    direct: bool = False  # peers who ask for one of `known_as` come straight here
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

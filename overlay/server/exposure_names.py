@@ -22,7 +22,7 @@ from overlay.wire.control.hostnames import ascii_name, check_host_name
 from overlay.wire.control.messages import Expose, MapRecord
 from overlay.wire.control.records import MAX_RECORDS, check_record, is_within
 
-MAX_HOSTS: Final = 8
+MAX_NAMES: Final = 8
 _SERVICE: Final = re.compile(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")  # RFC 6335 section 5.1, with the next
 _LONGEST_SERVICE: Final = 15
 
@@ -33,7 +33,7 @@ LeadsHere = Callable[[str], Awaitable[bool]]
 class Said:
     """What a node says of an exposure, as `Expose` has it."""
 
-    hosts: tuple[str, ...] = ()
+    known_as: tuple[str, ...] = ()
     service: str = ""
     direct: bool = False
 
@@ -58,8 +58,8 @@ async def check_said(
             "Use 1 to 15 letters, digits and hyphens, as in ssh (RFC 6335).",
             Exit.USAGE,
         )
-    if len(request.hosts) > MAX_HOSTS:
-        raise UserError("host-invalid", f"An exposure has {MAX_HOSTS} names at the most.", exit_code=Exit.USAGE)
+    if len(request.known_as) > MAX_NAMES:
+        raise UserError("host-invalid", f"An exposure has {MAX_NAMES} names at the most.", exit_code=Exit.USAGE)
     found: dict[str, UserError | None] = {}
 
     async def look(text: str) -> None:
@@ -78,7 +78,7 @@ async def check_said(
             found[host] = error
 
     async with anyio.create_task_group() as tasks:
-        for text in request.hosts:
+        for text in request.known_as:
             tasks.start_soon(look, text)
     refusals = [error for error in found.values() if error is not None]
     if refusals and not request.id:
@@ -98,7 +98,7 @@ def _host(text: str, own_hosts: Sequence[str], domains: Sequence[str]) -> str:
         raise UserError(
             "host-invalid",
             f"'{text[:100]}' cannot be a name of an exposure: {str(error).rstrip('.')}.",
-            "As in --host app.example.org.",
+            "As in --known-as app.example.org.",
             Exit.USAGE,
         ) from error
     if name in map(str.lower, own_hosts):
@@ -134,7 +134,7 @@ def exposure_records(
     for record, said in exposures:
         if record.node not in nodes:
             continue
-        for host in said.hosts:
+        for host in said.known_as:
             named.setdefault(host, []).append((record, said))
         if said.service:
             for domain in domains:

@@ -269,7 +269,7 @@ class Exposures:
             public=self.public(record),
             target=record.target,
             port=record.port,
-            hosts=said.hosts,
+            known_as=said.known_as,
             service=said.service,
             direct=said.direct,
         )

@@ -41,11 +41,11 @@ def test_a_public_name_leads_straight_to_the_node(network: Network) -> None:
     def dig(*question: str) -> list[str]:
         return a.run("dig", "+short", *question).stdout.split()
 
-    refused = b.overlay("expose", "8080", "--public", "9001", "--host", "other.example.net", check=False)
+    refused = b.overlay("expose", "8080", "--public", "9001", "--known-as", "other.example.net", check=False)
     assert refused.returncode == Exit.FAILED and "does not lead other.example.net to this server" in refused.stderr
     assert dig(NAME) == [SERVER_ADDRESS]
-    exposure = b.overlay_json("expose", "8080", "--public", "9000", "--host", NAME, "--service", "http")
-    assert exposure["direct"] and exposure["hosts"] == [NAME]
+    exposure = b.overlay_json("expose", "8080", "--public", "9000", "--known-as", NAME, "--service", "http")
+    assert exposure["direct"] and exposure["known_as"] == [NAME]
     wait_for(lambda: dig(NAME) == [network.address("b")], "the name leads to b")
     assert dig(NAME, "AAAA") == [] and a.run("getent", "ahostsv4", NAME).stdout.split()[0] == network.address("b")
     assert "an exposure" in a.overlay("dns", "query", NAME).stdout
@@ -59,7 +59,7 @@ def test_a_public_name_leads_straight_to_the_node(network: Network) -> None:
     assert server.run("curl", "-s", f"http://{SERVER_ADDRESS}:9000/").stdout == "hello\n"  # users go on as before
     b.overlay("expose", "rm", exposure["id"])
     wait_for(lambda: dig(NAME) == [SERVER_ADDRESS], "the name is public again")
-    own = b.overlay_json("expose", "8080", "--public", "8080", "--host", NAME)
+    own = b.overlay_json("expose", "8080", "--public", "8080", "--known-as", NAME)
     assert own["direct"]  # the service itself listens there
     wait_for(lambda: dig(NAME) == [network.address("b")], "the name leads to b again")
     web.terminate()

@@ -44,7 +44,7 @@ class Server:
                     public=f"192.0.2.1:{message.public.rpartition(':')[2] or 20000}",
                     target=message.target,
                     port=message.port,
-                    hosts=message.hosts,
+                    known_as=message.known_as,
                     service=message.service,
                     direct=message.direct,
                 )
@@ -119,7 +119,7 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "target": f"tcp://127.0.0.1:{port}",
                 "tunnel": "single",
                 "connections": 0,
-                "hosts": (),
+                "known_as": (),
                 "service": "",
                 "direct": False,
             }
@@ -310,7 +310,7 @@ def test_peers_reach_one_with_a_name_at_its_public_port(tmp_path: Path) -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures), tcp_service(shout) as port, tcp_service(shout) as free:
             public = await setup.exposures.add(f"127.0.0.1:{port}", "", ("app.example.org",))
-            assert (public.hosts, public.direct) == (("app.example.org",), True)
+            assert (public.known_as, public.direct) == (("app.example.org",), True)
             assert setup.server.exposures["x1"].direct
             number = int(public.public.rpartition(":")[2])
             assert await ask(number, PEER, b"hello") == b"HELLO"

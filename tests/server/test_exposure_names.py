@@ -14,14 +14,21 @@ from tests.server.running import running
 NODES = {1: ("server", "10.77.0.1"), 2: ("a", "10.77.0.2"), 3: ("b", "10.77.0.3")}
 
 
-def said(*, direct: bool = True, id: str = "", hosts: tuple[str, ...] = (), service: str = "") -> Said:
+def said(*, direct: bool = True, id: str = "", known_as: tuple[str, ...] = (), service: str = "") -> Said:
     """What the server, known as vpn.example.org, takes; app.example.org and its like lead to it."""
 
     async def leads_here(host: str) -> bool:
         return host.endswith("app.example.org")
 
     request = Expose(
-        seq=1, protocol="tcp", target="tcp://127.0.0.1:1", port=1, id=id, hosts=hosts, service=service, direct=True
+        seq=1,
+        protocol="tcp",
+        target="tcp://127.0.0.1:1",
+        port=1,
+        id=id,
+        known_as=known_as,
+        service=service,
+        direct=True,
     )
 
     async def main() -> Said:
@@ -48,11 +55,11 @@ def records(*exposures: tuple[ExposureRecord, Said], made: tuple[MapRecord, ...]
 
 
 def test_what_is_taken() -> None:
-    assert said(hosts=("App.Example.org.", "app.example.org", "Bücher.app.example.org"), service="ssh") == Said(
+    assert said(known_as=("App.Example.org.", "app.example.org", "Bücher.app.example.org"), service="ssh") == Said(
         ("app.example.org", "xn--bcher-kva.app.example.org"), "ssh", True
     )
-    assert said(direct=False, hosts=("app.example.org",)).direct is False  # the server's policy
-    assert said(id="x1", hosts=("app.example.org", "other.example.org", "vpn.example.org")).hosts == (
+    assert said(direct=False, known_as=("app.example.org",)).direct is False  # the server's policy
+    assert said(id="x1", known_as=("app.example.org", "other.example.org", "vpn.example.org")).known_as == (
         "app.example.org",
     )
 
@@ -79,7 +86,7 @@ def test_what_is_taken() -> None:
 )
 def test_what_is_not(host: str, service: str, code: str) -> None:
     with pytest.raises(UserError) as caught:
-        said(hosts=(host,), service=service)
+        said(known_as=(host,), service=service)
     assert caught.value.code == code
 
 

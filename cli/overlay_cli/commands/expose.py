@@ -52,11 +52,11 @@ def add_exposure(
             show_default=False,
         ),
     ] = "",
-    host: Annotated[
+    known_as: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            envvar="OVERLAY_HOST",
+            envvar="OVERLAY_KNOWN_AS",
             help="A name of the public DNS that leads to the server and is this exposure's alone; may be repeated. "
             "Peers who ask for it come straight to this machine, at the same port.",
             show_default=False,
@@ -80,7 +80,7 @@ def add_exposure(
 
     client = LocalClient(state)
     with output.working("Asking the server…", quiet=quiet or json):
-        wish = {"target": target, "public": public, "hosts": host or [], "service": service}
+        wish = {"target": target, "public": public, "known_as": known_as or [], "service": service}
         exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
     if json:
         output.print_json(exposure)

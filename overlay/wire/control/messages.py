@@ -51,7 +51,7 @@ class Expose(Message, frozen=True, kw_only=True, tag="expose"):
     target: str  # as the person typed it, for show: "tcp://127.0.0.1:8080"
     port: int  # where the node listens on its overlay address for the single tunnel
     id: str = ""
-    hosts: tuple[str, ...] = ()  # names that users know it by
+    known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""  # what it is, as "ssh" (RFC 6335 section 5.1)
     direct: bool = False  # the public port at the node's overlay address leads to it as well
 
@@ -109,7 +109,7 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     target: str
     port: int
     tunnel: Literal["single"] = "single"
-    hosts: tuple[str, ...] = ()  # this and the next two: as in `Expose`, those that the server takes
+    known_as: tuple[str, ...] = ()  # this and the next two: as in `Expose`, those that the server takes
     service: str = ""
     direct: bool = False
 

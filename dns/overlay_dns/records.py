@@ -43,8 +43,9 @@ class Message(NamedTuple):
     records: tuple[Record, ...]
 
 
-def parse(data: bytes) -> Message | None:
-    """The message's records in order, or None if it is not whole, has no one question, or bytes are left over."""
+def parse(data: bytes, *, to_the_end: bool = True) -> Message | None:
+    """The message's records in order, or None if it is not whole, has no one question, or (`to_the_end`) bytes are left
+    over."""
     offset = question_end(data)
     if offset is None:
         return None
@@ -64,7 +65,7 @@ def parse(data: bytes) -> Message | None:
             if offset > len(data):
                 return None
             records.append(Record(section, offset_of_name, rtype, rclass, ttl, at + 4, data_at, length))
-    if offset != len(data):
+    if to_the_end and offset != len(data):
         return None
     return Message(end, int.from_bytes(data[end - 4 : end - 2]), data[3] & 15, tuple(records))
 

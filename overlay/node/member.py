@@ -50,6 +50,7 @@ from overlay.engine.api import (
 )
 from overlay.errors import Exit, UserError
 from overlay.node.capture import Captures
+from overlay.node.inside import networks_inside
 from overlay.node.interface import (
     Address,
     Interface,
@@ -65,6 +66,7 @@ from overlay.node.status import PeerStatus
 from overlay.node.whereabouts import Whereabouts
 from overlay.node.why import why_report
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
+from overlay.wire.control.hostnames import check_host_name
 from overlay.wire.control.messages import NetworkMap
 from overlay.wire.disco import Offer
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
@@ -100,6 +102,7 @@ class MemberSettings:
     udp: bool = True  # the home relay may be reached by UDP
     endpoints: tuple[Endpoint, ...] = ()  # where a person says that the UDP port is reached from outside
     names: bool = True  # run the resolver and point the system at it
+    pinned_names: tuple[str, ...] = ()  # the server's own, which no map leads elsewhere
     upstreams: "tuple[Upstream, ...]" = ()  # that a person chose for other names
 
 
@@ -111,16 +114,17 @@ class Identity:
     name: str
     addresses: tuple[Address, ...]  # IPv4 first
     networks: tuple[Network, ...]
-    domain: str
+    domains: tuple[str, ...]
 
     @classmethod
     def parse(
-        cls, *, number: int, name: str, addresses: Iterable[str], networks: Iterable[str], domain: str
+        cls, *, number: int, name: str, addresses: Iterable[str], networks: Iterable[str], domains: Iterable[str]
     ) -> "Identity":
         """From the texts of control messages. Raises `ValueError`."""
-        return cls(
-            number, name, tuple(map(ip_address, addresses)), tuple(ip_network(text) for text in networks), domain
-        )
+        names = tuple(domains)
+        for each in names:
+            check_host_name(each)
+        return cls(number, name, tuple(map(ip_address, addresses)), tuple(map(ip_network, networks)), names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,7 @@ class Member:
         self._posted_reach: SetReach | None = None
         self._whereabouts = Whereabouts(state)
         self._names: Names | None = None
+        self._inside: tuple[Network, ...] = ()
         self._interface_warnings: tuple[str, ...] = ()
         self._failure: BaseException | None = None
         self._failed = anyio.Event()
@@ -411,9 +416,14 @@ class Member:
             if self.settings.names and engine.interface is not None:
                 from overlay.node.names import Names  # a server's daemon does without
 
-                self._names = Names(self._state, self.settings.upstreams)
+                self._names = Names(
+                    self._state,
+                    self.settings.upstreams,
+                    pinned=self.settings.pinned_names,
+                    inside=lambda: self._inside,
+                )
                 self._post_map()
-                await tasks.start(self._names.run, identity.addresses, identity.domain, engine.interface)
+                await tasks.start(self._names.run, identity.addresses, identity.domains, engine.interface)
             else:
                 self._post_map()
             tasks.start_soon(self._keep_floor)
@@ -435,6 +445,7 @@ class Member:
         self._on_link_changed()
 
     def _take_candidates(self, machine: Machine, identity: Identity, port: int) -> None:
+        self._inside = networks_inside(machine)
         lan = tuple(format_endpoint(each) for each in local_candidates(machine, port, identity.networks))
         if lan != self.lan:
             self.lan = lan

@@ -30,6 +30,15 @@ def journal(tmp_path: Path) -> StateDir:
     return StateDir(tmp_path / "state").open()
 
 
+def test_several_domains_are_searched(path: Path, journal: StateDir) -> None:
+    resolver = ResolvConf(journal, path)
+    path.write_text("search corp.example example.com\n")
+    resolver.apply(["10.77.0.2"], "local.test corp.example")
+    assert "search local.test corp.example example.com\n" in path.read_text()
+    resolver.restore()
+    assert path.read_text() == "search corp.example example.com\n"
+
+
 def test_take_over_and_give_back(path: Path, journal: StateDir) -> None:
     resolver = ResolvConf(journal, path)
     assert resolver.apply(["10.77.0.2"], "local.test") == ["192.0.2.53", "2001:db8::53"]

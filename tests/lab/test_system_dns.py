@@ -4,6 +4,7 @@ systemd-resolved, openresolv and the message bus are the real programs, on a mac
 is touched.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -199,7 +200,7 @@ def resolved(hosts: tuple[Machine, Machine], node: Machine, tmp_path: Path) -> I
 
 
 def test_systemd_resolved_splits(hosts: tuple[Machine, Machine], resolved: Machine) -> None:
-    node = resolved
+    server, node = hosts[0], resolved
     before = node.namespace.resolv_conf.read_text()
     node.done("up")
     assert node.client.request("GET", "/v1/status")["warnings"] == []
@@ -209,6 +210,11 @@ def test_systemd_resolved_splits(hosts: tuple[Machine, Machine], resolved: Machi
     assert node.finds(FAR, FAR_ADDRESS)
     found = node.namespace.run(["dig", "+short", "@127.0.0.53", "-x", address]).stdout
     assert found == "server.local.test.\n"
+    server.namespace.hosts.write_text(f"{SERVER} app.example.org\n")  # in place of the public DNS
+    exposure = json.loads(node.done("expose", "tcp://127.0.0.1:1", "--known-as", "app.example.org", "--json"))
+    own = node.client.request("GET", "/v1/status")["addresses"][0]
+    wait_for(lambda: node.finds("app.example.org", own), "resolved asks us for the exposure's public name")
+    node.done("expose", "rm", exposure["id"])
     node.kill()
     assert node.finds(FAR, FAR_ADDRESS)
     assert not node.finds("server.local.test", address), "resolved forgets a link that is gone"

@@ -99,6 +99,7 @@ def query_name(
         output.print_line(record)
     where = {
         "zone": f"the network's zone {answer['zone']}",
+        "exposure": "an exposure, which peers reach at its node",
         "cache": "memory: what a name server said before",
         "forwarded": "name servers, asked in this order: " + ", ".join(answer["upstreams"])
         if answer["upstreams"]

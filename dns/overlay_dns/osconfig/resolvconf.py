@@ -62,9 +62,9 @@ class ResolvConf:
         self._path = path
 
     def apply(self, nameservers: Sequence[str], search: str, *, alone: bool = False) -> list[str]:
-        """Point the file at `nameservers`, with `search` as first search domain; returns the name servers found before.
+        """Point the file at `nameservers`, with `search`, domains by spaces, as first search domains.
 
-        Those stand behind, unless `nameservers` are to be `alone`.
+        Returns the name servers found before. Those stand behind, unless `nameservers` are to be `alone`.
 
         Undoes an earlier take-over first. Raises `OSError`, or what the journal raises, with the file as it was.
         """
@@ -136,13 +136,13 @@ def render(text: str, nameservers: Sequence[str], former: Sequence[str], search:
     If `nameservers` are to be `alone`, the former ones are comments.
     """
     options: list[str] = []
-    domains = [search]
+    domains = own = search.split()
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["options"]:
             options.append(" ".join(words))
         elif words[:1] in (["search"], ["domain"]):
-            domains = [search, *(word for word in words[1:] if word != search)]  # the last such line wins
+            domains = [*own, *(word for word in words[1:] if word not in own)]  # the last such line wins
     lines = [_MARK, f"search {' '.join(domains)}"]
     behind = () if alone else former
     lines += [f"nameserver {server}" for server in [*nameservers, *behind][:_NAMESERVER_LIMIT]]
@@ -159,7 +159,7 @@ def _without(text: str, nameservers: Sequence[str], search: str) -> str:
         line = line.removeprefix(_KEPT)
         words = line.split()
         if words[:1] == ["search"]:
-            words = [word for word in words if word != search]
+            words = [word for word in words if word not in search.split()]
             line = " ".join(words)
         if (
             line not in (_MARK, _OPTIONS)

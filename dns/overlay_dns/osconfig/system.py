@@ -128,6 +128,7 @@ class SystemDns:
 
     def apply(self, interface: str, servers: Sequence[str], search: str, routes: Sequence[str] = ()) -> list[str]:
         """Point the system at `servers` on `interface`, for `search` and the (reverse) zones `routes` or for all.
+        `search`: domains, by spaces.
 
         Where the system splits, `ROOT` among the routes brings us all names. Returns the system's own name servers.
         Raises `OSError`, or what the journal raises, with all as it was.
@@ -144,6 +145,14 @@ class SystemDns:
             _log.warning("%s", self._decision.warning)
         self._upstreams = self._do()
         return self._upstreams
+
+    def route(self, routes: Sequence[str]) -> None:
+        """The zones besides `search` are these now. Raises `OSError`."""
+        if self._wanted is None or self._wanted[3] == tuple(routes):
+            return
+        self._wanted = (*self._wanted[:3], tuple(routes))
+        if self._decision.way == "resolved":  # elsewhere all questions come to us
+            self._do()
 
     def check(self) -> bool:
         """Put right what others have changed since, within bounds; returns whether there was something."""
@@ -199,7 +208,7 @@ class SystemDns:
         self._journal.write(JOURNAL_NAME, msgspec.json.encode(entry))
         if self._decision.way == "resolved":
             self._owner = self._resolved.owner()
-            self._resolved.apply(socket.if_nametoindex(interface), servers, [search], routes)
+            self._resolved.apply(socket.if_nametoindex(interface), servers, search.split(), routes)
             return self._others(self._uplinks, servers)
         former = self._others(self._path, servers)
         lines = [f"search {search}", *(f"nameserver {server}" for server in servers), f"options {PATIENCE}"]

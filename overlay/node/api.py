@@ -12,7 +12,7 @@ from overlay.daemon.capture import Capturing, capture_routes
 from overlay.daemon.localapi import json_object, on_user_error, text_in
 from overlay.daemon.peers import Peers, peer_routes
 from overlay.daemon.records import Recording, record_routes
-from overlay.errors import UserError
+from overlay.errors import Exit, UserError
 from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus
 
 
@@ -22,7 +22,7 @@ class Node(Recording, Protocol):
     async def status(self) -> NodeStatus: ...
     def shut_down(self) -> None: ...
     def exposures(self) -> tuple[ExposureStatus, ...]: ...
-    async def expose(self, target: str, public: str) -> ExposureStatus: ...
+    async def expose(self, target: str, public: str, known_as: tuple[str, ...], service: str) -> ExposureStatus: ...
     async def unexpose(self, name: str) -> None: ...
     def names_status(self) -> NamesStatus: ...
     async def query_name(self, name: str, rtype: str) -> NameAnswer: ...
@@ -43,7 +43,16 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
 
     async def expose(request: Request) -> Response:
         document = await json_object(request)
-        return _answer(await node.expose(text_in(document, "target"), text_in(document, "public", "")))
+        known_as = document.get("known_as", [])
+        if not isinstance(known_as, list) or not all(isinstance(name, str) for name in known_as):
+            raise UserError("bad-request", "'known_as' must be a list of texts.", exit_code=Exit.USAGE)
+        exposure = await node.expose(
+            text_in(document, "target"),
+            text_in(document, "public", ""),
+            tuple(known_as),
+            text_in(document, "service", ""),
+        )
+        return _answer(exposure)
 
     async def unexpose(request: Request) -> Response:
         await node.unexpose(request.path_params["id"])

@@ -51,6 +51,7 @@ from overlay.engine.api import (
 )
 from overlay.errors import Exit, UserError
 from overlay.node.capture import Captures
+from overlay.node.inside import networks_inside
 from overlay.node.interface import (
     Address,
     Interface,
@@ -66,12 +67,14 @@ from overlay.node.status import PeerStatus
 from overlay.node.whereabouts import Whereabouts
 from overlay.node.why import why_report
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
+from overlay.wire.control.hostnames import check_host_name
 from overlay.wire.control.messages import NetworkMap
 from overlay.wire.disco import Offer
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 if TYPE_CHECKING:
     from overlay.node.names import Names
+    from overlay_dns.upstream import Upstream
 
 Outside = Literal["mapped", "relay", "stun"]
 """Who says how the engine's port is reached from outside: a router that was asked to, the relay, a STUN server."""
@@ -100,6 +103,8 @@ class MemberSettings:
     udp: bool = True  # the home relay may be reached by UDP
     endpoints: tuple[Endpoint, ...] = ()  # where a person says that the UDP port is reached from outside
     names: bool = True  # run the resolver and point the system at it
+    pinned_names: tuple[str, ...] = ()  # the server's own, which no map leads elsewhere
+    upstreams: "tuple[Upstream, ...]" = ()  # that a person chose for other names
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +115,17 @@ class Identity:
     name: str
     addresses: tuple[Address, ...]  # IPv4 first
     networks: tuple[Network, ...]
-    domain: str
+    domains: tuple[str, ...]
 
     @classmethod
     def parse(
-        cls, *, number: int, name: str, addresses: Iterable[str], networks: Iterable[str], domain: str
+        cls, *, number: int, name: str, addresses: Iterable[str], networks: Iterable[str], domains: Iterable[str]
     ) -> "Identity":
         """From the texts of control messages. Raises `ValueError`."""
-        return cls(
-            number, name, tuple(map(ip_address, addresses)), tuple(ip_network(text) for text in networks), domain
-        )
+        names = tuple(domains)
+        for each in names:
+            check_host_name(each)
+        return cls(number, name, tuple(map(ip_address, addresses)), tuple(map(ip_network, networks)), names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +208,7 @@ class Member:
         self._posted_reach: SetReach | None = None
         self._whereabouts = Whereabouts(state)
         self._names: Names | None = None
+        self._inside: tuple[Network, ...] = ()
         self._interface_warnings: tuple[str, ...] = ()
         self._failure: BaseException | None = None
         self._failed = anyio.Event()
@@ -227,8 +234,8 @@ class Member:
         return self._names
 
     @property
-    def upstreams(self) -> tuple[Endpoint, ...]:
-        """The system's own name servers while the network's resolver stands in their place; else empty."""
+    def upstreams(self) -> "tuple[Upstream, ...]":
+        """Whom the network's resolver asks for other names, while it is the system's for these; else empty."""
         return self._names.upstreams if self._names is not None else ()
 
     @property
@@ -412,9 +419,14 @@ class Member:
             if self.settings.names and engine.interface is not None:
                 from overlay.node.names import Names  # a server's daemon does without
 
-                self._names = Names(self._state)
+                self._names = Names(
+                    self._state,
+                    self.settings.upstreams,
+                    pinned=self.settings.pinned_names,
+                    inside=lambda: self._inside,
+                )
                 self._post_map()
-                await tasks.start(self._names.run, identity.addresses, identity.domain, engine.interface)
+                await tasks.start(self._names.run, identity.addresses, identity.domains, engine.interface)
             else:
                 self._post_map()
             tasks.start_soon(self._keep_floor)
@@ -436,6 +448,7 @@ class Member:
         self._on_link_changed()
 
     def _take_candidates(self, machine: Machine, identity: Identity, port: int) -> None:
+        self._inside = networks_inside(machine)
         lan = tuple(format_endpoint(each) for each in local_candidates(machine, port, identity.networks))
         if lan != self.lan:
             self.lan = lan

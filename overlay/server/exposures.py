@@ -4,7 +4,7 @@ removed, so it survives restarts of either end; a port that cannot be opened at 
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -13,6 +13,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from overlay.errors import Exit, UserError
+from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
 from overlay.server.ingress import PublicPort, bind_public
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
@@ -39,6 +40,11 @@ class Surroundings:
     wall: Callable[[], float]  # Unix time, s
     randbelow: Callable[[int], int]
     tunnel: bool = True  # whether the server has a TUN of its own to carry users
+    domains: tuple[str, ...] = ()  # the network's
+    direct: bool = True  # whether peers may be led past the server
+    on_names: Callable[[], None] = lambda: None  # what is said of some exposure has changed
+    leads_here: Callable[[str], Awaitable[bool]] | None = None
+    """Whether a name of the public DNS leads to this server. None: no exposure has names."""
 
 
 class Exposures:
@@ -51,6 +57,7 @@ class Exposures:
         self._around = around
         self._tasks = tasks
         self._records: dict[int, ExposureRecord] = {}
+        self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._problems: dict[int, str] = {}  # why a port of a kept lease is not open
         self._lock = anyio.Lock()
@@ -77,8 +84,8 @@ class Exposures:
         """Grant or renew an exposure.
 
         Raises `UserError`: "expose-invalid", "public-invalid", "public-not-here", "port-taken" (the message names the
-        holder), "port-permission", "no-free-port", "too-many-exposures", "exposure-unknown", "no-tunnel", and what the
-        registry raises.
+        holder), "port-permission", "no-free-port", "too-many-exposures", "exposure-unknown", "no-tunnel", what the
+        registry raises, and what `check_said` does.
         """
         target = request.target
         if not 0 < request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
@@ -89,10 +96,15 @@ class Exposures:
                 "This server runs without a network interface and cannot carry users to nodes.",
                 "Start the server without --no-tun.",
             )
+        around = self._around
+        said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 record = await (self._renew(node, request) if request.id else self._grant(node, request))
+                if self._said.get(record.id, NOTHING_SAID) != said:
+                    self._said[record.id] = said
+                    self._around.on_names()
         return self._show(record)
 
     async def unexpose(self, node: int, name: str) -> None:
@@ -110,6 +122,10 @@ class Exposures:
             for record in [record for record in self._records.values() if record.node == node]:
                 self._forget(record.id)
 
+    def said(self) -> list[tuple[ExposureRecord, Said]]:
+        """Each exposure, with what its node has said of it."""
+        return [(record, self._said.get(record.id, NOTHING_SAID)) for record in self._records.values()]
+
     def of_node(self, node: int) -> tuple[Exposure, ...]:
         return tuple(self._show(record) for record in self._records.values() if record.node == node)
 
@@ -119,7 +135,7 @@ class Exposures:
             {
                 "id": record.name,
                 "node": self._around.name_of(record.node),
-                "public": self._public(record),
+                "public": self.public(record),
                 "url": None,
                 "target": record.target,
                 "tunnel": "single",
@@ -228,6 +244,8 @@ class Exposures:
     def _forget(self, number: int) -> None:
         self._records.pop(number, None)
         self._problems.pop(number, None)
+        if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
+            self._around.on_names()
         public = self._ports.pop(number, None)
         if public is not None:
             public.close()
@@ -244,15 +262,20 @@ class Exposures:
         return record
 
     def _show(self, record: ExposureRecord) -> Exposure:
+        said = self._said.get(record.id, NOTHING_SAID)
         return Exposure(
             id=record.name,
             protocol=cast(Literal["tcp", "udp"], record.protocol),
-            public=self._public(record),
+            public=self.public(record),
             target=record.target,
             port=record.port,
+            known_as=said.known_as,
+            service=said.service,
+            direct=said.direct,
         )
 
-    def _public(self, record: ExposureRecord) -> str:
+    def public(self, record: ExposureRecord) -> str:
+        """Where users reach it: "203.0.113.1:9000"."""
         host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")
         return format_endpoint((host, record.public_port))
 

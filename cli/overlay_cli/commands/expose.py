@@ -52,6 +52,25 @@ def add_exposure(
             show_default=False,
         ),
     ] = "",
+    known_as: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="OVERLAY_KNOWN_AS",
+            help="A name of the public DNS that leads to the server and is this exposure's alone; may be repeated. "
+            "Peers who ask for it come straight to this machine, at the same port.",
+            show_default=False,
+        ),
+    ] = None,
+    service: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            envvar="OVERLAY_SERVICE",
+            help="What it is, for peers who look for _NAME._tcp in the network's domain. [default: by TARGET's port]",
+            show_default=False,
+        ),
+    ] = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -61,7 +80,8 @@ def add_exposure(
 
     client = LocalClient(state)
     with output.working("Asking the server…", quiet=quiet or json):
-        exposure = client.request("POST", "/v1/exposures", {"target": target, "public": public}, timeout=30)
+        wish = {"target": target, "public": public, "known_as": known_as or [], "service": service}
+        exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
     if json:
         output.print_json(exposure)
     elif quiet:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from overlay.engine import drops
 from overlay.errors import RemoteProtocolError
-from overlay.wire.endpoint import Endpoint
+from overlay.wire.endpoint import Endpoint, canonical_endpoint
 from overlay.wire.record.buffers import Layout
 from overlay.wire.stream.codec import Codec
 from overlay.wire.stream.framing import ALIVE, FRAME_HEADER, Frame, FrameReader, frames
@@ -147,6 +147,14 @@ class Link:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def ends(self) -> tuple[int, Endpoint] | None:
+        """Our port and the other end, of the connection; None: it is over, or none of TCP."""
+        try:
+            port, there = self._socket.getsockname()[1], self._socket.getpeername()
+            return int(port), canonical_endpoint(there[0], there[1])
+        except (OSError, IndexError, ValueError):
+            return None
 
     # --- in -----------------------------------------------------------------------------------------------------------
 

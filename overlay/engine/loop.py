@@ -162,7 +162,8 @@ class Loop:
                 class_mask,
                 commands,
             )
-        self._taps = Taps(tun, sockets.all(), self._peers, role)
+        self._taps = Taps(tun, sockets, self._peers, role)
+        self._outbox.on_added = self._taps.added
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
         self._links = Links(
@@ -189,6 +190,7 @@ class Loop:
             lambda datagram, source, now: self._inbound.run(datagram, len(datagram), source, now),
         )
         self._disco.calls.on_called = self._punches.called
+        self._punches.on_passed = self._taps.passed
         self._peers.on_removed = self._links.remove_peer
         self._disco.probe_answered = self._punches.pong_received
         self._was_blocked = False
@@ -389,6 +391,8 @@ class Loop:
                 self._punches.forget(number, now)
             case api.SetReach():
                 self._disco.calls.set_reach(command, now)
+            case api.SetMapping(endpoint):
+                self._disco.calls.mapped(endpoint, now)
             case api.SendCue(number, call):
                 if number in self._peers.by_number:
                     self._disco.calls.send(self._peers.by_number[number], call, now)

@@ -68,6 +68,7 @@ class Client:
     heard: float = float("-inf")  # last ping from `address`; of a link, which ends by itself, inf
     link: Endpoint | None = None  # its newest link, in use or not
     standby: tuple[Endpoint, float] | None = None  # while `address` is a link: the UDP binding, and when it was heard
+    other: tuple[Endpoint, float] | None = None  # bound as well, by the other address family, and when that was proven
     challenge: tuple[Endpoint, bytes] | None = None  # (address, txid) that has to answer before it is bound
     budget: Budget | None = None  # of bytes, if clients have a rate
 

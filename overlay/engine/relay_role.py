@@ -4,6 +4,9 @@
 use moves to another address only after that one answered a ping of ours: a ping can be recorded and sent again from
 elsewhere, and would otherwise take a client's traffic away. What may go on goes to `relay_queue`.
 
+A client that reaches us by IPv4 and by IPv6 asks both at once, and each answers; only it knows which it then uses. So
+it may have a binding of each family, and send by either. It is answered at the one that was proven last.
+
 A link needs no such proof: whose it is was proven as it was set up. A client may have a link and a UDP binding at a
 time; it is answered where its own traffic last came from, as only the client knows which of the two serves it.
 """
@@ -63,7 +66,7 @@ class RelayRole:
             return
         for endpoint in [endpoint for endpoint, owner in self._bound.items() if owner is client]:
             del self._bound[endpoint]
-        client.address = client.link = client.standby = None  # what waits for it goes nowhere
+        client.address = client.link = client.standby = client.other = None  # what waits for it goes nowhere
         self.queues.remove(client)
 
     def route(self, number: int, now: float) -> tuple[Endpoint, bytes] | None:
@@ -112,7 +115,11 @@ class RelayRole:
         address = client.address
         if source == address:
             return
-        if is_link(source):
+        if client.other is not None and client.other[0] == source:
+            if address is not None and not is_link(address):
+                return
+            (client.address, client.heard), client.other, client.standby = client.other, client.standby, None
+        elif is_link(source):
             if address is not None and not is_link(address):
                 client.standby = (address, client.heard)
             client.address, client.heard = source, float("inf")
@@ -156,15 +163,19 @@ class RelayRole:
 
     def _bind(self, client: Client, source: Endpoint, now: float) -> None:
         linked = client.address is not None and is_link(client.address)
-        replaced = client.address if not linked else client.standby[0] if client.standby is not None else None
+        replaced = client.standby if linked else None if client.address is None else (client.address, client.heard)
+        if replaced is not None and (":" in replaced[0][0]) != (":" in source[0]):
+            replaced, client.other = client.other, replaced
         if replaced is not None:
-            self._bound.pop(replaced, None)
+            self._bound.pop(replaced[0], None)
         before = self._bound.get(source)
         if before is not None:  # a NAT gave one client's port to another
             if before.address == source:
                 before.address = None
                 if before.link is not None:
                     self._use(before, before.link)
+            elif before.other is not None and before.other[0] == source:
+                before.other = None
             else:
                 before.standby = None
         client.challenge = None

@@ -27,7 +27,7 @@ from overlay.daemon.localapi import serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.records import RecordStatus
 from overlay.daemon.state import LOG_NAME, StateDir
-from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged, SendDatagrams
+from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged, SendDatagrams, SetMapping
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.api import make_api
 from overlay.node.ciphers import measure
@@ -108,12 +108,14 @@ class NodeDaemon:
             on_foreign=lambda datagram, source: self._reflexive.received(datagram, source),
             on_observed=lambda endpoint: self._reflexive.observed(endpoint),
             on_tcp=lambda event: self._punching.received(event),
+            on_mapping=lambda: self._reflexive.want_mapping(),
             start_engine=start_engine,
         )
         self._reflexive = Reflexive(
             lambda datagram, to: self._member.post(SendDatagrams((datagram,), to)),
             lambda: self._member.port,
             self._reach_changed,
+            lambda endpoint: self._member.post(SetMapping(endpoint)),
         )
         self._udp = "udp" in target.carriers
         self._port_mapper = PortMapper(
@@ -129,6 +131,7 @@ class NodeDaemon:
             lambda: self._ways.stream_carriers,
             self._member.post,
             udp=self._udp,
+            udp_in_vain=lambda: target.carriers[0] == "udp" and self._ways.carrier not in (None, "udp"),
             numbers=link_numbers,
         )
         self._punching = TcpPunching(

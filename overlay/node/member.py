@@ -46,6 +46,7 @@ from overlay.engine.api import (
     SetPeer,
     SetReach,
     SetRelay,
+    WantMapping,
     WantTcp,
 )
 from overlay.errors import Exit, UserError
@@ -175,12 +176,13 @@ class Member:
         on_foreign: Callable[[bytes, Endpoint], None] = lambda datagram, source: None,
         on_observed: Callable[[Endpoint], None] = lambda endpoint: None,
         on_tcp: Callable[[CueReceived | WantTcp], None] = lambda event: None,
+        on_mapping: Callable[[], None] = lambda: None,
         start_engine: StartEngine | None = None,
     ) -> None:
         """`on_endpoints`: `lan` or `observed` is another. `on_link_changed`: the host's addresses or routes are.
         `on_relay`: how the home relay is reached, or a data link is lost. `on_foreign`: a datagram of QUIC or STUN came
         to the engine's port, from that endpoint. `on_observed`: the relay sees the engine's port there. `on_tcp`: a
-        connection by TCP to a peer is wanted, here or there."""
+        connection by TCP to a peer is wanted, here or there. `on_mapping`: the NAT's last mapping is to be posted."""
         self.settings = settings
         self.identity: Identity | None = None  # while it runs
         self.lan: tuple[str, ...] = ()  # own endpoints, for the map
@@ -192,6 +194,7 @@ class Member:
         self._on_foreign = on_foreign
         self._on_observed = on_observed
         self._on_tcp = on_tcp
+        self._on_mapping = on_mapping
         self._start_engine = start_engine or _default_engine
         self._engine: RunningEngine | None = None
         self._captures = Captures(self.post)
@@ -463,6 +466,8 @@ class Member:
             self._on_foreign(event.datagram, event.source)
         elif isinstance(event, CueReceived | WantTcp):
             self._on_tcp(event)
+        elif isinstance(event, WantMapping):
+            self._on_mapping()
         elif isinstance(event, EngineFailed):
             _log.error("the engine ended by an error", exc_info=event.error)
             self._failure = event.error

@@ -10,6 +10,7 @@ from tests.lab.gates import only
 from tests.lab.nats import NatKind, home
 from tests.lab.netns import Lab, wait_for
 from tests.lab.pings import COMMAND
+from tests.lab.test_tcp_punch import session_began
 from tests.lab.topology import SERVER_ADDRESS, Machine, Network, build_internet
 
 pytestmark = pytest.mark.lab
@@ -76,10 +77,12 @@ def test_a_direct_path_through_two_nats(homes: Network, a: str, b: str, patience
 
 def test_a_path_whose_udp_is_cut_is_relayed_then_by_tcp_and_by_udp_again_when_mended(homes: Network) -> None:
     seconds_until(homes, "plain", "plain2", "udp", 10.0)
+    began = session_began(homes["plain"], "plain2")
     with only(homes.lab.namespaces["plain-nat"], "meta l4proto != udp", f"ip daddr {SERVER_ADDRESS}"):
         seconds_until(homes, "plain", "plain2", "relay", 10.0)
         seconds_until(homes, "plain", "plain2", "tcp", 20.0)
     seconds_until(homes, "plain", "plain2", "udp", 10.0)
+    assert session_began(homes["plain"], "plain2") == pytest.approx(began, abs=1.0)  # the one session all along
 
 
 def test_two_symmetric_ones_stay_on_the_relay_and_why_says_it(homes: Network) -> None:

@@ -13,10 +13,11 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.flows import UdpFlows
 from overlay.carrier.stream import TcpStream, reset_on_close, set_options
+from overlay.carrier.streams import CodecStream
 
 __all__ = ["Forwarded", "TcpSocketStream", "UdpFlows", "forward_streams"]
 
-TcpSocketStream = SocketStream | TcpStream
+TcpSocketStream = SocketStream | TcpStream | CodecStream
 
 _CHUNK: Final = 64 * 1024  # bytes held per direction: what one side has sent and the other not yet taken
 

@@ -21,6 +21,7 @@ from anyio import CancelScope
 from anyio.abc import Listener, SocketStream, TaskGroup, TaskStatus
 
 from overlay import __version__
+from overlay.carrier.port import Services
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.tcp import ControlConnection, serve
 from overlay.daemon import logs
@@ -261,8 +262,11 @@ class ServerDaemon:
                     self._converse,
                     drops=self._drops,
                     quic=self._door,
-                    tls=certificates.context,
-                    http_answer=certificates.http_answer,
+                    services=Services(
+                        tls=certificates.context,
+                        http_answer=certificates.http_answer,
+                        guests=self._network.exposures.guests if self._network is not None else None,
+                    ),
                     stun=self._stun.answer if self._stun is not None else None,
                 )
         finally:
@@ -367,6 +371,8 @@ class ServerDaemon:
             wall=time.time,
             randbelow=secrets.randbelow,
             tunnel=self._settings.tun,
+            web_ports=tuple(sorted({own for kind, own in self._own_ports(port) if kind == "tcp"})),
+            web_domain=self._settings.web_domain,
         )
 
     def _own_ports(self, port: int) -> frozenset[tuple[str, int]]:

@@ -1,5 +1,6 @@
-"""Exposures: which node holds which public port. A lease is kept in the registry until the node gives it back or is
-removed, so it survives restarts of either end; a port that cannot be opened at start is tried again.
+"""Exposures: which node holds which public port, or name on the shared port. A lease is kept in the registry until the
+node gives it back or is removed, so it survives restarts of either end; a port that cannot be opened at start is tried
+again.
 """
 
 import logging
@@ -12,17 +13,26 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
+from overlay.carrier.port import Guest
+from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
-from overlay.server.ingress import PublicPort, bind_public
+from overlay.server.ingress import PublicPort, ServeUser, bind_public
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
-from overlay.wire.control.messages import Expose, Exposure
+from overlay.server.tunnels import SingleTunnel, Tunnel
+from overlay.server.web.door import WebDoor
+from overlay.server.web.guests import WebGuests
+from overlay.server.web.hosts import parse_host, url_of
+from overlay.server.web.sites import Site, Sites
+from overlay.wire.control.messages import Expose, Exposure, ExposureProtocol
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 PICKED_PORTS = range(20000, 30000)  # below the kernel's own (net.ipv4.ip_local_port_range), above the known services
 MAX_PER_NODE = 64
 RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds
 _PICK_TRIES = 64
+_LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
+_PICKED_LETTERS = 6  # of a host that nobody asked for: 30 bits, so that it is not guessed at once
 _LONGEST_TARGET = 256  # characters
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
 _log = logging.getLogger(__name__)
@@ -39,6 +49,8 @@ class Surroundings:
     wall: Callable[[], float]  # Unix time, s
     randbelow: Callable[[int], int]
     tunnel: bool = True  # whether the server has a TUN of its own to carry users
+    web_ports: tuple[int, ...] = ()  # the shared ones, for URLs
+    web_domain: str = ""  # below which hosts are picked; "": none are
 
 
 class Exposures:
@@ -52,6 +64,11 @@ class Exposures:
         self._tasks = tasks
         self._records: dict[int, ExposureRecord] = {}
         self._ports: dict[int, PublicPort] = {}
+        self._sites: dict[int, Site] = {}  # of what is exposed by http
+        self._by_name = Sites()
+        self._web = WebDoor(self.drops, around.wall)
+        self.guests = WebGuests(self._by_name, self._web)
+        """Who serves users on the shared port."""
         self._problems: dict[int, str] = {}  # why a port of a kept lease is not open
         self._lock = anyio.Lock()
 
@@ -76,9 +93,9 @@ class Exposures:
     async def expose(self, node: int, request: Expose) -> Exposure:
         """Grant or renew an exposure.
 
-        Raises `UserError`: "expose-invalid", "public-invalid", "public-not-here", "port-taken" (the message names the
-        holder), "port-permission", "no-free-port", "too-many-exposures", "exposure-unknown", "no-tunnel", and what the
-        registry raises.
+        Raises `UserError`: "expose-invalid", "public-invalid", "public-not-here", "host-invalid", "port-taken",
+        "host-taken" (the message names the holder), "port-permission", "no-free-port", "too-many-exposures",
+        "exposure-unknown", "no-tunnel", and what the registry raises.
         """
         target = request.target
         if not 0 < request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
@@ -120,10 +137,10 @@ class Exposures:
                 "id": record.name,
                 "node": self._around.name_of(record.node),
                 "public": self._public(record),
-                "url": None,
+                "url": self._url(record),
                 "target": record.target,
-                "tunnel": "single",
-                "connections": self._ports[record.id].connections if record.id in self._ports else 0,
+                "tunnel": record.tunnel,
+                "connections": self._connections(record.id),
                 "problem": self._problems.get(record.id),
             }
             for record in self._records.values()
@@ -146,29 +163,65 @@ class Exposures:
                 "Give some back with 'overlay expose rm ID'.",
                 Exit.REFUSED,
             )
-        host, port = parse_public(request.public, self._around.public_hosts)
-        wanted = ExposureRecord(
+        wanted = self._wanted(node, request)
+        public: PublicPort | None = None
+        if wanted.path:
+            record = wanted
+            self._check_host(record)
+        else:
+            record, public = self._open_any(wanted) if not wanted.public_port else (wanted, self._open(wanted))
+        try:
+            async with self._registry.transaction() as transaction:
+                lease = await transaction.add_exposure(record)
+        except BaseException:
+            if public is not None:
+                public.close()
+            raise
+        self._serve(lease, public)
+        return lease
+
+    def _wanted(self, node: int, request: Expose) -> ExposureRecord:
+        by_name = request.protocol == "http" and not request.public and (request.host or self._around.web_domain)
+        if by_name:
+            host, path = parse_host(request.host) if request.host else (self._pick_host(node), "/")
+            port = 0
+        else:
+            (host, port), path = parse_public(request.public, self._around.public_hosts), ""
+        return ExposureRecord(
             id=0,
             node=node,
             protocol=request.protocol,
             host=host,
             public_port=port,
+            path=path,
             target=request.target,
             port=request.port,
             created=self._around.wall(),
         )
-        record, public = self._open_any(wanted) if port == 0 else (wanted, self._open(wanted))
-        try:
-            async with self._registry.transaction() as transaction:
-                lease = await transaction.add_exposure(record)
-        except BaseException:
-            public.close()
-            raise
-        self._serve(lease, public)
-        return lease
+
+    def _pick_host(self, node: int) -> str:
+        held = {record.host for record in self._records.values()}
+        name = self._around.name_of(node)
+        while True:
+            letters = "".join(_LETTERS[self._around.randbelow(len(_LETTERS))] for _ in range(_PICKED_LETTERS))
+            host = f"{name}-{letters}.{self._around.web_domain}"
+            if host not in held:
+                return host
+
+    def _check_host(self, wanted: ExposureRecord) -> None:
+        if wanted.host in self._around.public_hosts:
+            raise UserError("host-taken", f"{wanted.host} is the server's own name.", "Choose another host.")
+        for record in self._records.values():
+            if (record.host, record.path) == (wanted.host, wanted.path):
+                raise UserError(
+                    "host-taken",
+                    f"{self._public(wanted)} is held by node '{self._around.name_of(record.node)}' "
+                    f"(exposure {record.name}).",
+                    "Choose another host or path, or have that exposure given back: 'overlay expose rm' on that node.",
+                )
 
     def _open_any(self, wanted: ExposureRecord) -> tuple[ExposureRecord, PublicPort]:
-        held = {record.public_port for record in self._records.values() if record.protocol == wanted.protocol}
+        held = {record.public_port for record in self._records.values() if _socket(record) == _socket(wanted)}
         free = [port for port in PICKED_PORTS if port not in held]
         for _ in range(min(_PICK_TRIES, len(free))):
             port = free.pop(self._around.randbelow(len(free)))
@@ -185,7 +238,8 @@ class Exposures:
         )
 
     def _open(self, wanted: ExposureRecord) -> PublicPort:
-        where = f"{wanted.protocol} port {wanted.public_port}"
+        protocol = _socket(wanted)
+        where = f"{protocol} port {wanted.public_port}"
         for record in self._records.values():
             if record.id != wanted.id and _collide(record, wanted):
                 holder = self._around.name_of(record.node)
@@ -194,31 +248,49 @@ class Exposures:
                     f"The public {where} is held by node '{holder}' (exposure {record.name}).",
                     "Choose another port, or have that exposure given back: 'overlay expose rm' on that node.",
                 )
-        if (wanted.protocol, wanted.public_port) in self._around.own_ports:
+        if (protocol, wanted.public_port) in self._around.own_ports:
             raise UserError(
                 "port-taken", f"The public {where} is the server's own, which nodes connect to.", "Choose another port."
             )
-        protocol = cast(Literal["tcp", "udp"], wanted.protocol)
         return PublicPort(protocol, bind_public(protocol, wanted.host, wanted.public_port), self.drops)
 
     def _open_missing(self) -> None:
         if not self._around.tunnel:
             return
         for record in list(self._records.values()):
-            if record.id in self._ports:
+            if record.id in self._ports or record.id in self._sites:
                 continue
             try:
-                self._serve(record, self._open(record))
+                self._serve(record, None if record.path else self._open(record))
             except UserError as error:
                 if self._problems.get(record.id) != error.message:
                     _log.warning("exposure %s stays closed for now: %s", record.name, error.message)
                 self._problems[record.id] = error.message
 
-    def _serve(self, lease: ExposureRecord, public: PublicPort) -> None:
+    def _serve(self, lease: ExposureRecord, public: PublicPort | None) -> None:
+        """`public`: the lease's own port; None: it is found by its name."""
         self._records[lease.id] = lease
-        self._ports[lease.id] = public
         self._problems.pop(lease.id, None)
-        self._tasks.start_soon(public.run, lambda: self._target(lease.id))
+        tunnel: Tunnel = SingleTunnel(lambda: self._target(lease.id))
+        serve_user: ServeUser | None = None
+        if lease.protocol == "http":
+            site = self._sites[lease.id] = Site(lease.name, tunnel)
+            serve_user = self._server_of(site)
+            if public is None:
+                self._by_name.add(lease.host, lease.path, site)
+        if public is not None:
+            self._ports[lease.id] = public
+            self._tasks.start_soon(public.run, tunnel, serve_user)
+
+    def _server_of(self, site: Site) -> ServeUser:
+        async def serve_user(stream: TcpStream, source: Endpoint) -> None:
+            await self._web.serve(Guest(stream, b"", secure=False), source, lambda request: site)
+
+        return serve_user
+
+    def _connections(self, number: int) -> int:
+        site, public = self._sites.get(number), self._ports.get(number)
+        return public.connections if public is not None else site.connections if site is not None else 0
 
     def _target(self, number: int) -> Endpoint | None:
         record = self._records.get(number)
@@ -228,7 +300,10 @@ class Exposures:
     def _forget(self, number: int) -> None:
         self._records.pop(number, None)
         self._problems.pop(number, None)
-        public = self._ports.pop(number, None)
+        site, public = self._sites.pop(number, None), self._ports.pop(number, None)
+        if site is not None:
+            self._by_name.remove(site)
+            site.close()
         if public is not None:
             public.close()
 
@@ -246,13 +321,23 @@ class Exposures:
     def _show(self, record: ExposureRecord) -> Exposure:
         return Exposure(
             id=record.name,
-            protocol=cast(Literal["tcp", "udp"], record.protocol),
+            protocol=cast(ExposureProtocol, record.protocol),
             public=self._public(record),
             target=record.target,
             port=record.port,
+            url=self._url(record) or "",
         )
 
+    def _url(self, record: ExposureRecord) -> str | None:
+        if record.protocol != "http":
+            return None
+        if not record.path:
+            return f"http://{self._public(record)}/"
+        return url_of(record.host, self._around.web_ports, record.path)
+
     def _public(self, record: ExposureRecord) -> str:
+        if record.path:
+            return record.host + record.path.rstrip("/")
         host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")
         return format_endpoint((host, record.public_port))
 
@@ -277,9 +362,16 @@ def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:
     return ("" if address in _WILDCARDS or address in public_hosts else address), number
 
 
+def _socket(record: ExposureRecord) -> Literal["tcp", "udp"]:
+    """What kind of port it has."""
+    return "udp" if record.protocol == "udp" else "tcp"
+
+
 def _collide(one: ExposureRecord, other: ExposureRecord) -> bool:
     return (
-        one.protocol == other.protocol
+        _socket(one) == _socket(other)
+        and not one.path
+        and not other.path
         and one.public_port == other.public_port
         and (one.host == other.host or not one.host or not other.host)
     )

@@ -11,6 +11,9 @@ import msgspec
 
 CONTROL_VERSION = 1
 
+ExposureProtocol = Literal["tcp", "udp", "http"]
+"""What users speak: http by a host's name on the shared port or at a port of its own, the others at a port."""
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
     """Base of all messages; the tag is the class name in lower case."""
@@ -46,8 +49,9 @@ class Expose(Message, frozen=True, kw_only=True, tag="expose"):
     """Ask for an exposure, or (with `id`) renew one of this node's. Answered by `Exposed` or `Failed`."""
 
     seq: int
-    protocol: Literal["tcp", "udp"]
+    protocol: ExposureProtocol
     public: str = ""  # "9000", "203.0.113.1:9000", or "" for one that the server picks
+    host: str = ""  # of http, on the server's shared port: "docs.example.com/prefix"; "": the server picks
     target: str  # as the person typed it, for show: "tcp://127.0.0.1:8080"
     port: int  # where the node listens on its overlay address for the single tunnel
     id: str = ""
@@ -101,11 +105,12 @@ class Attach(Message, frozen=True, kw_only=True, tag="attach"):
 
 class Exposure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str
-    protocol: Literal["tcp", "udp"]
-    public: str  # "203.0.113.1:9000"
+    protocol: ExposureProtocol
+    public: str  # "203.0.113.1:9000"; "docs.example.com/prefix"
     target: str
     port: int
     tunnel: Literal["single"] = "single"
+    url: str = ""  # of http: where a browser finds it
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):

@@ -31,6 +31,8 @@ from overlay.wire.control.messages import (
     Pong,
     Recorded,
     Refused,
+    RequestEntry,
+    Requests,
     SignedMap,
     Welcome,
 )
@@ -56,6 +58,7 @@ class Listener(Protocol):
     def welcomed(self, welcome: Welcome) -> None: ...
     def mapped(self, network_map: NetworkMap) -> None: ...
     def exposures_changed(self, exposures: tuple[Exposure, ...]) -> None: ...
+    def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None: ...
     def disconnected(self) -> None: ...
 
 
@@ -355,6 +358,8 @@ class ControlClient:
                         self._pending[seq].arrived.set()
                 case Exposures(exposures=exposures):
                     self._listener.exposures_changed(exposures)
+                case Requests(id=name, entries=entries):
+                    self._listener.requested(name, entries)
                 case Refused():
                     return self._refused(message)
                 case _:

@@ -22,7 +22,7 @@ from overlay import __version__
 from overlay.carrier.carriers import DialOptions
 from overlay.daemon import logs
 from overlay.daemon.launch import report_ready, sd_notify
-from overlay.daemon.localapi import serve_local_api
+from overlay.daemon.localapi import Produce, serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.records import RecordStatus
 from overlay.daemon.state import LOG_NAME, StateDir
@@ -46,7 +46,7 @@ from overlay.node.reflexive import Reflexive
 from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
 from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
-from overlay.wire.control.messages import Exposure, Hello, NetworkMap, Welcome
+from overlay.wire.control.messages import Exposure, Hello, NetworkMap, RequestEntry, Welcome
 from overlay.wire.endpoint import Endpoint
 
 OFFLINE_AFTER = 3.0
@@ -201,6 +201,9 @@ class NodeDaemon:
             self._server_exposures = ("welcome", exposures)  # the welcome's have not been looked at yet
         self._server_exposures_changed.set()
 
+    def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
+        self._exposures.requested(name, entries)
+
     def disconnected(self) -> None:
         _log.info("working from the last map until the server is back")
 
@@ -249,8 +252,11 @@ class NodeDaemon:
     def exposures(self) -> tuple[ExposureStatus, ...]:
         return self._exposures.status()
 
-    async def expose(self, target: str, public: str) -> ExposureStatus:
-        return await self._exposures.add(target, public)
+    async def expose(self, target: str, public: str, host: str) -> ExposureStatus:
+        return await self._exposures.add(target, public, host)
+
+    def watch_requests(self, name: str) -> Produce:
+        return self._exposures.watch(name)
 
     async def unexpose(self, name: str) -> None:
         await self._exposures.remove(name)

@@ -8,22 +8,27 @@ the server can take an exposure away, but can neither make one nor lead one else
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Literal
 
 import anyio
 import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
+from anyio.streams.memory import MemoryObjectSendStream
 
+from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.status import ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, Unexpose
+from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, RequestEntry, Unexpose, Watch
 
 FILE = "exposures.json"
+GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
+WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
 _log = logging.getLogger(__name__)
 
 Request = Callable[[Callable[[int], Message]], Awaitable[Answer]]
@@ -34,6 +39,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     public: str
+    url: str = ""
     target: str  # canonical
     port: int  # on the overlay address
     tunnel: Literal["single"] = "single"
@@ -59,6 +65,7 @@ class Exposures:
         self._is_server = is_server
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
+        self._watchers: dict[str, set[MemoryObjectSendStream[RequestEntry]]] = {}
         self._tasks: TaskGroup | None = None
         self._address = ""
 
@@ -80,24 +87,33 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(self, target_text: str, public: str) -> ExposureStatus:
-        """Expose a target at `public` ("9000", "203.0.113.1:9000", "": the server picks).
+    async def add(self, target_text: str, public: str, host: str = "") -> ExposureStatus:
+        """Expose a target at the port `public` ("9000", "203.0.113.1:9000"), or by http under the name `host`
+        ("docs.example.com/prefix"); neither: the server picks.
 
         Raises `UserError`: "bad-target", "not-up", "server-unreachable", and what the server answers.
         """
-        target = Target.parse(target_text)
+        # A port of its own carries whatever is said there; a name needs a protocol that tells it.
+        target = Target.parse(target_text, "tcp" if public else "http")
+        if host and (public or target.protocol != "http"):
+            raise UserError(
+                "bad-target",
+                "Only a target that speaks http can be reached by a host's name on the shared port.",
+                "Leave out --host, or --public and the scheme tcp:// or udp://.",
+                Exit.USAGE,
+            )
         async with self._lock:
             end = self._open(target, 0)
             try:
                 answer = await self._request(
                     lambda seq: Expose(
-                        seq=seq, protocol=target.protocol, public=public, target=target.text, port=end.port
+                        seq=seq, protocol=target.protocol, public=public, host=host, target=target.text, port=end.port
                     )
                 )
                 if not isinstance(answer, Exposed):
                     raise UserError("bad-answer", "The server answered something that does not fit the request.")
                 exposure = answer.exposure
-                kept = Kept(id=exposure.id, public=exposure.public, target=target.text, port=end.port)
+                kept = Kept(id=exposure.id, public=exposure.public, url=exposure.url, target=target.text, port=end.port)
                 try:
                     await self._save({**self._kept, kept.id: kept})
                 except UserError:
@@ -113,11 +129,7 @@ class Exposures:
         """Give an exposure back. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
         async with self._lock:
             if name not in self._kept:
-                raise UserError(
-                    "exposure-unknown",
-                    f"This node has no exposure '{name[:64]}'.",
-                    "See 'overlay expose ls' for those it has.",
-                )
+                raise _unknown(name)
             try:
                 await self._request(lambda seq: Unexpose(seq=seq, id=name))
             except UserError as error:
@@ -128,13 +140,16 @@ class Exposures:
 
     async def reconcile(self, exposures: tuple[Exposure, ...]) -> None:
         """After a welcome: make both lists agree; what fails for want of a server waits for the next welcome."""
+        for name in tuple(self._watchers):
+            await self._tell_server(name, wanted=True)
         async with self._lock:
             theirs = {exposure.id: exposure for exposure in exposures}
             for name, kept in tuple(self._kept.items()):
                 known = theirs.pop(name, None)
                 if known is not None and (known.port, known.target) == (kept.port, kept.target):
-                    if known.public != kept.public:
-                        await self._save({**self._kept, name: msgspec.structs.replace(kept, public=known.public)})
+                    if (known.public, known.url) != (kept.public, kept.url):
+                        changed = msgspec.structs.replace(kept, public=known.public, url=known.url)
+                        await self._save({**self._kept, name: changed})
                     continue
                 await self._renew(kept)
             for name in theirs:
@@ -149,7 +164,49 @@ class Exposures:
                 _log.warning("the server has taken exposure %s away", name)
                 await self._drop(name)
 
+    def watch(self, name: str) -> Produce:
+        """What writes users' requests to an exposure by http as they come, a JSON document a line, until it is given
+        back: the last ones, where they come faster than they are taken. Raises `UserError` ("exposure-unknown",
+        "exposure-not-http")."""
+        kept = self._kept.get(name)
+        if kept is None:
+            raise _unknown(name)
+        if Target.parse(kept.target).protocol != "http":
+            raise UserError("exposure-not-http", f"{name} is not exposed by http: there are no requests to tell of.")
+
+        async def produce(write: Write) -> None:
+            sending, receiving = anyio.create_memory_object_stream[RequestEntry](WATCH_BACKLOG)
+            watchers = self._watchers.setdefault(name, set())
+            watchers.add(sending)
+            with sending, receiving:
+                try:
+                    await self._tell_server(name, wanted=True)
+                    await write(b"\n")  # from now on nothing is missed
+                    async for entry in receiving:
+                        await write(msgspec.json.encode(entry) + b"\n")
+                finally:
+                    watchers.discard(sending)
+                    if not watchers and self._watchers.get(name) is watchers:
+                        del self._watchers[name]
+                        with anyio.move_on_after(GOODBYE, shield=True):
+                            await self._tell_server(name, wanted=False)
+
+        return produce
+
+    def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
+        """The server tells of requests."""
+        for sending in self._watchers.get(name, ()):
+            for entry in entries:
+                with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
+                    sending.send_nowait(entry)
+
     # inside ----------------------------------------------------------------------------------------------------------
+
+    async def _tell_server(self, name: str, *, wanted: bool) -> None:
+        try:
+            await self._request(lambda seq: Watch(seq=seq, id=name, wanted=wanted))
+        except UserError as error:
+            _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
         target = Target.parse(kept.target)
@@ -203,7 +260,7 @@ class Exposures:
             await self._drop(kept.id)
             return
         if isinstance(answer, Exposed):
-            renewed = msgspec.structs.replace(kept, public=answer.exposure.public)
+            renewed = msgspec.structs.replace(kept, public=answer.exposure.public, url=answer.exposure.url)
             await self._save({**self._kept, kept.id: renewed})
 
     async def _give_back(self, name: str) -> None:
@@ -216,6 +273,8 @@ class Exposures:
         end = self._ends.pop(name, None)
         if end is not None:
             end.close()
+        for sending in self._watchers.pop(name, ()):
+            sending.close()
         remaining = {key: kept for key, kept in self._kept.items() if key != name}
         try:
             await self._save(remaining)
@@ -234,8 +293,16 @@ class Exposures:
         return ExposureStatus(
             id=kept.id,
             public=kept.public,
-            url=None,
+            url=kept.url or None,
             target=kept.target,
             tunnel=kept.tunnel,
             connections=end.connections if end is not None else 0,
         )
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(
+        "exposure-unknown",
+        f"This node has no exposure '{name[:64]}'.",
+        "See 'overlay expose ls' for those it has.",
+    )

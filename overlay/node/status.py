@@ -55,7 +55,7 @@ class PortMappingStatus(msgspec.Struct, frozen=True, kw_only=True):
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     public: str
-    url: str | None
+    url: str | None  # of http: where a browser finds it
     target: str
     tunnel: Literal["single"]
     connections: int  # open now: TCP connections, or UDP flows

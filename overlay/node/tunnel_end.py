@@ -69,10 +69,10 @@ class TunnelEnd:
         """Forward until `close`."""
         try:
             with self._scope:
-                if self._target.protocol == "tcp":
-                    await self._run_tcp()
-                else:
+                if self._target.protocol == "udp":
                     await self._run_udp()
+                else:
+                    await self._run_tcp()
         finally:
             self.close()
 
@@ -159,13 +159,13 @@ class TunnelEnd:
 
 def _bind(target: Target, address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    kind = socket.SOCK_STREAM if target.protocol == "tcp" else socket.SOCK_DGRAM
+    kind = socket.SOCK_DGRAM if target.protocol == "udp" else socket.SOCK_STREAM
     bound = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        if target.protocol == "tcp":
+        if target.protocol != "udp":
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not matter
         bound.bind((address, port))
-        if target.protocol == "tcp":
+        if target.protocol != "udp":
             bound.listen(_BACKLOG)
     except BaseException:
         bound.close()
@@ -178,6 +178,6 @@ async def _resolve(target: Target) -> list[Endpoint]:
     try:
         return [(str(ip_address(target.host)), target.port)]
     except ValueError:
-        kind = socket.SOCK_STREAM if target.protocol == "tcp" else socket.SOCK_DGRAM
+        kind = socket.SOCK_DGRAM if target.protocol == "udp" else socket.SOCK_STREAM
         found = await anyio.getaddrinfo(target.host, target.port, type=kind)
         return [canonical_endpoint(str(address[0]), target.port) for *_, address in found]

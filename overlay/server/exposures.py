@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import anyio
@@ -24,7 +25,7 @@ from overlay.server.web.door import WebDoor
 from overlay.server.web.guests import WebGuests
 from overlay.server.web.hosts import parse_host, url_of
 from overlay.server.web.sites import Site, Sites
-from overlay.wire.control.messages import Expose, Exposure, ExposureProtocol
+from overlay.wire.control.messages import Expose, Exposure, ExposureProtocol, RequestEntry
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 PICKED_PORTS = range(20000, 30000)  # below the kernel's own (net.ipv4.ip_local_port_range), above the known services
@@ -120,6 +121,13 @@ class Exposures:
                 async with self._registry.transaction() as transaction:
                     await transaction.remove_exposure(record.id)
                 self._forget(record.id)
+
+    def watch(self, node: int, name: str, tell: Callable[[str, RequestEntry], None] | None) -> None:
+        """Have `tell` hear of the requests of an exposure by http; None: nobody. Raises `UserError`
+        ("exposure-unknown")."""
+        site = self._sites.get(self._owned(node, name).id)
+        if site is not None:
+            site.on_request = None if tell is None else partial(tell, name)
 
     async def forget_node(self, node: int) -> None:
         """The node was removed, and its leases with it: close its ports."""

@@ -24,6 +24,7 @@ from overlay.wire.control.messages import (
     Ping,
     Pong,
     Refused,
+    RequestEntry,
     SignedMap,
     Welcome,
 )
@@ -40,6 +41,7 @@ class Recorder:
         self.welcomes: list[Welcome] = []
         self.maps: list[NetworkMap] = []
         self.exposures: list[tuple[Exposure, ...]] = []
+        self.requests: list[RequestEntry] = []
         self.lost = 0
         self._changed = anyio.Event()
 
@@ -54,6 +56,9 @@ class Recorder:
     def exposures_changed(self, exposures: tuple[Exposure, ...]) -> None:
         self.exposures.append(exposures)
         self._tell()
+
+    def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
+        self.requests.extend(entries)
 
     def disconnected(self) -> None:
         self.lost += 1

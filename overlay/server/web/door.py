@@ -19,7 +19,8 @@ from overlay.carrier.stream import reset_on_close
 from overlay.server.tunnels import TunnelError
 from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat, raw_socket
 from overlay.server.web.incoming import Incoming
-from overlay.server.web.sites import RequestEntry, Site
+from overlay.server.web.sites import Site
+from overlay.wire.control.messages import RequestEntry
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.ingress.forwarding import request_to_target
 from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request

@@ -6,24 +6,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
-import msgspec
 
 from overlay.server.tunnels import Tunnel
+from overlay.wire.control.messages import RequestEntry
 
 LOG_SIZE: Final = 200  # requests of one exposure that are remembered
-
-
-class RequestEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One request as the log has it."""
-
-    number: int  # counts up within one exposure
-    at: float  # Unix time, s
-    method: str
-    path: str  # with the query, cut
-    status: int
-    took_ms: float
-    sent: int  # bytes of the answer's body
-    source: str  # the user's address
 
 
 @dataclass(eq=False)

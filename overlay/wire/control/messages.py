@@ -64,6 +64,15 @@ class Unexpose(Message, frozen=True, kw_only=True, tag="unexpose"):
     id: str
 
 
+class Watch(Message, frozen=True, kw_only=True, tag="watch"):
+    """Have the requests of an exposure by http told (`Requests`) from now on, or no longer; as long as this connection
+    lasts. Answered by `Done` or `Failed`."""
+
+    seq: int
+    id: str
+    wanted: bool = True
+
+
 class AddRecord(Message, frozen=True, kw_only=True, tag="addrecord"):
     """Put a record into the network's zone, as the person typed it. Answered by `Recorded` or `Failed`."""
 
@@ -181,6 +190,26 @@ class Exposures(Message, frozen=True, kw_only=True, tag="exposures"):
     exposures: tuple[Exposure, ...]
 
 
+class RequestEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One request of a user by http, as the log has it."""
+
+    number: int  # counts up within one exposure, while the server runs
+    at: float  # Unix time, s
+    method: str
+    path: str  # with the query, cut
+    status: int
+    took_ms: float
+    sent: int  # bytes of the answer's body
+    source: str  # the user's address
+
+
+class Requests(Message, frozen=True, kw_only=True, tag="requests"):
+    """What users have asked for since the last message; where there were too many, numbers are missing."""
+
+    id: str
+    entries: tuple[RequestEntry, ...]
+
+
 class Done(Message, frozen=True, kw_only=True, tag="done"):
     seq: int
 
@@ -198,8 +227,10 @@ class Pong(Message, frozen=True, kw_only=True, tag="pong"):
     seq: int
 
 
-NodeMessage = Hello | Endpoints | Expose | Unexpose | AddRecord | RemoveRecord | Ping | Pong | Leave | Attach
-ServerMessage = Welcome | Refused | SignedMap | Exposed | Exposures | Recorded | Done | Failed | Ping | Pong | Attached
+NodeMessage = Hello | Endpoints | Expose | Unexpose | Watch | AddRecord | RemoveRecord | Ping | Pong | Leave | Attach
+ServerMessage = (
+    Welcome | Refused | SignedMap | Exposed | Exposures | Requests | Recorded | Done | Failed | Ping | Pong | Attached
+)
 
 
 # the network map -----------------------------------------------------------------------------------------------------

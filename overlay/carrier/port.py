@@ -66,8 +66,8 @@ class Guests(Protocol):
     async def serve_user(self, guest: Guest, source: Endpoint) -> None:
         """Until the stream ends. Closing stays the caller's."""
 
-    async def serve_caller(self, caller: Caller) -> None:
-        """As `serve_user`."""
+    def take_caller(self, caller: Caller) -> None:
+        """Closing the stream is theirs from now on."""
 
 
 @dataclass(frozen=True, slots=True)

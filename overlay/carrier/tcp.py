@@ -160,14 +160,19 @@ class _Server:
         self._tasks.start_soon(self._serve, stream, greeting, arrival)
 
     async def _serve(self, stream: CarrierStream, greeting: _Greeting, arrival: "_Arrival") -> None:
+        taken = False
         try:
             come = await self._authenticate(greeting, arrival)
             if isinstance(come, ControlConnection):
                 await self._converse(come)
+            elif isinstance(come, Caller) and self._services.guests is not None:
+                taken = True
+                self._services.guests.take_caller(come)
             elif come is not None:
                 await self._serve_other(come, arrival)
         finally:
-            stream.close()
+            if not taken:
+                stream.close()
             self._streams.discard(stream)
             arrival.leave()
 
@@ -179,12 +184,10 @@ class _Server:
                     await self._stun.serve(come, arrival.endpoint, arrival.leave)
                 return
             arrival.leave()
-            if guests is None:
+            if guests is None or isinstance(come, Caller):
                 self.count("unknown_protocol", format_endpoint(arrival.endpoint))
-            elif isinstance(come, Guest):
-                await guests.serve_user(come, arrival.endpoint)
             else:
-                await guests.serve_caller(come)
+                await guests.serve_user(come, arrival.endpoint)
         except RemoteProtocolError as error:
             self.count(error.reason, format_endpoint(arrival.endpoint), str(error))
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):

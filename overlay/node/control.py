@@ -34,6 +34,7 @@ from overlay.wire.control.messages import (
     RequestEntry,
     Requests,
     SignedMap,
+    Supply,
     Welcome,
 )
 from overlay.wire.endpoint import Endpoint, format_endpoint
@@ -59,6 +60,7 @@ class Listener(Protocol):
     def mapped(self, network_map: NetworkMap) -> None: ...
     def exposures_changed(self, exposures: tuple[Exposure, ...]) -> None: ...
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None: ...
+    def supply(self, wish: Supply) -> None: ...
     def disconnected(self) -> None: ...
 
 
@@ -358,6 +360,8 @@ class ControlClient:
                         self._pending[seq].arrived.set()
                 case Exposures(exposures=exposures):
                     self._listener.exposures_changed(exposures)
+                case Supply():
+                    self._listener.supply(message)
                 case Requests(id=name, entries=entries):
                     self._listener.requested(name, entries)
                 case Refused():

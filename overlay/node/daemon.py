@@ -29,6 +29,7 @@ from overlay.daemon.state import LOG_NAME, StateDir
 from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged, SendDatagrams
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.api import make_api
+from overlay.node.calls import Calls
 from overlay.node.ciphers import measure
 from overlay.node.control import ControlClient
 from overlay.node.exposures import Exposures
@@ -46,7 +47,7 @@ from overlay.node.reflexive import Reflexive
 from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
 from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
-from overlay.wire.control.messages import Exposure, Hello, NetworkMap, RequestEntry, Welcome
+from overlay.wire.control.messages import Exposure, Hello, NetworkMap, RequestEntry, Supply, TunnelKind, Welcome
 from overlay.wire.endpoint import Endpoint
 
 OFFLINE_AFTER = 3.0
@@ -137,6 +138,7 @@ class NodeDaemon:
         )
         self._by_udp = False  # relayed packets go by UDP
         self._exposures = Exposures(state, self._control.request, self._is_server)
+        self._calls = Calls(self._ways.dial_plain, self._exposures.serve, self._exposures.drops)
         self._records = Records(self._control.request, lambda: self._memory.network_map)
         self._identity: Identity | None = None
         self._identity_changed = anyio.Event()
@@ -204,6 +206,9 @@ class NodeDaemon:
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
         self._exposures.requested(name, entries)
 
+    def supply(self, wish: Supply) -> None:
+        self._calls.supply(wish)
+
     def disconnected(self) -> None:
         _log.info("working from the last map until the server is back")
 
@@ -252,8 +257,8 @@ class NodeDaemon:
     def exposures(self) -> tuple[ExposureStatus, ...]:
         return self._exposures.status()
 
-    async def expose(self, target: str, public: str, host: str) -> ExposureStatus:
-        return await self._exposures.add(target, public, host)
+    async def expose(self, target: str, public: str, host: str, tunnel: TunnelKind) -> ExposureStatus:
+        return await self._exposures.add(target, public, host, tunnel)
 
     def watch_requests(self, name: str) -> Produce:
         return self._exposures.watch(name)
@@ -357,6 +362,7 @@ class NodeDaemon:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._member.run, identity)
                 await tasks.start(self._exposures.run, str(identity.addresses[0]))
+                tasks.start_soon(self._calls.run)
                 tasks.start_soon(self._links.run)
                 tasks.start_soon(self._reflexive.run)
                 tasks.start_soon(self._punching.run, Own(identity.number, identity.networks))

@@ -9,14 +9,15 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Literal
 
 import anyio
 import anyio.to_thread
 import msgspec
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import SocketAttribute, TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
+from overlay.carrier.port import Stream
+from overlay.carrier.stream import reset_on_close
 from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
@@ -24,7 +25,7 @@ from overlay.node.control import Answer
 from overlay.node.status import ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, RequestEntry, Unexpose, Watch
+from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
 
 FILE = "exposures.json"
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
@@ -42,7 +43,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     url: str = ""
     target: str  # canonical
     port: int  # on the overlay address
-    tunnel: Literal["single"] = "single"
+    tunnel: TunnelKind = "single"
 
 
 class _KeptFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +88,7 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(self, target_text: str, public: str, host: str = "") -> ExposureStatus:
+    async def add(self, target_text: str, public: str, host: str = "", tunnel: TunnelKind = "single") -> ExposureStatus:
         """Expose a target at the port `public` ("9000", "203.0.113.1:9000"), or by http under the name `host`
         ("docs.example.com/prefix"); neither: the server picks.
 
@@ -107,13 +108,26 @@ class Exposures:
             try:
                 answer = await self._request(
                     lambda seq: Expose(
-                        seq=seq, protocol=target.protocol, public=public, host=host, target=target.text, port=end.port
+                        seq=seq,
+                        protocol=target.protocol,
+                        public=public,
+                        host=host,
+                        target=target.text,
+                        port=end.port,
+                        tunnel=tunnel,
                     )
                 )
                 if not isinstance(answer, Exposed):
                     raise UserError("bad-answer", "The server answered something that does not fit the request.")
                 exposure = answer.exposure
-                kept = Kept(id=exposure.id, public=exposure.public, url=exposure.url, target=target.text, port=end.port)
+                kept = Kept(
+                    id=exposure.id,
+                    public=exposure.public,
+                    url=exposure.url,
+                    target=target.text,
+                    port=end.port,
+                    tunnel=exposure.tunnel,
+                )
                 try:
                     await self._save({**self._kept, kept.id: kept})
                 except UserError:
@@ -192,6 +206,17 @@ class Exposures:
                             await self._tell_server(name, wanted=False)
 
         return produce
+
+    async def serve(self, name: str, stream: Stream) -> None:
+        """A user of this exposure, whom the server sends by a dynamic tunnel; closes the stream."""
+        end = self._ends.get(name)
+        # What goes by the overlay alone is not to be had in another way.
+        if end is None or self._kept[name].tunnel == "single":
+            self.drops["exposure_unknown"] += 1
+            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            stream.close()
+            return
+        await end.serve(stream)
 
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
         """The server tells of requests."""

@@ -6,6 +6,7 @@ import msgspec
 
 from overlay.daemon.peers import PathStatus
 from overlay.path.nat import Dependence
+from overlay.wire.control.messages import TunnelKind
 
 State = Literal["starting", "connected", "offline", "stopped"]
 
@@ -57,7 +58,7 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     public: str
     url: str | None  # of http: where a browser finds it
     target: str
-    tunnel: Literal["single"]
+    tunnel: TunnelKind
     connections: int  # open now: TCP connections, or UDP flows
 
 

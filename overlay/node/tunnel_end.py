@@ -8,9 +8,10 @@ from ipaddress import ip_address
 from typing import Final
 
 import anyio
+from anyio.abc import SocketAttribute
 
 from overlay.carrier.flows import UdpFlows
-from overlay.carrier.forward import forward_streams
+from overlay.carrier.forward import TcpSocketStream, forward_streams
 from overlay.carrier.stream import TcpStream, connect, reset_on_close
 from overlay.errors import UserError
 from overlay.node.targets import Target
@@ -39,6 +40,7 @@ class TunnelEnd:
         self._is_server = is_server
         self._drops = drops
         self._scope = anyio.CancelScope()
+        self._dynamic: set[anyio.CancelScope] = set()  # of users by dynamic tunnels
         self._streams = 0
         self._flows: UdpFlows | None = None
         self._endpoint: Endpoint | None = None  # of a UDP target
@@ -61,6 +63,8 @@ class TunnelEnd:
     def close(self) -> None:
         """Close at once, with all that goes through. May be called again."""
         self._scope.cancel()
+        for scope in tuple(self._dynamic):
+            scope.cancel()
         if self._socket.fileno() >= 0:
             anyio.notify_closing(self._socket)
             self._socket.close()
@@ -100,6 +104,23 @@ class TunnelEnd:
                 self._streams += 1
                 tasks.start_soon(self._forward, accepted)
 
+    async def serve(self, stream: TcpSocketStream) -> None:
+        """A user whom the server sends by a dynamic tunnel; closes the stream."""
+        if self._streams >= CONNECTION_LIMIT:
+            self._drops["exposure_limit"] += 1
+            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            await stream.aclose()
+            return
+        self._streams += 1
+        scope = anyio.CancelScope()
+        self._dynamic.add(scope)
+        try:
+            with scope:
+                await self._forward_to_target(stream)
+        finally:
+            self._dynamic.discard(scope)
+            self._streams -= 1
+
     def _unwanted(self, host: str) -> str | None:
         if not self._is_server(canonical_endpoint(host, 0)[0]):
             return "exposure_not_the_server"
@@ -108,13 +129,17 @@ class TunnelEnd:
     async def _forward(self, accepted: socket.socket) -> None:
         try:
             with accepted:
-                inside = await self._connect()
-                if inside is None:
-                    reset_on_close(accepted)
-                    return
-                await forward_streams(TcpStream(accepted), inside)
+                await self._forward_to_target(TcpStream(accepted))
         finally:
             self._streams -= 1
+
+    async def _forward_to_target(self, stream: TcpSocketStream) -> None:
+        inside = await self._connect()
+        if inside is None:
+            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            await stream.aclose()
+            return
+        await forward_streams(stream, inside)
 
     async def _connect(self) -> TcpStream | None:
         problem = "no answer"

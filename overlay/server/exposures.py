@@ -4,6 +4,7 @@ again.
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from anyio.abc import TaskGroup
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
+from overlay.server.callers import Callers, DynamicTunnel, Tell
 from overlay.server.ingress import PublicPort, ServeUser, bind_public
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
@@ -25,7 +27,15 @@ from overlay.server.web.door import WebDoor
 from overlay.server.web.guests import WebGuests
 from overlay.server.web.hosts import parse_host, url_of
 from overlay.server.web.sites import Site, Sites
-from overlay.wire.control.messages import Expose, Exposure, ExposureProtocol, RequestEntry
+from overlay.wire.control.messages import (
+    Expose,
+    Exposure,
+    ExposureProtocol,
+    Message,
+    RequestEntry,
+    TunnelCarrier,
+    TunnelKind,
+)
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 PICKED_PORTS = range(20000, 30000)  # below the kernel's own (net.ipv4.ip_local_port_range), above the known services
@@ -39,6 +49,10 @@ _WILDCARDS = frozenset({"0.0.0.0", "::"})
 _log = logging.getLogger(__name__)
 
 
+async def _nobody(_node: int, _message: Message) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What exposures must know of the rest of the server."""
@@ -50,6 +64,9 @@ class Surroundings:
     wall: Callable[[], float]  # Unix time, s
     randbelow: Callable[[int], int]
     tunnel: bool = True  # whether the server has a TUN of its own to carry users
+    tell: Tell = _nobody  # to a node
+    pin: Callable[[], bytes] = bytes  # of the server's certificate now
+    random_bytes: Callable[[int], bytes] = os.urandom
     web_ports: tuple[int, ...] = ()  # the shared ones, for URLs
     web_domain: str = ""  # below which hosts are picked; "": none are
 
@@ -68,7 +85,8 @@ class Exposures:
         self._sites: dict[int, Site] = {}  # of what is exposed by http
         self._by_name = Sites()
         self._web = WebDoor(self.drops, around.wall)
-        self.guests = WebGuests(self._by_name, self._web)
+        self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
+        self.guests = WebGuests(self._by_name, self._web, self._callers)
         """Who serves users on the shared port."""
         self._problems: dict[int, str] = {}  # why a port of a kept lease is not open
         self._lock = anyio.Lock()
@@ -90,6 +108,7 @@ class Exposures:
         for public in self._ports.values():
             public.close()
         self._ports.clear()
+        self._callers.close()
 
     async def expose(self, node: int, request: Expose) -> Exposure:
         """Grant or renew an exposure.
@@ -101,11 +120,15 @@ class Exposures:
         target = request.target
         if not 0 < request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
             raise UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)
-        if not self._around.tunnel:
+        if request.tunnel != "single" and request.protocol == "udp":
+            raise UserError(
+                "no-tunnel", "Datagrams are carried by the single tunnel alone.", "Leave out --tunnel.", Exit.USAGE
+            )
+        if not self._around.tunnel and request.tunnel == "single":
             raise UserError(
                 "no-tunnel",
                 "This server runs without a network interface and cannot carry users to nodes.",
-                "Start the server without --no-tun.",
+                "Use --tunnel tls, or start the server without --no-tun.",
             )
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
         with anyio.CancelScope(shield=True):
@@ -134,6 +157,7 @@ class Exposures:
         async with self._lock:
             for record in [record for record in self._records.values() if record.node == node]:
                 self._forget(record.id)
+            self._callers.forget_node(node)
 
     def of_node(self, node: int) -> tuple[Exposure, ...]:
         return tuple(self._show(record) for record in self._records.values() if record.node == node)
@@ -204,6 +228,7 @@ class Exposures:
             path=path,
             target=request.target,
             port=request.port,
+            tunnel=request.tunnel,
             created=self._around.wall(),
         )
 
@@ -263,10 +288,10 @@ class Exposures:
         return PublicPort(protocol, bind_public(protocol, wanted.host, wanted.public_port), self.drops)
 
     def _open_missing(self) -> None:
-        if not self._around.tunnel:
-            return
         for record in list(self._records.values()):
             if record.id in self._ports or record.id in self._sites:
+                continue
+            if not self._around.tunnel and record.tunnel == "single":
                 continue
             try:
                 self._serve(record, None if record.path else self._open(record))
@@ -279,7 +304,7 @@ class Exposures:
         """`public`: the lease's own port; None: it is found by its name."""
         self._records[lease.id] = lease
         self._problems.pop(lease.id, None)
-        tunnel: Tunnel = SingleTunnel(lambda: self._target(lease.id))
+        tunnel = self._tunnel(lease)
         serve_user: ServeUser | None = None
         if lease.protocol == "http":
             site = self._sites[lease.id] = Site(lease.name, tunnel)
@@ -289,6 +314,14 @@ class Exposures:
         if public is not None:
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
+
+    def _tunnel(self, lease: ExposureRecord) -> Tunnel:
+        if lease.tunnel == "single":
+            return SingleTunnel(lambda: self._target(lease.id))
+        carrier = cast(TunnelCarrier, lease.tunnel)
+        return DynamicTunnel(
+            self._callers, lease.node, lease.id, carrier, lambda: self._around.address_of(lease.node) is not None
+        )
 
     def _server_of(self, site: Site) -> ServeUser:
         async def serve_user(stream: TcpStream, source: Endpoint) -> None:
@@ -333,6 +366,7 @@ class Exposures:
             public=self._public(record),
             target=record.target,
             port=record.port,
+            tunnel=cast(TunnelKind, record.tunnel),
             url=self._url(record) or "",
         )
 

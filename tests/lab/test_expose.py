@@ -125,6 +125,20 @@ def test_100_mb_both_ways(network: Network, published: str, scheme: str) -> None
         taken.unlink()
 
 
+@pytest.mark.parametrize("tunnel", ["tcp", "tls", "ws", "wss"])
+def test_each_dynamic_tunnel_carries_a_site_and_a_port(network: Network, tunnel: str) -> None:
+    a = network["a"]
+    site = a.overlay_json("expose", str(PORT), "--host", NAME, "--tunnel", tunnel)
+    assert site["tunnel"] == tunnel
+    copy = network.lab.directory / "copy"
+    curl(network, "-o", str(copy), f"http://{NAME}/large")
+    assert digest(copy) == digest(network.lab.directory / "nginx" / "www" / "large")
+    port = a.overlay_json("expose", f"tcp://127.0.0.1:{PORT}", "--public", "9000", "--tunnel", tunnel)
+    assert curl(network, f"http://{SERVER_ADDRESS}:9000/") == "home\n"
+    for each in (site, port):
+        a.overlay("expose", "rm", each["id"])
+
+
 def digest(path: os.PathLike[str]) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

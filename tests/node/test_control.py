@@ -26,6 +26,7 @@ from overlay.wire.control.messages import (
     Refused,
     RequestEntry,
     SignedMap,
+    Supply,
     Welcome,
 )
 from overlay.wire.control.netmap import sign
@@ -42,6 +43,7 @@ class Recorder:
         self.maps: list[NetworkMap] = []
         self.exposures: list[tuple[Exposure, ...]] = []
         self.requests: list[RequestEntry] = []
+        self.supplies: list[Supply] = []
         self.lost = 0
         self._changed = anyio.Event()
 
@@ -59,6 +61,9 @@ class Recorder:
 
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
         self.requests.extend(entries)
+
+    def supply(self, wish: Supply) -> None:
+        self.supplies.append(wish)
 
     def disconnected(self) -> None:
         self.lost += 1

@@ -4,7 +4,7 @@ import difflib
 import json as jsonlib
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 import typer
@@ -76,6 +76,15 @@ def add_exposure(
             show_default=False,
         ),
     ] = "",
+    tunnel: Annotated[
+        Literal["single", "tcp", "tls", "ws", "wss"],
+        typer.Option(
+            "--tunnel",
+            envvar="OVERLAY_TUNNEL",
+            help="How users' connections travel to this machine: by the overlay itself, encrypted from end to end, "
+            "or each by a connection of its own to the server.",
+        ),
+    ] = "single",
     foreground: Annotated[
         bool | None,
         typer.Option(
@@ -93,7 +102,7 @@ def add_exposure(
     from overlay.daemon.client import LocalClient
 
     client = LocalClient(state)
-    wish = {"target": target, "public": public, "host": host}
+    wish = {"target": target, "public": public, "host": host, "tunnel": tunnel}
     with output.working("Asking the server…", quiet=quiet or json):
         exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
     if json:

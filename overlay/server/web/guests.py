@@ -1,6 +1,7 @@
-"""Who comes to the server's shared port and is no node that talks to it: users, by the names that are exposed."""
+"""Who comes to the server's shared port and does not want to talk to the server: users, and nodes' calls for users."""
 
 from overlay.carrier.port import Caller, Guest
+from overlay.server.callers import Callers
 from overlay.server.web.door import WebDoor
 from overlay.server.web.sites import Site, Sites
 from overlay.wire.endpoint import Endpoint
@@ -10,9 +11,10 @@ from overlay.wire.ingress.http1 import RequestHead
 class WebGuests:
     """`overlay.carrier.port.Guests`."""
 
-    def __init__(self, sites: Sites, door: WebDoor) -> None:
+    def __init__(self, sites: Sites, door: WebDoor, callers: Callers) -> None:
         self._sites = sites
         self._door = door
+        self._callers = callers
 
     def exposes(self, host: str) -> bool:
         return self._sites.exposes(host)
@@ -20,8 +22,8 @@ class WebGuests:
     async def serve_user(self, guest: Guest, source: Endpoint) -> None:
         await self._door.serve(guest, source, self._find)
 
-    async def serve_caller(self, caller: Caller) -> None:
-        caller.stream.close()
+    def take_caller(self, caller: Caller) -> None:
+        self._callers.take(caller)
 
     def _find(self, request: RequestHead) -> Site | None:
         return self._sites.find(request.host, request.path)

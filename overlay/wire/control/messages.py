@@ -11,6 +11,10 @@ import msgspec
 
 CONTROL_VERSION = 1
 
+TunnelCarrier = Literal["tcp", "tls", "ws", "wss"]
+TunnelKind = Literal["single", "tcp", "tls", "ws", "wss"]
+"""How users' connections travel to the node: by the overlay itself, or each by one that the node makes for it."""
+
 ExposureProtocol = Literal["tcp", "udp", "http"]
 """What users speak: http by a host's name on the shared port or at a port of its own, the others at a port."""
 
@@ -54,6 +58,7 @@ class Expose(Message, frozen=True, kw_only=True, tag="expose"):
     host: str = ""  # of http, on the server's shared port: "docs.example.com/prefix"; "": the server picks
     target: str  # as the person typed it, for show: "tcp://127.0.0.1:8080"
     port: int  # where the node listens on its overlay address for the single tunnel
+    tunnel: TunnelKind = "single"
     id: str = ""
 
 
@@ -118,7 +123,7 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     public: str  # "203.0.113.1:9000"; "docs.example.com/prefix"
     target: str
     port: int
-    tunnel: Literal["single"] = "single"
+    tunnel: TunnelKind = "single"
     url: str = ""  # of http: where a browser finds it
 
 
@@ -203,6 +208,14 @@ class RequestEntry(msgspec.Struct, frozen=True, kw_only=True):
     source: str  # the user's address
 
 
+class Supply(Message, frozen=True, kw_only=True, tag="supply"):
+    """Connect so many times by this carrier and show a token each: users will need them."""
+
+    carrier: TunnelCarrier
+    tokens: tuple[bytes, ...]  # 16 bytes each; secrets, which count once
+    pin: bytes = b""  # of the certificate that is shown there: SHA-256 of its public key
+
+
 class Requests(Message, frozen=True, kw_only=True, tag="requests"):
     """What users have asked for since the last message; where there were too many, numbers are missing."""
 
@@ -229,7 +242,19 @@ class Pong(Message, frozen=True, kw_only=True, tag="pong"):
 
 NodeMessage = Hello | Endpoints | Expose | Unexpose | Watch | AddRecord | RemoveRecord | Ping | Pong | Leave | Attach
 ServerMessage = (
-    Welcome | Refused | SignedMap | Exposed | Exposures | Requests | Recorded | Done | Failed | Ping | Pong | Attached
+    Welcome
+    | Refused
+    | SignedMap
+    | Exposed
+    | Exposures
+    | Supply
+    | Requests
+    | Recorded
+    | Done
+    | Failed
+    | Ping
+    | Pong
+    | Attached
 )
 
 

@@ -203,7 +203,7 @@ def exposure_table(exposures: list[dict[str, Any]]) -> Table:
     for exposure in exposures:
         table.add_row(
             Text(exposure["id"]),
-            Text(exposure.get("url") or exposure["public"]),
+            Text("\n".join((exposure.get("url") or exposure["public"], *exposure.get("known_as", ())))),
             Text(exposure["target"]),
             Text(exposure["tunnel"]),
             Text(str(exposure["connections"])),

@@ -15,8 +15,9 @@ import msgspec
 from dnslib import DNSRecord
 
 from overlay_dns.cache import Cache, Kept
-from overlay_dns.records import as_asked, outgoing
-from overlay_dns.upstream import UNREACHABLE, Transport, Upstream
+from overlay_dns.message import HEADER_SIZE, is_truncated, question_end
+from overlay_dns.records import as_asked, is_to_the_point, outgoing, parse
+from overlay_dns.upstream import LINK_LOCAL, UNREACHABLE, Transport, Upstream
 
 HEDGE: Final = 0.25
 """Seconds until the next upstream is asked beside the one before: above most round trips, below what a person feels."""
@@ -189,9 +190,13 @@ class Forwarder:
                 reply = await self._transport.ask(key, upstream)
             except UNREACHABLE:
                 reply = None
-            if reply is None:
+            if reply is not None and is_truncated(reply):
+                reply = _head(
+                    reply
+                )  # TCP fails there, and half an answer is none: the client hears that it is too long
+            if reply is None or not _is_sound(reply):
                 self._mark(upstream)
-            elif reply[3] & 15 in _GOOD:
+            elif reply[3] & 15 in _GOOD and not is_truncated(reply):
                 for other in asked[: asked.index(upstream)]:
                     self._mark(other)  # asked before, and not answered since
                 self._late_until.pop(upstream, None)
@@ -229,9 +234,10 @@ class Forwarder:
         """The domain that decides, and the upstreams to ask, those that were late last."""
         best, chosen = "", list[Upstream]()
         suffixes = _suffixes(key)
+        is_near = not LINK_LOCAL.isdisjoint(suffixes)
         longest = -1
         for upstream in self._upstreams():
-            if self._is_own(upstream.host, upstream.port):
+            if self._is_own(upstream.host, upstream.port) or (is_near and not (upstream.near or upstream.domains)):
                 continue
             for domain in upstream.domains or ("",):
                 domain = domain.lower().strip(".")
@@ -243,6 +249,20 @@ class Forwarder:
                     chosen.append(upstream)
         now = self._clock()
         return best, sorted(chosen, key=lambda upstream: now < self._late_until.get(upstream, 0.0))
+
+
+def _is_sound(reply: bytes) -> bool:
+    """Whether what an upstream answers is what it was asked. Errors have nothing to check."""
+    if reply[3] & 15 not in _GOOD:
+        return True
+    message = parse(reply)
+    return message is not None and is_to_the_point(message, reply)
+
+
+def _head(reply: bytes) -> bytes:
+    """A reply without its records."""
+    end = question_end(reply)
+    return reply[:4] + (b"\0\1" if end else b"\0\0") + bytes(6) + reply[HEADER_SIZE : end or HEADER_SIZE]
 
 
 def _suffixes(message: bytes) -> set[str]:

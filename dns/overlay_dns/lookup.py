@@ -18,7 +18,7 @@ _MAX_ADDRESSES: Final = 32
 _MAX_HOSTS: Final = 1 << 20  # bytes read of the hosts file
 
 
-async def look_up(name: str, upstreams: Sequence[tuple[str, int]], hosts: Path = HOSTS_PATH) -> list[str]:
+async def look_up(name: str, upstreams: Sequence[Upstream], hosts: Path = HOSTS_PATH) -> list[str]:
     """Numeric addresses of `name`: of the hosts file, or AAAA before A as `upstreams` answer; both are asked at once.
 
     Raises `OSError` with the reason.
@@ -26,7 +26,7 @@ async def look_up(name: str, upstreams: Sequence[tuple[str, int]], hosts: Path =
     local = _in_hosts(hosts, name)
     if local:
         return local
-    forwarder = Forwarder(lambda: [Upstream(*each) for each in upstreams])
+    forwarder = Forwarder(lambda: upstreams)
     found: dict[str, list[str]] = {}
     silent: list[str] = []
 

@@ -1,44 +1,17 @@
-"""What must be read of a DNS message before it is trusted to a parser, and the short replies. RFC 1035 section 4.1."""
+"""What is looked at in the bytes of a DNS message. RFC 1035 section 4.1."""
 
 import struct
 
-from dnslib import CLASS, RCODE, DNSError, DNSHeader, DNSRecord
+from dnslib import DNSRecord
 
 _HEADER = struct.Struct(">HHHHHH")  # id, flags, counts of question, answer, authority, additional
-_QR, _OPCODE_MASK, _TC = 0x8000, 0x7800, 0x0200
+_QR, _TC = 0x8000, 0x0200
 HEADER_SIZE = _HEADER.size
+LONGEST_NAME = 255  # bytes, RFC 1035 section 2.3.4
 PLAIN_UDP_SIZE = 512
 """Largest UDP answer for a client without EDNS (RFC 1035 section 4.2.1)."""
 LARGEST_UDP_SIZE = 1232
 """Largest that we send, whatever the client offers: fits one datagram on every path (DNS flag day 2020)."""
-
-
-def parse_query(data: bytes) -> DNSRecord | int | None:
-    """A query that can be answered; or the RCODE to refuse it with; or None for what deserves no reply at all."""
-    if len(data) < HEADER_SIZE:
-        return None
-    _, flags, questions, answers, _, _ = _HEADER.unpack_from(data)
-    if flags & _QR:
-        return None  # a reply: answering it could loop
-    if flags & _OPCODE_MASK:
-        return int(RCODE.NOTIMP)
-    if questions != 1 or answers:
-        return int(RCODE.FORMERR)
-    try:
-        query = DNSRecord.parse(data)
-    except (DNSError, ValueError, IndexError, struct.error, RecursionError):
-        return int(RCODE.FORMERR)
-    if query.questions[0].qclass != CLASS.IN:
-        return int(RCODE.REFUSED)
-    return query
-
-
-def short_reply(data: bytes, rcode: int) -> bytes:
-    """A reply to the query `data` that carries a response code alone."""
-    identity, flags = struct.unpack_from(">HH", data)
-    opcode = (flags & _OPCODE_MASK) >> 11
-    reply = DNSRecord(DNSHeader(id=identity, qr=1, ra=1, rd=(flags >> 8) & 1, opcode=opcode, rcode=rcode))
-    return bytes(reply.pack())
 
 
 def udp_limit(query: DNSRecord) -> int:
@@ -48,7 +21,8 @@ def udp_limit(query: DNSRecord) -> int:
 
 
 def question_end(data: bytes) -> int | None:
-    """Offset behind the one question of a message, or None if it has none that is whole and uncompressed."""
+    """Offset behind the one question of a message, or None if it has none that is whole, uncompressed and as short as
+    names are."""
     if len(data) < HEADER_SIZE or _HEADER.unpack_from(data)[2] != 1:
         return None
     offset = HEADER_SIZE
@@ -56,6 +30,8 @@ def question_end(data: bytes) -> int | None:
         if data[offset] > 63:
             return None
         offset += data[offset] + 1
+    if offset - HEADER_SIZE >= LONGEST_NAME:
+        return None
     offset += 5
     return offset if offset <= len(data) else None
 

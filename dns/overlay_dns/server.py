@@ -1,7 +1,8 @@
 """The resolver: questions over UDP and TCP in, answers from the zones or from the forwarder out.
 
-It serves this machine alone, and tells other members of the network no more than the zones' names. It listens on the
-machine's overlay address, so that several can run on one host and none is in the way of a resolver on loopback.
+It serves this machine (its containers, too), tells other members of the network no more than the zones' names, and
+strangers nothing: who sends packets for the overlay address from the LAN gets no answer. It listens on the overlay
+address, so that several can run on one host and none is in the way of a resolver on loopback.
 
 UDP is read many questions at a time: those with a ready reply are answered at once, without a task of their own.
 """
@@ -22,13 +23,14 @@ from dnslib import EDNS0, QTYPE, RCODE, RR, DNSError, DNSRecord
 from overlay_dns.answers import Answers, Forwarded
 from overlay_dns.forwarder import Forwarder, ForwardError, Upstream
 from overlay_dns.labels import Address, Network
-from overlay_dns.message import LARGEST_UDP_SIZE, PLAIN_UDP_SIZE, is_truncated, parse_query, short_reply, udp_limit
+from overlay_dns.message import LARGEST_UDP_SIZE, PLAIN_UDP_SIZE, is_truncated, udp_limit
+from overlay_dns.query import parse_query, short_reply
 from overlay_dns.zone import Answer, Zones
 
 PORT: Final = 53
 TCP_IDLE_TIMEOUT: Final = 10.0
 """Seconds that a TCP connection may wait for its next question (RFC 7766 section 6.2.3: "a few seconds")."""
-TCP_CONNECTION_LIMIT: Final = 64
+TCP_CONNECTION_LIMIT: Final = 64  # of this machine, and as many of all others
 TCP_PIPELINE: Final = 16
 """Questions of one TCP connection under way at once (RFC 7766 section 6.2.1.1); the next ones wait in its buffer."""
 UDP_QUESTION_LIMIT: Final = 512
@@ -44,6 +46,11 @@ LARGEST_QUESTION: Final = 4096
 OTHERS_RATE: Final = 200.0
 OTHERS_BURST: Final = 400.0
 """Questions per second, and at once, of all other members of the network together."""
+OTHER_RATE: Final = 50.0
+OTHER_BURST: Final = 100.0
+"""The same of one of them: whoever floods leaves the others three quarters."""
+OTHERS_KNOWN: Final = 1024
+"""Members whose rate is kept; each has two addresses that the engine vouches for."""
 
 _log = logging.getLogger(__name__)
 _Source = tuple[str, int] | tuple[str, int, int, int]
@@ -53,25 +60,33 @@ class Resolver:
     """Answers from `zones` and forwards the rest to `upstreams`."""
 
     def __init__(
-        self, zones: Zones, upstreams: Callable[[], Sequence[Upstream]], *, clock: Callable[[], float] = monotonic
+        self,
+        zones: Zones,
+        upstreams: Callable[[], Sequence[Upstream]],
+        *,
+        inside: Callable[[], Sequence[Network]] = tuple,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
+        """`inside`: networks that are within this machine, as those of its containers are."""
         self._zones = zones
         self._answers = {False: Answers(), True: Answers()}  # by UDP, by TCP
         self._forwarded = Forwarded()
         self.forwarder = Forwarder(upstreams, is_own=self._is_own_endpoint, clock=clock)
         self._port = 0
-        self._tcp_connections = 0
+        self._tcp_connections = {True: 0, False: 0}  # of this machine, of others
         self._udp_questions = 0
         self._own: frozenset[Address] = frozenset()
         self._clock = clock
+        self._inside = inside
         self._others = _Bucket(OTHERS_RATE, OTHERS_BURST)
-        self._is_own: dict[str, bool] = {}
+        self._other: dict[str, _Bucket] = {}
+        self._is_own: set[str] = set()
         self.drops: Counter[str] = Counter()
 
     def set_zones(self, zones: Zones) -> None:
         """Answer from these from now on."""
         self._zones = zones
-        self._is_own.clear()
+        self._forget_clients()
         self._forwarded.clear()
         for answers in self._answers.values():
             answers.clear()
@@ -85,7 +100,7 @@ class Resolver:
     ) -> None:
         """Serve on these addresses until cancelled. Signals the port once it listens on all. Raises `OSError`."""
         self._own = frozenset(ip_address(address) for address in addresses)
-        self._is_own.clear()
+        self._forget_clients()
         try:
             async with anyio.create_task_group() as tasks:
                 for address in addresses:
@@ -118,22 +133,40 @@ class Resolver:
         return port == self._port and ip_address(host.partition("%")[0]) in self._own
 
     def _own_client(self, source: str) -> bool:
-        """Is it this machine itself, or no member of the network (a program on loopback, say)?"""
-        own = self._is_own.get(source)
-        if own is None:
-            if len(self._is_own) >= 1024:
+        """Is it this machine itself?"""
+        if source in self._is_own:
+            return True
+        client = ip_address(source.partition("%")[0])
+        own = client.is_loopback or client in self._own or any(client in network for network in self._inside())
+        if own:
+            if len(self._is_own) >= OTHERS_KNOWN:
                 self._is_own.clear()
-            own = self._is_own[source] = self._is_ours(ip_address(source.partition("%")[0]), self._zones.networks)
+            self._is_own.add(source)
         return own
 
-    def _is_ours(self, client: Address, networks: Sequence[Network]) -> bool:
-        return client in self._own or not any(client in network for network in networks)
+    def _forget_clients(self) -> None:
+        self._is_own.clear()
+        self._other.clear()
 
     def _admits(self, source: str) -> bool:
-        if self._own_client(source) or self._others.take(self._clock()):
+        """Whether a question from there is looked at."""
+        if self._own_client(source):
+            return True
+        if not self._is_member(source):
+            self.drops["stranger"] += 1
+            return False
+        now = self._clock()
+        if len(self._other) >= OTHERS_KNOWN:
+            self._other.clear()
+        bucket = self._other.setdefault(source, _Bucket(OTHER_RATE, OTHER_BURST))
+        if bucket.take(now) and self._others.take(now):
             return True
         self.drops["client_rate"] += 1
         return False
+
+    def _is_member(self, source: str) -> bool:
+        client = ip_address(source.partition("%")[0])
+        return any(client in network for network in self._zones.networks)
 
     def _parsed(self, data: bytes) -> DNSRecord | bytes | None:
         """The query; or the reply that refuses it; or None for what deserves none."""
@@ -207,7 +240,7 @@ class Resolver:
             try:
                 data, source = receive(LARGEST_QUESTION)
                 reply = ready.get(data[2:]) or forwarded.get(data[2:])
-                if reply is not None and is_own.get(source[0]):
+                if reply is not None and source[0] in is_own:
                     send(data[:2] + reply, source)
                 elif self._admits(source[0]):
                     self._take(tasks, udp, data, source)
@@ -259,16 +292,21 @@ class Resolver:
 
     async def _serve_stream(self, stream: SocketStream) -> None:
         async with stream:
-            if self._tcp_connections >= TCP_CONNECTION_LIMIT:
+            host = stream.extra(SocketAttribute.remote_address)[0]
+            own = self._own_client(host)
+            if not own and not self._is_member(host):
+                self.drops["stranger"] += 1
+                return
+            if self._tcp_connections[own] >= TCP_CONNECTION_LIMIT:
                 self.drops["tcp_limit"] += 1
                 return
-            self._tcp_connections += 1
+            self._tcp_connections[own] += 1
             try:
-                await self._answer_stream(stream, stream.extra(SocketAttribute.remote_address)[0])
+                await self._answer_stream(stream, host)
             except* (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 self.drops["tcp_broken"] += 1
             finally:
-                self._tcp_connections -= 1
+                self._tcp_connections[own] -= 1
 
     async def _answer_stream(self, stream: SocketStream, host: str) -> None:
         """Questions with their lengths before them (RFC 1035 section 4.2.2); each is answered when its reply is there,
@@ -334,8 +372,7 @@ def _udp_socket(address: str, port: int) -> socket.socket:
 
 
 def _pack(answer: DNSRecord, query: DNSRecord, *, stream: bool) -> bytes:
-    if any(record.rtype == 41 for record in query.ar):
-        answer.add_ar(EDNS0(udp_len=LARGEST_UDP_SIZE))
+    answer.add_ar(*_edns(query))
     data = bytes(answer.pack())
     if not stream and len(data) > udp_limit(query):
         return _truncate(query)
@@ -344,7 +381,11 @@ def _pack(answer: DNSRecord, query: DNSRecord, *, stream: bool) -> bytes:
 
 def _truncate(query: DNSRecord) -> bytes:
     reply = query.reply(ra=1, aa=0)
-    reply.header.tc = 1
-    if any(record.rtype == 41 for record in query.ar):
-        reply.add_ar(EDNS0(udp_len=LARGEST_UDP_SIZE))  # RFC 6891 section 7: truncated or not
+    reply.header.tc, reply.header.cd = 1, query.header.cd
+    reply.add_ar(*_edns(query))  # RFC 6891 section 7: truncated or not
     return bytes(reply.pack())
+
+
+def _edns(query: DNSRecord) -> list[EDNS0]:
+    """Ours where the client has one, its DO flag repeated (RFC 3225 section 3)."""
+    return [EDNS0(udp_len=LARGEST_UDP_SIZE, flags="do" if each.edns_do else "") for each in query.ar]

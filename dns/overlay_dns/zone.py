@@ -39,6 +39,9 @@ RRsets = Mapping[int, tuple["Record", ...]]
 
 _NOTHING: Final[RRsets] = MappingProxyType({})
 
+_WITH_ADDRESSES: Final = frozenset({int(QTYPE.A), int(QTYPE.AAAA), 64, 65})
+"""Types of records that say at which addresses a name is reached: A, AAAA, SVCB and HTTPS (RFC 9460)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -79,16 +82,21 @@ def address_record(name: str, address: Address, ttl: int = TTL) -> Record:
 
 @dataclass(slots=True)
 class Answer:
-    """What a question gets. `onward`: the last alias leads to this name, which is not ours."""
+    """What a question gets. `onward`: the last alias leads to this name, which is not ours. `authoritative`: it is from
+    a zone of ours."""
 
     rcode: int = RCODE.NOERROR
     records: list[RR] = field(default_factory=list)
     authority: list[RR] = field(default_factory=list)
     onward: DNSLabel | None = None
+    authoritative: bool = True
 
     def reply(self, query: DNSRecord) -> DNSRecord:
         """The message that answers `query`."""
-        header = DNSHeader(id=query.header.id, qr=1, aa=1, ra=1, rd=query.header.rd, rcode=self.rcode)
+        header = DNSHeader(
+            id=query.header.id, qr=1, aa=int(self.authoritative), ra=1, rd=query.header.rd, rcode=self.rcode
+        )
+        header.cd = query.header.cd  # RFC 4035 section 3.2.2
         reply = DNSRecord(header, q=query.questions[0])
         reply.add_answer(*self.records)
         reply.add_auth(*self.authority)
@@ -133,10 +141,19 @@ class Zone:
 
 
 class Zones:
-    """Several zones, and the networks whose members they name."""
+    """Several zones, the networks whose members they name, and names of others that lead elsewhere from here.
 
-    def __init__(self, zones: Sequence[Zone], networks: Sequence[Network] = ()) -> None:
+    `elsewhere`: records of such names, A and AAAA. What such a name has beside addresses is its own zone's to say.
+    """
+
+    def __init__(
+        self, zones: Sequence[Zone], networks: Sequence[Network] = (), elsewhere: Iterable[Record] = ()
+    ) -> None:
         self.networks = tuple(networks)
+        self._elsewhere: dict[Labels, dict[int, tuple[Record, ...]]] = {}
+        for record in elsewhere:
+            types = self._elsewhere.setdefault(labels_of(record.name), {})
+            types[record.rtype] = (*types.get(record.rtype, ()), record)
         self._zones = sorted(zones, key=lambda zone: -len(zone.origin))
 
     @classmethod
@@ -148,21 +165,28 @@ class Zones:
         networks: Sequence[Network] = (),
         *,
         records: Iterable[Record] = (),
+        elsewhere: Iterable[Record] = (),
+        more_domains: Iterable[str] = (),
         nameserver: str = "server",
     ) -> "Zones":
-        """The zone of `domain`, and the reverse zones of `networks`.
+        """The zones of `domain` and `more_domains`, and the reverse zones of `networks`.
 
-        `hosts` maps names relative to `domain` ("b", "db.b") to addresses, `nameserver` is one such name; the first
-        name that has an address is what the address is called. `records`: further ones in `domain`, by absolute names.
+        `hosts` maps names relative to each domain ("b", "db.b") to addresses, `nameserver` is one such name; the first
+        name in `domain` that has an address is what the address is called. `records`: further ones in the domains, by
+        absolute names. No domain may be within another.
         """
         domain = domain.strip(".")
-        forward = list(records)
+        domains = [labels_of(each) for each in (domain, *more_domains)]
+        forward: dict[Labels, list[Record]] = {origin: [] for origin in domains}
+        for record in records:
+            labels = labels_of(record.name)
+            forward[next((each for each in domains if labels[-len(each) :] == each), domains[0])].append(record)
         reverse: dict[Address, str] = {}
         for name, addresses in hosts.items():
-            full = f"{name}.{domain}"
             for address in addresses:
-                forward.append(address_record(full, address))
-                reverse.setdefault(address, full)
+                for domain_labels, there in forward.items():
+                    there.append(address_record(f"{name}.{b'.'.join(domain_labels).decode()}", address))
+                reverse.setdefault(address, f"{name}.{domain}")
         pointers: dict[Labels, list[Record]] = {
             origin: [] for network in networks for origin in reverse_origins(network)
         }
@@ -174,9 +198,9 @@ class Zones:
                 pointers[origin].append(Record(b".".join(labels).decode(), _PTR, name))
         zones = [
             Zone(origin, each, serial=serial, nameserver=f"{nameserver}.{domain}", mail=f"hostmaster.{domain}")
-            for origin, each in ((labels_of(domain), forward), *pointers.items())
+            for origin, each in (*forward.items(), *pointers.items())
         ]
-        return cls(zones, networks)
+        return cls(zones, networks, elsewhere)
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -187,12 +211,17 @@ class Zones:
         """The zone that is authoritative for a name, if it is ours."""
         return next((zone for zone in self._zones if zone.holds(labels)), None)
 
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Names that are of none of the zones, and have addresses here."""
+        return tuple(b".".join(labels).decode() for labels in self._elsewhere)
+
     def answer(self, qname: DNSLabel, qtype: int) -> Answer | None:
         """The answer to a question of class IN; None: its name is in none of these zones."""
         labels = labels_in(qname)
         zone = self.zone_of(labels)
         if zone is None:
-            return None
+            return self._from_elsewhere(Answer(authoritative=False), qname, labels, qtype)
         if qtype == QTYPE.ANY:
             return Answer(RCODE.REFUSED)  # RFC 8482 section 4 lets us; such questions serve attackers most
         answer, owner = Answer(), qname
@@ -210,7 +239,18 @@ class Zones:
                 return answer
             seen.add(labels)
             zone = self.zone_of(labels)
-        answer.onward = owner
+        if self._from_elsewhere(answer, owner, labels, qtype) is None:
+            answer.onward = owner
+        return answer
+
+    def _from_elsewhere(self, answer: Answer, owner: DNSLabel, labels: Labels, qtype: int) -> Answer | None:
+        """Where a name leads that is in none of the zones; None: where its own zone says. Of the types that say where
+        it is reached all come from here: from outside, AAAA or HTTPS would lead past the answer to A."""
+        found = self._elsewhere.get(labels)
+        if found is None or qtype not in _WITH_ADDRESSES:
+            return None
+        if qtype in found:
+            answer.records += _records(owner, found[qtype])
         return answer
 
     @staticmethod

@@ -47,6 +47,8 @@ class Tls:
         try:
             while piece := self._tls.read(_RECORD_SIZE):
                 pieces.append(piece)
+                if not self._incoming.pending and not self._tls.pending():
+                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)  # spares an exception
             self._ended = True
         except ssl.SSLWantReadError:
             pass

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import anyio
 
+from overlay.daemon.collector import collect_while_at_rest
 from overlay.daemon.launch import read_settings, report_error
 from overlay.errors import Exit, UserError
 
@@ -38,7 +39,14 @@ def run_loop(main: Callable[[], Awaitable[None]]) -> None:
     """
     gc.collect()  # what is garbage already would stay, too
     gc.freeze()
-    anyio.run(unwrapped, main)
+
+    async def run() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(collect_while_at_rest)
+            await main()
+            tasks.cancel_scope.cancel()
+
+    anyio.run(unwrapped, run)
 
 
 async def unwrapped(main: Callable[[], Awaitable[None]]) -> None:

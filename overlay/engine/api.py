@@ -134,6 +134,13 @@ class SetReach:
 
 
 @dataclass(frozen=True, slots=True)
+class SetMapping:
+    """The mapping that our NAT made last, as asked for by `WantMapping`: seen from outside this very moment."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
 class SendCue:
     """Send a call-me to a peer, through the relay; for way "tcp", which the engine does not deal with itself."""
 
@@ -248,6 +255,7 @@ Command = (
     | SendDatagrams
     | LinkChanged
     | SetReach
+    | SetMapping
     | SendCue
     | Inspect
     | InspectPeer
@@ -299,6 +307,12 @@ class WantTcp:
 
 
 @dataclass(frozen=True, slots=True)
+class WantMapping:
+    """A peer is called, and our NAT counts: which ports it gives next is to be told from the one that it gave last, and
+    what is known of that is old. `SetMapping` is the answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerOffers:
     """A peer said where it may be reached."""
 
@@ -341,6 +355,7 @@ Event = (
     | RelayChanged
     | CueReceived
     | WantTcp
+    | WantMapping
     | PeerOffers
     | LinkLost
     | Foreign

@@ -120,8 +120,13 @@ class Attendance:
             else:
                 changed = True
         if changed:
+            in_doubt = peer.doubt(False)
             self._routes.follow(peer, now)
             self._way_changed(peer, now)
+            # A flow that heard nothing has sent again, and waits ever longer until it does so once more: what it sent
+            # while the path was in doubt goes by the new one.
+            self._sender.repeat(peer, in_doubt, now)
+        peer.doubt(selector.doubtful)
         return bool(pings or called or changed)
 
     def _way_changed(self, peer: Peer, now: float) -> None:

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import Final
 
 from overlay.engine import drops
-from overlay.engine.api import CueReceived, Event, PeerOffers, SetReach
+from overlay.engine.api import CueReceived, Event, PeerOffers, SetReach, WantMapping
 from overlay.engine.drops import Drops
 from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.path.budget import Budget
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.path.offers import is_usable
-from overlay.path.punch import predicted
+from overlay.path.punch import counts, predicted
 from overlay.wire.disco import CALL_ID_SIZE, MAX_OFFERS, CallMe, Offer
 from overlay.wire.endpoint import Endpoint
 
@@ -34,6 +34,11 @@ REMEMBERED: Final = 32
 
 ANSWER_LIFE: Final = 10.0
 """s in which an answer counts."""
+
+
+MAPPING_LIFE: Final = 1.0
+"""s in which a NAT's next ports are told from the last one that it gave: later, others behind it may have taken them,
+and so have our own pings of the call before."""
 
 
 class _Known:
@@ -71,6 +76,9 @@ class Calls:
         self._send = send
         self._known: dict[int, _Known] = {}
         self._budget = Budget(NODE_RATE, NODE_BURST)
+        self._mapping: tuple[Endpoint, float] | None = None  # the last that our NAT made, and when
+        self._mapping_wanted = float("-inf")  # since then
+        self._unpredicted: set[int] = set()  # whom we called without knowing that
 
     def half_rtt(self, number: int) -> float:
         """Half a round trip through the relay, s; 0: not known."""
@@ -97,13 +105,23 @@ class Calls:
                 peer.selector.call_anew(now)
                 self._peers.touched.add(peer)
 
+    def mapped(self, endpoint: Endpoint, now: float) -> None:
+        """Our NAT made this mapping just now. Who was called without it is called again."""
+        self._mapping = endpoint, now
+        waiting, self._unpredicted = self._unpredicted, set()
+        for number in waiting:
+            peer = self._peers.by_number.get(number)
+            if peer is not None and peer.selector is not None and peer.selector.wants_call(now):
+                self.call(peer, now)
+
     def forget(self, number: int) -> None:
         """The peer is gone."""
+        self._unpredicted.discard(number)
         self._known.pop(number, None)
 
     def call(self, peer: Peer, now: float) -> None:
         """Tell the peer where we are, and have it knock."""
-        self.send(peer, self._ours(peer, self._random_bytes(CALL_ID_SIZE), answer=False), now)
+        self.send(peer, self._ours(peer, self._random_bytes(CALL_ID_SIZE), now, answer=False), now)
 
     def send(self, peer: Peer, call: CallMe, now: float) -> None:
         """Send a call, one of TCP's maybe."""
@@ -149,7 +167,7 @@ class Calls:
             self._on_event(PeerOffers(peer.number, offers))
         start = now
         if not call.answer:
-            self.send(peer, self._ours(peer, call.id, answer=True), now)
+            self.send(peer, self._ours(peer, call.id, now, answer=True), now)
             start = now + call.half_rtt  # when our answer is there, and the peer begins
         if peer.selector is not None:
             peer.selector.called(((offer.endpoint, offer.origin) for offer in offers), start, now)
@@ -162,10 +180,9 @@ class Calls:
             known = self._known[peer.number] = _Known()
         return known
 
-    def _ours(self, peer: Peer, id: bytes, *, answer: bool) -> CallMe:
+    def _ours(self, peer: Peer, id: bytes, now: float, *, answer: bool) -> CallMe:
         reach = self.reach
-        seen = [offer.endpoint for offer in reach.offers if offer.origin == "observed"]
-        next_ones = [Offer(each, "predicted") for endpoint in seen[:1] for each in predicted(reach.nat, endpoint)]
+        next_ones = [Offer(each, "predicted") for each in self._predicted(peer, now, ask=not answer)]
         return CallMe(
             id=id,
             answer=answer,
@@ -174,6 +191,21 @@ class Calls:
             nat=reach.nat.pack(),
             offers=(*reach.offers[: MAX_OFFERS - len(next_ones)], *next_ones),
         )
+
+    def _predicted(self, peer: Peer, now: float, *, ask: bool) -> list[Endpoint]:
+        """What our NAT will give next, if that is known. Else, if `ask`, it is asked for, and the peer called again
+        then; not for an answer, lest two such nodes go on answering each other."""
+        if not counts(self.reach.nat):
+            return []
+        if self._mapping is not None and now <= self._mapping[1] + MAPPING_LIFE:
+            return predicted(self.reach.nat, self._mapping[0])
+        if not ask:
+            return []
+        self._unpredicted.add(peer.number)
+        if now > self._mapping_wanted + MAPPING_LIFE:
+            self._mapping_wanted = now
+            self._on_event(WantMapping())
+        return []
 
     def _is_usable(self, endpoint: Endpoint) -> bool:
         own = {offer.endpoint for offer in self.reach.offers}

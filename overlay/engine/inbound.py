@@ -6,7 +6,7 @@ a bounded budget.
 """
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from overlay.engine import drops
@@ -39,6 +39,7 @@ from overlay.wire.record.frames import LENGTH_SIZE, frames, single_frames
 from overlay.wire.record.reader import RecordReader
 from overlay.wire.record.reports import is_report, parse_report
 from overlay.wire.relay import RELAY_HEADER_SIZE, RELAY_TYPE, header_runs, parse_header, tickets_equal
+from overlay.wire.stream.framing import Frame
 from overlay.wire.wireguard import transport
 from overlay.wire.wireguard.device import Device
 
@@ -175,14 +176,20 @@ class Inbound:
 
     def receive_link(self, link: Link, now: float) -> None:
         """Take what the link holds, up to a turn's share."""
-        self._traffic_class = 0
         for _ in range(READS_PER_TURN):
             found = link.receive(now)
             if found is None:
                 return
-            for run, segment in found:
-                with self._faults:
-                    self._linked(run, segment, link, now)
+            self.linked(found, link, now)
+            if link.drained:
+                return
+
+    def linked(self, found: Iterable[Frame], link: Link, now: float) -> None:
+        """Deal with what was read from a link."""
+        self._traffic_class = 0
+        for run, segment in found:
+            with self._faults:
+                self._linked(run, segment, link, now)
 
     def _linked(self, run: memoryview, segment: int, link: Link, now: float) -> None:
         """A run that came by a link: relayed messages, and disco between us and who is at its other end; by a link to a

@@ -15,10 +15,10 @@ from typing import Final, Protocol
 
 from overlay.engine import drops
 from overlay.errors import RemoteProtocolError
-from overlay.wire.endpoint import Endpoint
+from overlay.wire.endpoint import Endpoint, canonical_endpoint
 from overlay.wire.record.buffers import Layout
 from overlay.wire.stream.codec import Codec
-from overlay.wire.stream.framing import ALIVE, Frame, FrameReader, frames
+from overlay.wire.stream.framing import ALIVE, FRAME_HEADER, Frame, FrameReader, frames
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ SILENCE: Final = 90.0
 """s without a byte in after which the peer is gone: four of its empty frames."""
 
 _READ_SIZE: Final = 1 << 17
+_SMALL_READ: Final = 1 << 12
+"""Bytes asked for while little comes: so many are there without a call to the kernel for memory."""
 _MAX_PENDING: Final = 1 << 20
 """Bytes that are to be written and are not ours to refuse (a codec's answers): who asks for more and reads nothing is
 cut off."""
@@ -123,6 +125,9 @@ class Link:
         self.clock = clock
         self.armed: float | None = None  # for `Timers`
         self.watched_out = False  # does epoll look out for room?
+        self.drained = False
+        """Did the last read show that nothing more waits? False: that is not known."""
+        self._read_size = _SMALL_READ
         self.descriptor = handed.socket.fileno()
         self._lively = lively
         self._socket = handed.socket
@@ -143,6 +148,14 @@ class Link:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def ends(self) -> tuple[int, Endpoint] | None:
+        """Our port and the other end, of the connection; None: it is over, or none of TCP."""
+        try:
+            port, there = self._socket.getsockname()[1], self._socket.getpeername()
+            return int(port), canonical_endpoint(there[0], there[1])
+        except (OSError, IndexError, ValueError):
+            return None
+
     # --- in -----------------------------------------------------------------------------------------------------------
 
     @property
@@ -154,11 +167,12 @@ class Link:
         """Frames that came, none if what came is not one yet; None: nothing waits, or the link is lost."""
         if self.lost:
             return None
+        self.drained = False
         if self._received:
             data, self._received = self._received, b""
             return self._taken(data, now)
         try:
-            data = self._socket.recv(_READ_SIZE)
+            data = self._socket.recv(self._read_size)
         except OSError as error:
             if error.errno not in _BLOCKED:
                 self.lose(_reason(error))
@@ -166,6 +180,8 @@ class Link:
         if not data:
             self.lose("link_closed")
             return None
+        self.drained = len(data) < self._read_size
+        self._read_size = _SMALL_READ if len(data) < _SMALL_READ else _READ_SIZE
         try:
             data = self._codec.decode(data)
         except RemoteProtocolError as error:
@@ -199,8 +215,15 @@ class Link:
     def name(self, endpoint: Endpoint) -> None:
         return None
 
-    def plain_sender(self) -> None:
-        return None
+    def plain_sender(self) -> Callable[[Octets, Endpoint], None] | None:
+        """As `UdpSocket`'s. None where others' traffic may wait for the link, too."""
+        return self._send_alone if self.client is None else None
+
+    def _send_alone(self, datagram: Octets, endpoint: Endpoint) -> None:
+        if self.lost or self._pending or self._gathered:
+            raise BlockingIOError(errno.EAGAIN, "the link has other things to write first")
+        self._told = self.clock()
+        self._write(self._codec.encode(b"".join((FRAME_HEADER.pack(len(datagram), 0, 0), datagram))))
 
     def forwards(self, send_buffer: int) -> None:
         """As `UdpSocket`'s: `MAX_UNSENT` bounds what the kernel holds already."""

@@ -126,6 +126,11 @@ class Links:
                 self._look(link, now)
             self._timers.arm(link, link.next_timeout())
 
+    def write(self) -> None:
+        """Write what was gathered, before the turn ends: somebody waits for it."""
+        for link in self._sockets.lively_links:
+            link.write()
+
     def end_turn(self, now: float) -> bool:
         """Write what was gathered, part with those that were lost, and look out for room where it lacks. Returns
         whether any was lost: others go other ways now."""

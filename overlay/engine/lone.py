@@ -14,6 +14,7 @@ from overlay.engine import api, drops
 from overlay.engine.drops import Drops
 from overlay.engine.faults import Faults
 from overlay.engine.inbound import Inbound
+from overlay.engine.link import Link
 from overlay.engine.outbound import Outbound
 from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer, Receiver
@@ -88,20 +89,51 @@ class Lone:
         except OSError:
             self._drops.count(drops.RECEIVE_ERROR)
             return
-        untold: Receiver | None = None
         if taken is None:
             self._inbound.receive(sock, now, True)
-        else:
-            run, segment, source, traffic_class = taken
-            offset = RELAY_HEADER_SIZE if segment > RELAY_HEADER_SIZE and run[0] == RELAY_TYPE else 0
-            try:
-                receiver = self._receiver(run, segment, offset, source, now)
-                if receiver is None or traffic_class & 1:
-                    self._inbound.taken(run, segment, source, traffic_class, now)
-                else:
-                    untold = self._deliver(receiver, run, offset, source, traffic_class, now)
-            except Exception as error:
-                self._faults.caught(error)
+            self._answer(None, now)
+            return
+        run, segment, source, traffic_class = taken
+        untold: Receiver | None = None
+        try:
+            if segment == len(run) > RELAY_HEADER_SIZE and run[0] == RELAY_TYPE:
+                role = self._routes.role
+                if role is not None and not traffic_class and role.forward_alone(run, source, now):
+                    return
+                offset = RELAY_HEADER_SIZE
+            else:
+                offset = 0
+            receiver = self._receiver(run, segment, offset, source, now)
+            if receiver is None or traffic_class & 1:
+                self._inbound.taken(run, segment, source, traffic_class, now)
+            else:
+                untold = self._deliver(receiver, run, offset, source, traffic_class, now)
+        except Exception as error:
+            self._faults.caught(error)
+        self._answer(untold, now)
+
+    def link(self, link: Link, now: float) -> None:
+        """The same for a link."""
+        found = link.receive(now)
+        if found is None:
+            return
+        untold: Receiver | None = None
+        try:
+            receiver = None
+            if len(found) == 1:
+                run, segment = found[0]
+                offset = RELAY_HEADER_SIZE if segment > RELAY_HEADER_SIZE and run[0] == RELAY_TYPE else 0
+                receiver = self._receiver(run, segment, offset, link.endpoint, now)
+            if receiver is None:
+                self._inbound.linked(found, link, now)
+            else:
+                untold = self._deliver(receiver, run, offset, link.endpoint, 0, now)
+        except Exception as error:
+            self._faults.caught(error)
+        self._answer(untold, now)
+
+    def _answer(self, untold: Receiver | None, now: float) -> None:
+        """Something came: send what answers it, then tell the machines of the peer that it came from."""
         peer = None if self._commands else self._send(now)  # what was posted before a packet comes before it
         if untold is not None:
             self._inbound.tell(untold, untold.source, now, data=True)

@@ -162,7 +162,8 @@ class Loop:
                 class_mask,
                 commands,
             )
-        self._taps = Taps(tun, sockets.all(), self._peers, role)
+        self._taps = Taps(tun, sockets, self._peers, role)
+        self._outbox.on_added = self._taps.added
         self._epoll = select.epoll()
         self._by_fd = {sock.fileno(): sock for sock in sockets.all()}
         self._links = Links(
@@ -189,6 +190,7 @@ class Loop:
             lambda datagram, source, now: self._inbound.run(datagram, len(datagram), source, now),
         )
         self._disco.calls.on_called = self._punches.called
+        self._punches.on_passed = self._taps.passed
         self._peers.on_removed = self._links.remove_peer
         self._disco.probe_answered = self._punches.pong_received
         self._was_blocked = False
@@ -226,6 +228,8 @@ class Loop:
                 self._link_changed(now)  # whoever wakes is somewhere else, or its NATs have forgotten it
         if not (idle and len(ready) == 1 and self._alone(*ready[0], now)):
             self._deal(ready, now, idle)
+        if idle and self._sockets.lively_links:
+            self._links.write()
         self._wake_waiters(now)
         self._attend(now)
         if self._sockets.links and self._links.end_turn(now):
@@ -244,9 +248,13 @@ class Loop:
                 self._lone.packet(now)
                 return True
             sock = self._by_fd.get(descriptor)
-            if sock is None:
+            if sock is not None:
+                self._lone.datagram(sock, now)
+                return True
+            link = self._links.by_descriptor.get(descriptor)
+            if link is None or self._relayed is not None:
                 return False
-            self._lone.datagram(sock, now)
+            self._lone.link(link, now)
         except OSError as error:
             raise self._gone(error) from error
         return True
@@ -286,6 +294,7 @@ class Loop:
         with self._faults:
             self._links.ready(link, mask, now)
         if idle and not self._commands:
+            self._links.write()  # what was relayed
             self._tun_ready(now, idle)
 
     def _tun_ready(self, now: float, idle: bool) -> None:
@@ -382,6 +391,8 @@ class Loop:
                 self._punches.forget(number, now)
             case api.SetReach():
                 self._disco.calls.set_reach(command, now)
+            case api.SetMapping(endpoint):
+                self._disco.calls.mapped(endpoint, now)
             case api.SendCue(number, call):
                 if number in self._peers.by_number:
                     self._disco.calls.send(self._peers.by_number[number], call, now)

@@ -9,6 +9,7 @@ holds up nobody but itself. It waits in a shorter queue and grows old there, and
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from overlay.engine import drops
@@ -55,6 +56,8 @@ class Outbox:
         """Some UDP socket has runs waiting: take nothing more from the TUN, and call `flush` when it is writable."""
         self.busy = False
         """The same, or others wait for some socket: what goes out now has to go through `send`."""
+        self.on_added: Callable[[UdpSocket | Link], None] = lambda way: None
+        """Told of each way that is added."""
 
     def send(self, buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int = 0) -> str:
         """Send a run or keep it (a copy) for later. Returns "" or the reason why it went nowhere, not yet counted."""
@@ -93,11 +96,13 @@ class Outbox:
 
     def add_link(self, link: Link) -> None:
         self._queues[link] = _Queue(link)
+        self.on_added(link)
 
     def add_socket(self, sock: UdpSocket, endpoint: Endpoint) -> None:
         """A socket that one endpoint is reached by."""
         self._queues[sock] = _Queue(None)
         self.sockets.special[endpoint] = sock
+        self.on_added(sock)
 
     def remove_socket(self, sock: UdpSocket, endpoint: Endpoint) -> None:
         """What waits for it goes nowhere."""

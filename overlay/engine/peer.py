@@ -8,7 +8,7 @@ from overlay.engine.api import PathSnapshot, PeerConfig
 from overlay.engine.channel import Channel
 from overlay.engine.link import DATAGRAM_SIZE as LINK_DATAGRAM_SIZE
 from overlay.engine.link import is_link
-from overlay.engine.staging import Staging
+from overlay.engine.staging import MAX_IN_DOUBT, Staging
 from overlay.engine.transport import TransportReader, TransportWriter
 from overlay.path.budget import Budget
 from overlay.path.pmtu import BASE_PLPMTU, MIN_PLPMTU, PROBE_BURST, PROBE_RATE, PathMtu
@@ -68,6 +68,7 @@ class Peer:
         "config",
         "datagram_size",
         "handshake",
+        "in_doubt",
         "meter",
         "mtu",
         "path_since",
@@ -108,6 +109,8 @@ class Peer:
         """The search for that size on the present path; None: nowhere yet, or a stock peer, which answers no probe."""
         self.path_since = wall_time
         self.staging = Staging()
+        self.in_doubt: Staging | None = None
+        """What was sent since the path in use owes an answer; None: it does not."""
         self.handshake: bytes | None = None
         """The initiation that waits for its response: goes out again when the path changes under it."""
         self.repeat_at: float | None = None
@@ -211,6 +214,15 @@ class Peer:
         known.rest(self.tx_bytes)
         self.mtu = self._mtus[key] = known
         self.follow_mtu()
+
+    def doubt(self, doubtful: bool) -> list[bytearray]:
+        """Is the path in use in doubt now? → what was sent while it was, if it is no more, oldest first."""
+        if doubtful == (self.in_doubt is not None):
+            return []
+        self.channel = None  # it knows of a short way, past `in_doubt`, or has none
+        kept = self.in_doubt.take() if self.in_doubt is not None else []
+        self.in_doubt = Staging(MAX_IN_DOUBT) if doubtful else None
+        return kept
 
     def handshake_sent(self, datagram: bytes, now: float) -> None:
         """A new initiation went out."""

@@ -70,6 +70,8 @@ class Punches:
         """Sockets of the attempt that runs."""
         self.kept_by_fd: dict[int, UdpSocket] = {}
         """Those that are ways to peers; the loop reads them as it reads the engine's own."""
+        self.on_passed: Callable[[bytes, int, Endpoint, bool], None] = lambda datagram, port, endpoint, outbound: None
+        """Told of each datagram of the attempt's sockets: our port, the other end, and whether it went out."""
         self._peers = peers
         self._calls = calls
         self._outbox = outbox
@@ -146,6 +148,7 @@ class Punches:
             self._drops.count(drops.RECEIVE_ERROR)
             return
         endpoint: Endpoint = (source[0], source[1])
+        self.on_passed(data, int(sock.getsockname()[1]), endpoint, False)
         if attempt is None or endpoint != attempt.target or endpoint in self._kept:
             self._drops.count(drops.PUNCH_STRANGER)  # or a second hit: one is enough
             return
@@ -224,6 +227,7 @@ class Punches:
                 sock.close()
         else:
             self.by_fd[sock.fileno()] = sock
+            self.on_passed(datagram, int(sock.getsockname()[1]), endpoint, True)
 
     def _keep(self, sock: socket.socket, endpoint: Endpoint, now: float) -> None:
         """This socket is the way to the endpoint from now on."""

@@ -24,7 +24,7 @@ from overlay.path.budget import Budget
 from overlay.path.fair_queue import FairQueue
 from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.relay import RELAY_HEADER_SIZE, rewrite
+from overlay.wire.relay import RELAY_HEADER_SIZE, pack_header_into, rewrite
 
 SEND_BUFFER: Final = 256 << 10
 """Bytes asked for, of which the kernel makes twice as many: eight of the largest runs, 4 ms at 1 Gb/s. It calls the
@@ -68,6 +68,7 @@ class Client:
     heard: float = float("-inf")  # last ping from `address`; of a link, which ends by itself, inf
     link: Endpoint | None = None  # its newest link, in use or not
     standby: tuple[Endpoint, float] | None = None  # while `address` is a link: the UDP binding, and when it was heard
+    other: tuple[Endpoint, float] | None = None  # bound as well, by the other address family, and when that was proven
     challenge: tuple[Endpoint, bytes] | None = None  # (address, txid) that has to answer before it is bound
     budget: Budget | None = None  # of bytes, if clients have a rate
 
@@ -137,6 +138,29 @@ class RelayQueues:
     def new_budget(self) -> Budget | None:
         """What a client may send, if there is a rate."""
         return Budget(self._rate, max(MAX_RUN, self._rate * RATE_BURST_TIME)) if self._rate else None
+
+    def send_alone(self, sender: Client, receiver: Client, datagram: memoryview) -> bool:
+        """Send a relayed datagram without a traffic class on from where it lies, if nothing waits and there is no rate.
+        False: ask `send`, with the same datagram and header."""
+        address, outbox = receiver.address, self._outbox
+        sock = None if address is None else outbox.sockets.to(address)
+        if sock is None or address is None or outbox.busy or sender.budget is not None:
+            return False
+        way = self._exits[sock]
+        if way.link or way.full or way.queue.ready or len(way.queue):
+            return False
+        send = sock.plain_sender()
+        if send is None:
+            return False
+        came = bytes(datagram[:RELAY_HEADER_SIZE])
+        pack_header_into(datagram, 0, sender.number, receiver.ticket)
+        try:
+            send(datagram, address)
+        except OSError:
+            datagram[:RELAY_HEADER_SIZE] = came
+            return False
+        self.sent_bytes += len(datagram)
+        return True
 
     def send(
         self,

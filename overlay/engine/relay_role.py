@@ -4,6 +4,9 @@
 use moves to another address only after that one answered a ping of ours: a ping can be recorded and sent again from
 elsewhere, and would otherwise take a client's traffic away. What may go on goes to `relay_queue`.
 
+A client that reaches us by IPv4 and by IPv6 asks both at once, and each answers; only it knows which it then uses. So
+it may have a binding of each family, and send by either. It is answered at the one that was proven last.
+
 A link needs no such proof: whose it is was proven as it was set up. A client may have a link and a UDP binding at a
 time; it is answered where its own traffic last came from, as only the client knows which of the two serves it.
 """
@@ -18,7 +21,7 @@ from overlay.engine.outbox import Outbox
 from overlay.engine.relay_queue import Client, RelayQueues
 from overlay.wire.disco import TXID_SIZE
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.relay import RelayHeader, pack_header, tickets_equal
+from overlay.wire.relay import RelayHeader, pack_header, parse_header, tickets_equal
 
 BINDING_LIFE: Final = 90.0
 """s after the last ping: clients ping each 25 s, so that three were lost. Then the NAT may have given the port away."""
@@ -63,7 +66,7 @@ class RelayRole:
             return
         for endpoint in [endpoint for endpoint, owner in self._bound.items() if owner is client]:
             del self._bound[endpoint]
-        client.address = client.link = client.standby = None  # what waits for it goes nowhere
+        client.address = client.link = client.standby = client.other = None  # what waits for it goes nowhere
         self.queues.remove(client)
 
     def route(self, number: int, now: float) -> tuple[Endpoint, bytes] | None:
@@ -112,7 +115,11 @@ class RelayRole:
         address = client.address
         if source == address:
             return
-        if is_link(source):
+        if client.other is not None and client.other[0] == source:
+            if address is not None and not is_link(address):
+                return
+            (client.address, client.heard), client.other, client.standby = client.other, client.standby, None
+        elif is_link(source):
             if address is not None and not is_link(address):
                 client.standby = (address, client.heard)
             client.address, client.heard = source, float("inf")
@@ -156,15 +163,19 @@ class RelayRole:
 
     def _bind(self, client: Client, source: Endpoint, now: float) -> None:
         linked = client.address is not None and is_link(client.address)
-        replaced = client.address if not linked else client.standby[0] if client.standby is not None else None
+        replaced = client.standby if linked else None if client.address is None else (client.address, client.heard)
+        if replaced is not None and (":" in replaced[0][0]) != (":" in source[0]):
+            replaced, client.other = client.other, replaced
         if replaced is not None:
-            self._bound.pop(replaced, None)
+            self._bound.pop(replaced[0], None)
         before = self._bound.get(source)
         if before is not None:  # a NAT gave one client's port to another
             if before.address == source:
                 before.address = None
                 if before.link is not None:
                     self._use(before, before.link)
+            elif before.other is not None and before.other[0] == source:
+                before.other = None
             else:
                 before.standby = None
         client.challenge = None
@@ -186,6 +197,22 @@ class RelayRole:
         if client.address is not source and client.address != source:
             self._use(client, source)
         return client
+
+    def forward_alone(self, datagram: memoryview, source: Endpoint, now: float) -> bool:
+        """Send one datagram of a client on in the fewest steps, if nothing about it is out of the ordinary. False, and
+        nothing happened: look closer."""
+        sender = self._bound.get(source)
+        if sender is None or (sender.address is not source and sender.address != source):
+            return False
+        header = parse_header(datagram)
+        receiver = self.clients.get(header.number)
+        return (
+            receiver is not None
+            and receiver is not sender
+            and now <= receiver.heard + BINDING_LIFE
+            and tickets_equal(sender.ticket, header.ticket)
+            and self.queues.send_alone(sender, receiver, datagram)
+        )
 
     def forward(
         self, sender: Client, number: int, run: memoryview, segment: int, now: float, traffic_class: int = 0

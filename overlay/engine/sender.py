@@ -4,6 +4,7 @@ A packet that has no key or no path yet waits in the peer's staging. A path that
 ones, and the record once more: nothing of the first try can be opened, so nothing arrives twice.
 """
 
+from collections.abc import Iterable
 from itertools import chain, islice
 from typing import Final
 
@@ -14,6 +15,7 @@ from overlay.engine.outbox import Outbox
 from overlay.engine.peer import Peer
 from overlay.engine.peers import Peers
 from overlay.engine.routes import Routes
+from overlay.engine.staging import Staging
 from overlay.engine.udp import Buffers
 from overlay.path.pmtu import MIN_PLPMTU
 from overlay.wire.endpoint import Endpoint
@@ -46,6 +48,8 @@ class Sender:
         if channel is None or channel.turn is not now:
             channel = self.open(peer, now)
         if channel is not None:
+            if peer.in_doubt is not None:
+                self._keep(peer.in_doubt, plain, now)
             if len(plain) <= peer.sizer.room:
                 self._send_record(peer, channel, plain, traffic_class, now)
             else:
@@ -83,7 +87,11 @@ class Sender:
         if peer.session.sending_keypair(now) is None:
             peer.session.request_handshake(now)
             return
-        for frame in peer.staging.take():
+        self.repeat(peer, peer.staging.take(), now)
+
+    def repeat(self, peer: Peer, kept: Iterable[bytearray], now: float) -> None:
+        """Send frames that were kept."""
+        for frame in kept:
             plain = memoryview(frame)
             self.data(peer, plain, len(frames(plain)), now)
 
@@ -129,7 +137,10 @@ class Sender:
     def _channel(self, peer: Peer, keypair: Keypair, address: Endpoint) -> Channel:
         writer = peer.record_writers[keypair.local_index]
         layout = writer.buffers.layout(peer.datagram_size, len(peer.prefix))
-        return Channel(keypair, writer, layout, peer.prefix, address, self._outbox.sockets.to(address))
+        channel = Channel(keypair, writer, layout, peer.prefix, address, self._outbox.sockets.to(address))
+        if peer.in_doubt is not None:
+            channel.alone = -1
+        return channel
 
     def _send_record(self, peer: Peer, channel: Channel, plain: memoryview, traffic_class: int, now: float) -> None:
         while True:
@@ -207,12 +218,16 @@ class Sender:
         return True
 
     def _stage(self, peer: Peer, plain: memoryview, now: float) -> None:
-        # One by one: a record of one datagram is taken before the peer has proof of where we are, larger ones not.
-        dropped = sum(peer.staging.add(bytearray(plain[start:end]), now) for start, end in frames(plain))
+        dropped = self._keep(peer.staging, plain, now)
         if dropped:
             self._drops.count(drops.STAGING_FULL, dropped)
         if peer.address is not None:
             peer.session.request_handshake(now)
+
+    def _keep(self, staging: Staging, plain: memoryview, now: float) -> int:
+        """→ how many older ones had to go."""
+        # One by one: a record of one datagram is taken before the peer has proof of where we are, larger ones not.
+        return sum(staging.add(bytearray(plain[start:end]), now) for start, end in frames(plain))
 
     def _send_whole(self, peer: Peer, buffers: Buffers, segment: int, traffic_class: int) -> str:
         """What cannot be cut smaller: IP may fragment it. Nobody answers our probes for it, so that with DF it would be

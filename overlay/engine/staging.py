@@ -1,4 +1,5 @@
-"""Packets that wait for a key or a path: few, and the oldest go first when there are too many (as WireGuard does).
+"""Packets that wait for a key or a path: few, and the oldest go first when there are too many (as WireGuard does). And
+those that went by a path in doubt.
 
 Knows no peer; holds frames (length, offload fields, packet) as bytes, because the buffer they were read into is used
 again at once.
@@ -13,13 +14,18 @@ MAX_PACKETS: Final = 128
 MAX_BYTES: Final = 1 << 20
 """A superpacket counts as one above; sixteen of them are more than any handshake's wait should hold back."""
 
+MAX_IN_DOUBT: Final = 1 << 16
+"""Bytes that went by a path in doubt and go again by the next: room for the one packet that each of some forty flows
+sends again when it hears nothing. Of what sends on regardless these are the last ones."""
+
 
 class Staging:
-    """One peer's waiting frames."""
+    """One peer's frames, at most `most` bytes."""
 
-    __slots__ = ("_frames", "_size", "since")
+    __slots__ = ("_frames", "_most", "_size", "since")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_BYTES) -> None:
+        self._most = most
         self.since: float | None = None
         """When the wait began; None: nothing waits."""
         self._frames: deque[bytearray] = deque()
@@ -35,7 +41,7 @@ class Staging:
         self._frames.append(frame)
         self._size += len(frame)
         dropped = 0
-        while len(self._frames) > MAX_PACKETS or self._size > MAX_BYTES:
+        while len(self._frames) > MAX_PACKETS or self._size > self._most:
             self._size -= len(self._frames.popleft())
             dropped += 1
         return dropped

@@ -32,10 +32,11 @@ class InnerPacket(NamedTuple):
 
 
 class OuterRun(NamedTuple):
-    """Datagrams as the socket had them, of `segment` bytes each, the last maybe shorter."""
+    """Datagrams as the socket had them, of `segment` bytes each, the last maybe shorter; or what a link carried."""
 
     time: int  # Unix time, ns
     outbound: bool
+    port: int  # ours
     endpoint: Endpoint  # the other end
     segment: int  # > 0
     data: bytes
@@ -90,14 +91,14 @@ class Tap:
             return
         self._put(InnerPacket(time.time_ns(), outbound, size - VIRTIO_HEADER_SIZE, bytes(frame[: self._kept])))
 
-    def put_outer(self, buffers: Sequence[Octets], segment: int, endpoint: Endpoint, outbound: bool) -> None:
+    def put_outer(self, buffers: Sequence[Octets], segment: int, port: int, endpoint: Endpoint, outbound: bool) -> None:
         """A run: `buffers` joined, cut each `segment` bytes; 0: one datagram. Engine thread."""
         size = sum(map(len, buffers))
         segment = segment or size or 1
         count = max(1, -(-size // segment))
         self._outer[0] += count
         if self._has_room(size):
-            self._put(OuterRun(time.time_ns(), outbound, endpoint, segment, b"".join(buffers)))
+            self._put(OuterRun(time.time_ns(), outbound, port, endpoint, segment, b"".join(buffers)))
         else:
             self._outer[1] += count
 

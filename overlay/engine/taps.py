@@ -1,4 +1,4 @@
-"""What feeds the taps: stands before the methods of `Tun` and `UdpSocket` while there are any. Engine thread.
+"""What feeds the taps: stands before the methods of `Tun`, `UdpSocket` and `Link` while there are any. Engine thread.
 
 While no tap is on, nothing of this is in a packet's way: the first one puts functions before the methods that move
 packets, the last one takes them away again. So a method that is looked up at each call may be tapped, and callers must
@@ -6,21 +6,24 @@ not keep it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
+from overlay.engine.link import Link
 from overlay.engine.msghdr import Name, RecordMessage
 from overlay.engine.peers import Peers
 from overlay.engine.relay_role import RelayRole
 from overlay.engine.run import Run
 from overlay.engine.tap import Octets, Tap
 from overlay.engine.tun import Tun
-from overlay.engine.udp import Buffers, UdpSocket
+from overlay.engine.udp import Buffers, UdpSocket, UdpSockets
 from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.packet.virtio import VIRTIO_HEADER_SIZE
 from overlay.wire.record import fragments
 from overlay.wire.record.buffers import Layout
 from overlay.wire.relay import RELAY_TYPE
+from overlay.wire.stream.framing import Frame
 from overlay.wire.wireguard import transport
 
 _UNIFORM_COLUMNS: Final = (0, 4, 5, 6, 7)
@@ -30,7 +33,7 @@ _UNIFORM_COLUMNS: Final = (0, 4, 5, 6, 7)
 class Taps:
     """The taps that are on, and the functions that feed them. Engine thread."""
 
-    def __init__(self, tun: Tun | None, sockets: list[UdpSocket], peers: Peers, role: RelayRole | None) -> None:
+    def __init__(self, tun: Tun | None, sockets: UdpSockets, peers: Peers, role: RelayRole | None) -> None:
         self._tun = tun
         self._sockets = sockets
         self._peers = peers
@@ -57,12 +60,30 @@ class Taps:
         """Instance attributes stand before the class's methods: setting one puts us in the way, deleting it out."""
         if self._tun is not None:
             _replace(self._tun, self._inner, {"read": self._tapped_read, "write": self._tapped_write})
-        for sock in self._sockets:
-            _replace(sock, self._outer, {"receive": self._tapped_receive})
-            _replace(sock, self._outer, {"message": self._tapped_message})
-            _replace(sock, self._outer, {"receive_alone": _nothing, "plain_sender": _nothing})  # the others serve
-            _replace(sock, self._outer, {"send": self._tapped_send, "send_fragmented": self._tapped_send})
+        ways: list[UdpSocket | Link] = [*self._sockets.all(), *self._sockets.links.values()]
+        for way in ways:
+            self._hook_way(way)
         self._peers.forget_channels()  # they keep what `message` gave
+
+    def added(self, way: UdpSocket | Link) -> None:
+        """One more socket or link; nobody uses it yet."""
+        if self._outer:
+            self._hook_way(way)
+
+    def passed(self, datagram: Octets, port: int, endpoint: Endpoint, outbound: bool) -> None:
+        """A datagram passed a socket that is none of the engine's ways."""
+        if self._outer:
+            self._outer_passed((datagram,), 0, port, endpoint, outbound)
+
+    def _hook_way(self, way: UdpSocket | Link) -> None:
+        sends = partial(self._tapped_send, way)
+        _replace(way, self._outer, {"send": sends, "send_fragmented": sends})
+        if isinstance(way, Link):
+            _replace(way, self._outer, {"receive": partial(self._tapped_frames, way)})
+            return
+        _replace(way, self._outer, {"receive": partial(self._tapped_receive, way)})
+        _replace(way, self._outer, {"message": partial(self._tapped_message, way)})
+        _replace(way, self._outer, {"receive_alone": _nothing, "plain_sender": _nothing})  # the others serve
 
     # --- in a packet's way --------------------------------------------------------------------------------------------
 
@@ -84,46 +105,86 @@ class Taps:
 
         return tapped
 
-    def _tapped_receive(self, receive: Callable[[], Run | None]) -> Callable[[], Run | None]:
+    def _tapped_receive(self, sock: UdpSocket, receive: Callable[[], Run | None]) -> Callable[[], Run | None]:
         def tapped() -> Run | None:
             run = receive()
             if run is not None:
-                self._outer_passed(run.pieces(), run.segment, run.source, False)
+                self._outer_passed(run.pieces(), run.segment, sock.port, run.source, False)
             return run
 
         return tapped
 
-    def _tapped_message(self, message: Callable[[Layout], RecordMessage]) -> Callable[[Layout], "_TappedMessage"]:
-        def tapped(layout: Layout) -> _TappedMessage:
-            return _TappedMessage(message(layout), layout, self._outer_passed)
+    def _tapped_frames(
+        self, link: Link, receive: Callable[[float], list[Frame] | None]
+    ) -> Callable[[float], list[Frame] | None]:
+        def tapped(now: float) -> list[Frame] | None:
+            ends = link.ends()  # before it may be lost
+            frames = receive(now)
+            for run, segment in frames or ():
+                self._link_passed(link, ends, (run,), segment, False)
+            return frames
 
         return tapped
 
-    def _tapped_send(self, send: Callable[[Buffers, int, Endpoint, int], str]) -> Callable[..., str]:
+    def _tapped_message(
+        self, sock: UdpSocket, message: Callable[[Layout], RecordMessage]
+    ) -> Callable[[Layout], "_TappedMessage"]:
+        def tapped(layout: Layout) -> _TappedMessage:
+            return _TappedMessage(message(layout), layout, sock.port, self._outer_passed)
+
+        return tapped
+
+    def _tapped_send(
+        self, way: UdpSocket | Link, send: Callable[[Buffers, int, Endpoint, int], str]
+    ) -> Callable[..., str]:
         def tapped(buffers: Buffers, segment: int, endpoint: Endpoint, traffic_class: int = 0) -> str:
+            ends = way.ends() if isinstance(way, Link) else None
             outcome = send(buffers, segment, endpoint, traffic_class)
-            if not outcome:
-                self._outer_passed(buffers, segment, endpoint, True)
+            if outcome:
+                return outcome
+            if isinstance(way, Link):
+                self._link_passed(way, ends, buffers, segment, True)
+            else:
+                self._outer_passed(buffers, segment, way.port, endpoint, True)
             return outcome
 
         return tapped
+
+    def _link_passed(
+        self, link: Link, ends: tuple[int, Endpoint] | None, buffers: Buffers, segment: int, outbound: bool
+    ) -> None:
+        if ends is not None:
+            owner = link.client if link.peer is None else link.peer
+            self._outer_passed(buffers, segment, ends[0], link.endpoint, outbound, ends[1], owner)
 
     def _inner_passed(self, frame: Octets, outbound: bool) -> None:
         for tap in self._inner:
             if tap.number is None or self._owner(frame, outbound) == tap.number:
                 tap.put_inner(frame, outbound)
 
-    def _outer_passed(self, buffers: Buffers, segment: int, endpoint: Endpoint, outbound: bool) -> None:
+    def _outer_passed(
+        self,
+        buffers: Buffers,
+        segment: int,
+        port: int,
+        endpoint: Endpoint,
+        outbound: bool,
+        shown: Endpoint | None = None,
+        owner: int | None = None,
+    ) -> None:
+        """`port`: ours. `shown`: the other end, where `endpoint` is the engine's name for it. `owner`: the node that is
+        there, if that is known of the way itself."""
+        there = shown or endpoint
         for tap in self._outer:
             number = tap.number
-            if number is None:
-                tap.put_outer(buffers, segment, endpoint, outbound)
+            if number is None or number == owner:
+                tap.put_outer(buffers, segment, port, there, outbound)
                 continue
             # A received run may hold messages of several nodes: the relay's port is theirs all.
             run = b"".join(buffers)
             for part in (run,) if _uniform(run, segment) else _datagrams(run, segment):
                 if self._concerns(part, endpoint, outbound, number):
-                    tap.put_outer((part,), segment, endpoint, outbound)
+                    tap.put_outer((part,), segment, port, there, outbound)
 
     # --- whose it is --------------------------------------------------------------------------------------------------
 
@@ -163,17 +224,22 @@ class _TappedMessage:
     """In the place of a `RecordMessage`, for as long as its sender keeps it."""
 
     def __init__(
-        self, message: RecordMessage, layout: Layout, passed: Callable[[Buffers, int, Endpoint, bool], None]
+        self,
+        message: RecordMessage,
+        layout: Layout,
+        port: int,
+        passed: Callable[[Buffers, int, int, Endpoint, bool], None],
     ) -> None:
         self._message = message
         self._layout = layout
+        self._port = port
         self._passed = passed
 
     def send(self, descriptor: int, name: Name, size: int, traffic_class: int = 0) -> int:
         failed = self._message.send(descriptor, name, size, traffic_class)
         if not failed:
             for buffers, segment in self._layout.batches(size):
-                self._passed(buffers, segment, name.endpoint, True)
+                self._passed(buffers, segment, self._port, name.endpoint, True)
         return failed
 
 

@@ -13,8 +13,7 @@ from overlay.daemon.localapi import Produce, Streamed, json_object, on_user_erro
 from overlay.daemon.peers import Peers, peer_routes
 from overlay.daemon.records import Recording, record_routes
 from overlay.errors import Exit, UserError
-from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus
-from overlay.wire.control.messages import TunnelKind
+from overlay.node.status import ExposeWish, ExposureStatus, NameAnswer, NamesStatus, NodeStatus
 
 
 class Node(Recording, Protocol):
@@ -23,7 +22,7 @@ class Node(Recording, Protocol):
     async def status(self) -> NodeStatus: ...
     def shut_down(self) -> None: ...
     def exposures(self) -> tuple[ExposureStatus, ...]: ...
-    async def expose(self, target: str, public: str, host: str, tunnel: TunnelKind) -> ExposureStatus: ...
+    async def expose(self, wish: ExposeWish) -> ExposureStatus: ...
     def watch_requests(self, name: str) -> Produce: ...
     async def unexpose(self, name: str) -> None: ...
     def names_status(self) -> NamesStatus: ...
@@ -45,12 +44,11 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
 
     async def expose(request: Request) -> Response:
         document = await json_object(request)
-        public, host = (text_in(document, key, "") for key in ("public", "host"))
         try:
-            tunnel: TunnelKind = msgspec.convert(document.get("tunnel", "single"), TunnelKind)
+            wish = msgspec.convert(document, ExposeWish)
         except msgspec.ValidationError as error:
-            raise UserError("bad-request", "There is no such tunnel.", exit_code=Exit.USAGE) from error
-        return _answer(await node.expose(text_in(document, "target"), public, host, tunnel))
+            raise UserError("bad-request", f"That cannot be exposed: {error}.", exit_code=Exit.USAGE) from error
+        return _answer(await node.expose(wish))
 
     async def requests(request: Request) -> Response:
         return Streamed(node.watch_requests(request.path_params["id"]))

@@ -177,15 +177,15 @@ class Capture:
         if isinstance(item, InnerPacket):
             return Inner(*item)
         data = blank_tickets(item.data, item.segment)
-        return Outer(item.time, item.outbound, self._local(item.endpoint), item.endpoint, item.segment, data)
+        return Outer(item.time, item.outbound, self._local(item), item.endpoint, item.segment, data)
 
-    def _local(self, remote: Endpoint) -> Host:
-        """Where our datagrams to `remote` come from. The engine's sockets are bound to no address: the routes say."""
-        host = remote[0]
+    def _local(self, item: OuterRun) -> Host:
+        """Where our datagrams come from. The engine's sockets are bound to no address: the routes say."""
+        host = item.endpoint[0]
         address = self._addresses.get(host)
         if address is None:
-            address = self._addresses[host] = _own_address(remote)
-        return address, self._started.port
+            address = self._addresses[host] = _own_address(item.endpoint)
+        return address, item.port
 
 
 def _own_address(remote: Endpoint) -> str:

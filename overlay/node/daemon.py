@@ -12,7 +12,8 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ from overlay.daemon.localapi import Produce, serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.records import RecordStatus
 from overlay.daemon.state import LOG_NAME, StateDir
-from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged, SendDatagrams
+from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged, SendDatagrams, SetMapping
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.api import make_api
 from overlay.node.calls import Calls
@@ -44,10 +45,12 @@ from overlay.node.portmap import PortMapper
 from overlay.node.punching import Own, TcpPunching
 from overlay.node.records import Records
 from overlay.node.reflexive import Reflexive
-from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
-from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
+from overlay.node.settings import NodeSettings, check_ways, parse_endpoints, parse_upstreams
+from overlay.node.status import ExposeWish, ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
-from overlay.wire.control.messages import Exposure, Hello, NetworkMap, RequestEntry, Supply, TunnelKind, Welcome
+from overlay.wire.control.address import parse_server_address
+from overlay.wire.control.hostnames import is_suffixed
+from overlay.wire.control.messages import Exposure, Hello, MapNode, NetworkMap, RequestEntry, Supply, Welcome
 from overlay.wire.endpoint import Endpoint
 
 OFFLINE_AFTER = 3.0
@@ -96,6 +99,8 @@ class NodeDaemon:
                 udp="udp" in target.carriers,
                 endpoints=parse_endpoints(settings.endpoints),
                 names=settings.names,
+                pinned_names=tuple(parse_server_address(each).host for each in self._start.joined.addresses),
+                upstreams=parse_upstreams(settings.upstreams),
             ),
             state,
             on_endpoints=self._endpoints_changed,
@@ -104,12 +109,14 @@ class NodeDaemon:
             on_foreign=lambda datagram, source: self._reflexive.received(datagram, source),
             on_observed=lambda endpoint: self._reflexive.observed(endpoint),
             on_tcp=lambda event: self._punching.received(event),
+            on_mapping=lambda: self._reflexive.want_mapping(),
             start_engine=start_engine,
         )
         self._reflexive = Reflexive(
             lambda datagram, to: self._member.post(SendDatagrams((datagram,), to)),
             lambda: self._member.port,
             self._reach_changed,
+            lambda endpoint: self._member.post(SetMapping(endpoint)),
         )
         self._udp = "udp" in target.carriers
         self._port_mapper = PortMapper(
@@ -125,6 +132,7 @@ class NodeDaemon:
             lambda: self._ways.stream_carriers,
             self._member.post,
             udp=self._udp,
+            udp_in_vain=lambda: target.carriers[0] == "udp" and self._ways.carrier not in (None, "udp"),
             numbers=link_numbers,
         )
         self._punching = TcpPunching(
@@ -137,7 +145,7 @@ class NodeDaemon:
             link_numbers,
         )
         self._by_udp = False  # relayed packets go by UDP
-        self._exposures = Exposures(state, self._control.request, self._is_server)
+        self._exposures = Exposures(state, self._control.request, self._is_server, self._is_member)
         self._calls = Calls(self._ways.dial_plain, self._exposures.serve, self._exposures.drops)
         self._records = Records(self._control.request, lambda: self._memory.network_map)
         self._identity: Identity | None = None
@@ -232,6 +240,7 @@ class NodeDaemon:
             name=own.name if own is not None else welcome.name if welcome is not None else "",
             addresses=welcome.addresses if welcome is not None else (),
             domain=welcome.domain if welcome is not None else self._start.joined.domain,
+            domains=(welcome.domain, *welcome.more_domains) if welcome is not None else (self._start.joined.domain,),
             interface=self._member.interface,
             server=ServerStatus(
                 address=self._control.address or self._start.joined.addresses[0],
@@ -245,7 +254,7 @@ class NodeDaemon:
             port=self._member.port,
             nat=nat_status(self._reflexive.nat, self._reflexive.endpoints) if self._udp else None,
             port_mapping=self._port_mapper.status if self._maps_port else None,
-            warnings=self._member.warnings,
+            warnings=(*self._member.warnings, *self._name_warnings(own)),
             drops=drops,
             features=dict(snapshot.features) if snapshot is not None else {},
             version=__version__,
@@ -257,8 +266,10 @@ class NodeDaemon:
     def exposures(self) -> tuple[ExposureStatus, ...]:
         return self._exposures.status()
 
-    async def expose(self, target: str, public: str, host: str, tunnel: TunnelKind) -> ExposureStatus:
-        return await self._exposures.add(target, public, host, tunnel)
+    async def expose(self, wish: ExposeWish) -> ExposureStatus:
+        return await self._exposures.add(
+            wish.target, wish.public, wish.known_as, wish.service, host=wish.host, tunnel=wish.tunnel
+        )
 
     def watch_requests(self, name: str) -> Produce:
         return self._exposures.watch(name)
@@ -298,10 +309,31 @@ class NodeDaemon:
             software=f"overlay {__version__}",
         )
 
+    def _name_warnings(self, own: MapNode | None) -> Iterator[str]:
+        """What a person wanted and somebody else has."""
+        network_map, wish = self._memory.network_map, default_name(socket.gethostname())
+        if network_map is None or own is None:
+            return
+        if not self._start.joined.name and is_suffixed(own.name, wish, {node.name for node in network_map.nodes}):
+            yield (
+                f"Another node is called '{wish}', so this one is '{own.name}': choose a name with "
+                "'overlay down' and 'overlay up --name NAME'."
+            )
+        for record in self._records.status():
+            if record.shadowed and record.node == own.name:
+                yield (
+                    f"The record {record.name} {record.type} of this node is not served, since a node has taken the "
+                    f"name: remove it with 'overlay dns rm {record.name}', or have that node renamed."
+                )
+
     def _is_server(self, address: str) -> bool:
         network_map = self._memory.network_map
         nodes = network_map.nodes if network_map is not None else ()
         return any(node.number == SERVER_NUMBER and address in node.addresses for node in nodes)
+
+    def _is_member(self, address: str) -> bool:
+        networks = self._identity.networks if self._identity is not None else ()
+        return any(ip_address(address) in network for network in networks)
 
     def _remember(self, welcome: Welcome, network_map: NetworkMap) -> None:
         try:

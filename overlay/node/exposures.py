@@ -1,8 +1,9 @@
 """The node's end of the single tunnel: what arrives from the server on the overlay address goes to the targets.
 
 For each exposure this node listens at a port of its overlay address. Only the server may connect: the engine vouches
-for inner source addresses, so the source decides. A target is what a person on this machine asked for and is kept here:
-the server can take an exposure away, but can neither make one nor lead one elsewhere.
+for inner source addresses, so the source decides. One with names of its own is open to peers, too, at its public port.
+A target is what a person on this machine asked for and is kept here: the server can take an exposure away, but can
+neither make one nor lead one elsewhere.
 """
 
 import logging
@@ -22,6 +23,7 @@ from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
+from overlay.node.direct_end import WELL_KNOWN, DirectEnd
 from overlay.node.status import ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
@@ -30,6 +32,7 @@ from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, Re
 FILE = "exposures.json"
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
 WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
+DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with names at this node
 _log = logging.getLogger(__name__)
 
 Request = Callable[[Callable[[int], Message]], Awaitable[Answer]]
@@ -44,6 +47,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     target: str  # canonical
     port: int  # on the overlay address
     tunnel: TunnelKind = "single"
+    known_as: tuple[str, ...] = ()  # names that users know it by
+    service: str = ""
 
 
 class _KeptFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +58,15 @@ class _KeptFile(msgspec.Struct, frozen=True, kw_only=True):
 class Exposures:
     """This node's exposures. Requests are served one after another."""
 
-    def __init__(self, state: StateDir, request: Request, is_server: Callable[[str], bool]) -> None:
-        """`request` asks the server; `is_server` says whether an overlay address is the server's.
+    def __init__(
+        self,
+        state: StateDir,
+        request: Request,
+        is_server: Callable[[str], bool],
+        is_member: Callable[[str], bool] = lambda address: False,
+    ) -> None:
+        """`request` asks the server; `is_server` says whether an overlay address is the server's, `is_member` whether
+        it is of this network.
 
         Raises `UserError` ("state-corrupt").
         """
@@ -64,9 +76,13 @@ class Exposures:
         self._state = state
         self._request = request
         self._is_server = is_server
+        self._is_member = is_member
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
         self._watchers: dict[str, set[MemoryObjectSendStream[RequestEntry]]] = {}
+        self._direct: dict[str, DirectEnd] = {}
+        self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
+        self._led: set[str] = set()  # to which the server has peers led
         self._tasks: TaskGroup | None = None
         self._address = ""
 
@@ -78,31 +94,48 @@ class Exposures:
                 for kept in tuple(self._kept.values()):
                     await self._open_kept(kept)
                 task_status.started()
-                await anyio.sleep_forever()
+                while True:
+                    await anyio.sleep(DIRECT_INTERVAL)
+                    await self._look_again()
         finally:
             for end in self._ends.values():
                 end.close()
+            for direct in self._direct.values():
+                direct.close()
             self._ends.clear()
+            self._direct.clear()
             self._tasks = None
 
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(self, target_text: str, public: str, host: str = "", tunnel: TunnelKind = "single") -> ExposureStatus:
+    async def add(
+        self,
+        target_text: str,
+        public: str,
+        known_as: tuple[str, ...] = (),
+        service: str = "",
+        *,
+        host: str = "",
+        tunnel: TunnelKind = "single",
+    ) -> ExposureStatus:
         """Expose a target at the port `public` ("9000", "203.0.113.1:9000"), or by http under the name `host`
-        ("docs.example.com/prefix"); neither: the server picks.
+        ("docs.example.com/prefix"); neither: the server picks. `known_as`: names that users know a port by. `service`:
+        what it is; "": what the target's port says.
 
         Raises `UserError`: "bad-target", "not-up", "server-unreachable", and what the server answers.
         """
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
         target = Target.parse(target_text, "tcp" if public else "http")
-        if host and (public or target.protocol != "http"):
+        if host and (public or known_as or target.protocol != "http"):
             raise UserError(
                 "bad-target",
                 "Only a target that speaks http can be reached by a host's name on the shared port.",
-                "Leave out --host, or --public and the scheme tcp:// or udp://.",
+                "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
                 Exit.USAGE,
             )
+        transport = "udp" if target.protocol == "udp" else "tcp"
+        service = service.lower() or WELL_KNOWN.get((transport, target.port), "")
         async with self._lock:
             end = self._open(target, 0)
             try:
@@ -115,6 +148,8 @@ class Exposures:
                         target=target.text,
                         port=end.port,
                         tunnel=tunnel,
+                        known_as=known_as,
+                        service=service,
                     )
                 )
                 if not isinstance(answer, Exposed):
@@ -127,6 +162,8 @@ class Exposures:
                     target=target.text,
                     port=end.port,
                     tunnel=exposure.tunnel,
+                    known_as=exposure.known_as,
+                    service=exposure.service,
                 )
                 try:
                     await self._save({**self._kept, kept.id: kept})
@@ -137,6 +174,7 @@ class Exposures:
                 end.close()
                 raise
             self._serve(kept.id, end)
+            await self._tell_direct(kept)
             return self._show(kept)
 
     async def remove(self, name: str) -> None:
@@ -160,7 +198,9 @@ class Exposures:
             theirs = {exposure.id: exposure for exposure in exposures}
             for name, kept in tuple(self._kept.items()):
                 known = theirs.pop(name, None)
-                if known is not None and (known.port, known.target) == (kept.port, kept.target):
+                if known is not None and _agree(known, kept):
+                    self._note_direct(known, known.direct)
+                    await self._tell_direct(kept)
                     if (known.public, known.url) != (kept.public, kept.url):
                         changed = msgspec.structs.replace(kept, public=known.public, url=known.url)
                         await self._save({**self._kept, name: changed})
@@ -247,6 +287,7 @@ class Exposures:
                 return
             self._kept[kept.id] = msgspec.structs.replace(kept, port=end.port)
         self._serve(kept.id, end)
+        self._leads_directly(kept)
 
     def _open(self, target: Target, port: int) -> TunnelEnd:
         if self._tasks is None:
@@ -265,8 +306,39 @@ class Exposures:
         self._ends[name] = end
         self._tasks.start_soon(end.run)
 
+    async def _look_again(self) -> None:
+        async with self._lock:
+            try:
+                for kept in tuple(self._kept.values()):
+                    await self._tell_direct(kept)
+            except UserError as error:
+                _log.warning("%s %s", error, error.hint)
+
+    def _leads_directly(self, kept: Kept) -> bool:
+        """Whether peers reach it at this node, which listens for them if need be."""
+        if not kept.known_as or self._tasks is None or kept.tunnel != "single":
+            return False
+        direct = self._direct.get(kept.id)
+        if direct is None:
+            port = int(kept.public.rpartition(":")[2])  # its host may be a name
+            direct = DirectEnd(Target.parse(kept.target), self._address, port, self._is_member, self.drops)
+            self._direct[kept.id] = direct
+        end = direct.open()
+        if end is not None:
+            self._tasks.start_soon(end.run)
+        return direct.leads()
+
+    def _note_direct(self, theirs: Exposure, told: bool) -> None:
+        self._told[theirs.id] = told
+        (self._led.add if theirs.direct else self._led.discard)(theirs.id)
+
+    async def _tell_direct(self, kept: Kept) -> None:
+        if self._leads_directly(kept) != self._told.get(kept.id, False):
+            await self._renew(kept)
+
     async def _renew(self, kept: Kept) -> None:
         target = Target.parse(kept.target)
+        direct = self._leads_directly(kept)
         try:
             answer = await self._request(
                 lambda seq: Expose(
@@ -276,6 +348,9 @@ class Exposures:
                     public=kept.public,
                     target=kept.target,
                     port=kept.port,
+                    known_as=kept.known_as,
+                    service=kept.service,
+                    direct=direct,
                 )
             )
         except UserError as error:
@@ -285,6 +360,7 @@ class Exposures:
             await self._drop(kept.id)
             return
         if isinstance(answer, Exposed):
+            self._note_direct(answer.exposure, direct)
             renewed = msgspec.structs.replace(kept, public=answer.exposure.public, url=answer.exposure.url)
             await self._save({**self._kept, kept.id: renewed})
 
@@ -295,9 +371,11 @@ class Exposures:
             _log.info("exposure %s could not be given back: %s", name, error)
 
     async def _drop(self, name: str) -> None:
-        end = self._ends.pop(name, None)
-        if end is not None:
-            end.close()
+        self._told.pop(name, None)
+        self._led.discard(name)
+        for end in (self._ends.pop(name, None), self._direct.pop(name, None)):
+            if end is not None:
+                end.close()
         for sending in self._watchers.pop(name, ()):
             sending.close()
         remaining = {key: kept for key, kept in self._kept.items() if key != name}
@@ -314,14 +392,17 @@ class Exposures:
         self._kept = kept
 
     def _show(self, kept: Kept) -> ExposureStatus:
-        end = self._ends.get(kept.id)
+        end, direct = self._ends.get(kept.id), self._direct.get(kept.id)
         return ExposureStatus(
             id=kept.id,
             public=kept.public,
             url=kept.url or None,
             target=kept.target,
             tunnel=kept.tunnel,
-            connections=end.connections if end is not None else 0,
+            connections=sum(each.connections for each in (end, direct) if each is not None),
+            known_as=kept.known_as,
+            service=kept.service,
+            direct=kept.id in self._led,
         )
 
 
@@ -330,4 +411,13 @@ def _unknown(name: str) -> UserError:
         "exposure-unknown",
         f"This node has no exposure '{name[:64]}'.",
         "See 'overlay expose ls' for those it has.",
+    )
+
+
+def _agree(theirs: Exposure, ours: Kept) -> bool:
+    return (theirs.port, theirs.target, theirs.known_as, theirs.service) == (
+        ours.port,
+        ours.target,
+        ours.known_as,
+        ours.service,
     )

@@ -8,6 +8,7 @@ from overlay.engine.api import SERVER_NUMBER
 from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.node.member import Identity, Relay
 from overlay.node.memory import Joined
+from overlay.wire.control.hostnames import ascii_label
 from overlay.wire.control.invite import Invite
 from overlay.wire.control.messages import Welcome
 from overlay.wire.endpoint import Endpoint, parse_endpoint
@@ -67,6 +68,8 @@ def plan_start(remembered: Joined | None, invite_text: str, chosen_name: str) ->
 def default_name(host_name: str) -> str:
     """A node's name from the machine's: its first label, with what a label may not have made into hyphens."""
     label = host_name.partition(".")[0].lower()
+    with suppress(ValueError):
+        label = ascii_label(label)
     kept = "".join(each if each.isascii() and each.isalnum() else "-" for each in label)
     return kept.strip("-")[:_NAME_LIMIT].strip("-") or "node"
 
@@ -79,7 +82,7 @@ def identity_of(welcome: Welcome) -> Identity:
             name=welcome.name,
             addresses=welcome.addresses,
             networks=welcome.networks,
-            domain=welcome.domain,
+            domains=(welcome.domain, *welcome.more_domains),
         )
     except ValueError as error:
         raise RemoteProtocolError("bad_welcome", str(error)) from error

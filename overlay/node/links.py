@@ -35,11 +35,12 @@ Dial = Callable[[Sequence[CarrierName]], Awaitable[ControlConnection]]
 class LinkWish:
     """Whether a link is wanted. Times in s."""
 
-    def __init__(self, now: float, *, udp: bool) -> None:
-        """`udp`: the relay may be reached by UDP at all."""
+    def __init__(self, now: float, *, udp: bool, in_vain: bool = False) -> None:
+        """`udp`: the relay may be reached by UDP at all. `in_vain`: something else tried just now, and came through by
+        another way: a link is made at once, lest the first packet wait until the relay has proven silent."""
         self._udp = udp
-        self._needed = not udp
-        self._undecided_until: float | None = now + UNDECIDED if udp else None
+        self._needed = in_vain or not udp
+        self._undecided_until: float | None = None if self._needed else now + UNDECIDED
         self._udp_since: float | None = None
 
     def relay_changed(self, change: RelayChanged, now: float) -> None:
@@ -81,11 +82,13 @@ class DataLinks:
         post: Callable[[Command], None],
         *,
         udp: bool,
+        udp_in_vain: Callable[[], bool] = lambda: False,
         numbers: Iterator[int] | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         """`carriers`: those that can carry a link now, best first. `udp`: the relay may be reached by UDP at all.
-        `numbers`: for links, shared with whoever else adds some; None: nobody does."""
+        `udp_in_vain`: the control connection tried it in vain. `numbers`: for links, shared with whoever else adds
+        some; None: nobody does."""
         self.carrier: CarrierName | None = None  # of the link while there is one
         self.in_use = False  # relayed packets go over the link
         self.last_error = ""
@@ -93,6 +96,7 @@ class DataLinks:
         self._carriers = carriers
         self._post = post
         self._udp = udp
+        self._udp_in_vain = udp_in_vain
         self._uniform = uniform
         self._numbers = numbers or itertools.count(1)
         self._link: int | None = None
@@ -106,7 +110,7 @@ class DataLinks:
 
     async def run(self) -> None:
         """Until cancelled. The engine closes what was handed to it when it ends."""
-        self._wish = LinkWish(anyio.current_time(), udp=self._udp)
+        self._wish = LinkWish(anyio.current_time(), udp=self._udp, in_vain=self._udp_in_vain())
         if self._last_change is not None:
             self._wish.relay_changed(self._last_change, anyio.current_time())
         self._forget()

@@ -47,10 +47,12 @@ from overlay.engine.api import (
     SetPeer,
     SetReach,
     SetRelay,
+    WantMapping,
     WantTcp,
 )
 from overlay.errors import Exit, UserError
 from overlay.node.capture import Captures
+from overlay.node.inside import networks_inside
 from overlay.node.interface import (
     Address,
     Interface,
@@ -66,12 +68,14 @@ from overlay.node.status import PeerStatus
 from overlay.node.whereabouts import Whereabouts
 from overlay.node.why import why_report
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
+from overlay.wire.control.hostnames import check_host_name
 from overlay.wire.control.messages import NetworkMap
 from overlay.wire.disco import Offer
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 if TYPE_CHECKING:
     from overlay.node.names import Names
+    from overlay_dns.upstream import Upstream
 
 Outside = Literal["mapped", "relay", "stun"]
 """Who says how the engine's port is reached from outside: a router that was asked to, the relay, a STUN server."""
@@ -100,6 +104,8 @@ class MemberSettings:
     udp: bool = True  # the home relay may be reached by UDP
     endpoints: tuple[Endpoint, ...] = ()  # where a person says that the UDP port is reached from outside
     names: bool = True  # run the resolver and point the system at it
+    pinned_names: tuple[str, ...] = ()  # the server's own, which no map leads elsewhere
+    upstreams: "tuple[Upstream, ...]" = ()  # that a person chose for other names
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +116,17 @@ class Identity:
     name: str
     addresses: tuple[Address, ...]  # IPv4 first
     networks: tuple[Network, ...]
-    domain: str
+    domains: tuple[str, ...]
 
     @classmethod
     def parse(
-        cls, *, number: int, name: str, addresses: Iterable[str], networks: Iterable[str], domain: str
+        cls, *, number: int, name: str, addresses: Iterable[str], networks: Iterable[str], domains: Iterable[str]
     ) -> "Identity":
         """From the texts of control messages. Raises `ValueError`."""
-        return cls(
-            number, name, tuple(map(ip_address, addresses)), tuple(ip_network(text) for text in networks), domain
-        )
+        names = tuple(domains)
+        for each in names:
+            check_host_name(each)
+        return cls(number, name, tuple(map(ip_address, addresses)), tuple(map(ip_network, networks)), names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +177,13 @@ class Member:
         on_foreign: Callable[[bytes, Endpoint], None] = lambda datagram, source: None,
         on_observed: Callable[[Endpoint], None] = lambda endpoint: None,
         on_tcp: Callable[[CueReceived | WantTcp], None] = lambda event: None,
+        on_mapping: Callable[[], None] = lambda: None,
         start_engine: StartEngine | None = None,
     ) -> None:
         """`on_endpoints`: `lan` or `observed` is another. `on_link_changed`: the host's addresses or routes are.
         `on_relay`: how the home relay is reached, or a data link is lost. `on_foreign`: a datagram of QUIC or STUN came
         to the engine's port, from that endpoint. `on_observed`: the relay sees the engine's port there. `on_tcp`: a
-        connection by TCP to a peer is wanted, here or there."""
+        connection by TCP to a peer is wanted, here or there. `on_mapping`: the NAT's last mapping is to be posted."""
         self.settings = settings
         self.identity: Identity | None = None  # while it runs
         self.lan: tuple[str, ...] = ()  # own endpoints, for the map
@@ -187,6 +195,7 @@ class Member:
         self._on_foreign = on_foreign
         self._on_observed = on_observed
         self._on_tcp = on_tcp
+        self._on_mapping = on_mapping
         self._start_engine = start_engine or _default_engine
         self._engine: RunningEngine | None = None
         self._captures = Captures(self.post)
@@ -200,6 +209,7 @@ class Member:
         self._posted_reach: SetReach | None = None
         self._whereabouts = Whereabouts(state)
         self._names: Names | None = None
+        self._inside: tuple[Network, ...] = ()
         self._interface_warnings: tuple[str, ...] = ()
         self._failure: BaseException | None = None
         self._failed = anyio.Event()
@@ -225,8 +235,8 @@ class Member:
         return self._names
 
     @property
-    def upstreams(self) -> tuple[Endpoint, ...]:
-        """The system's own name servers while the network's resolver stands in their place; else empty."""
+    def upstreams(self) -> "tuple[Upstream, ...]":
+        """Whom the network's resolver asks for other names, while it is the system's for these; else empty."""
         return self._names.upstreams if self._names is not None else ()
 
     @property
@@ -410,9 +420,14 @@ class Member:
             if self.settings.names and engine.interface is not None:
                 from overlay.node.names import Names  # a server's daemon does without
 
-                self._names = Names(self._state)
+                self._names = Names(
+                    self._state,
+                    self.settings.upstreams,
+                    pinned=self.settings.pinned_names,
+                    inside=lambda: self._inside,
+                )
                 self._post_map()
-                await tasks.start(self._names.run, identity.addresses, identity.domain, engine.interface)
+                await tasks.start(self._names.run, identity.addresses, identity.domains, engine.interface)
             else:
                 self._post_map()
             tasks.start_soon(self._keep_floor)
@@ -434,6 +449,7 @@ class Member:
         self._on_link_changed()
 
     def _take_candidates(self, machine: Machine, identity: Identity, port: int) -> None:
+        self._inside = networks_inside(machine)
         lan = tuple(format_endpoint(each) for each in local_candidates(machine, port, identity.networks))
         if lan != self.lan:
             self.lan = lan
@@ -451,6 +467,8 @@ class Member:
             self._on_foreign(event.datagram, event.source)
         elif isinstance(event, CueReceived | WantTcp):
             self._on_tcp(event)
+        elif isinstance(event, WantMapping):
+            self._on_mapping()
         elif isinstance(event, EngineFailed):
             _log.error("the engine ended by an error", exc_info=event.error)
             self._failure = event.error

@@ -4,9 +4,10 @@ Nothing here may end the network: what fails is kept as a `warning`, one sentenc
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address, ip_network
+from itertools import product
 
 import anyio
 import anyio.to_thread
@@ -15,15 +16,16 @@ from dnslib import QTYPE, RCODE, DNSError, DNSRecord
 
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
+from overlay.node.guard import Guard
 from overlay.node.interface import Address
 from overlay.node.status import NameAnswer, NamesStatus
 from overlay.wire.control.messages import MapRecord, NetworkMap
-from overlay.wire.control.records import RECORD_TYPES, is_shadowed, is_within, service
+from overlay.wire.control.records import RECORD_TYPES, domain_of, is_shadowed, service
 from overlay.wire.endpoint import format_endpoint
-from overlay_dns.forwarder import Upstream
-from overlay_dns.labels import labels_in, reverse_origins
-from overlay_dns.osconfig.system import SystemDns
+from overlay_dns.labels import Network, labels_in, reverse_origins
+from overlay_dns.osconfig.system import ROOT, SystemDns
 from overlay_dns.server import PORT, Resolver
+from overlay_dns.upstream import LINK_LOCAL, Upstream
 from overlay_dns.zone import Record, Zones, address_record
 
 START_TIMEOUT = 3.0
@@ -43,24 +45,47 @@ def restore_system(state: StateDir) -> None:
         _log.warning("the system's resolver configuration could not be put back: %s", error)
 
 
-def build_zones(network_map: NetworkMap) -> Zones:
-    """The zones of a map: each node by its name and whatever is below it, and what people put in beside."""
-    domain = network_map.domain
+def build_zones(network_map: NetworkMap, pinned: frozenset[str] = frozenset()) -> Zones:
+    """The zones of a map: in each domain all nodes by name and whatever is below, and what people put in beside.
+
+    Names outside of the domain that have addresses of their node in the map are those of exposures. `pinned`: names
+    that stay as the world has them, whatever the map says: the server's own.
+    """
+    domains = network_map.domains
     hosts = {node.name: [ip_address(text) for text in node.addresses] for node in network_map.nodes}
     numbers = {node.name: node.number for node in network_map.nodes}
     records = [
         _zone_record(record)
         for record in network_map.records
-        if record.rtype in RECORD_TYPES and is_within(record.name, domain) and not is_shadowed(record, domain, numbers)
+        if record.rtype in RECORD_TYPES
+        and domain_of(record.name, domains) is not None
+        and not is_shadowed(record, domains, numbers)
+    ]
+    addresses = {(node.number, text) for node in network_map.nodes for text in node.addresses}
+    elsewhere = [
+        _zone_record(record)
+        for record in network_map.records
+        if domain_of(record.name, domains) is None
+        and record.name not in pinned
+        and record.rtype in ("A", "AAAA")
+        and (record.node, record.value) in addresses
     ]
     own = {(record.name, record.rtype) for record in records}
-    for name, addresses in hosts.items():
+    for name, domain in product(hosts, domains):
         wildcard = f"*.{name}.{domain}"
         if not own.isdisjoint((wildcard, rtype) for rtype in ("A", "AAAA", "CNAME")):
             continue  # the node's own wish for the names below it
-        records += [address_record(wildcard, address) for address in addresses]
+        records += [address_record(wildcard, address) for address in hosts[name]]
     networks = [ip_network(text) for text in network_map.networks]
-    return Zones.build(domain, hosts, network_map.version, networks, records=records)
+    return Zones.build(
+        network_map.domain,
+        hosts,
+        network_map.version,
+        networks,
+        records=records,
+        elsewhere=elsewhere,
+        more_domains=network_map.more_domains,
+    )
 
 
 def _zone_record(record: MapRecord) -> Record:
@@ -74,24 +99,51 @@ def _zone_record(record: MapRecord) -> Record:
     return Record(record.name, QTYPE.CNAME, record.value)
 
 
+def choose_upstreams(servers: Sequence[str], chosen: Sequence[Upstream]) -> tuple[Upstream, ...]:
+    """Whom to ask: what a person chose, and the system's own `servers` for all that this leaves to them.
+
+    Who chose name servers for all names does not want the system's to hear of them, but for names of the link.
+    """
+    all_chosen = any(not upstream.domains for upstream in chosen)
+    domains = tuple(sorted(LINK_LOCAL)) if all_chosen else ()
+    return (*chosen, *(Upstream(server, domains=domains) for server in servers))
+
+
 class Names:
     """See the module's docstring."""
 
-    def __init__(self, state: StateDir, *, system: SystemDns | None = None, port: int = PORT) -> None:
-        """`system`: what is pointed at the resolver, instead of this system. `port`: of the resolver; 0 picks one."""
+    def __init__(
+        self,
+        state: StateDir,
+        chosen: Sequence[Upstream] = (),
+        *,
+        pinned: Iterable[str] = (),
+        inside: Callable[[], Sequence[Network]] = tuple,
+        system: SystemDns | None = None,
+        port: int = PORT,
+    ) -> None:
+        """`chosen`: name servers that a person chose. `pinned`: as in `build_zones`. `inside`: as in `Resolver`.
+
+        `system`: what is pointed at the resolver, instead of this one. `port`: of the resolver; 0 picks one.
+        """
         self.warning = ""
         self.port: int | None = None  # while the resolver serves
         self._wanted_port = port
-        self._system = system or SystemDns(state)
+        self._pinned = frozenset(pinned)
+        self._inside = inside
+        self._zones_changed = anyio.Event()
+        self._guard = Guard()
+        self._system = system or SystemDns(state, guard=lambda: self._guard.start(state))
         self._own = self._domain = ""
         self._zones: Zones | None = None
         self._resolver: Resolver | None = None
-        self._upstreams: list[tuple[str, int]] = []
+        self._chosen = tuple(chosen)
+        self._upstreams: tuple[Upstream, ...] = ()
 
     @property
-    def upstreams(self) -> tuple[tuple[str, int], ...]:
-        """The system's own name servers while we stand in their place; else empty."""
-        return tuple(self._upstreams) if self._resolver is not None and self._system.takes_over else ()
+    def upstreams(self) -> tuple[Upstream, ...]:
+        """Whom the resolver asks for other names, while it is the system's for these; else empty."""
+        return self._upstreams if self._resolver is not None and self._system.takes_over else ()
 
     def status(self) -> NamesStatus:
         """What is served, and what of the system was found, what was done and why."""
@@ -99,9 +151,11 @@ class Names:
         return NamesStatus(
             endpoint=format_endpoint((self._own, self.port)) if self.port is not None else None,
             zones=self._zones.origins if self._zones is not None else (),
-            upstreams=tuple(host for host, _ in self._upstreams),
+            upstreams=tuple(map(str, self._upstreams)),
+            chosen=tuple(map(str, self._chosen)),
             way=system.way,
             reason=system.reason,
+            done=system.done,
             reapplied=system.reapplied,
             warning=self.warning,
             drops=dict(self._resolver.drops) if self._resolver is not None else {},
@@ -117,18 +171,22 @@ class Names:
             raise UserError("names-down", "The resolver does not serve on this machine.", "See 'overlay dns status'.")
         if "." not in name:
             name = f"{name}.{self._domain}"
+        if rtype.upper() not in QTYPE.reverse:
+            hint = "Write one as in: overlay dns query b.local.test AAAA"
+            raise UserError("name-invalid", f"'{rtype[:20]}' is no type of record.", hint, Exit.USAGE)
         try:
             query = DNSRecord.question(name, rtype.upper())
             data = bytes(query.pack())
         except (DNSError, ValueError, AttributeError) as error:
             raise UserError(
                 "name-invalid",
-                f"'{name[:100]}' and {rtype[:20]} are no question: {error}.",
-                "Write a name and a type, as in: overlay dns query b.local.test AAAA",
+                f"'{name[:100]}' cannot be asked for: {error}.",
+                "Write a name, as in: overlay dns query b.local.test AAAA",
                 Exit.USAGE,
             ) from error
         zone = zones.zone_of(labels_in(query.q.qname))
-        kept = zone is None and resolver.forwarder.remembered(data) is not None
+        ours = zones.answer(query.q.qname, query.q.qtype) is not None
+        kept = not ours and resolver.forwarder.remembered(data) is not None
         started = anyio.current_time()
         reply = await resolver.reply(data, self._own, stream=True)
         took = anyio.current_time() - started
@@ -139,22 +197,23 @@ class Names:
             type=rtype.upper(),
             rcode=str(RCODE.get(answer.header.rcode, answer.header.rcode)),
             answers=tuple(" ".join(record.toZone().split()) for record in answer.rr),
-            source="zone" if zone is not None else "cache" if kept else "forwarded",
+            source="zone" if zone is not None else "exposure" if ours else "cache" if kept else "forwarded",
             zone=b".".join(zone.origin).decode() if zone is not None else None,
-            upstreams=() if zone is not None else tuple(resolver.forwarder.explain(name).upstreams),
+            upstreams=() if ours else tuple(resolver.forwarder.explain(name).upstreams),
             took_ms=round(took * 1000, 3),
         )
 
     def set_map(self, network_map: NetworkMap) -> None:
         """Answer from this map from now on."""
-        self._zones = build_zones(network_map)
+        self._zones = build_zones(network_map, self._pinned)
+        self._zones_changed.set()
         if self._resolver is not None:
             self._resolver.set_zones(self._zones)
 
     async def run(
         self,
         addresses: Sequence[Address],
-        domain: str,
+        domains: Sequence[str],
         interface: str = "",
         *,
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
@@ -166,20 +225,18 @@ class Names:
         Signals `started` when names work, or when it is clear that they do not (`warning` says why).
         """
         own = str(addresses[0])
-        self._own, self._domain = own, domain
+        self._own, self._domain = own, domains[0]
         started = False
         self._resolver = Resolver(
-            self._zones or Zones.build(domain, {}, 0), lambda: [Upstream(*each) for each in self._upstreams]
+            self._zones or Zones.build(domains[0], {}, 0, more_domains=domains[1:]),
+            lambda: self._upstreams,
+            inside=self._inside,
         )
         try:
             async with anyio.create_task_group() as tasks:
                 with anyio.fail_after(START_TIMEOUT):
                     self.port = await tasks.start(self._serve, own)
-                zones = self._zones.networks if self._zones is not None else ()
-                routes = [
-                    ".".join(map(bytes.decode, origin)) for network in zones for origin in reverse_origins(network)
-                ]
-                apply = partial(self._system.apply, interface, [own], domain, routes)
+                apply = partial(self._system.apply, interface, [own], " ".join(domains), self._routes())
                 self._take_upstreams(await anyio.to_thread.run_sync(apply), own)
                 self.warning = self._system.status().warning
                 task_status.started()
@@ -189,7 +246,7 @@ class Names:
             self.warning = f"Names of the network do not work on this machine: {_reason(group)}."
             _log.warning("%s", self.warning)
         finally:
-            self._resolver, self.port, self._upstreams = None, None, []
+            self._resolver, self.port, self._upstreams = None, None, ()
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._restore)
         if not started:
@@ -197,16 +254,28 @@ class Names:
         await anyio.sleep_forever()
 
     def _take_upstreams(self, servers: Sequence[str], own: str) -> None:
-        upstreams = [(server, PORT) for server in servers if server != own]
+        upstreams = choose_upstreams([server for server in servers if server != own], self._chosen)
         if upstreams != self._upstreams and self._resolver is not None:
             self._resolver.forwarder.clear()
         self._upstreams = upstreams
 
+    def _routes(self) -> list[str]:
+        """Names beside the domains that the system is to ask us for, all below them included."""
+        routes = [name for upstream in self._chosen for name in upstream.domains or (ROOT,)]
+        if self._zones is None:
+            return routes
+        origins = (origin for network in self._zones.networks for origin in reverse_origins(network))
+        return [*(b".".join(origin).decode() for origin in origins), *self._zones.elsewhere, *routes]
+
     async def _watch_system(self, own: str) -> None:
-        """Others may change the system's configuration while we run (DHCP on another network, say)."""
+        """Others may change the system's configuration while we run (DHCP on another network, say); and names that
+        exposures have come and go."""
         while True:
-            await anyio.sleep(WATCH_INTERVAL)
+            self._zones_changed = anyio.Event()
+            with anyio.move_on_after(WATCH_INTERVAL):
+                await self._zones_changed.wait()
             try:
+                await anyio.to_thread.run_sync(self._system.route, self._routes())
                 if await anyio.to_thread.run_sync(self._system.check):
                     self._take_upstreams(self._system.upstreams, own)
                 self.warning = self._system.status().warning
@@ -222,6 +291,8 @@ class Names:
             self._system.restore()
         except (OSError, UserError) as error:
             _log.warning("the system's resolver configuration could not be put back: %s", error)
+        else:
+            self._guard.end()
 
 
 def _reason(group: BaseExceptionGroup[BaseException]) -> str:

@@ -64,6 +64,7 @@ def find_node(network_map: NetworkMap | None, text: str) -> MapNode | None:
         text = str(ip_address(text))
     wanted = text.lower().rstrip(".")
     for node in network_map.nodes:
-        if wanted in (node.name, f"{node.name}.{network_map.domain}", *node.addresses, str(node.number)):
+        full = (f"{node.name}.{domain}" for domain in network_map.domains)
+        if wanted in (node.name, *full, *node.addresses, str(node.number)):
             return node
     return None

@@ -22,9 +22,8 @@ from overlay.node import upnp
 from overlay.node.interface import Machine, read_machine
 from overlay.node.status import PortMappingStatus
 from overlay.wire.endpoint import Endpoint, format_endpoint
-from overlay.wire.portmap import ANNOUNCEMENT_PORT, SERVER_PORT
+from overlay.wire.portmap import ANNOUNCEMENT_PORT, SERVER_PORT, TRANSPORT
 from overlay.wire.portmap.client import Client
-from overlay.wire.portmap.nat_pmp import Transport
 from overlay.wire.portmap.pcp import MAX_MESSAGE_SIZE, NONCE_SIZE
 
 Protocol = Literal["nat-pmp", "pcp", "upnp"]
@@ -82,13 +81,12 @@ class PortMapper:
         port: Callable[[], int | None],
         on_change: Callable[[], None],
         *,
-        transport: Transport = "udp",
         read_host: Callable[[], Awaitable[Machine]] = read_machine,
     ) -> None:
         """`port()` of this machine is what is mapped. `on_change`: `endpoints` is another."""
         self.endpoints: tuple[Endpoint, ...] = ()
         """Where the port is to be reached from outside, as far as it is believed: one, or none."""
-        self._port, self._on_change, self._transport, self._read_host = port, on_change, transport, read_host
+        self._port, self._on_change, self._read_host = port, on_change, read_host
         self._mapping = Mapping()
         self._seen: frozenset[str] = frozenset()
         self._nonces: dict[str, bytes] = {}
@@ -162,7 +160,7 @@ class PortMapper:
         # The same router knows a mapping again by its nonce, also after this machine's link was away.
         nonce = self._nonces.setdefault(gateway, secrets.token_bytes(NONCE_SIZE))
         self._nonces = {gateway: nonce}
-        client = Client(own, self._transport, port, nonce, anyio.current_time())
+        client = Client(own, TRANSPORT, port, nonce, anyio.current_time())
         with _connected(str(own), gateway) as asking, _announcements() as announced:
             news = [anyio.Event()]
 
@@ -215,7 +213,7 @@ class PortMapper:
         """As `_by_udp`."""
         try:
             device = await upnp.find(own, gateway)
-            lease = await device.map(self._transport, port)
+            lease = await device.map(port)
             while True:
                 self._remove = lease.remove
                 self._take(Mapping(gateway, "upnp", lease.external, ""))

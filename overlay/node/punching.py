@@ -158,11 +158,12 @@ class TcpPunching:
         """We want it: tell the peer, and begin when its answer is there."""
         port = None
         try:
+            pair.call(secrets.token_bytes(CALL_ID_SIZE))  # the peer may call while we look at our port
             port, offers = await self._open()
-            pair.call(secrets.token_bytes(CALL_ID_SIZE))
-            self._send(wish.number, pair.calling, wish.half_rtt, offers, answer=False)
-            with anyio.move_on_after(ANSWER_TIME):
-                await pair.news.wait()
+            if pair.heard is None:
+                self._send(wish.number, pair.calling, wish.half_rtt, offers, answer=False)
+                with anyio.move_on_after(ANSWER_TIME):
+                    await pair.news.wait()
             pair.calling = b""
             heard = pair.heard
             if heard is None:

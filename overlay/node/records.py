@@ -42,5 +42,5 @@ class Records:
             type=record.rtype,
             value=record.value,
             node=owner,
-            shadowed=is_shadowed(record, network_map.domain if network_map is not None else "", names),
+            shadowed=is_shadowed(record, network_map.domains if network_map is not None else (), names),
         )

@@ -19,7 +19,7 @@ from overlay.errors import RemoteProtocolError
 from overlay.node.inquiry import Inquiry, Send, by_family
 from overlay.node.interface import Machine, network_key, read_machine
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour, classify
-from overlay.path.observation import LIFETIME_PAUSES, LifetimeSearch, Observer
+from overlay.path.observation import LIFETIME_PAUSES, LifetimeSearch, Newest, Observer
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.stun import (
     HEADER_SIZE,
@@ -61,23 +61,27 @@ class Reflexive:
         send: Send,
         port: Callable[[], int | None],
         on_change: Callable[[], None],
+        on_mapping: Callable[[Endpoint], None] = lambda endpoint: None,
         *,
         read_host: Callable[[], Awaitable[Machine]] = read_machine,
         pauses: Sequence[float] = LIFETIME_PAUSES,
     ) -> None:
         """`send` sends from the engine's UDP port, which is `port()` while there is one. `on_change`: `nat` or
-        `endpoints` is another. `pauses`: for the search for the lifetime; none: there is no search."""
+        `endpoints` is another. `on_mapping`: the answer to `want_mapping`. `pauses`: for the search for the
+        lifetime; none: there is no search."""
         self.nat = UNKNOWN_NAT
         self.endpoints: tuple[Endpoint, ...] = ()
         """How the engine's port looks from outside, IPv4 first; the machine's own addresses among them."""
         self._send = send
         self._port = port
         self._on_change = on_change
+        self._on_mapping = on_mapping
         self._read_host = read_host
         self._pauses = tuple(pauses)
         self._servers: tuple[Endpoint, ...] = ()
         self._tcp_servers: tuple[Endpoint, ...] = ()
         self._urgent = anyio.Event()  # begin anew at once
+        self._mapping_wanted = anyio.Event()
         self._wanted = anyio.Event()  # look again, though not sooner than `APART`
         self._views: dict[bool, Endpoint] = {}  # of the relay: is it IPv6 → how it sees us
         self._inquiries: list[Inquiry] = []
@@ -108,6 +112,10 @@ class Reflexive:
         if (before is not None and before != endpoint) or self._unanswered:
             self._wanted.set()
 
+    def want_mapping(self) -> None:
+        """Which mapping did the NAT make last?"""
+        self._mapping_wanted.set()
+
     def received(self, datagram: bytes, source: Endpoint) -> None:
         """STUN came to the engine's port."""
         try:
@@ -122,15 +130,9 @@ class Reflexive:
     async def run(self) -> None:
         """Look whenever there is reason to, until cancelled."""
         try:
-            while True:
-                self._urgent, self._wanted = anyio.Event(), anyio.Event()
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(_cancel_when, self._urgent, tasks.cancel_scope)
-                    await self._look()
-                    await anyio.sleep(APART)
-                    tasks.start_soon(_cancel_when, self._wanted, tasks.cancel_scope)
-                    await self._rest()
-                    tasks.cancel_scope.cancel()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._tell_mappings)
+                await self._keep_looking()
         finally:
             self._take(UNKNOWN_NAT, ())
 
@@ -146,6 +148,29 @@ class Reflexive:
         raise error
 
     # inside ----------------------------------------------------------------------------------------------------------
+
+    async def _keep_looking(self) -> None:
+        while True:
+            self._urgent, self._wanted = anyio.Event(), anyio.Event()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_when, self._urgent, tasks.cancel_scope)
+                await self._look()
+                await anyio.sleep(APART)
+                tasks.start_soon(_cancel_when, self._wanted, tasks.cancel_scope)
+                await self._rest()
+                tasks.cancel_scope.cancel()
+
+    async def _tell_mappings(self) -> None:
+        """By a new socket each time: the engine's own has its mapping to the server, old as it may be."""
+        while True:
+            await self._mapping_wanted.wait()
+            self._mapping_wanted = anyio.Event()
+            server = next((each for each in self._servers if ":" not in each[0]), None)
+            if server is not None:
+                newest = Newest(server, anyio.current_time())
+                await Inquiry(newest).run()
+                if newest.mapped is not None:
+                    self._on_mapping(newest.mapped)
 
     async def _rest(self) -> None:
         """Until the next look is due; meanwhile the lifetime is looked for, if it is not known here."""

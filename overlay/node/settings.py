@@ -9,6 +9,7 @@ from overlay.errors import Exit, UserError
 if TYPE_CHECKING:
     from overlay.carrier.carriers import CarrierName
     from overlay.wire.endpoint import Endpoint
+    from overlay_dns.upstream import Upstream
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +25,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     no_proxy: str = ""  # hosts that it is not for, as in NO_PROXY
     ca_file: str = ""  # that wss:// and tls:// addresses are verified by, instead of the system's CAs
     port_mapping: bool = True  # ask the router to pass on what comes for the UDP port
+    upstreams: tuple[str, ...] = ()  # name servers that a person chose, as `parse_upstreams` takes them
     names: bool = True  # resolve the network's names on this machine
     verbosity: int = 0  # −1 quiet, 0, 1, 2
 
@@ -61,3 +63,16 @@ def parse_endpoints(texts: tuple[str, ...]) -> "tuple[Endpoint, ...]":
             raise UserError("endpoint-invalid", f"--endpoint {text}: no peer can reach that.", hint, Exit.USAGE)
         found.append(endpoint)
     return tuple(dict.fromkeys(found))
+
+
+def parse_upstreams(texts: tuple[str, ...]) -> "tuple[Upstream, ...]":
+    """Name servers for other names than the network's. Raises `UserError` ("upstream-invalid", exit 2)."""
+    if not texts:
+        return ()  # what follows costs more to import than most commands take
+    from overlay_dns.upstream import parse_upstream
+
+    hint = "As in --upstream tls://9.9.9.9#dns.quad9.net for all names, or --upstream corp.example=10.0.0.53 for some."
+    try:
+        return tuple(dict.fromkeys(parse_upstream(text)._replace(near=False) for text in texts))
+    except ValueError as error:
+        raise UserError("upstream-invalid", f"--upstream: {error}.", hint, Exit.USAGE) from error

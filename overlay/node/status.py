@@ -53,6 +53,17 @@ class PortMappingStatus(msgspec.Struct, frozen=True, kw_only=True):
     why: str  # why there is none, or why peers are not told of it; "": they are
 
 
+class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person asks to have exposed; fields as in `overlay.node.exposures.Exposures.add`."""
+
+    target: str
+    public: str = ""
+    host: str = ""
+    tunnel: TunnelKind = "single"
+    known_as: tuple[str, ...] = ()
+    service: str = ""
+
+
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     public: str
@@ -60,6 +71,9 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     tunnel: TunnelKind
     connections: int  # open now: TCP connections, or UDP flows
+    known_as: tuple[str, ...] = ()  # names that users know it by
+    service: str = ""  # what it is, as the zone has it
+    direct: bool = False  # peers who ask for one of `known_as` come straight here
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +81,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     addresses: tuple[str, ...]
     domain: str
+    domains: tuple[str, ...]  # all that this node has a name in
     interface: str | None
     server: ServerStatus
     peers: tuple[PeerStatus, ...]
@@ -85,9 +100,11 @@ class NamesStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     endpoint: str | None  # where it answers; None: it does not
     zones: tuple[str, ...]  # domains that it is authoritative for
-    upstreams: tuple[str, ...]  # the system's own name servers, for all other names
+    upstreams: tuple[str, ...]  # who is asked for other names: DOMAINS=SERVER where it is for these alone
+    chosen: tuple[str, ...] = ()  # those of them that a person chose; the others are the system's
     way: str  # how the system was told: "resolved", "resolvconf", "file", "none"
     reason: str  # why so
+    done: str  # what the system was told, a sentence
     reapplied: int  # times that others had changed it since
     warning: str
     drops: dict[str, int]  # by reason
@@ -100,7 +117,7 @@ class NameAnswer(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     rcode: str
     answers: tuple[str, ...]  # records as zone files have them
-    source: Literal["zone", "cache", "forwarded"]
+    source: Literal["zone", "exposure", "cache", "forwarded"]  # "exposure": its public name leads to its node
     zone: str | None  # the domain that answered, if the source is a zone
     upstreams: tuple[str, ...]  # who is asked, in this order, if not
     took_ms: float

@@ -17,9 +17,8 @@ import anyio.abc
 
 from overlay.errors import RemoteProtocolError
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.portmap import LIFETIME, igd, ssdp
+from overlay.wire.portmap import LIFETIME, TRANSPORT, igd, ssdp
 from overlay.wire.portmap.http import Call
-from overlay.wire.portmap.nat_pmp import Transport
 
 SEARCH_TIMEOUT: Final = 1.2
 """s for an answer to a search, which may be held back for 1 s."""
@@ -48,17 +47,17 @@ class Device:
     service: igd.Service
     address: IPv4Address  # outside
 
-    async def map(self, transport: Transport, port: int) -> "Lease":
+    async def map(self, port: int) -> "Lease":
         """Have `port` mapped. Raises `Failed`."""
         lifetime = LIFETIME
         external = port if port >= igd.LOWEST_PORT else _some_port()
         name = "AddAnyPortMapping" if self.service.finds_ports else "AddPortMapping"
         for _ in range(PORTS_TRIED):
             try:
-                result = await self.act(name, igd.mapping(transport, external, self.own, port, lifetime))
+                result = await self.act(name, igd.mapping(TRANSPORT, external, self.own, port, lifetime))
                 given = igd.reserved_port(result) if self.service.finds_ports else external
                 renewal = anyio.current_time() + LIFETIME / 2
-                return Lease(self, transport, port, (str(self.address), given), lifetime, renewal)
+                return Lease(self, port, (str(self.address), given), lifetime, renewal)
             except igd.ActionRefused as error:
                 refused = error
             except RemoteProtocolError as error:
@@ -93,7 +92,6 @@ class Lease:
     """A mapping that is there. `lifetime` in s, as asked for; `renewal`: when it is due."""
 
     device: Device
-    transport: Transport
     port: int
     external: Endpoint
     lifetime: int
@@ -110,7 +108,7 @@ class Lease:
         try:
             device = replace(device, address=await device.look_up_address())
             if self.renewal:
-                entry = await device.act("GetSpecificPortMappingEntry", igd.entry(self.transport, external[1]))
+                entry = await device.act("GetSpecificPortMappingEntry", igd.entry(TRANSPORT, external[1]))
                 if entry.get("NewInternalClient") == str(device.own):
                     return replace(self, device=device, external=(str(device.address), external[1]))
         except igd.ActionRefused as refused:
@@ -118,12 +116,12 @@ class Lease:
                 raise Failed(f"By UPnP it refuses: {refused}.") from refused
         except RemoteProtocolError as error:
             raise device.nonsense(error) from error
-        return await device.map(self.transport, self.port)
+        return await device.map(self.port)
 
     async def remove(self) -> None:
         """Raises `Failed`."""
         with suppress(igd.ActionRefused, RemoteProtocolError):
-            await self.device.act("DeletePortMapping", igd.entry(self.transport, self.external[1]))
+            await self.device.act("DeletePortMapping", igd.entry(TRANSPORT, self.external[1]))
 
 
 async def find(own: str, gateway: str) -> Device:

@@ -26,6 +26,7 @@ from overlay.node.interface import Machine, network_key, read_machine
 from overlay.wire.control.address import ServerAddress
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 from overlay_dns.lookup import look_up
+from overlay_dns.upstream import Upstream
 
 FAVOURITES_FILE = "carriers.json"
 DIAL_TIMEOUT = 10.0
@@ -58,14 +59,14 @@ class Ways:
         self,
         target: Target,
         state: StateDir,
-        upstreams: Callable[[], Sequence[Endpoint]] = lambda: (),
+        upstreams: Callable[[], Sequence[Upstream]] = lambda: (),
         *,
         openers: Mapping[CarrierName, Opener] = OPENERS,
         read_host: Callable[[], Awaitable[Machine]] = read_machine,
         wall: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`upstreams`: the system's own name servers while our resolver stands in their place; else empty."""
+        """`upstreams`: whom our resolver asks, while it is the system's for all names; else empty."""
         self.carrier: CarrierName | None = None  # of the control connection, the last one
         self.why = ""
         self._target = target

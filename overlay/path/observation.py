@@ -244,6 +244,20 @@ class Observer(Questions):
         self.observations = replace(self.observations, **seen)
 
 
+class Newest(Questions):
+    """How a socket that was just opened looks: the mapping that a NAT which counts gave last. Over when `done`."""
+
+    def __init__(self, server: Endpoint, now: float) -> None:
+        super().__init__()
+        self.done = False
+        self.mapped: Endpoint | None = None
+        """None: not known (yet)."""
+        self._question = self._ask(Ask(self._next_number(), 0, server), now)
+
+    def _go_on(self, now: float) -> None:
+        self.mapped, self.done = self._question.mapped, self._question.over
+
+
 class LifetimeSearch(Questions):
     """How long is a mapping kept that nobody uses? RFC 5780 §4.6: a second socket has the server answer to the first
     one's mapped port. Over when `done`."""

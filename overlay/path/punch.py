@@ -74,11 +74,17 @@ def _minds_the_port(nat: NatBehaviour) -> bool:
     return nat.filtering not in ("endpoint-independent", "address-dependent")
 
 
-def predicted(nat: NatBehaviour, observed: Endpoint) -> list[Endpoint]:
-    """The endpoints that the NAT will give to our next destinations, where it counts regularly."""
-    if not is_hard(nat) or not nat.port_delta:
+def counts(nat: NatBehaviour) -> bool:
+    """Does it give one destination after the other the next port?"""
+    return is_hard(nat) and bool(nat.port_delta)
+
+
+def predicted(nat: NatBehaviour, newest: Endpoint) -> list[Endpoint]:
+    """The endpoints that the NAT will give to our next destinations, where it counts regularly. `newest`: the mapping
+    that it made last."""
+    if nat.port_delta is None or not counts(nat):
         return []
-    host, port = observed
+    host, port = newest
     ports = (port + step * nat.port_delta for step in range(1, PREDICTED + 1))
     return [(host, each) for each in ports if _LOWEST_PORT <= each < 2**16]
 

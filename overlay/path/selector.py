@@ -46,6 +46,8 @@ class Selector:
         the paths in use, those of all peers; None: this one has its own."""
         self.path: Path | None = RELAY_PATH if relay else None
         """Where data goes now; None: nowhere yet (report `data_sent` all the same, it starts the search)."""
+        self.doubtful = False
+        """Does the path in use owe an answer for longer than it should? What goes by it may be lost."""
         self.observed: Endpoint | None = None
         """Our own endpoint as the peer last saw it."""
         self._relay = relay
@@ -227,7 +229,7 @@ class Selector:
     def call_anew(self, now: float) -> None:
         """Our own endpoints are others now: the peer should hear of it soon, if it matters."""
         self._calls = 0
-        self._call_due = now if self._wants_call(now) else NEVER
+        self._call_due = now if self.wants_call(now) else NEVER
         self._work(now)
 
     def _advertise(self, now: float) -> None:
@@ -294,6 +296,12 @@ class Selector:
         """When `handle_timeout` is to be called; None: not before something else happens."""
         return None if self._timeout == NEVER else self._timeout
 
+    def wants_call(self, now: float) -> bool:
+        """Does data flow that no direct path by UDP carries, or only one that the map knew of? There may be a LAN, of
+        which only the peer itself tells. Calls go through the relay."""
+        known = self._direct(now) and (bool(self._offered) or self.path is None or self.path.kind == "lan")
+        return self._relay and self.active(now) and not known
+
     # --- the work -----------------------------------------------------------------------------------------------------
 
     def active(self, now: float) -> bool:
@@ -358,12 +366,6 @@ class Selector:
             self._strangers.pinged(candidate.endpoint, now)
         return True
 
-    def _wants_call(self, now: float) -> bool:
-        """Does data flow that no direct path by UDP carries, or only one that the map knew of? There may be a LAN, of
-        which only the peer itself tells. Calls go through the relay."""
-        known = self._direct(now) and (bool(self._offered) or self.path is None or self.path.kind == "lan")
-        return self._relay and self.active(now) and not known
-
     def _direct(self, now: float) -> bool:
         """Does UDP carry data to the peer itself?"""
         current = self._current
@@ -371,7 +373,7 @@ class Selector:
 
     def _call(self, now: float) -> None:
         """Call the peer when it is time, and ask for TCP when UDP had its time."""
-        if not self._wants_call(now):
+        if not self.wants_call(now):
             self._call_due = self._tcp_due = NEVER
             return
         if now >= self._call_due or self._call_due == NEVER:
@@ -392,9 +394,10 @@ class Selector:
 
     def _due(self, now: float) -> list[Candidate]:
         due = [candidate for candidate in self._candidates.values() if self._probe_due(candidate, now) <= now]
-        # Predicted ones first, in their order: each new destination takes the next port of a NAT that counts. So the
-        # first that we ask is asked from the first where the peer expects us.
-        return sorted(due, key=lambda candidate: (candidate.origin != "predicted", timing.RANK[candidate.path.kind]))
+        # Who was never asked first: there may be more to ask than the budget has room for, and who did not answer may
+        # go on not to. Of them predicted ones first, in their order: each new destination takes the next port of a NAT
+        # that counts. So the first that we ask is asked from the first where the peer expects us.
+        return sorted(due, key=lambda each: (each.pings > 0, each.origin != "predicted", timing.RANK[each.path.kind]))
 
     def _probe_due(self, candidate: Candidate, now: float) -> float:
         """When to ask this one, as a candidate, while the pair is active."""
@@ -416,11 +419,12 @@ class Selector:
             due = current.last_ping + self._pace.interval
         elif self.active(now):
             due = current.last_ping + timing.HEARTBEAT
+        return min(due, max(self._overdue(current), current.last_ping + timing.RETRY))
+
+    def _overdue(self, current: Candidate) -> float:
+        """From when on an answer should have come."""
         oldest = current.oldest_unanswered
-        if oldest is not None:
-            overdue = oldest + max(timing.LIVENESS, 1.5 * (current.rtt or 0.0) + 0.05)
-            due = min(due, max(overdue, current.last_ping + timing.RETRY))
-        return due
+        return NEVER if oldest is None else oldest + max(timing.LIVENESS, 1.5 * (current.rtt or 0.0) + 0.05)
 
     def _patience(self, current: Candidate) -> float:
         return max(timing.PATIENCE, 2.0 * (current.rtt or 0.0))
@@ -499,6 +503,7 @@ class Selector:
         timeout = NEVER
         self._liveness_due = NEVER
         current = self._current
+        self.doubtful = current is not None and now >= self._overdue(current)
         if current is not None and current.trusted(now):
             self._liveness_due = current.last_ping + self._pace.interval
             timeout = self._path_ping_due(current, now)

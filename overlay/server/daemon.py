@@ -42,7 +42,7 @@ from overlay.server.hub import Hub
 from overlay.server.invites import DEFAULT_EXPIRY, DEFAULT_USES
 from overlay.server.keys import load_or_make_keys
 from overlay.server.network import Clock, Network, map_node
-from overlay.server.reach import Reach, find_reach, listening_port, open_listeners, parse_listen
+from overlay.server.reach import Reach, find_reach, leads_here, listening_port, open_listeners, parse_listen
 from overlay.server.records import Records
 from overlay.server.registry import FILE_NAME, Registry
 from overlay.server.schema import NetworkRecord, NodeRecord
@@ -54,6 +54,8 @@ from overlay.wire.control.netmap import sign
 from overlay.wire.demux import kind_of
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
+LOOKUPS = 4
+"""Names that are looked up at once because nodes named them; each holds a thread."""
 GOODBYE = 1.0
 """Seconds that telling the nodes may hold up the end."""
 
@@ -117,6 +119,7 @@ class ServerDaemon:
         self._network: Network | None = None
         self._member: Member | None = None
         self._stun: StunService | None = None
+        self._lookups = anyio.Semaphore(LOOKUPS)
         self._certificates: Certificates | None = None
 
     async def run(self) -> None:
@@ -169,7 +172,8 @@ class ServerDaemon:
             "state": "running",
             "public": list(self._reach.addresses),
             "listen": [format_endpoint(endpoint) for endpoint in self._listening],
-            "domain": network.record.domain,
+            "domain": network.record.domains[0],
+            "domains": list(network.record.domains),
             "networks": list(network.networks),
             "name": own.name,
             "addresses": list(network.addresses(own)),
@@ -185,7 +189,12 @@ class ServerDaemon:
             "drops": dict(drops),
             "features": dict(snapshot.features) if snapshot is not None else {},
             "certificate": self._certificates.status(),
-            "warnings": [*self._reach.warnings, *self._member.warnings, *self._certificates.warnings],
+            "warnings": [
+                *self._reach.warnings,
+                *self._member.warnings,
+                *self._certificates.warnings,
+                *network.name_warnings(),
+            ],
             "version": __version__,
         }
 
@@ -211,8 +220,8 @@ class ServerDaemon:
             _log.warning("%s", warning)
         certificates = self._certificates = Certificates(self._state, self._settings, self._reach.hosts)
         member = self._member = self._make_member(port)
-        exposures = Exposures(registry, self._surroundings(port), tasks)
-        records = self._make_records(registry, record.domain)
+        exposures = Exposures(registry, self._surroundings(port, record.domains), tasks)
+        records = self._make_records(registry, record.domains)
         await records.start()
         network = self._network = Network(
             registry=registry,
@@ -328,14 +337,18 @@ class ServerDaemon:
             start_engine=self._start_engine,
         )
 
-    def _make_records(self, registry: Registry, domain: str) -> Records:
-        def tell(records: Iterable[MapRecord]) -> None:
-            if self._network is not None:
-                self._network.hub.set_records(records)
-
+    def _make_records(self, registry: Registry, domains: tuple[str, ...]) -> Records:
         return Records(
-            registry, domain, lambda: self._network.names() if self._network is not None else {}, tell, time.time
+            registry,
+            domains,
+            lambda: self._network.names() if self._network is not None else {},
+            self._tell_records,
+            time.time,
         )
+
+    def _tell_records(self) -> None:
+        if self._network is not None:
+            self._network.tell_records()
 
     def _make_hub(
         self,
@@ -353,7 +366,7 @@ class ServerDaemon:
 
         return Hub(
             network=record.identity,
-            domain=record.domain,
+            domains=record.domains,
             networks=networks,
             version=record.map_version,
             nodes=[map_node(node, networks, online=node.number == SERVER_NUMBER) for node in nodes],
@@ -363,7 +376,7 @@ class ServerDaemon:
             on_map=member.apply_map,
         )
 
-    def _surroundings(self, port: int) -> Surroundings:
+    def _surroundings(self, port: int, domains: tuple[str, ...]) -> Surroundings:
         return Surroundings(
             public_hosts=self._reach.hosts,
             own_ports=self._own_ports(port),
@@ -377,7 +390,15 @@ class ServerDaemon:
             random_bytes=secrets.token_bytes,
             web_ports=tuple(sorted({own for kind, own in self._own_ports(port) if kind == "tcp"})),
             web_domain=self._settings.web_domain,
+            domains=domains,
+            direct=self._settings.direct_names,
+            on_names=self._tell_records,
+            leads_here=self._leads_here,
         )
+
+    async def _leads_here(self, host: str) -> bool:
+        async with self._lookups:
+            return await leads_here(host, self._reach)
 
     def _own_ports(self, port: int) -> frozenset[tuple[str, int]]:
         stun = self._stun.places.second_port if self._stun is not None else None
@@ -431,7 +452,7 @@ def _identity(record: NetworkRecord, server: NodeRecord) -> Identity:
         name=server.name,
         addresses=map_node(server, networks, online=True).addresses,
         networks=networks,
-        domain=record.domain,
+        domains=record.domains,
     )
 
 

@@ -6,7 +6,7 @@ again.
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -19,6 +19,7 @@ from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
 from overlay.server.callers import Callers, DynamicTunnel, Tell
+from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
 from overlay.server.ingress import PublicPort, ServeUser, bind_public
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
@@ -69,6 +70,11 @@ class Surroundings:
     random_bytes: Callable[[int], bytes] = os.urandom
     web_ports: tuple[int, ...] = ()  # the shared ones, for URLs
     web_domain: str = ""  # below which hosts are picked; "": none are
+    domains: tuple[str, ...] = ()  # the network's
+    direct: bool = True  # whether peers may be led past the server
+    on_names: Callable[[], None] = lambda: None  # what is said of some exposure has changed
+    leads_here: Callable[[str], Awaitable[bool]] | None = None
+    """Whether a name of the public DNS leads to this server. None: no exposure has names."""
 
 
 class Exposures:
@@ -81,6 +87,7 @@ class Exposures:
         self._around = around
         self._tasks = tasks
         self._records: dict[int, ExposureRecord] = {}
+        self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http
         self._by_name = Sites()
@@ -115,7 +122,7 @@ class Exposures:
 
         Raises `UserError`: "expose-invalid", "public-invalid", "public-not-here", "host-invalid", "port-taken",
         "host-taken" (the message names the holder), "port-permission", "no-free-port", "too-many-exposures",
-        "exposure-unknown", "no-tunnel", and what the registry raises.
+        "exposure-unknown", "no-tunnel", what the registry raises, and what `check_said` does.
         """
         target = request.target
         if not 0 < request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
@@ -130,10 +137,17 @@ class Exposures:
                 "This server runs without a network interface and cannot carry users to nodes.",
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
+        around = self._around
+        said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 record = await (self._renew(node, request) if request.id else self._grant(node, request))
+                if record.path:
+                    said = NOTHING_SAID  # all of it is about a port
+                if self._said.get(record.id, NOTHING_SAID) != said:
+                    self._said[record.id] = said
+                    self._around.on_names()
         return self._show(record)
 
     async def unexpose(self, node: int, name: str) -> None:
@@ -159,6 +173,10 @@ class Exposures:
                 self._forget(record.id)
             self._callers.forget_node(node)
 
+    def said(self) -> list[tuple[ExposureRecord, Said]]:
+        """Each exposure, with what its node has said of it."""
+        return [(record, self._said.get(record.id, NOTHING_SAID)) for record in self._records.values()]
+
     def of_node(self, node: int) -> tuple[Exposure, ...]:
         return tuple(self._show(record) for record in self._records.values() if record.node == node)
 
@@ -168,7 +186,7 @@ class Exposures:
             {
                 "id": record.name,
                 "node": self._around.name_of(record.node),
-                "public": self._public(record),
+                "public": self.public(record),
                 "url": self._url(record),
                 "target": record.target,
                 "tunnel": record.tunnel,
@@ -213,7 +231,11 @@ class Exposures:
         return lease
 
     def _wanted(self, node: int, request: Expose) -> ExposureRecord:
-        by_name = request.protocol == "http" and not request.public and (request.host or self._around.web_domain)
+        by_name = (
+            request.protocol == "http"
+            and not request.public
+            and (request.host or (self._around.web_domain and not request.known_as))
+        )
         if by_name:
             host, path = parse_host(request.host) if request.host else (self._pick_host(node), "/")
             port = 0
@@ -248,7 +270,7 @@ class Exposures:
             if (record.host, record.path) == (wanted.host, wanted.path):
                 raise UserError(
                     "host-taken",
-                    f"{self._public(wanted)} is held by node '{self._around.name_of(record.node)}' "
+                    f"{self.public(wanted)} is held by node '{self._around.name_of(record.node)}' "
                     f"(exposure {record.name}).",
                     "Choose another host or path, or have that exposure given back: 'overlay expose rm' on that node.",
                 )
@@ -341,6 +363,8 @@ class Exposures:
     def _forget(self, number: int) -> None:
         self._records.pop(number, None)
         self._problems.pop(number, None)
+        if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
+            self._around.on_names()
         site, public = self._sites.pop(number, None), self._ports.pop(number, None)
         if site is not None:
             self._by_name.remove(site)
@@ -360,24 +384,29 @@ class Exposures:
         return record
 
     def _show(self, record: ExposureRecord) -> Exposure:
+        said = self._said.get(record.id, NOTHING_SAID)
         return Exposure(
             id=record.name,
             protocol=cast(ExposureProtocol, record.protocol),
-            public=self._public(record),
+            public=self.public(record),
             target=record.target,
             port=record.port,
             tunnel=cast(TunnelKind, record.tunnel),
             url=self._url(record) or "",
+            known_as=said.known_as,
+            service=said.service,
+            direct=said.direct,
         )
 
     def _url(self, record: ExposureRecord) -> str | None:
         if record.protocol != "http":
             return None
         if not record.path:
-            return f"http://{self._public(record)}/"
+            return f"http://{self.public(record)}/"
         return url_of(record.host, self._around.web_ports, record.path)
 
-    def _public(self, record: ExposureRecord) -> str:
+    def public(self, record: ExposureRecord) -> str:
+        """Where users reach it: "203.0.113.1:9000", or "docs.example.com/prefix"."""
         if record.path:
             return record.host + record.path.rstrip("/")
         host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")

@@ -13,7 +13,7 @@ from overlay.node.interface import Machine
 from overlay.server.admission import add_node
 from overlay.server.allocation import SERVER_HOST
 from overlay.server.keys import ServerKeys
-from overlay.server.names import check_domain, check_name
+from overlay.server.names import check_domains, check_name
 from overlay.server.ranges import check_range, choose_ipv4, choose_ula
 from overlay.server.registry import Registry
 from overlay.server.schema import NetworkRecord, NodeRecord
@@ -56,7 +56,7 @@ async def found(
                 NetworkRecord(
                     identity=random_bytes(_IDENTITY_SIZE).hex(),
                     server_key=keys.public_key,
-                    domain=check_domain(settings.domain or DEFAULT_DOMAIN),
+                    domain=" ".join(check_domains(settings.domains or (DEFAULT_DOMAIN,))),
                     ipv4=str(ipv4),
                     ipv6=str(choose_ula(random_bytes)),
                     next_number=SERVER_NUMBER,
@@ -110,8 +110,8 @@ async def _update(
             f"The network's range is {record.ipv4} since its first start and cannot become {settings.range}.",
             "Leave --range out, or make a new network with another --state folder.",
         )
-    if settings.domain:
-        await transaction.set_network(domain=check_domain(settings.domain))
+    if settings.domains:
+        await transaction.set_network(domain=" ".join(check_domains(settings.domains)))
     server = await transaction.node_with_key(keys.public_key)
     if server is None:
         return  # the caller says so

@@ -52,7 +52,7 @@ class Hub:
         self,
         *,
         network: str,
-        domain: str,
+        domains: tuple[str, ...],
         networks: tuple[str, ...],
         version: int,
         nodes: Iterable[MapNode],
@@ -73,7 +73,8 @@ class Hub:
         first = NetworkMap(
             network=network,
             version=version + 1,
-            domain=domain,
+            domain=domains[0],
+            more_domains=domains[1:],
             networks=networks,
             nodes=tuple(self._nodes.values()),
             records=self._records,

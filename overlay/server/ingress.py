@@ -123,15 +123,22 @@ class PublicPort:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
                     for bound in self._sockets:
-                        if self._protocol == "tcp":
-                            tasks.start_soon(self._serve_tcp, bound, tunnel, serve_user, tasks)
-                        else:
-                            tasks.start_soon(self._serve_udp, bound, tunnel)
+                        tasks.start_soon(self._serve, bound, tunnel, serve_user, tasks)
         finally:
             self.close()
             for user in self._users:  # those whose task was cancelled before its first step
                 user.close()
             self._users.clear()
+
+    async def _serve(
+        self, bound: socket.socket, tunnel: Tunnel, serve_user: ServeUser | None, tasks: TaskGroup
+    ) -> None:
+        if bound.fileno() < 0:
+            return  # closed before this task's first step
+        if self._protocol == "tcp":
+            await self._serve_tcp(bound, tunnel, serve_user, tasks)
+        else:
+            await self._serve_udp(bound, tunnel)
 
     async def _serve_tcp(
         self, listener: socket.socket, tunnel: Tunnel, serve_user: ServeUser | None, tasks: TaskGroup

@@ -21,16 +21,18 @@ from overlay.errors import Exit, UserError
 from overlay.server import admission
 from overlay.server.allocation import addresses
 from overlay.server.candidates import MAX_LAN, MAX_OBSERVED, usable_endpoints
+from overlay.server.exposure_names import exposure_records
 from overlay.server.exposures import Exposures
 from overlay.server.hub import Hub, Link
 from overlay.server.invites import make_invite
 from overlay.server.keys import ServerKeys
 from overlay.server.links import RelayLinks
-from overlay.server.names import check_name
+from overlay.server.names import check_name, derive_name
 from overlay.server.reach import Reach
 from overlay.server.records import Records
 from overlay.server.registry import Registry
 from overlay.server.schema import NetworkRecord, NodeRecord
+from overlay.wire.control.hostnames import MAX_NAME, is_suffixed
 from overlay.wire.control.invite import Invite
 from overlay.wire.control.messages import Hello, MapNode, MapRecord, Refused, Welcome
 from overlay.wire.control.netmap import map_key
@@ -41,6 +43,7 @@ UDP_HEARTBEAT = 5.0
 """The same by udp, where nothing else tells a node that this server was killed and started anew: the system closes TCP
 connections of a dead process, and knows none by UDP."""
 SAVE_INTERVAL = 5.0  # s; what a crash loses of endpoints and last-seen times, which nodes say anew
+MAX_NAME_WARNINGS = 5
 MAX_TOGETHER = 64  # nodes that are admitted in one transaction
 _log = logging.getLogger(__name__)
 
@@ -103,6 +106,7 @@ class Network:
         self._numbers = {node.key: node.number for node in nodes}
         # Of those heard of since the start; this server's own is another one each time.
         self._epochs = {SERVER_NUMBER: int.from_bytes(clock.random_bytes(4), "big") | 1}
+        self._wishes: dict[int, str] = {}  # what nodes would be called by their host's name
         self._unsaved: set[int] = set()
         self._lock = anyio.Lock()
         self._arrivals: deque[_Arrival] = deque()
@@ -123,6 +127,18 @@ class Network:
         self._publish(SERVER_NUMBER)
         self._relay.post(*(_client(node) for node in self._nodes.values() if node.number != SERVER_NUMBER))
 
+    def tell_records(self) -> None:
+        """What people have put into the zone, or what exposures have there, is different now."""
+        made = self.zone_records.all()
+        of_exposures = exposure_records(
+            self.exposures.said(),
+            domains=self.record.domains,
+            nodes={node.number: (node.name, self.addresses(node)[0]) for node in self._nodes.values()},
+            public=self.exposures.public,
+            made=made,
+        )
+        self.hub.set_records((*made, *of_exposures))
+
     def count(self, drop: str) -> None:
         self.drops[drop] += 1
 
@@ -134,6 +150,7 @@ class Network:
             raise UserError("key-in-use", "The node shows the server's own key.", "Give it a state of its own.")
         record = self._back(key, hello) or await self._newcomer(key, hello)
         self._epochs[record.number] = hello.epoch
+        self._wishes[record.number] = "" if hello.name_chosen else derive_name(hello.name[:MAX_NAME], frozenset())
         if hello.endpoints:
             self.set_endpoints(record.number, hello.endpoints, record.observed)
         self._publish(record.number)
@@ -194,6 +211,8 @@ class Network:
         else:  # endpoints that were not written yet are newer than the registry's
             record = msgspec.structs.replace(record, lan=known.lan, observed=known.observed)
         self._nodes[record.number] = record
+        if known is not None and known.name != record.name:
+            self.tell_records()
         self._numbers[record.key] = record.number
         return record
 
@@ -204,7 +223,8 @@ class Network:
             name=node.name,
             addresses=self.addresses(node),
             networks=self.networks,
-            domain=self.record.domain,
+            domain=self.record.domains[0],
+            more_domains=self.record.domains[1:],
             ticket=int.from_bytes(node.ticket, "big"),
             relays=self.reach.relays,
             stun=self.reach.stun,
@@ -280,7 +300,7 @@ class Network:
             addresses=self.reach.addresses,
             server_key=self._keys.public_key,
             secret=secret,
-            domain=self.record.domain,
+            domain=self.record.domains[0],
             pin=self._pin,
         )
         return {"invite": invite.encode(), "expires": expires, "uses": uses}
@@ -296,6 +316,7 @@ class Network:
                     await transaction.remove_node(node.number)
                 del self._nodes[node.number], self._numbers[node.key]
                 self._epochs.pop(node.number, None)
+                self._wishes.pop(node.number, None)
                 self._unsaved.discard(node.number)
                 self._relay.post(RemoveClient(node.number))
                 self.links.remove_node(node.number)
@@ -315,6 +336,7 @@ class Network:
                 # Endpoints may have changed meanwhile: they are taken from what is known now.
                 self._nodes[node.number] = msgspec.structs.replace(self._nodes[node.number], name=name)
                 self._publish(node.number)
+                self.tell_records()
         return name
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -341,6 +363,24 @@ class Network:
 
     async def remove_record(self, name: str, rtype: str) -> None:
         await self.zone_records.remove(SERVER_NUMBER, name, rtype)
+
+    def name_warnings(self) -> list[str]:
+        """Sentences: names that somebody wanted and another has."""
+        names = self.names()
+        found = [
+            f"Node {node.number} wished to be '{wish}', as another node is, and is called '{node.name}': see "
+            "'overlay node rename'."
+            for number, wish in self._wishes.items()
+            if wish and (node := self._nodes.get(number)) is not None and is_suffixed(node.name, wish, names)
+        ]
+        found += [
+            f"The record {record.name} {record.rtype} of node '{self.name_of(record.node)}' is not served, since a "
+            "node has taken the name."
+            for record in self.zone_records.all()
+            if is_shadowed(record, self.record.domains, names)
+        ]
+        more = len(found) - MAX_NAME_WARNINGS
+        return [*found[:MAX_NAME_WARNINGS], *([f"{more} more names collide."] if more > 0 else [])]
 
     # what others ask
 
@@ -396,7 +436,7 @@ class Network:
             type=record.rtype,
             value=record.value,
             node=self.name_of(record.node),
-            shadowed=is_shadowed(record, self.record.domain, self.names()),
+            shadowed=is_shadowed(record, self.record.domains, self.names()),
         )
 
     def _publish(self, number: int) -> None:

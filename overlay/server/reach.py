@@ -117,6 +117,12 @@ async def find_reach(
     return Reach(addresses=tuple(addresses), relays=tuple(dict.fromkeys(relays)), warnings=tuple(warnings))
 
 
+async def leads_here(host: str, reach: Reach) -> bool:
+    """Whether a name of the DNS has one of the server's public addresses, as this host's resolver finds it now."""
+    found = {parse_endpoint(endpoint)[0] for endpoint in await _look_up(host, DEFAULT_PORT)}
+    return not found.isdisjoint(parse_endpoint(endpoint)[0] for endpoint in reach.relays)
+
+
 def _relays(own: Iterable[Endpoint], port: int) -> tuple[str, ...]:
     """Only the first port is one of UDP."""
     return tuple(format_endpoint(endpoint) for endpoint in own if endpoint[1] == port)

@@ -4,31 +4,29 @@ A name belongs to the node that used it first; names of nodes and all below them
 node may take any record away.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
-import idna
 
 from overlay.engine.api import SERVER_NUMBER
 from overlay.errors import Exit, UserError
 from overlay.server.registry import Registry
 from overlay.server.schema import DnsRecord
+from overlay.wire.control.hostnames import ascii_name
 from overlay.wire.control.messages import MapRecord
 from overlay.wire.control.records import (
     MAX_RECORDS,
     RECORD_TYPES,
     canonical_value,
     check_owner,
+    domain_of,
     is_shadowed,
-    is_within,
 )
 
 MAX_PER_NODE = 64
 LONGEST_CHAIN = 8
 """Aliases in a row: as many as resolvers follow."""
 _LONGEST_INPUT = 1024  # characters; a longer text is not even looked at
-_DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 section 3.1
 
 
 class Records:
@@ -37,15 +35,15 @@ class Records:
     def __init__(
         self,
         registry: Registry,
-        domain: str,
+        domains: Sequence[str],
         nodes: Callable[[], Mapping[str, int]],
-        on_change: Callable[[Iterable[MapRecord]], None],
+        on_change: Callable[[], None],
         wall: Callable[[], float],
     ) -> None:
-        """`nodes`: names of nodes to numbers, as they are now. `on_change` gets all records after each change.
-        `wall`: Unix time, s."""
+        """`domains`: of the network; what has none is meant in the first. `nodes`: names of nodes to numbers, as they
+        are now. `on_change`: `all` is different. `wall`: Unix time, s."""
         self._registry = registry
-        self._domain = domain
+        self._domains = tuple(domains)
         self._nodes = nodes
         self._on_change = on_change
         self._wall = wall
@@ -118,7 +116,7 @@ class Records:
             self._tell()
 
     def _tell(self) -> None:
-        self._on_change(self.all())
+        self._on_change()
 
     def _name_of(self, number: int) -> str:
         return next((name for name, each in self._nodes().items() if each == number), f"number {number}")
@@ -128,11 +126,11 @@ class Records:
     def _owner(self, text: str, rtype: str) -> str:
         """Any name that does not end in the domain is meant within it, but for one with a dot at its end."""
         try:
-            name, absolute = _ascii_name(text)
-            if not is_within(name, self._domain):
+            name, absolute = ascii_name(text)
+            if domain_of(name, self._domains) is None:
                 if absolute:
-                    raise ValueError(f"the name is not in the domain {self._domain}")
-                name = f"{name}.{self._domain}"
+                    raise ValueError(f"the name is not in the domain {' or '.join(self._domains)}")
+                name = f"{name}.{self._domains[0]}"
             check_owner(name, rtype)
         except ValueError as error:
             raise _invalid("name", text, error) from error
@@ -152,13 +150,13 @@ class Records:
 
     def _target(self, text: str) -> str:
         """A name of one label is meant in the domain, any other one is whole."""
-        name, absolute = _ascii_name(text)
-        return name if absolute or "." in name else f"{name}.{self._domain}"
+        name, absolute = ascii_name(text)
+        return name if absolute or "." in name else f"{name}.{self._domains[0]}"
 
     # where it may be -------------------------------------------------------------------------------------------------
 
     def _check_place(self, record: DnsRecord) -> None:
-        if is_shadowed(_map_record(record), self._domain, self._nodes()):
+        if is_shadowed(_map_record(record), self._domains, self._nodes()):
             raise UserError(
                 "record-name-taken",
                 f"{record.name} is a node's name, or below one.",
@@ -174,7 +172,7 @@ class Records:
                     "Choose another name, or remove that one there or on the server's host.",
                     Exit.REFUSED,
                 )
-        others = record.rtype == "CNAME" and (there or record.name == self._domain)
+        others = record.rtype == "CNAME" and (there or record.name in self._domains)
         if others or any(each.rtype == "CNAME" for each in there):
             raise UserError(
                 "record-conflict",
@@ -220,25 +218,6 @@ def _alias_of(name: str, aliases: Mapping[str, str]) -> str | None:
 
 def _map_record(record: DnsRecord) -> MapRecord:
     return MapRecord(name=record.name, rtype=record.rtype, value=record.value, node=record.node)
-
-
-def _ascii_name(text: str) -> tuple[str, bool]:
-    """A name in ASCII, by IDNA 2008 (RFC 5891 section 4) after the mapping of UTS 46, and whether it ended in a dot.
-    Raises `ValueError`."""
-    if len(text) > _LONGEST_INPUT:
-        raise ValueError("it is too long")
-    labels = _DOTS.split(text)
-    absolute = len(labels) > 1 and not labels[-1]
-    return ".".join(map(_ascii_label, labels[:-1] if absolute else labels)), absolute
-
-
-def _ascii_label(label: str) -> str:
-    if not label.isascii():
-        return idna.alabel(idna.uts46_remap(label, std3_rules=False)).decode()
-    label = label.lower()
-    if label.startswith("xn--"):
-        idna.ulabel(label)  # raises for what stands for no U-label
-    return label
 
 
 def _checked_type(rtype: str) -> str:

@@ -40,7 +40,7 @@ network_table = Table(
     Column("id", Integer, primary_key=True),
     Column("identity", Text, nullable=False),  # hex
     Column("server_key", LargeBinary, nullable=False),  # X25519 public: which keys this registry belongs to
-    Column("domain", Text, nullable=False),
+    Column("domain", Text, nullable=False),  # all of them, by spaces
     Column("ipv4", Text, nullable=False),  # the ranges, CIDR
     Column("ipv6", Text, nullable=False),
     Column("next_number", Integer, nullable=False),  # node numbers are never used twice
@@ -130,6 +130,11 @@ class NetworkRecord(msgspec.Struct, frozen=True, kw_only=True):
     next_number: int
     last_host: int
     map_version: int
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The first one is that of reverse names."""
+        return tuple(self.domain.split(" "))
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,12 +16,13 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     listen: tuple[str, ...] = ()  # "HOST:PORT", TCP and UDP; default port 443 everywhere
     public: tuple[str, ...] = ()  # "HOST" or "HOST:PORT"; default the host's own addresses
     stun_port: int | None = None  # UDP; 0: none; None: the default one, if it is free
-    domain: str = ""  # default local.test
+    domains: tuple[str, ...] = ()  # default local.test
     range: str = ""  # CIDR, for the first start; default a free /16
     name: str = ""  # the server's own, as a node; default "server"
     interface: str = ""  # default the first free overlay0, overlay1, …
     tun: bool = True
     relay_rate: float = 0.0  # bytes per second relayed for each node; 0: no bound
+    direct_names: bool = True  # peers are led past the server where they ask for an exposure's public name
     dscp: Literal["hide", "copy"] = "hide"  # of packets inside, in the headers outside
     tls_cert: str = ""  # file, PEM; default a certificate that the server makes and signs itself
     tls_key: str = ""  # file, PEM

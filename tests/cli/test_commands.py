@@ -257,6 +257,18 @@ def test_an_endpoint_that_nobody_could_use_is_refused_before_anything_starts(
     assert error["code"] == "endpoint-invalid" and says in error["message"] and "--endpoint" in error["hint"]
 
 
+def test_an_upstream_that_is_none_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for upstream, says in (("dns.google", "no IP address"), ("corp example=10.0.0.1", "'corp example' is no domain")):
+        assert main(["up", "--json", "--state", str(tmp_path), "--upstream", "9.9.9.9", "--upstream", upstream]) == 2
+        error = json.loads(capsys.readouterr().out)["error"]
+        assert error["code"] == "upstream-invalid" and says in error["message"] and "tls://" in error["hint"]
+    (tmp_path / "config.toml").write_text('upstream = ["corp.example=10.0.0.1:0"]\n')
+    assert main(["up", "--state", str(tmp_path)]) == 2
+    assert "no valid port" in capsys.readouterr().err
+
+
 def test_port_mapping_is_on_or_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", "--port-mapping", "maybe", "--state", str(tmp_path)]) == 2
     assert "'maybe' is not one of 'on', 'off'" in capsys.readouterr().err

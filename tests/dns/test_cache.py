@@ -1,11 +1,11 @@
 """What is kept of upstreams' answers, for how long, and how it is given. Virtual time."""
 
-from dnslib import EDNS0, QTYPE, RCODE, RR, SOA, A, DNSRecord
+from dnslib import CNAME, EDNS0, QTYPE, RCODE, RR, SOA, A, DNSRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
 from overlay_dns.cache import LONGEST, LONGEST_NEGATIVE, MOST, RETRY, STALE, STALE_TTL, Cache
-from overlay_dns.records import outgoing, parse
+from overlay_dns.records import ALIAS_LIMIT, is_to_the_point, name_at, outgoing, parse
 
 
 def key_of(query: bytes) -> bytes:
@@ -103,11 +103,28 @@ def test_clients_that_want_the_same_share_a_key() -> None:
     assert DNSRecord.parse(key_of(with_edns("do", 4096))).ar[0].edns_len == 1232
 
 
+def test_aliases_are_followed_in_whatever_order_so_far() -> None:
+    for count, fits in ((3, True), (ALIAS_LIMIT + 1, False)):
+        reply = DNSRecord.parse(question("n0.example")).reply()
+        chain = [RR(f"n{n}.example", QTYPE.CNAME, rdata=CNAME(f"N{n + 1}.example")) for n in range(count)]
+        reply.add_answer(RR(f"n{count}.example", QTYPE.A, rdata=A("192.0.2.1")), *reversed(chain))
+        data = bytes(reply.pack())
+        message = parse(data)
+        assert message is not None and is_to_the_point(message, data) == fits
+    assert name_at(b"\1a\xc0\0", 0) is None and name_at(b"\xc0\0", 0) is None and name_at(b"\xc0\2\0", 0) is None
+    assert name_at(b"\1B\0\1a\xc0\0", 3) == b"\1a\1b\0"
+
+
 @given(st.binary(max_size=120))
 def test_fuzz_messages(tail: bytes) -> None:
     query = question()
     for data in (tail, answer(query, 60)[:20] + tail, query[:2] + b"\x81\x80\0\1\0\2\0\1\0\1" + query[12:] + tail):
-        parse(data)
+        message = parse(data)
+        if message is not None:
+            is_to_the_point(message, data)
+        for offset in range(len(data)):
+            name = name_at(data, offset)
+            assert name is None or len(name) <= 255
         outgoing(data)
         kept = Cache().keep(key_of(query), data, 0.0)
         assert kept is None or len(kept.render(query, 1.0)) == len(data)

@@ -2,13 +2,14 @@
 
 import shutil
 import socket
+import struct
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import anyio
@@ -62,7 +63,22 @@ NAMES = (
     "many.local.test",
     "local.test",
 )
-TYPES = ("A", "AAAA", "CNAME", "TXT", "SRV", "NS", "SOA", "MX", "PTR")
+TYPES = ("A", "AAAA", "CNAME", "TXT", "SRV", "NS", "SOA", "MX", "PTR", "HTTPS", "CAA")
+NETWORKS = (IPv4Network("10.77.0.0/16"), IPv6Network("fd00:1:2::/48"))
+REVERSE = {  # origin: names below it
+    "77.10.in-addr.arpa": ("3.0", "4.0", "9.9", "0", "", "x.3.0", "*"),
+    "2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa": ("3" + ".0" * 19, "9" + ".0" * 19, "0.0", ""),
+}
+
+
+def reverse_file(origin: str) -> str:
+    lines = [
+        f"{origin}. 10 IN SOA server.{DOMAIN}. hostmaster.{DOMAIN}. 7 3600 600 86400 10",
+        f"{origin}. 5 IN NS server.{DOMAIN}.",
+    ]
+    pointers = {address.reverse_pointer: host for host, each in HOSTS.items() for address in each}
+    lines += [f"{name}. 5 IN PTR {host}.{DOMAIN}." for name, host in pointers.items() if name.endswith(origin)]
+    return "\n".join(lines) + "\n"
 
 
 def zone_file() -> str:
@@ -94,13 +110,16 @@ def bind9(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of one that serves the zone."""
     folder, port = tmp_path_factory.mktemp("bind9"), free_port()
     (folder / "zone").write_text(zone_file())
+    for origin in REVERSE:
+        (folder / origin).write_text(reverse_file(origin))
+    reverse = "".join(f'zone "{origin}" {{ type primary; file "{folder}/{origin}"; }};\n' for origin in REVERSE)
     configuration = folder / "named.conf"
     configuration.write_text(
         f'options {{ directory "{folder}"; pid-file none; session-keyfile none; recursion no;'
         " minimal-responses yes; zero-no-soa-ttl no;"
         f" listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; dnssec-validation no; notify no;"
         " allow-transfer { none; }; max-udp-size 1232; };"
-        f'controls {{ }}; zone "{DOMAIN}" {{ type primary; file "{folder}/zone"; check-names ignore; }};\n'
+        f'controls {{ }}; zone "{DOMAIN}" {{ type primary; file "{folder}/zone"; check-names ignore; }};\n{reverse}'
     )
     copied = shutil.copy(
         program("named"), folder / "named"
@@ -126,7 +145,7 @@ def _wait_until_it_serves(process: subprocess.Popen[bytes], log: Path) -> None:
 @pytest.fixture(scope="module")
 def ours() -> Iterator[int]:
     """The port of our resolver, in a thread of its own."""
-    zones = Zones.build(DOMAIN, HOSTS, 7, records=RECORDS)
+    zones = Zones.build(DOMAIN, HOSTS, 7, NETWORKS, records=RECORDS)
     resolver, ended = Resolver(zones, lambda: []), threading.Event()
     with anyio.from_thread.start_blocking_portal() as portal:
 
@@ -157,7 +176,7 @@ def told(reply: DNSRecord) -> dict[str, object]:
         "question": (str(reply.q.qname), reply.q.qtype),
         "answer": sorted((str(each.rname).lower(), each.rtype, each.ttl, each.rdata.toZone()) for each in reply.rr),
         "authority": [(str(each.rname).lower(), each.rtype, each.ttl, each.rdata.toZone()) for each in reply.auth],
-        "edns": any(each.rtype == QTYPE.OPT for each in reply.ar),
+        "edns": [(each.edns_ver, each.edns_do, each.edns_rcode) for each in reply.ar if each.rtype == QTYPE.OPT],
     }
 
 
@@ -174,6 +193,89 @@ def test_as_bind9_answers(name: str, how: str, bind9: int, ours: int) -> None:
             for each in (theirs, mine):
                 del each["answer"], each["aa"], each["authority"]
         assert mine == theirs, qtype
+
+
+@pytest.mark.parametrize("origin", REVERSE)
+def test_reverse_names_as_bind9_answers(origin: str, bind9: int, ours: int) -> None:
+    for below in REVERSE[origin]:
+        for qtype in ("PTR", "A", "NS", "SOA", "CNAME", "TXT"):
+            query = DNSRecord.question(f"{below}.{origin}".removeprefix("."), qtype)
+            assert told(exchange(ours, query, tcp=False)) == told(exchange(bind9, query, tcp=False)), (below, qtype)
+
+
+def odd(name: str = "b.local.test", *, qtype: int = 1, qclass: int = 1, flags: int = 0, more: bytes = b"") -> bytes:
+    """A query that is out of the ordinary. `more`: behind the question, one record if it is not empty."""
+    labels = b"".join(len(label).to_bytes() + label for label in name.encode("latin-1").split(b"."))
+    header = struct.pack(">HHHHHH", 77, flags, 1, 0, 0, 1 if more else 0)
+    return header + labels + b"\0" + struct.pack(">HH", qtype, qclass) + more
+
+
+def opt(size: int = 1232, ttl: int = 0, data: bytes = b"", owner: bytes = b"\0") -> bytes:
+    return owner + struct.pack(">HHIH", 41, size, ttl, len(data)) + data
+
+
+ODD = {
+    "recursion wanted": odd(flags=0x0100),
+    "checking disabled": odd(flags=0x0010),
+    "authenticated data": odd(flags=0x0020),
+    "aa, tc and ra in a question": odd(flags=0x0680),
+    "a type that nobody knows": odd(qtype=65280),
+    "the same of a name that is not there": odd("nobody.local.test", qtype=65280),
+    "dnssec ok": odd(more=opt(ttl=0x8000)),
+    "an edns version that nobody knows": odd(more=opt(ttl=0x00010000)),
+    "the same and more": odd(more=opt(ttl=0x00FF8000)),
+    "an edns option that nobody knows": odd(more=opt(data=b"\xfd\xe9\0\2ab")),
+    "a size of zero": odd(more=opt(size=0)),
+    "two opts": odd(more=opt() + opt())[:11] + b"\2" + odd(more=opt() + opt())[12:],
+    "a record in place of an opt": odd(more=b"\1x\0" + struct.pack(">HHIH", 16, 1, 0, 2) + b"\1a"),
+    "half an opt": odd(more=opt()[:-3]),
+    "an option that is longer than the opt": odd(more=opt(data=b"\0\x0a\0\x20ab")),
+    "no opt where one is counted": odd(more=b"\0")[:-1],
+    "bytes left over": odd() + b"\0",
+    "class chaos": odd(qclass=3),
+    "class none": odd(qclass=254),
+    "any class": odd(qclass=255),
+    "class zero": odd(qclass=0),
+    "type zero": odd(qtype=0),
+    "a type that is none": odd(qtype=250),
+    "status": odd(flags=0x1000),
+    "inverse query": odd(flags=0x0800),
+    "opcode 15": odd(flags=0x7800),
+    "zone transfer": odd(DOMAIN, qtype=252),
+    "no question": odd()[:5] + b"\0" + odd()[6:12],
+    "two questions": odd()[:5] + b"\2" + odd()[6:] + odd()[12:],
+    "a label of 63 bytes": odd("x" * 63 + ".local.test"),
+    "a name of 255 bytes": odd(".".join(["x" * 49] * 4 + ["x" * 42, "local", "test"])),
+    "a name of 256 bytes": odd(".".join(["x" * 49] * 4 + ["x" * 43, "local", "test"])),
+    "bytes beyond ascii": odd("\xff\x00 b.local.test"),
+    "a pointer to itself": odd()[:12] + b"\xc0\x0c\0\1\0\1",
+    "a pointer past the end": odd()[:12] + b"\xc3\xff\0\1\0\1",
+    "an extended label": odd()[:12] + b"\x41" + odd()[13:],
+    "no end of the name": odd()[:20],
+}
+
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
+@pytest.mark.parametrize("what", ODD)
+def test_odd_questions_as_bind9_answers(what: str, tcp: bool, bind9: int, ours: int) -> None:
+    theirs, mine = (gist(raw(port, ODD[what], tcp=tcp), what) for port in (bind9, ours))
+    assert mine == theirs
+
+
+def raw(port: int, query: bytes, *, tcp: bool) -> bytes:
+    kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as client:
+        client.settimeout(5)
+        client.connect(("127.0.0.1", port))
+        client.sendall(len(query).to_bytes(2) + query if tcp else query)
+        return client.recv(4096)[2 if tcp else 0 :]
+
+
+def gist(reply: bytes, what: str) -> dict[str, object]:
+    """Of a reply to a question that is none, bind9 repeats of the question what it could read."""
+    flags, rcode = reply[2], reply[3] & 15
+    whole = told(DNSRecord.parse(reply)) if rcode in (0, 3) and what != "bytes beyond ascii" else {}
+    return {"id": reply[:2], "flags": flags, "ad and cd": reply[3] & 0x30, "rcode": rcode, **whole}
 
 
 def test_questions_in_a_row_on_one_connection(bind9: int, ours: int) -> None:

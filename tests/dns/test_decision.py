@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from overlay_dns.osconfig.bus import Bus
 from overlay_dns.osconfig.decision import Found, decide, survey
 
 STUB = "# This is /run/systemd/resolve/stub-resolv.conf\nnameserver 127.0.0.53\noptions edns0\n"
@@ -17,11 +18,31 @@ TABLE = [
     ("resolved by its stub", Found(text=STUB, link=STUB_FILE, resolved=True), "resolved", "splits"),
     ("resolved, the stub in a file of its own", Found(text=STUB, resolved=True), "resolved", "splits"),
     ("resolved, and the file immutable", Found(text=STUB, resolved=True, immutable=True), "resolved", "splits"),
-    ("resolved with NetworkManager", Found(text=STUB, resolved=True, network_manager=True), "resolved", "splits"),
+    (
+        "resolved with NetworkManager",
+        Found(text=STUB, resolved=True, network_manager="systemd-resolved, auto"),
+        "resolved",
+        "splits",
+    ),
     ("resolved beside the file", Found(text=PLAIN, link=UPLINK_FILE, resolved=True), "file", "does not lead to it"),
     ("resolved, one of several", Found(text=STUB + PLAIN, resolved=True), "file", "does not lead to it"),
     ("a stub of nobody on our bus", Found(text=STUB), "file", "plain file"),
-    ("NetworkManager alone", Found(text=BY_NM, network_manager=True), "file", "NetworkManager"),
+    (
+        "NetworkManager alone",
+        Found(text=BY_NM, network_manager="default, file"),
+        "file",
+        "NetworkManager (default, file)",
+    ),
+    ("NetworkManager that says nothing", Found(text=BY_NM, network_manager=""), "file", "by NetworkManager, which"),
+    (
+        "NetworkManager with dnsmasq",
+        Found(
+            text="nameserver 127.0.0.1\n", link="/run/NetworkManager/resolv.conf", network_manager="dnsmasq, symlink"
+        ),
+        "file",
+        "NetworkManager (dnsmasq, symlink)",
+    ),
+    ("NetworkManager beside the file", Found(text=PLAIN, network_manager="none, unmanaged"), "file", "plain file"),
     ("NetworkManager that is gone", Found(text=BY_NM), "file", "plain file"),
     ("openresolv", Found(text=BY_OPENRESOLV, resolvconf=True), "resolvconf", "resolvconf"),
     ("openresolv without its program", Found(text=BY_OPENRESOLV), "file", "plain file"),
@@ -39,6 +60,7 @@ TABLE = [
     ("a link to nowhere", Found(link=STUB_FILE, dangling=True), "file", "not there"),
     ("nothing", Found(), "file", "there is no"),
     ("a plain file", Found(text=PLAIN), "file", "plain file"),
+    ("a plain file that musl reads", Found(text=PLAIN, asks_all=True), "file", "alone in it"),
 ]
 
 
@@ -47,16 +69,23 @@ def test_table(found: Found, way: str, reason: str) -> None:
     decision = decide(found)
     assert decision.way == way and reason in decision.reason
     assert bool(decision.warning) == (way == "none")
+    assert decision.alone == (way == "file" and found.asks_all)
+
+
+class FakeBus(Bus):
+    def names(self) -> frozenset[str]:
+        return frozenset(("org.freedesktop.resolve1", "org.freedesktop.NetworkManager"))
 
 
 def test_what_is_there_is_seen(tmp_path: Path) -> None:
-    path = tmp_path / "resolv.conf"
-    assert survey(path, frozenset()).text == ""
+    path, nobody = tmp_path / "resolv.conf", f"unix:path={tmp_path}/no-bus"
+    assert survey(path, Bus(nobody)).text == ""
     path.symlink_to("gone/resolv.conf")
-    found = survey(path, frozenset(("org.freedesktop.resolve1", "org.freedesktop.NetworkManager")))
+    found = survey(path, FakeBus(nobody))
     assert (found.link, found.dangling) == (str(tmp_path / "gone/resolv.conf"), True)
-    assert found.resolved and found.network_manager
+    assert found.resolved and found.network_manager == "", "it is there, and says nothing"
     path.unlink()
     path.write_text(PLAIN)
-    found = survey(path, frozenset())
+    found = survey(path, Bus(nobody))
     assert (found.text, found.link, found.mount, found.immutable, found.read_only) == (PLAIN, "", False, False, False)
+    assert not found.resolved and found.network_manager is None

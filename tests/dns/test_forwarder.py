@@ -1,5 +1,6 @@
 """The forwarder before name servers on real sockets that answer late, wrong, truncated or never."""
 
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,11 +11,13 @@ import anyio
 import pytest
 import trustme
 from anyio.streams.tls import TLSListener
-from dnslib import QTYPE, RCODE, RR, A, DNSRecord
+from dnslib import CNAME, QTYPE, RCODE, RR, A, DNSRecord
+from hypothesis import given
+from hypothesis import strategies as st
 
 from overlay_dns.cache import RETRY, STALE_TTL
 from overlay_dns.forwarder import Forwarder, ForwardError
-from overlay_dns.upstream import Transport, Upstream, parse_upstream
+from overlay_dns.upstream import LINK_LOCAL, Transport, Upstream, parse_upstream
 
 Answer = Callable[[DNSRecord], list[bytes]]
 
@@ -46,6 +49,7 @@ class NameServer:
 
     def __init__(self, answer: Answer, port: int) -> None:
         self.answer, self.asked, self.upstream = answer, 0, Upstream("127.0.0.1", port)
+        self.clients: list[tuple[str, int]] = []
 
 
 @asynccontextmanager
@@ -56,6 +60,7 @@ async def name_server(answer: Answer) -> AsyncIterator[NameServer]:
         async def serve() -> None:
             async for data, client in udp:
                 server.asked += 1
+                server.clients.append(client)
                 for reply in server.answer(DNSRecord.parse(data)):
                     await udp.sendto(reply, *client)
 
@@ -123,6 +128,124 @@ def test_wrong_answers_count_for_nothing() -> None:
     run(main)
 
 
+def test_an_answer_from_elsewhere_counts_for_nothing() -> None:
+    async def main() -> None:
+        async with name_server(silent) as server:
+            forwarder = Forwarder(lambda: [server.upstream])
+            attacker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+            def forge(query: DNSRecord) -> list[bytes]:
+                forged = address("192.0.2.66")(query)[0]
+                attacker.sendto(forged, server.clients[-1])  # all is right but where it comes from
+                return address("192.0.2.2")(query)
+
+            server.answer = forge
+            with attacker:
+                for _ in range(2):
+                    assert found(await forwarder.ask(query_for())) == ["192.0.2.2"]
+            assert server.asked == 1
+
+    run(main)
+
+
+def test_who_answers_late_is_asked_last_and_its_answer_reaches_nobody() -> None:
+    async def main() -> None:
+        async with name_server(silent) as late, name_server(address("192.0.2.2")) as good:
+            forwarder = Forwarder(lambda: [late.upstream, good.upstream])
+            kept: list[bytes] = []
+
+            def hold(query: DNSRecord) -> list[bytes]:
+                kept.extend(address("192.0.2.66")(query))
+                return []
+
+            late.answer = hold
+            assert found(await forwarder.ask(query_for())) == ["192.0.2.2"]
+            late.answer = address("192.0.2.3")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(kept[0], late.clients[0])  # nobody listens there any more
+            assert found(await forwarder.ask(query_for())) == ["192.0.2.2"]
+            assert found(await forwarder.ask(query_for("b.example"))) == ["192.0.2.2"]
+            assert (late.asked, good.asked) == (1, 2)
+
+    run(main)
+
+
+def with_records(*records: RR, section: str = "rr", answer: str = "192.0.2.2") -> Answer:
+    """An address that is right, and beside it what was not asked for."""
+
+    def reply_to(query: DNSRecord) -> list[bytes]:
+        reply = DNSRecord.parse(address(answer)(query)[0])
+        getattr(reply, section).extend(records)
+        return [bytes(reply.pack())]
+
+    return reply_to
+
+
+BANK = RR("bank.example", QTYPE.A, ttl=3600, rdata=A("192.0.2.66"))
+
+
+def test_what_stands_beside_an_answer_is_no_answer() -> None:
+    async def main() -> None:
+        for section in ("ar", "auth"):
+            async with name_server(with_records(BANK, section=section)) as server:
+                forwarder = Forwarder(lambda server=server: [server.upstream])  # type: ignore[misc]
+                assert found(await forwarder.ask(query_for())) == ["192.0.2.2"]
+                server.answer = address("192.0.2.7")
+                assert found(await forwarder.ask(query_for("bank.example"))) == ["192.0.2.7"]
+                assert server.asked == 2
+
+    run(main)
+
+
+def test_an_answer_with_somebody_elses_records_is_none() -> None:
+    alias = RR("a.example", QTYPE.CNAME, ttl=60, rdata=CNAME("b.example"))
+    onward = RR("b.example", QTYPE.A, ttl=60, rdata=A("192.0.2.3"))
+
+    async def main() -> None:
+        async with name_server(with_records(BANK)) as bad, name_server(address("192.0.2.9")) as good:
+            forwarder = Forwarder(lambda: [bad.upstream, good.upstream])
+            assert found(await forwarder.ask(query_for())) == ["192.0.2.9"]
+            assert forwarder.explain("a.example").late == [str(bad.upstream)]
+            alone = Forwarder(lambda: [bad.upstream])
+            for asked in (2, 3):
+                with pytest.raises(ForwardError, match="upstream_silent"):
+                    await alone.ask(query_for())
+                assert bad.asked == asked
+            bad.answer = lambda query: [bytes(with_rr(query, onward, alias).pack())]  # in whatever order
+            assert found(await alone.ask(query_for())) == ["192.0.2.3", "b.example."]
+            bad.answer = lambda query: [address("192.0.2.2")(query)[0][:-2]]  # cut short, and does not say so
+            with pytest.raises(ForwardError, match="upstream_silent"):
+                await alone.ask(query_for("c.example"))
+
+    run(main)
+
+
+def with_rr(query: DNSRecord, *records: RR) -> DNSRecord:
+    reply = query.reply()
+    reply.add_answer(*records)
+    return reply
+
+
+def test_half_an_answer_is_passed_on_as_none_and_not_kept() -> None:
+    def truncated(query: DNSRecord) -> list[bytes]:
+        reply = DNSRecord.parse(address("192.0.2.2")(query)[0])
+        reply.header.tc = 1
+        return [bytes(reply.pack())]  # and nobody listens by TCP
+
+    async def main() -> None:
+        async with name_server(truncated) as server, name_server(address("192.0.2.2")) as other:
+            both = Forwarder(lambda: [server.upstream, other.upstream])
+            assert found(await both.ask(query_for())) == ["192.0.2.2"]
+            server.asked = 0
+            forwarder = Forwarder(lambda: [server.upstream])
+            for asked in (1, 2):
+                reply = DNSRecord.parse(await forwarder.ask(query_for()))
+                assert (reply.header.tc, reply.rr, str(reply.q.qname)) == (1, [], "a.example.")
+                assert server.asked == asked
+
+    run(main)
+
+
 def test_the_same_question_is_under_way_once() -> None:
     async def main() -> None:
         async with name_server(address("192.0.2.2", ttl=0)) as server:
@@ -183,6 +306,25 @@ def test_split_dns_by_the_longest_suffix() -> None:
             ):
                 assert found(await forwarder.ask(query_for(name))) == [f"192.0.2.{number}"], name
             assert forwarder.explain("x.lab.corp.example").domain == "lab.corp.example"
+
+    run(main)
+
+
+def test_names_of_the_link_are_not_told_to_who_was_chosen_for_all() -> None:
+    async def main() -> None:
+        async with name_server(address("192.0.2.1")) as chosen, name_server(address("192.0.2.2")) as system:
+            far = chosen.upstream._replace(near=False)
+            near = system.upstream._replace(domains=tuple(LINK_LOCAL))
+            forwarder, alone = Forwarder(lambda: [far, near]), Forwarder(lambda: [far])
+            for name in ("printer.local", "Printer.LOCAL", "local", "1.0.254.169.in-addr.arpa"):
+                assert found(await forwarder.ask(query_for(name))) == ["192.0.2.2"], name
+                with pytest.raises(ForwardError, match="no_upstream"):
+                    await alone.ask(query_for(name))
+            for name in ("local.test", "notlocal", "local.example"):
+                assert found(await forwarder.ask(query_for(name))) == ["192.0.2.1"], name
+            corp = far._replace(domains=("corp.local",))  # a network that has .local in DNS, and says so
+            assert found(await Forwarder(lambda: [corp]).ask(query_for("a.corp.local"))) == ["192.0.2.1"]
+            assert found(await Forwarder(lambda: [system.upstream]).ask(query_for())) == ["192.0.2.2"]
 
     run(main)
 
@@ -270,9 +412,43 @@ def test_upstreams_are_written_as_people_do() -> None:
         ("[2001:db8::1]:5353", Upstream("2001:db8::1", 5353)),
         ("tls://192.0.2.1#dns.example", Upstream("192.0.2.1", 853, tls="dns.example")),
         ("tls://[2001:db8::1]:443#dns.example", Upstream("2001:db8::1", 443, tls="dns.example")),
+        ("tls://192.0.2.1", Upstream("192.0.2.1", 853, tls="192.0.2.1")),
+        ("Corp.Example.=192.0.2.1", Upstream("192.0.2.1", 53, ("corp.example",))),
+        ("corp.example,10.in-addr.arpa=192.0.2.1", Upstream("192.0.2.1", 53, ("corp.example", "10.in-addr.arpa"))),
+        ("_x.example=tls://192.0.2.1:443", Upstream("192.0.2.1", 443, ("_x.example",), tls="192.0.2.1")),
+        ("fe80::1%eth0", Upstream("fe80::1", link="eth0")),
+        ("[fe80::1%eth0]:5353", Upstream("fe80::1", 5353, link="eth0")),
+        ("192.0.2.1%eth0:5353", Upstream("192.0.2.1", 5353, link="eth0")),
     ):
         assert parse_upstream(text) == upstream
         assert parse_upstream(str(upstream)) == upstream
-    for text in ("", "dns.example", "192.0.2.1:0", "192.0.2.1:x", "tls://", "[::1", "[::1]x"):
-        with pytest.raises(ValueError):
+    for text, says in (
+        ("", "no IP address"),
+        ("dns.example", "no IP address"),
+        ("tls://", "no IP address"),
+        ("corp.example=", "no IP address"),
+        ("=192.0.2.1", "'' is no domain"),
+        ("corp..example=192.0.2.1", "'corp..example' is no domain"),
+        ("a.example,=192.0.2.1", "'' is no domain"),
+        ("192.0.2.1:0", "no valid port"),
+        ("192.0.2.1:x", "no valid port"),
+        ("192.0.2.1:65536", "no valid port"),
+        ("192.0.2.1:\u0665\u0663", "no valid port"),
+        ("[::1", "in its brackets"),
+        ("[::1]x", "in its brackets"),
+        ("192.0.2.1%", "no network interface"),
+        ("192.0.2.1%sixteen-letters-", "no network interface"),
+        ("192.0.2.1#dns.example", "only tls://"),
+        ("tls://192.0.2.1#dns example", "'dns example' is no domain"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(says)):
             parse_upstream(text)
+
+
+@given(st.text(alphabet="abl.019=,:/[]#%tsf-_", max_size=60))
+def test_fuzz_upstreams(text: str) -> None:
+    try:
+        upstream = parse_upstream(text)
+    except ValueError:
+        return
+    assert parse_upstream(str(upstream)) == upstream

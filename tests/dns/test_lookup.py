@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlay_dns.lookup import _addresses, look_up
+from overlay_dns.upstream import Upstream
 
 from .test_server import upstream
 
 
-def find(name: str, hosts: Path, *more: tuple[str, int]) -> list[str]:
+def find(name: str, hosts: Path, *more: Upstream) -> list[str]:
     async def main() -> list[str]:
         with upstream() as server:
-            return await look_up(name, [*more, server[:2]], hosts)
+            return await look_up(name, [*more, server], hosts)
 
     return anyio.run(main)
 
@@ -32,7 +33,7 @@ def test_the_hosts_file_comes_first(tmp_path: Path) -> None:
 
 
 def test_a_name_server_that_is_away_is_passed_over(tmp_path: Path) -> None:
-    assert find("a.example", tmp_path / "hosts", ("127.0.0.1", 9)) == ["192.0.2.80"]
+    assert find("a.example", tmp_path / "hosts", Upstream("127.0.0.1", 9)) == ["192.0.2.80"]
 
 
 def test_what_is_not_found_is_told(tmp_path: Path) -> None:

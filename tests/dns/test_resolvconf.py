@@ -30,13 +30,22 @@ def journal(tmp_path: Path) -> StateDir:
     return StateDir(tmp_path / "state").open()
 
 
+def test_several_domains_are_searched(path: Path, journal: StateDir) -> None:
+    resolver = ResolvConf(journal, path)
+    path.write_text("search corp.example example.com\n")
+    resolver.apply(["10.77.0.2"], "local.test corp.example")
+    assert "search local.test corp.example example.com\n" in path.read_text()
+    resolver.restore()
+    assert path.read_text() == "search corp.example example.com\n"
+
+
 def test_take_over_and_give_back(path: Path, journal: StateDir) -> None:
     resolver = ResolvConf(journal, path)
     assert resolver.apply(["10.77.0.2"], "local.test") == ["192.0.2.53", "2001:db8::53"]
     text = path.read_text()
     assert parse_nameservers(text) == ["10.77.0.2", "192.0.2.53", "2001:db8::53"]
     assert "search local.test example.com\n" in text
-    assert "options edns0\n" in text
+    assert "options edns0\n" in text and "\noptions timeout:1 attempts:2\n" in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert resolver.restore()
     assert path.read_text() == ORIGINAL

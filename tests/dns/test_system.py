@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from overlay.daemon.state import StateDir
+from overlay_dns.osconfig.bus import Bus
 from overlay_dns.osconfig.resolvconf import parse_nameservers
-from overlay_dns.osconfig.resolved import Resolved
-from overlay_dns.osconfig.system import REAPPLY_LIMIT, REAPPLY_WINDOW, SystemDns
+from overlay_dns.osconfig.system import REAPPLY_LIMIT, REAPPLY_WINDOW, ROOT, SystemDns
 
 OURS = "10.77.0.2"
 
@@ -32,8 +32,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def system(path: Path, tmp_path: Path, clock: Clock) -> SystemDns:
-    nobody = Resolved(f"unix:path={tmp_path}/no-bus")
-    return SystemDns(StateDir(tmp_path / "state").open(), path, resolved=nobody, clock=clock)
+    nobody = Bus(f"unix:path={tmp_path}/no-bus")
+    return SystemDns(StateDir(tmp_path / "state").open(), path, bus=nobody, clock=clock)
 
 
 def test_a_change_by_others_is_respected_and_ours_comes_first_again(system: SystemDns, path: Path) -> None:
@@ -53,6 +53,18 @@ def test_an_edit_of_our_file_is_no_original(system: SystemDns, path: Path) -> No
     assert system.check() and "options rotate" in path.read_text()
     system.restore()
     assert path.read_text() == "nameserver 192.0.2.53\noptions rotate\n"
+
+
+def test_an_edit_of_our_file_where_we_are_alone(path: Path, tmp_path: Path) -> None:
+    nobody = Bus(f"unix:path={tmp_path}/no-bus")
+    system = SystemDns(StateDir(tmp_path / "state").open(), path, bus=nobody)
+    for number in range(2):
+        assert system.apply("overlay0", [OURS], "local.test", [ROOT]) == ["192.0.2.53"]
+        assert parse_nameservers(path.read_text()) == [OURS]
+        path.write_text(path.read_text() + f"options x{number}\n")
+        assert system.check() and system.upstreams == ["192.0.2.53"]
+    system.restore()
+    assert path.read_text() == "nameserver 192.0.2.53\noptions x0\noptions x1\n"
 
 
 def test_it_does_not_fight(system: SystemDns, path: Path, clock: Clock) -> None:
@@ -79,3 +91,16 @@ def test_a_link_to_nowhere(system: SystemDns, path: Path) -> None:
     assert parse_nameservers(path.read_text()) == [OURS]
     system.restore()
     assert path.is_symlink() and not path.exists()
+
+
+def test_what_the_link_led_to_goes_on_changing(system: SystemDns, path: Path) -> None:
+    others = path.with_name("run.conf")
+    path.rename(others)
+    path.symlink_to(others.name)
+    assert system.apply("overlay0", [OURS], "local.test") == ["192.0.2.53"]
+    assert not system.check()
+    others.write_text("nameserver 198.51.100.53\n")  # NetworkManager, on another network, in its own folder
+    assert system.check() and system.upstreams == ["198.51.100.53"] and not system.check()
+    assert parse_nameservers(path.read_text()) == [OURS, "198.51.100.53"]
+    system.restore()
+    assert path.readlink() == Path(others.name) and others.read_text() == "nameserver 198.51.100.53\n"

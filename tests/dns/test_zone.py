@@ -7,7 +7,8 @@ from dnslib import EDNS0, QTYPE, RCODE, DNSLabel, DNSRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay_dns.message import is_reply_to, parse_query, question_end, short_reply, udp_limit
+from overlay_dns.message import is_reply_to, question_end, udp_limit
+from overlay_dns.query import parse_query, short_reply
 from overlay_dns.zone import NEGATIVE_TTL, Record, Zones
 
 B4, B6 = IPv4Address("10.77.0.3"), IPv6Address("fd00:1:2::3")
@@ -122,7 +123,7 @@ def test_fuzz_hostile_bytes_are_refused_or_dropped(data: bytes) -> None:
 
 @given(st.binary(max_size=40), st.integers(0, 60))
 def test_fuzz_damaged_queries_never_raise(noise: bytes, offset: int) -> None:
-    query = DNSRecord.question("some.name.local.test", "AAAA").pack()
+    query = bytes(DNSRecord.question("some.name.local.test", "AAAA").pack())
     damaged = query[:offset] + noise + query[offset + len(noise) :]
     parsed = parse_query(damaged)
     if isinstance(parsed, DNSRecord):
@@ -228,3 +229,23 @@ def test_reverse_zones_hold_the_networks_and_nothing_else(name: str, ours: bool)
 def test_a_record_outside_its_zone_is_our_mistake() -> None:
     with pytest.raises(ValueError, match="example.com"):
         Zones.build("local.test", {}, 1, records=[Record("www.example.com", QTYPE.A, B4)])
+
+
+def test_names_of_others_that_lead_elsewhere_from_here() -> None:
+    zones = Zones.build(
+        "local.test",
+        {"b": [B4]},
+        serial=7,
+        records=[Record("www.local.test", QTYPE.CNAME, "app.example.org")],
+        elsewhere=[Record("app.example.org", QTYPE.A, B4)],
+    )
+    reply = reply_to(DNSRecord.question("App.example.org"), zones)
+    assert reply is not None and [str(each.rdata) for each in reply.rr] == ["10.77.0.3"]
+    assert (str(reply.rr[0].rname), reply.header.aa) == ("App.example.org.", 0)
+    for qtype in ("AAAA", "HTTPS"):  # from outside they would lead past the A record
+        reply = reply_to(DNSRecord.question("app.example.org", qtype), zones)
+        assert reply is not None and (reply.rr, reply.auth, reply.header.rcode) == ([], [], RCODE.NOERROR)
+    for name, qtype in (("app.example.org", "MX"), ("x.app.example.org", "A"), ("example.org", "A")):
+        assert zones.answer(DNSLabel(name), getattr(QTYPE, qtype)) is None
+    reply = reply_to(DNSRecord.question("www.local.test"), zones)  # an alias of ours leads there, too
+    assert reply is not None and [str(each.rdata) for each in reply.rr] == ["app.example.org.", "10.77.0.3"]

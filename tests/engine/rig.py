@@ -145,6 +145,11 @@ class Machine:
         self.engine.post(api.Inspect(replies.put))
         return replies.get(timeout=PATIENCE)
 
+    def path_kind(self) -> str | None:
+        """Of the way to the only peer."""
+        (peer,) = self.snapshot().peers
+        return None if peer.path is None else peer.path.kind
+
     def wait_for(self, kind: type[api.Event]) -> api.Event:
         """The next event of that kind; others before it are dropped."""
         while True:

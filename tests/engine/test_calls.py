@@ -148,3 +148,42 @@ def test_without_a_relay_nothing_is_called_and_that_is_counted() -> None:
     ends.reached = False
     ends.calls.call(ends.peer, T)
     assert ends.drops.counts[drops.NO_PATH] == 1
+
+
+COUNTING = NatBehaviour(translated=True, mapping="address-and-port-dependent", port_preserved=False, port_delta=2)
+
+
+def told(sent: CallMe) -> list[tuple[str, int]]:
+    return [offer.endpoint for offer in sent.offers if offer.origin == "predicted"]
+
+
+def test_a_nats_next_ports_are_told_from_a_mapping_made_just_now_or_not_at_all() -> None:
+    ends = Ends()
+    ends.calls.set_reach(api.SetReach(COUNTING, (HERE,)), T)
+    assert ends.peer.selector is not None
+    ends.peer.selector.set_relay(True, T)
+    ends.peer.selector.data_sent(T)
+    ends.calls.call(ends.peer, T)
+    assert told(ends.sent[-1]) == [] and ends.events == [api.WantMapping()]
+    ends.calls.mapped(("203.0.113.9", 5000), T + 0.1)
+    assert len(ends.sent) == 2 and told(ends.sent[-1])[:2] == [("203.0.113.9", 5002), ("203.0.113.9", 5004)]
+    ends.received(call(THERE), T + 0.5)
+    assert ends.sent[-1].answer and told(ends.sent[-1])[0] == ("203.0.113.9", 5002)
+    ends.received(call(THERE), T + 5)
+    assert ends.sent[-1].answer and told(ends.sent[-1]) == [], "old"
+    assert ends.events.count(api.WantMapping()) == 1, "an answer asks for none"
+    ends.calls.call(ends.peer, T + 5)
+    ends.calls.call(ends.peer, T + 5.1)
+    assert told(ends.sent[-1]) == [] and ends.events.count(api.WantMapping()) == 2
+    number = len(ends.sent)
+    ends.calls.mapped(("203.0.113.9", 5100), T + 5.2)
+    ends.calls.mapped(("203.0.113.9", 5102), T + 5.3)
+    assert len(ends.sent) == number + 1, "once"
+
+
+def test_who_is_reached_meanwhile_is_not_called_again() -> None:
+    ends = Ends()
+    ends.calls.set_reach(api.SetReach(COUNTING, (HERE,)), T)
+    ends.calls.call(ends.peer, T)  # no data flows
+    ends.calls.mapped(("203.0.113.9", 5000), T + 0.1)
+    assert len(ends.sent) == 1

@@ -1,6 +1,7 @@
 """Two and three real engines on loopback: what one kernel sends, the other gets, on every path."""
 
 import os
+import select
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from overlay.engine import Engine, Features, api
 from overlay.errors import LocalProtocolError, UserError
 from overlay.wire.packet import icmp
 from overlay.wire.packet.virtio import GSO_UDP_L4, NEEDS_CSUM, VIRTIO_HEADER
+from overlay.wire.record.fragments import MESSAGE_TYPE
 from overlay.wire.relay import pack_header
 from tests.engine.rig import PATIENCE, Machine, acquaint, udp4, udp6
 
@@ -184,17 +186,76 @@ def test_a_direct_path_replaces_the_relay_and_sessions_do_not_notice() -> None:
         one.wait_for(api.HandshakeCompleted)
         one.engine.post(api.SetPeer(other.config()))
         deadline = time.monotonic() + PATIENCE
-        while True:
+        while (one.path_kind(), other.path_kind()) != ("udp", "udp"):
             exchange(one, other)
-            path = one.snapshot().peers[0].path
-            if path is not None and path.kind == "udp":
-                break
             assert time.monotonic() < deadline
         forwarded = relay.snapshot().relayed_bytes
         exchange(one, other)
         exchange(one, other)
         assert relay.snapshot().relayed_bytes - forwarded < 1000
         assert not any(isinstance(event, api.HandshakeCompleted) for event in list(one.events.queue))
+
+
+class Wire:
+    """A way between two machines that can be cut: neither sees the other's own endpoint."""
+
+    def __init__(self, one: Machine, other: Machine) -> None:
+        self.is_cut = False
+        self.swallowed = 0  # messages of data, from the first
+        self._ends = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+        for end in self._ends:
+            end.bind(("127.0.0.1", 0))
+        self._machines = one, other
+        self._threads = [threading.Thread(target=self._carry, args=(at,), daemon=True) for at in range(2)]
+        for thread in self._threads:
+            thread.start()
+
+    def endpoint(self, at: int) -> tuple[str, int]:
+        """Where machine `at` finds the other one."""
+        host, port = self._ends[at].getsockname()
+        return host, port
+
+    def close(self) -> None:
+        for end in self._ends:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+                last.sendto(b"", end.getsockname())
+        for thread in self._threads:
+            thread.join()
+        for end in self._ends:
+            end.close()
+
+    def _carry(self, at: int) -> None:
+        while datagram := self._ends[at].recv(1 << 16):
+            if not self.is_cut:
+                self._ends[1 - at].sendto(datagram, self._machines[1 - at].endpoint)
+            elif at == 0 and datagram[0] == MESSAGE_TYPE:
+                self.swallowed += 1
+
+
+def test_what_went_by_a_path_in_doubt_goes_once_more_by_the_next_one() -> None:
+    with Machine(1, relay_clients=True) as relay, Machine(2) as one, Machine(3) as other:
+        wire = Wire(one, other)
+        one.set_relay(relay)
+        other.set_relay(relay)
+        one.engine.post(api.SetPeer(other.config(endpoints=(wire.endpoint(0),))))
+        other.engine.post(api.SetPeer(one.config(endpoints=(wire.endpoint(1),))))
+        deadline = time.monotonic() + PATIENCE
+        while one.path_kind() != "udp":
+            exchange(one, other)
+            assert time.monotonic() < deadline
+        wire.is_cut = True
+        came, sent, last = [], 0, None
+        while last is None or not came or came[-1] < last:
+            one.send(udp4(one.address, other.address, sent.to_bytes(4)))
+            sent += 1
+            while select.select([other.tun], [], [], 0.005)[0]:
+                came.append(int.from_bytes(other.receive()[-4:]))
+            if last is None and one.path_kind() == "relay":
+                last = sent
+            assert time.monotonic() < deadline
+        wire.close()
+        assert came == list(range(came[0], came[-1] + 1)), "in order, and each once"
+        assert 0 < came[0] < wire.swallowed, "some that were swallowed have come after all"
 
 
 def test_a_stranger_gets_nothing_forwarded() -> None:

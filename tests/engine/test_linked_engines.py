@@ -3,13 +3,15 @@
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overlay.engine import api
-from overlay.engine.link import link_endpoint
+from overlay.engine.link import Link, Octets, link_endpoint
+from overlay.engine.lone import Lone
 from overlay.engine.loop import clock
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.relay import pack_header
@@ -70,6 +72,41 @@ def test_two_engines_that_have_only_links(relay: Machine) -> None:
             passes(relay, one)
         path = one.snapshot().peers[0].path
         assert path is not None and path.kind == "relay"
+        for machine in (one, other, relay):
+            assert machine.snapshot().drops.get("internal_error") is None
+
+
+def test_lone_packets_take_the_short_way_over_links(relay: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("overlay.engine.loop.IDLE", -1.0)
+    sent, opened = [0], [0]
+    send, deliver = Link._send_alone, Lone._deliver
+
+    def noted_send(self: Link, datagram: Octets, endpoint: Endpoint) -> None:
+        send(self, datagram, endpoint)
+        sent[0] += 1
+
+    def noted_deliver(self: Lone, *values: Any) -> Any:
+        opened[0] += 1
+        return deliver(self, *values)
+
+    monkeypatch.setattr(Link, "_send_alone", noted_send)
+    monkeypatch.setattr(Lone, "_deliver", noted_deliver)
+    with Machine(2) as one, Machine(3) as other:
+        for node in (one, other):
+            set_relay(node, relay, NOWHERE)
+            connect(node, relay, node.number)
+            changed_to(node, link_endpoint(node.number))
+        acquaint(one, other, direct=False)
+        in_a_row = 0
+        while in_a_row < 10:  # each step of the search for the path's datagram size makes a channel anew
+            before = [machine.snapshot().peers[0] for machine in (one, other)]
+            sent[0] = opened[0] = 0
+            passes(one, other, 100)
+            passes(other, one, 100)
+            in_a_row = in_a_row + 1 if sent[0] == 2 and opened[0] >= 2 else 0
+            after = [machine.snapshot().peers[0] for machine in (one, other)]
+            for now, then in zip(after, before, strict=True):
+                assert (now.tx_bytes - then.tx_bytes, now.rx_bytes - then.rx_bytes) == (128, 128)
         for machine in (one, other, relay):
             assert machine.snapshot().drops.get("internal_error") is None
 

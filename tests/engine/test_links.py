@@ -198,6 +198,37 @@ def test_from_a_link_to_a_link(relay: Relay) -> None:
     assert relay.drops == {}
 
 
+def test_somebodys_round_trip_is_written_before_the_turn_ends(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes alone goes on before timers and peers are looked after, and before the device is asked for more."""
+    monkeypatch.setattr("overlay.engine.loop.IDLE", -1.0)
+    one, other = relay.nodes[2], relay.nodes[3]
+    relay.by_link(one, 1)
+    relay.by_link(other, 2)
+    assert one.stream is not None
+    early: list[bytes] = []
+    for name in ("_tun_ready", "_wake_waiters"):
+        monkeypatch.setattr(relay.loop, name, lambda *_: early.extend(other.from_link()))
+    one.stream.send(framed(one, 3, SMALL))
+    relay.turn_until(lambda: bool(early))
+    assert early == as_received(one, other, SMALL)
+
+
+@pytest.mark.parametrize("size", [8, 4096, 5000])
+def test_a_read_that_shows_the_end_is_the_last(relay: Relay, size: int) -> None:
+    one = relay.nodes[2]
+    link = relay.by_link(one, 1)
+    assert one.stream is not None
+    one.stream.setblocking(True)
+    one.stream.sendall(ALIVE * (size // len(ALIVE) + 1))
+    sizes: list[int] = []
+    while link.receive(clock()) is not None:
+        sizes.append(1)
+        if link.drained:
+            with pytest.raises(BlockingIOError):
+                link._socket.recv(1, socket.MSG_PEEK)
+    assert sizes and not link.lost
+
+
 def test_between_a_link_and_udp(relay: Relay) -> None:
     one, other = relay.nodes[2], relay.nodes[3]
     relay.by_link(one, 1)

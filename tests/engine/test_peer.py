@@ -6,6 +6,7 @@ import pytest
 
 from overlay.engine.api import PeerConfig
 from overlay.engine.peer import HANDSHAKE_REPEATS, KEY_PATIENCE, PATH_PATIENCE, Peer
+from overlay.engine.staging import MAX_IN_DOUBT
 from overlay.path.pmtu import BASE_PLPMTU, LADDER, MIN_PLPMTU
 from overlay.path.selector import Selector
 from overlay.wire.endpoint import Endpoint
@@ -50,6 +51,19 @@ def test_a_size_that_our_kernel_refuses_is_followed_by_smaller_ones() -> None:
     while peer.shrink(1.0):
         sizes.append(peer.datagram_size)
     assert sizes == [DATAGRAM_SIZE, BASE_PLPMTU, MIN_PLPMTU]
+
+
+def test_what_was_sent_in_doubt_is_kept_until_there_is_none_and_bounded() -> None:
+    peer = make()
+    assert peer.doubt(False) == peer.doubt(True) == []
+    kept = peer.in_doubt
+    assert kept is not None
+    for number in range(100):
+        kept.add(bytearray([number]) * 1000, 1.0)
+    assert peer.doubt(True) == [] and peer.in_doubt is kept
+    frames = peer.doubt(False)
+    assert [frame[0] for frame in frames] == list(range(100 - MAX_IN_DOUBT // 1000, 100))
+    assert peer.doubt(False) == []
 
 
 def test_the_same_narrow_place_takes_less_by_ipv6() -> None:

@@ -107,12 +107,16 @@ def test_the_socket_that_is_answered_stays_and_all_others_go(hard: Ends) -> None
     begin = T + punch.DELAY
     hard.punches.handle_timeout(T + 0.1)
     assert not hard.punches.by_fd, "what needs no luck comes first"
+    passed: list[tuple[int, Endpoint, bool]] = []
+    hard.punches.on_passed = lambda datagram, *rest: passed.append(rest)
     hard.punches.handle_timeout(begin)
     asked = hard.asked(int(punch.BURST))
+    assert passed == [(source[1], hard.target, True) for _, source in asked], "whoever captures sees it"
     assert len({source for _, source in asked}) == len(asked) == len(hard.punches.by_fd)
     txid, source = asked[3]
     hard.say(Pong(txid, ("203.0.113.9", 5)), source)
     hard.take_in(begin + 0.02)
+    assert passed[-1] == (source[1], hard.target, False)
     met = hard.sockets.special[hard.target]
     assert met.port == source[1]
     assert hard.peer.selector is not None

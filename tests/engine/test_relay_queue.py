@@ -56,7 +56,7 @@ class Relay:
         self.receiver.close()
 
     def _refusal(self, call: str, arguments: tuple[Any, ...]) -> int:
-        if call != "sendmsg" or not self.error:
+        if call not in ("sendmsg", "sendto") or not self.error:
             return 0
         if self.room:
             self.room -= 1
@@ -75,6 +75,14 @@ class Relay:
         """A run from that client, one datagram of `SIZE` bytes for each of `bodies`."""
         run = b"".join(pack_header(9, number) + body.ljust(SIZE - RELAY_HEADER_SIZE) for body in bodies)
         return self.role.forward(self.role.clients[number], 9, memoryview(bytearray(run)), SIZE, now)
+
+    def alone(self, number: int, body: bytes, *, ticket: int | None = None, to: int = 9, now: float = 0.0) -> bool:
+        """One datagram of that client, the short way. What is declined has to stay as it came."""
+        header = pack_header(to, number if ticket is None else ticket)
+        datagram = bytearray(header + body)
+        done = self.role.forward_alone(memoryview(datagram), ("192.0.2.1", number), now)
+        assert done or datagram == header + body
+        return done
 
     def received(self) -> list[tuple[bytes, bytes]]:
         """(relay header, body) of all that came."""
@@ -115,6 +123,33 @@ def test_when_nothing_waits_a_run_goes_out_at_once(relay: Relay) -> None:
     header = pack_header(2, 99)
     assert relay.received() == [(header, b"one"), (header, b"two")]
     assert relay.queues.held == 0 and relay.queues.end_turn(0.0) is None and not relay.queues.blocked
+
+
+def test_a_datagram_that_comes_alone_goes_the_short_way(relay: Relay) -> None:
+    assert relay.alone(2, b"\x05one")
+    assert relay.received() == [(pack_header(2, 99), b"\x05one")]
+    assert relay.queues.sent_bytes == RELAY_HEADER_SIZE + 4
+
+
+def test_what_is_not_like_that_is_left_to_the_general_way(relay: Relay, slow: Relay) -> None:
+    assert not relay.alone(4, b"\x05nobody's client")
+    assert not relay.alone(2, b"\x05", ticket=3), "another's ticket"
+    assert not relay.alone(2, b"\x05", to=1), "for the relay itself"
+    assert not relay.alone(2, b"\x05", to=2), "back to its sender"
+    assert not relay.alone(2, b"\x05", to=8), "to nobody"
+    assert not relay.alone(2, b"\x05", now=1000.0), "to who was not heard for long"
+    assert not slow.alone(2, b"\x05"), "there is a rate"
+    for error in (errno.EAGAIN, errno.ENOBUFS, errno.EMSGSIZE, errno.EPERM):
+        relay.full(error)
+        assert not relay.alone(2, b"\x05refused")
+    relay.full()
+    assert relay.send(3, b"waits") == ""
+    relay.error = 0
+    assert not relay.alone(2, b"\x05nobody goes past those that wait")
+    assert relay.received() == slow.received() == [] and relay.queues.sent_bytes == 0
+    relay.writable()
+    assert relay.bodies() == [b"waits"]
+    assert relay.alone(2, b"\x05now")
 
 
 def test_what_a_full_socket_refuses_is_sent_when_it_is_writable(relay: Relay) -> None:

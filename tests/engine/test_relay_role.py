@@ -7,6 +7,7 @@ import pytest
 
 from overlay.engine.drops import Drops
 from overlay.engine.features import Features
+from overlay.engine.link import link_endpoint
 from overlay.engine.outbox import Outbox
 from overlay.engine.relay_queue import Client
 from overlay.engine.relay_role import BINDING_LIFE, RelayRole
@@ -15,6 +16,7 @@ from overlay.wire.endpoint import Endpoint
 from overlay.wire.relay import RelayHeader, pack_header
 
 A: Endpoint = ("192.0.2.1", 1000)
+A6: Endpoint = ("2001:db8::1", 1000)
 B: Endpoint = ("192.0.2.2", 2000)
 TICKET_A, TICKET_B = 11, 22
 
@@ -79,6 +81,44 @@ def test_a_client_set_again_stays_bound_and_one_with_another_key_does_not(role: 
     role.set_client(2, b"c" * 32, 99)
     assert role.clients[2].address is None
     assert role.sender(RelayHeader(3, 99), A) == "relay_unbound"
+
+
+def test_who_asked_by_both_families_may_send_by_either(role: RelayRole) -> None:
+    """It uses the one whose answer came first; ours may have been asked the other way round."""
+    client = role.clients[2]
+    role.ping_received(2, A, 0.0)
+    txid = role.ping_received(2, A6, 0.001)
+    assert txid is not None and role.sender(RelayHeader(3, TICKET_A), A6) == "relay_unbound", "not proven yet"
+    assert role.pong_received(2, A6, txid, 0.002)
+    for source in (A, A6, A):
+        assert role.sender(RelayHeader(3, TICKET_A), source) is client
+    assert client.address == A6, "the last that was proven"
+    moved = ("192.0.2.9", 1000)
+    txid = role.ping_received(2, moved, 1.0)
+    assert txid is not None and role.pong_received(2, moved, txid, 1.1)
+    assert [role.sender(RelayHeader(3, TICKET_A), source) for source in (A, A6, moved)] == [
+        "relay_unbound",
+        client,
+        client,
+    ], "one of each family"
+    txid = role.ping_received(3, A6, 2.0)
+    assert txid is None and role.sender(RelayHeader(2, TICKET_B), A6) is role.clients[3], "it is another's now"
+    assert client.other is None and client.address == moved
+    role.remove_client(2)
+    assert role.sender(RelayHeader(3, TICKET_A), moved) == "relay_unbound"
+
+
+def test_after_a_link_a_client_is_answered_by_the_family_that_it_sends_by(role: RelayRole) -> None:
+    client, link = role.clients[2], link_endpoint(7)
+    role.add_link(link, 2, 0.0)
+    role.ping_received(2, link, 0.0)
+    for now, source in ((1.0, A), (1.1, A6)):
+        txid = role.ping_received(2, source, now)
+        assert txid is not None and role.pong_received(2, source, txid, now)
+        assert client.address == link, "as long as the link is used"
+    assert role.sender(RelayHeader(3, TICKET_A), A) is client and client.address == A
+    assert role.sender(RelayHeader(3, TICKET_A), link) is client and client.address == link
+    assert role.sender(RelayHeader(3, TICKET_A), A6) is client and client.address == A6
 
 
 def test_a_ticket_does_not_show(role: RelayRole) -> None:

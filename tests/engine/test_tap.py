@@ -12,7 +12,7 @@ ENDPOINT = ("192.0.2.1", 443)
 def test_what_is_put_is_taken_in_order() -> None:
     tap = Tap(lambda: None, outer=True)
     tap.put_inner(memoryview(NO_OFFLOAD + b"one"), True)
-    tap.put_outer([b"a", memoryview(b"bc"), b"d"], 3, ENDPOINT, False)
+    tap.put_outer([b"a", memoryview(b"bc"), b"d"], 3, 443, ENDPOINT, False)
     tap.put_inner(NO_OFFLOAD + b"three", False)
     first, second, third = tap.take(1 << 20)
     assert isinstance(first, InnerPacket) and (first.data, first.size, first.outbound) == (NO_OFFLOAD + b"one", 3, True)
@@ -43,8 +43,8 @@ def test_the_consumer_is_told_once_until_it_looks() -> None:
 
 def test_a_datagram_alone_and_an_empty_one_count_one() -> None:
     tap = Tap(lambda: None, outer=True)
-    tap.put_outer([b"abc"], 0, ENDPOINT, True)
-    tap.put_outer([b""], 0, ENDPOINT, True)
+    tap.put_outer([b"abc"], 0, 443, ENDPOINT, True)
+    tap.put_outer([b""], 0, 443, ENDPOINT, True)
     assert [item.segment for item in tap.take(9) if isinstance(item, OuterRun)] == [3, 1]
     assert tap.counts.outer_seen == 2
 
@@ -75,7 +75,7 @@ def test_never_more_than_its_bounds(steps: list[tuple[str, int, bool]], max_pack
             tap.put_inner(NO_OFFLOAD + data, True)
             kept, dropped = NO_OFFLOAD + data[:100], tap.counts.inner_dropped > before.inner_dropped
         else:
-            tap.put_outer([data], 0, ENDPOINT, True)
+            tap.put_outer([data], 0, 443, ENDPOINT, True)
             kept, dropped = data, tap.counts.outer_dropped > before.outer_dropped
         full = len(waiting) == max_packets or sum(map(len, waiting)) + len(kept) > max_bytes
         assert dropped == full, "what finds no room is dropped, and nothing else"

@@ -13,7 +13,9 @@ from overlay.engine.tap import InnerPacket, OuterRun, Tap
 from overlay.wire.disco import DISCO_TYPE
 from overlay.wire.packet.virtio import VIRTIO_HEADER_SIZE
 from overlay.wire.relay import RELAY_TYPE
+from overlay.wire.stream.codec import Plain
 from tests.engine.rig import PATIENCE, Machine, acquaint, udp4, udp6
+from tests.engine.test_links import Handed, tcp_pair
 
 FRAGMENT = 5
 
@@ -177,7 +179,7 @@ def test_a_run_of_several_nodes_messages_is_told_apart() -> None:
         assert isinstance(loop, Loop)
         header = bytes([RELAY_TYPE, 0, 0, 0])
         run = b"".join(header + number.to_bytes(4, "little") + bytes(12) for number in (2, 3, 2, 3))
-        loop._taps._outer_passed((run[:40], run[40:]), 20, ("192.0.2.1", 443), False)
+        loop._taps._outer_passed((run[:40], run[40:]), 20, 1, ("192.0.2.1", 443), False)
         assert [item.data[4] for item in watcher.rest()] == [3, 3]
 
 
@@ -201,7 +203,7 @@ def test_hostile_bytes_concern_nobody_and_raise_nothing(data: bytes) -> None:
         tap = Tap(lambda: None, number=3, outer=True)
         loop._taps._inner, loop._taps._outer = [tap], [tap]
         for outbound in (True, False):
-            loop._taps._outer_passed((data,), 0, ("192.0.2.1", 443), outbound)
+            loop._taps._outer_passed((data,), 0, 1, ("192.0.2.1", 443), outbound)
             loop._taps._inner_passed(data, outbound)
         assert tap.take(1) == []
 
@@ -214,8 +216,33 @@ def test_disco_concerns_its_sender() -> None:
         loop._taps._outer = [tap]
         for sender in (2, 3):
             message = bytes([DISCO_TYPE, 1, 0, 0]) + sender.to_bytes(4, "little") + bytes(50)
-            loop._taps._outer_passed((message,), 0, ("192.0.2.1", 443), False)
+            loop._taps._outer_passed((message,), 0, 1, ("192.0.2.1", 443), False)
         assert len(tap.take(1 << 20)) == 1
+
+
+@pytest.mark.parametrize("number", [None, 3])
+def test_what_goes_by_a_link_is_shown_with_the_connections_ends(number: int | None) -> None:
+    """Whether the link or the tap is there first."""
+    with Machine(1) as one, Machine(3) as three:
+        acquaint(one, three, direct=False)
+        with watching(one, inner=False, outer=True, number=number) as early:
+            ours, theirs = tcp_pair()
+            ends = ours.getsockname()[1], ours.getpeername()[:2]
+            for machine, peer, end in ((one, three, ours), (three, one, theirs)):
+                machine.engine.post(
+                    api.AddLink(7, Handed(end, Plain()), None, "tcp", peer=peer.number, shown=("203.0.113.7", 9))
+                )
+            early.next_message(DISCO_TYPE, outbound=True)
+            one.wait_for(api.PathChanged)
+            with watching(one, inner=False, outer=True, number=number) as late:
+                one.send(udp4("10.0.0.1", three.address, b"there"))
+                three.receive()
+                three.send(udp4(three.address, "10.0.0.1", b"back"))
+                one.receive()
+                for watcher in (early, late):
+                    for outbound in (True, False):
+                        seen = watcher.next_message(FRAGMENT, outbound=outbound)
+                        assert (seen.port, seen.endpoint) == ends
 
 
 def test_an_engine_without_an_interface_is_tapped_on_its_sockets() -> None:

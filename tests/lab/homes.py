@@ -4,7 +4,7 @@ internet
  ├── server        198.51.100.1
  ├── <kind>1, <kind>2     for each kind of NAT: a home with one node of that name
  ├── lan           a port-restricted home with two nodes, lan1 and lan2; it does not hairpin
- ├── carrier       a carrier's port-restricted NAT, with the port-restricted home of `deep` behind it
+ ├── carrier       a carrier's port-restricted NAT that hairpins, with the port-restricted homes of `deep1` and `deep2`
  ├── no-udp1, no-udp2     homes that let no UDP out
  └── narrow        a home that lets out TCP to port 443, and nothing else
 """
@@ -24,7 +24,8 @@ HOMES: dict[str, tuple[NatKind, tuple[str, ...]]] = {
 }
 """Home → its NAT, and the nodes in it."""
 
-NODES = (*(node for _, nodes in HOMES.values() for node in nodes), "deep")
+DEEP = ("deep1", "deep2")
+NODES = (*(node for _, nodes in HOMES.values() for node in nodes), *DEEP)
 WITHOUT_UDP = "meta l4proto != udp"
 ONLY_443 = "tcp dport 443"
 QUESTIONS = "udp dport 53"
@@ -68,9 +69,11 @@ def new_lease(space: Namespace) -> None:
 
 
 def _carrier(lab: Lab, network: Network, carrier: Namespace) -> None:
-    inner = lab.namespace("deep-nat")
-    home(lab, carrier, "100.64.0", [(inner, "9")], "port-restricted")
-    home(lab, inner, "192.168.99", [(_node(lab, network, "deep"), "10")], "port-restricted")
+    inner = {name: lab.namespace(f"{name}-nat") for name in DEEP}
+    customers = [(router, str(9 + at)) for at, router in enumerate(inner.values())]
+    home(lab, carrier, "100.64.0", customers, "port-restricted", hairpinning=True)
+    for name, router in inner.items():
+        home(lab, router, "192.168.99", [(_node(lab, network, name), "10")], "port-restricted")
 
 
 def _node(lab: Lab, network: Network, name: str) -> Namespace:

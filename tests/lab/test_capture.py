@@ -26,9 +26,12 @@ def lan() -> Iterator[Network]:
         network = one_lan(lab)
         network.start_server()
         network.join("a", "b")
-        a = network["a"]
-        wait_for(lambda: ping(a, network.address("b")) and a.path_kind("b") in ("lan", "udp"), "a is direct with b", 25)
+        wait_for_direct(network)
         yield network
+
+
+def wait_for_direct(network: Network) -> None:
+    wait_for(lambda: network.both_go_by("a", "b", "lan", "udp"), "a and b are direct", 25)
 
 
 def ping(machine: Machine, target: str, count: int = 1) -> bool:
@@ -113,6 +116,7 @@ def test_a_peer_by_all_its_names_and_nobody_elses_packets(lan: Network, who: str
 
 def test_our_messages_on_the_wire(lan: Network, tmp_path: Path) -> None:
     path = tmp_path / "outer.pcapng"
+    wait_for_direct(lan)
     with capturing(lan["a"], "b", "--outer", "-w", str(path)) as capture:
         assert lan["a"].run("ping", "-n", "-c", "1", "-W", "5", "-s", "4000", lan.address("b")).returncode == 0
         capture.stop()

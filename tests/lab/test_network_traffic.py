@@ -183,7 +183,7 @@ def test_a_removed_node_is_out_and_its_address_comes_free(network: Network) -> N
 
 def test_neighbours_go_direct_and_leave_a_dead_path_within_a_second(network: Network, with_c: Machine) -> None:
     a = network["a"]
-    wait_for(lambda: answers(a, "c.local.test") and a.path_kind("c") == "lan", "a reaches c directly", 25)
+    wait_for(lambda: network.both_go_by("a", "c", "lan"), "a and c reach each other directly", 25)
     sent, count = losses(a, network.address("c"), 8.0)
     sent.wait_for_answers(20)
     a.namespace.block("ip daddr 192.168.1.11 udp dport 1-65535")
@@ -195,7 +195,7 @@ def test_neighbours_go_direct_and_leave_a_dead_path_within_a_second(network: Net
         assert longest < 1.5, f"nothing passed for {longest:.2f} s"
     finally:
         a.namespace.unblock()
-    wait_for(lambda: answers(a, "c.local.test") and a.path_kind("c") == "lan", "the direct path is back", 60)
+    wait_for(lambda: network.both_go_by("a", "c", "lan"), "the direct path is back", 60)
 
 
 def longest_gap(numbers: set[int], count: int) -> int:
@@ -209,7 +209,7 @@ def longest_gap(numbers: set[int], count: int) -> int:
 def test_nodes_go_on_while_the_server_is_away(services: Network, with_c: Machine) -> None:
     a, server = services["a"], services.server
     with published(services["b"], "tcp://127.0.0.1:80", "--public", "9000"):
-        wait_for(lambda: answers(a, "c.local.test") and a.path_kind("c") == "lan", "a reaches c directly", 25)
+        wait_for(lambda: services.both_go_by("a", "c", "lan"), "a and c reach each other directly", 25)
         handshake = a.peer("b")
         assert handshake is not None
         server.overlay("down", "--quiet")

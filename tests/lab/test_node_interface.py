@@ -21,7 +21,7 @@ IDENTITY = Identity.parse(
     name="a",
     addresses=["10.77.0.2", "fd12:3456:789a::2"],
     networks=["10.77.0.0/16", "fd12:3456:789a::/48"],
-    domain="local.test",
+    domains=("local.test",),
 )
 
 

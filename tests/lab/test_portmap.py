@@ -2,15 +2,18 @@
 
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from overlay.wire.portmap import SERVER_PORT, nat_pmp
+from overlay.node import upnp
+from overlay.wire.portmap import SERVER_PORT, igd, nat_pmp
 from tests.lab.conftest import tracked
 from tests.lab.nats import forget_flows, home
 from tests.lab.netns import Lab, Namespace, wait_for
@@ -21,6 +24,8 @@ pytestmark = pytest.mark.lab
 # Addresses that a router daemon takes for public ones: it refuses to work on the documentation's (RFC 5737).
 SERVER, ROUTER, OTHER = "9.1.1.1", "9.1.1.11", "9.1.1.12"
 INSIDE = "192.168.1.10"
+PORT = 41000
+LEASE = 4  # s
 STRANGE = 20  # datagrams: more than a drops of what others send meanwhile
 _TABLES = """
 table inet filter {
@@ -218,6 +223,40 @@ def test_a_router_that_started_anew_is_asked_anew(network: Network, router: Rout
         router.start("nat-pmp", "pcp")
         wait_for(lambda: INSIDE in router.mapped(), "the port is mapped again")
         assert wait_for_mapping(network)["external"] == found["external"]
+
+
+def test_a_lease_by_upnp_is_renewed_made_anew_and_ends_by_itself(
+    network: Network, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the parts that the daemon keeps it with, since nobody waits for an hour."""
+    monkeypatch.setattr(upnp, "LIFETIME", LEASE)
+    router.start("upnp")
+
+    async def keep(lease: upnp.Lease) -> upnp.Lease:
+        """Renew it when that is due, until it is older than it was to become."""
+        while lease.due < begin + 1.5 * LEASE:
+            await anyio.sleep(lease.renewal)
+            lease = await lease.keep()
+        return lease
+
+    async def make() -> upnp.Lease:
+        return await (await upnp.find(INSIDE, "192.168.1.1")).map(PORT)
+
+    async def left(lease: upnp.Lease) -> int:
+        entry = await lease.device.act("GetSpecificPortMappingEntry", igd.entry("udp", PORT))
+        return int(entry["NewLeaseDuration"])
+
+    with network["a"].namespace.enter():
+        begin = time.monotonic()
+        lease = anyio.run(make)
+        assert lease.external == (ROUTER, PORT) and 0 < anyio.run(left, lease) <= LEASE
+        lease = anyio.run(keep, lease)
+        assert time.monotonic() > begin + LEASE and 0 < anyio.run(left, lease) <= LEASE
+        anyio.run(lease.remove)  # as the router's owner might
+        assert INSIDE not in router.mapped()
+        lease = anyio.run(replace(lease, due=time.monotonic() + LEASE).keep)  # a look, and no renewal
+        assert f"{INSIDE}:{PORT}" in router.mapped()
+        wait_for(lambda: INSIDE not in router.mapped(), "it ends when nobody renews it", 20)
 
 
 def test_what_a_router_refuses_or_cannot_know_is_said_and_not_offered(network: Network, router: Router) -> None:

@@ -81,4 +81,4 @@ def test_query_and_status_say_where_answers_come_from(hosts: tuple[Host, Host, H
     assert "local.test" in status["zones"] and status["way"] == "file" and status["endpoint"].endswith(":53")
     assert status["upstreams"] == ["192.0.2.53"] and "192.0.2.53" in a.done("dns", "status")
     code, _, errors = a.overlay("dns", "query", "b", "NOTHING")
-    assert code == Exit.USAGE and "no question" in errors
+    assert code == Exit.USAGE and "no type of record" in errors

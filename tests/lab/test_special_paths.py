@@ -102,6 +102,11 @@ def test_ipv6_on_one_side_alone_is_the_relay(network: Network) -> None:
         wait_for_path(network, "six", "open", "relay")
 
 
+def test_ipv6_on_both_sides_and_ipv4_on_one_is_ipv6(network: Network) -> None:
+    with pinging(network, "six", "both"):
+        wait_for_path(network, "six", "both", "lan", f"[{PUBLIC6['both']}]:")
+
+
 def test_of_two_interfaces_the_nearer_and_when_it_is_gone_the_other(network: Network) -> None:
     with pinging(network, "near", "two") as pings:
         wait_for_path(network, "near", "two", "lan", f"{CABLE['two']}:")

@@ -1,12 +1,13 @@
 """The system's names while the network is up, with the real systems that look after them, and after a `kill -9`.
 
-The server's machine also runs the name server (dnsmasq) that the node's system had before. systemd-resolved, openresolv
-and the message bus are the real programs, on a machine of the lab: none of this machine's is touched.
+systemd-resolved, openresolv and the message bus are the real programs, on a machine of the lab: none of this machine's
+is touched.
 """
 
+import json
 import os
 import shlex
-import signal
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,79 +15,42 @@ from pathlib import Path
 
 import pytest
 
-from overlay.errors import Exit
-from tests.lab.netns import Lab, wait_for
-from tests.lab.test_node_daemon import PROGRAM, Host
+from tests.lab.netns import wait_for
+from tests.lab.resolvers import (
+    FAR,
+    FAR_ADDRESS,
+    FORMER,
+    OTHER_NETWORK,
+    PROGRAMS,
+    SERVER,
+    Machine,
+    as_found,
+    message_bus,
+    server_and_node,
+    user,
+)
+from tests.lab.test_node_daemon import PROGRAM
 from tests.lab.topology import start_dns
 
 pytestmark = pytest.mark.lab
 
-PROGRAMS = Path(__file__).parents[2] / ".venv/lab"
-SERVER, NODE = "203.0.113.1", "203.0.113.2"
-FAR, FAR_ADDRESS = "far.example", "192.0.2.80"
-OTHER_NETWORK = f"# by DHCP\nsearch home.example\nnameserver {SERVER}\noptions timeout:1\n"
-FORMER = f"nameserver {SERVER}\n"
-PATIENCE = 5.0  # seconds within which other names must resolve after a kill
-
-
-class Machine(Host):
-    """`environment`: of the daemon, beside what the tests have."""
-
-    environment: dict[str, str] = {}
-
-    def overlay(self, *arguments: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-c", PROGRAM, *arguments, "--state", str(self.state)]
-        done = self.namespace.run(command, check=False, env=os.environ | self.environment)
-        return done.returncode, done.stdout, done.stderr
-
-    def finds(self, name: str, address: str) -> bool:
-        done = self.namespace.run(["getent", "ahostsv4", name], check=False, timeout=PATIENCE)
-        return address in done.stdout.split()
-
-    def kill(self) -> None:
-        os.kill(self.daemon(), signal.SIGKILL)
-        wait_for(lambda: self.overlay("status")[0] == Exit.NOT_RUNNING, "the daemon is gone")
-
-    def first(self) -> str:
-        lines = self.namespace.resolv_conf.read_text().splitlines()
-        return next((line for line in lines if line.startswith("nameserver")), "")
-
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[tuple[Machine, Machine]]:
-    with Lab() as lab:
-        switch, server, node = lab.namespace("switch"), lab.namespace("server"), lab.namespace("node")
-        lab.bridge(switch, [], [(server, f"{SERVER}/24"), (node, f"{NODE}/24")])
-        start_dns(server, SERVER, 53, FAR, FAR_ADDRESS)
-        server_host = Machine(server, lab.directory / "server")
-        server_host.done("server", "--json")
-        node_host = Machine(node, lab.directory / "node")
-        node.resolv_conf.write_text(FORMER)
-        node_host.done("up", server_host.done("invite").strip(), "--name", "a")
-        node_host.done("down")
-        try:
-            yield server_host, node_host
-        finally:
-            server_host.overlay("down")
+    with server_and_node() as both:
+        yield both
 
 
 @pytest.fixture
 def node(hosts: tuple[Machine, Machine]) -> Iterator[Machine]:
-    node = hosts[1]
-    node.environment = {}
-    node.namespace.resolv_conf.write_text(FORMER)
-    yield node
-    node.overlay("down")
-
-
-def own_address(node: Machine) -> str:
-    return str(node.client.request("GET", "/v1/status")["peers"][0]["addresses"][0])
+    yield from as_found(hosts[1])
 
 
 def test_a_plain_file_and_a_kill(node: Machine) -> None:
     node.done("up")
-    address = own_address(node)
+    address = node.own_address()
     assert node.finds("server.local.test", address) and node.finds(FAR, FAR_ADDRESS)
+    assert "a mount of its own" in node.done("dns", "status"), "as the lab's files are, like a container's"
     assert "server.local.test" in node.namespace.run(["ping", "-c", "1", "-W", "5", "server.local.test"]).stdout
     node.kill()
     assert node.finds(FAR, FAR_ADDRESS), "the system's own name server stands behind ours"
@@ -98,13 +62,55 @@ def test_a_plain_file_and_a_kill(node: Machine) -> None:
 
 def test_what_dhcp_writes_meanwhile_counts(node: Machine) -> None:
     node.done("up")
-    address, ours = own_address(node), node.first()
+    address, ours = node.own_address(), node.first()
     node.namespace.resolv_conf.write_text(OTHER_NETWORK)
     wait_for(lambda: node.first() == ours, "our name server is first again")
     assert node.finds("server.local.test", address) and node.finds(FAR, FAR_ADDRESS)
     assert "options timeout:1" in node.namespace.resolv_conf.read_text()
     node.done("down")
     assert node.namespace.resolv_conf.read_text() == OTHER_NETWORK
+
+
+def test_after_a_reboot_with_the_file_as_we_left_it(node: Machine) -> None:
+    node.done("up")
+    address = node.own_address()
+    node.kill()
+    reboot(node)
+    assert node.first() != FORMER.strip() and node.finds(FAR, FAR_ADDRESS), "it is found without us"
+    node.done("up")
+    assert node.finds("server.local.test", address) and node.finds(FAR, FAR_ADDRESS)
+    node.done("down")
+    assert node.namespace.resolv_conf.read_text() == FORMER
+
+
+def test_after_a_reboot_on_another_network(node: Machine) -> None:
+    node.done("up")
+    node.kill()
+    reboot(node)
+    node.namespace.resolv_conf.write_text(OTHER_NETWORK)  # by DHCP, before we start
+    node.done("up")
+    assert node.first() != f"nameserver {SERVER}" and "home.example" in node.namespace.resolv_conf.read_text()
+    node.done("down")
+    assert node.namespace.resolv_conf.read_text() == OTHER_NETWORK
+
+
+def reboot(node: Machine) -> None:
+    """What a reboot leaves of us: the state folder without what ends with the machine, and /etc."""
+    for name in ("lock", "overlay.sock"):
+        (node.state / name).unlink(missing_ok=True)
+    assert "overlay" not in node.namespace.run(["ip", "-o", "link"]).stdout
+
+
+def test_a_file_that_cannot_be_written_is_a_warning_with_the_way_out(node: Machine) -> None:
+    prefix = "mount -o remount,ro,bind /etc/resolv.conf && exec "
+    command = prefix + shlex.join([sys.executable, "-c", PROGRAM, "up", "--state", str(node.state)])
+    node.namespace.run(["sh", "-c", command])
+    (warning,) = node.client.request("GET", "/v1/status")["warnings"]
+    assert "read-only" in warning and "--dns" in warning
+    assert "cannot be written" in node.done("dns", "status")
+    assert node.finds(FAR, FAR_ADDRESS)
+    node.done("down")
+    assert node.namespace.resolv_conf.read_text() == FORMER
 
 
 def test_an_immutable_file_is_a_warning_with_the_way_out(node: Machine) -> None:
@@ -134,7 +140,7 @@ def test_openresolv_keeps_the_file(node: Machine, tmp_path: Path) -> None:
     program.parent.mkdir()
     program.write_text(script)
     program.chmod(0o755)
-    (tmp_path / "resolvconf.conf").write_text("resolv_conf=/etc/resolv.conf\n")
+    (tmp_path / "resolvconf.conf").write_text(f"resolv_conf=/etc/resolv.conf\nlist_resolv='{program} -l'\n")
     node.environment = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
 
     def resolvconf(*arguments: str, given: str = "") -> str:
@@ -145,7 +151,7 @@ def test_openresolv_keeps_the_file(node: Machine, tmp_path: Path) -> None:
     before = node.namespace.resolv_conf.read_text()
     assert "resolvconf" in before and node.first() == FORMER.strip()
     node.done("up")
-    address, ours = own_address(node), node.first()
+    address, ours = node.own_address(), node.first()
     assert ours != FORMER.strip() and "tun0.overlay" in resolvconf("-l")
     assert node.finds("server.local.test", address) and node.finds(FAR, FAR_ADDRESS)
     resolvconf("-a", "eth0.dhcp", given=OTHER_NETWORK)  # a new lease: openresolv itself keeps us first
@@ -155,57 +161,60 @@ def test_openresolv_keeps_the_file(node: Machine, tmp_path: Path) -> None:
     node.done("up")
     node.done("down")
     assert node.first() == FORMER.strip() and "tun0.overlay" not in resolvconf("-l")
+    node.done("up")
+    node.kill()
+    shutil.rmtree(tmp_path / "run")  # which a reboot empties
+    resolvconf("-a", "eth0.dhcp", given=FORMER)
+    assert node.first() == FORMER.strip()
+    node.done("up")
+    assert node.first() == ours
+    node.done("down")
+    assert node.first() == FORMER.strip()
 
 
 @pytest.fixture
 def resolved(hosts: tuple[Machine, Machine], node: Machine, tmp_path: Path) -> Iterator[Machine]:
     """The node with systemd-resolved on a bus of its own."""
     namespace, configuration = node.namespace, node.namespace.resolv_conf.parent
-    for name, line in (("passwd", "systemd-resolve:x:996:996::/:/bin/false"), ("group", "systemd-resolve:x:996:")):
-        others = [each for each in Path("/etc", name).read_text().splitlines() if "systemd-resolve" not in each]
-        (configuration / name).write_text("\n".join([*others, line]) + "\n")
     (configuration / "systemd").mkdir(exist_ok=True)
     (configuration / "systemd/resolved.conf").write_text(
         f"[Resolve]\nDNS={SERVER}\nFallbackDNS=\nDNSSEC=no\nLLMNR=no\n"
     )
-    folder = hosts[0].state.parent  # which another user may enter, as resolved does
-    bus, policy = folder / "bus", tmp_path / "bus.conf"
-    policy.write_text(
-        f"<busconfig><listen>unix:path={bus}</listen><auth>EXTERNAL</auth>"
-        '<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/>'
-        '<allow receive_sender="*"/></policy></busconfig>'
-    )
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    daemon = namespace.popen(["dbus-daemon", f"--config-file={policy}", "--nofork", "--nopidfile"], **quiet)
-    wait_for(bus.is_socket, "the bus listens")
-    bus.chmod(0o777)
-    node.environment = {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={bus}"}
-    installed = Path("/usr/lib/systemd/systemd-resolved")
-    program = installed if installed.exists() else PROGRAMS / "systemd-resolved/lib/systemd/systemd-resolved"
-    command = f"mount -t tmpfs tmpfs /run/systemd && exec {shlex.quote(str(program))}"
-    service = namespace.popen(["sh", "-c", command], env=os.environ | node.environment, **quiet)
-    namespace.resolv_conf.write_text("nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch .\n")
-    wait_for(lambda: node.finds(FAR, FAR_ADDRESS), "resolved answers")
-    yield node
-    node.overlay("down")
-    for process in (service, daemon):
-        process.terminate()
-        process.wait(10)
-    for name in ("passwd", "group"):
-        (configuration / name).unlink()
+    with user(namespace, "systemd-resolve"), message_bus(namespace, hosts[0].state.parent) as bus:
+        node.environment = {"DBUS_SYSTEM_BUS_ADDRESS": bus}
+        installed = Path("/usr/lib/systemd/systemd-resolved")
+        program = installed if installed.exists() else PROGRAMS / "systemd-resolved/lib/systemd/systemd-resolved"
+        command = f"mount -t tmpfs tmpfs /run/systemd && exec {shlex.quote(str(program))}"
+        service = namespace.popen(
+            ["sh", "-c", command],
+            env=os.environ | node.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        namespace.resolv_conf.write_text("nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch .\n")
+        wait_for(lambda: node.finds(FAR, FAR_ADDRESS), "resolved answers")
+        yield node
+        node.overlay("down")
+        service.terminate()
+        service.wait(10)
 
 
-def test_systemd_resolved_splits(resolved: Machine) -> None:
-    node = resolved
+def test_systemd_resolved_splits(hosts: tuple[Machine, Machine], resolved: Machine) -> None:
+    server, node = hosts[0], resolved
     before = node.namespace.resolv_conf.read_text()
     node.done("up")
     assert node.client.request("GET", "/v1/status")["warnings"] == []
     assert node.namespace.resolv_conf.read_text() == before, "the file is resolved's"
-    address = own_address(node)
+    address = node.own_address()
     wait_for(lambda: node.finds("server.local.test", address), "our names are ours")
     assert node.finds(FAR, FAR_ADDRESS)
     found = node.namespace.run(["dig", "+short", "@127.0.0.53", "-x", address]).stdout
     assert found == "server.local.test.\n"
+    server.namespace.hosts.write_text(f"{SERVER} app.example.org\n")  # in place of the public DNS
+    exposure = json.loads(node.done("expose", "tcp://127.0.0.1:1", "--known-as", "app.example.org", "--json"))
+    own = node.client.request("GET", "/v1/status")["addresses"][0]
+    wait_for(lambda: node.finds("app.example.org", own), "resolved asks us for the exposure's public name")
+    node.done("expose", "rm", exposure["id"])
     node.kill()
     assert node.finds(FAR, FAR_ADDRESS)
     assert not node.finds("server.local.test", address), "resolved forgets a link that is gone"
@@ -213,3 +222,12 @@ def test_systemd_resolved_splits(resolved: Machine) -> None:
     assert node.finds("server.local.test", address)
     node.done("down")
     assert node.finds(FAR, FAR_ADDRESS) and not node.finds("server.local.test", address)
+    other = start_dns(hosts[0].namespace, SERVER, 5300, FAR, "192.0.2.99")
+    node.done("up", "--upstream", f"{SERVER}:5300")
+    assert "for all names\n" in node.done("dns", "status")
+    wait_for(lambda: node.finds(FAR, "192.0.2.99"), "all names are asked of whom a person chose")
+    assert node.finds("server.local.test", address)
+    node.done("down")
+    assert node.finds(FAR, FAR_ADDRESS)
+    other.terminate()
+    other.wait(10)

@@ -9,13 +9,12 @@ from tests.lab.conftest import tracked
 from tests.lab.gates import Download, digest, web_file
 from tests.lab.nats import home, udp_blocked
 from tests.lab.netns import Lab, wait_for
+from tests.lab.steady import Steady
 from tests.lab.topology import SERVER_ADDRESS, Machine, Network, build_internet, start_web
 
 pytestmark = pytest.mark.lab
 
 SIZE = 20_000_000
-PACED = 30_000_000  # bytes of the transfer in whose course the path is cut
-PACE = "4M"  # bytes/s of it
 NATS = {"a-nat": "198.51.100.11", "b-nat": "198.51.100.12"}
 CUT = f"ip daddr {{ {NATS['a-nat']}, {NATS['b-nat']} }}"
 
@@ -64,9 +63,9 @@ def test_found_used_lost_and_found_again(punched: Network) -> None:
     assert Download(b, f"{url}/file", punched.lab.directory / "copy").finish() == digest(original)
     assert a.path_kind("b") == b.path_kind("a") == "tcp"
 
-    paced = web_file(a, "paced", PACED)
-    download = Download(b, f"{url}/paced", punched.lab.directory / "paced", "--limit-rate", PACE)
-    wait_for(lambda: download.size > PACED // 10, "the transfer's beginning")
+    stream = Steady(a.namespace, b.namespace, to_b)
+    stream.wait_for_bytes(1_000_000)
+    stream.mark()
     spaces = punched.lab.namespaces
     for name in NATS:
         spaces[name].block(CUT)
@@ -74,6 +73,6 @@ def test_found_used_lost_and_found_again(punched: Network) -> None:
     for name in NATS:
         spaces[name].unblock()
     wait_for(lambda: a.path_kind("b") == b.path_kind("a") == "tcp", "both go by TCP again", 20)
-    assert download.finish() == digest(paced)
+    stream.finish()
     assert session_began(a, "b") == pytest.approx(began, abs=1.0)  # the one session all along
-    print(f"nothing passed for {download.longest_pause:.2f} s")  # noqa: T201
+    print(f"nothing passed for {stream.longest_pause:.2f} s")  # noqa: T201

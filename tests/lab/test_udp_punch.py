@@ -74,10 +74,11 @@ def test_a_direct_path_through_two_nats(homes: Network, a: str, b: str, patience
     seconds_until(homes, a, b, "udp", patience)
 
 
-def test_a_path_that_is_cut_under_traffic_and_mended_is_direct_again(homes: Network) -> None:
+def test_a_path_whose_udp_is_cut_is_relayed_then_by_tcp_and_by_udp_again_when_mended(homes: Network) -> None:
     seconds_until(homes, "plain", "plain2", "udp", 10.0)
     with only(homes.lab.namespaces["plain-nat"], "meta l4proto != udp", f"ip daddr {SERVER_ADDRESS}"):
         seconds_until(homes, "plain", "plain2", "relay", 10.0)
+        seconds_until(homes, "plain", "plain2", "tcp", 20.0)
     seconds_until(homes, "plain", "plain2", "udp", 10.0)
 
 

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,17 @@ class Network:
         """The overlay address of a machine that is up."""
         addresses: Sequence[str] = self[name].status()["addresses"]
         return next(address for address in addresses if (":" in address) == (family == 6))
+
+    def both_go_by(self, a: str, b: str, *kinds: str) -> bool:
+        """Do packets go by such a path now, from a to b and back? Each direction has a path of its own: one may still
+        be relayed when the other is direct. Sends one each way, as what is idle has no path."""
+        with ThreadPoolExecutor(2) as pool:
+            pings = [pool.submit(self._ping, *pair) for pair in ((a, b), (b, a))]
+        return all(ping.result() for ping in pings) and self[a].path_kind(b) in kinds and self[b].path_kind(a) in kinds
+
+    def _ping(self, source: str, target: str) -> bool:
+        command = ("ping", "-n", "-c", "1", "-W", "5", self.address(target))
+        return self[source].run(*command, check=False).returncode == 0
 
     def stop_all(self) -> None:
         """`overlay down` wherever a daemon runs, the server last."""

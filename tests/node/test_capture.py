@@ -94,7 +94,7 @@ def test_packets_and_names_are_streamed() -> None:
         async with running(peer=3, outer=True, snaplen=100) as (setup, tap, _):
             assert (tap.number, tap.inner, tap.outer) == (3, True, True)
             tap.put_inner(NO_OFFLOAD + b"packet", True)
-            tap.put_outer([b"\x05" + bytes(40)], 0, LOOPBACK, False)
+            tap.put_outer([b"\x05" + bytes(40)], 0, 41641, LOOPBACK, False)
             (inner,) = await setup.reader.until(Inner)
             (outer,) = await setup.reader.until(Outer)
             (started,) = await setup.reader.until(Started)
@@ -145,8 +145,8 @@ def test_tickets_leave_the_daemon_blank() -> None:
 
     async def main() -> None:
         async with running(outer=True) as (setup, tap, _):
-            tap.put_outer([pack_header(3, ticket) + b"\x05" + bytes(30)], 0, LOOPBACK, True)
-            tap.put_outer([(pack_header(3, ticket) + b"\x05" + bytes(30)) * 3], 47, LOOPBACK, False)
+            tap.put_outer([pack_header(3, ticket) + b"\x05" + bytes(30)], 0, 41641, LOOPBACK, True)
+            tap.put_outer([(pack_header(3, ticket) + b"\x05" + bytes(30)) * 3], 47, 41641, LOOPBACK, False)
             for outer in await setup.reader.until(Outer, 2):
                 assert secret not in outer.data and pack_header(3, 0) in outer.data
 
@@ -156,8 +156,8 @@ def test_tickets_leave_the_daemon_blank() -> None:
 def test_a_route_that_is_not_there_leaves_the_address_open() -> None:
     async def main() -> None:
         async with running(outer=True) as (setup, tap, _):
-            tap.put_outer([b"\x07"], 0, ("not an address", 1), True)
-            tap.put_outer([b"\x07"], 0, ("fe80::1%none", 1), True)
+            tap.put_outer([b"\x07"], 0, 443, ("not an address", 1), True)
+            tap.put_outer([b"\x07"], 0, 443, ("fe80::1%none", 1), True)
             first, second = await setup.reader.until(Outer, 2)
             assert (first.local[0], second.local[0]) == ("0.0.0.0", "::")
 

@@ -1,5 +1,6 @@
 """The whole daemon but for packets: local API, control client, member and exposures, against a server over loopback."""
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import msgspec
 import pytest
 from anyio.abc import TaskStatus
 
@@ -17,8 +19,9 @@ from overlay.daemon.state import StateDir
 from overlay.engine.api import AddLink, Observed, RelayChanged, SetPeer, SetRelay
 from overlay.errors import Exit, UserError
 from overlay.node.daemon import NodeDaemon
+from overlay.node.joining import default_name
 from overlay.node.settings import NodeSettings
-from overlay.wire.control.messages import Endpoints, Leave, Refused
+from overlay.wire.control.messages import Endpoints, Leave, MapRecord, Refused
 from tests.node.fake_engine import Engines
 from tests.node.stub_server import NODE_ADDRESS, SERVER_ADDRESS, StubServer, map_node
 
@@ -294,3 +297,29 @@ def test_a_wrong_carrier_ends_it_before_anything_is_kept(tmp_path: Path) -> None
         Node(tmp_path, server.invite(), carriers="smoke")
     assert (caught.value.code, caught.value.exit_code) == ("carrier-unknown", Exit.USAGE)
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_others_have_are_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        server, host = StubServer(), default_name(socket.gethostname())
+        record = MapRecord(name="web.local.test", rtype="TXT", value="x", node=2)
+        server.map = msgspec.structs.replace(
+            server.map,
+            nodes=(map_node(1, "server"), map_node(2, f"{host}-2"), map_node(3, host), map_node(4, "web")),
+            records=(record,),
+        )
+        async with server_running(server):
+            node = Node(tmp_path, server.invite())
+            async with up(node):
+                status = await node.until_state("connected")
+                first, second = status["warnings"]
+                assert f"Another node is called '{host}', so this one is '{host}-2'" in first
+                assert "The record web.local.test TXT of this node is not served" in second
+                assert status["domains"] == ["local.test"]
+                nodes = tuple(each for each in server.map.nodes if each.number < 3)
+                await server.set_map(nodes=nodes)  # those who had the names are gone
+                with anyio.fail_after(10):
+                    while (await node.call("GET", "/v1/status"))["warnings"]:
+                        await anyio.lowlevel.checkpoint()
+
+    anyio.run(main)

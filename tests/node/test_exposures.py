@@ -16,7 +16,7 @@ from overlay.node.control import Answer
 from overlay.node.exposures import FILE, Exposures
 from overlay.wire.control.messages import Done, Expose, Exposed, Exposure, Message, RequestEntry, Unexpose, Watch
 
-SERVER, NODE, STRANGER = "127.77.0.1", "127.77.0.2", "127.77.0.3"
+SERVER, NODE, STRANGER, PEER = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.4"
 
 
 class Server:
@@ -41,10 +41,13 @@ class Server:
                 self.exposures[name] = Exposure(
                     id=name,
                     protocol=message.protocol,
-                    public=message.host or f"192.0.2.1:{message.public or 20000}",
+                    public=message.host or f"192.0.2.1:{message.public.rpartition(':')[2] or 20000}",
                     url=f"https://{message.host}/" if message.host else "",
                     target=message.target,
                     port=message.port,
+                    known_as=message.known_as,
+                    service=message.service,
+                    direct=message.direct,
                 )
                 return Exposed(seq=message.seq, exposure=self.exposures[name])
             case Unexpose():
@@ -66,7 +69,9 @@ class Setup:
         self.exposures = self.make()
 
     def make(self) -> Exposures:
-        return Exposures(self.state, self.server.request, lambda address: address == SERVER)
+        return Exposures(
+            self.state, self.server.request, lambda address: address == SERVER, lambda address: address == PEER
+        )
 
 
 @asynccontextmanager
@@ -117,6 +122,9 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "target": f"tcp://127.0.0.1:{port}",
                 "tunnel": "single",
                 "connections": 0,
+                "known_as": (),
+                "service": "",
+                "direct": False,
             }
             listening = setup.server.exposures["x1"].port
             assert await ask(listening, SERVER, b"hello" * 100_000) == b"HELLO" * 100_000
@@ -206,9 +214,9 @@ def test_by_name_and_who_watches_hears_of_requests(tmp_path: Path) -> None:
         async with serving(setup.exposures):
             for public, target in (("9000", "3000"), ("", "tcp://127.0.0.1:1"), ("", "udp://127.0.0.1:1")):
                 with pytest.raises(UserError) as caught:
-                    await setup.exposures.add(target, public, "app.test")
+                    await setup.exposures.add(target, public, host="app.test")
                 assert caught.value.exit_code == Exit.USAGE
-            shown = await setup.exposures.add("3000", "", "app.test")
+            shown = await setup.exposures.add("3000", "", host="app.test")
             assert (shown.target, shown.url) == ("http://127.0.0.1:3000", "https://app.test/")
             ports = await setup.exposures.add("22", "9022")
             for name, code in ((ports.id, "exposure-not-http"), ("x99", "exposure-unknown")):
@@ -332,5 +340,42 @@ def test_what_an_administrator_takes_away_is_gone(tmp_path: Path) -> None:
             await setup.exposures.add("8081", "")
             await setup.exposures.retain(setup.server.list()[1:])
             assert [each.target for each in setup.exposures.status()] == ["http://127.0.0.1:8081"]
+
+    anyio.run(main)
+
+
+def test_peers_reach_one_with_a_name_at_its_public_port(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port, tcp_service(shout) as free:
+            public = await setup.exposures.add(f"127.0.0.1:{port}", "", ("app.example.org",))
+            assert (public.known_as, public.direct) == (("app.example.org",), True)
+            assert setup.server.exposures["x1"].direct
+            number = int(public.public.rpartition(":")[2])
+            assert await ask(number, PEER, b"hello") == b"HELLO"
+            with pytest.raises((OSError, anyio.BrokenResourceError)):
+                await ask(number, STRANGER, b"hello")
+            own = await setup.exposures.add(f"127.0.0.1:{free}", str(free), ("app.example.org",))
+            assert not own.direct  # the service listens at loopback alone, and its port is left to it
+            with pytest.raises(OSError):
+                await ask(free, PEER, b"hello")
+        again = setup.make()
+        async with serving(again):
+            await again.reconcile(setup.server.list())
+            assert [each.direct for each in again.status()] == [True, False]
+            await again.remove("x1")
+            with pytest.raises(OSError):
+                await ask(number, PEER, b"hello")
+
+    anyio.run(main)
+
+
+def test_what_it_is_follows_from_the_targets_port_or_is_said(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures):
+            assert (await setup.exposures.add("22", "")).service == "ssh"
+            assert (await setup.exposures.add("2222", "", service="SSH")).service == "ssh"
+            assert (await setup.exposures.add("2222", "")).service == ""
 
     anyio.run(main)

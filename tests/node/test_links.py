@@ -45,6 +45,15 @@ def test_udp_that_is_not_heard_of_is_not_waited_for() -> None:
     assert wish.wanted(UNDECIDED)
 
 
+def test_udp_that_was_tried_in_vain_is_not_waited_for_but_looked_for() -> None:
+    wish = LinkWish(0.0, udp=True, in_vain=True)
+    assert wish.wanted(0.0)
+    wish.relay_changed(BY_LINK, 0.1)
+    assert wish.wanted(1000.0)
+    wish.relay_changed(UDP, 1000.0)
+    assert wish.wanted(1000.0 + KEPT - 0.01) and not wish.wanted(1000.0 + KEPT)
+
+
 @pytest.mark.parametrize("change", [NOWHERE, SUSPECT])
 def test_udp_that_stops_working_brings_a_link_at_once(change: RelayChanged) -> None:
     wish = LinkWish(0.0, udp=True)

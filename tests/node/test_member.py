@@ -39,7 +39,11 @@ from tests.node.fake_engine import Engines
 
 KEY = bytes(range(32))
 IDENTITY = Identity.parse(
-    number=2, name="a", addresses=["10.77.0.2", "fd12::2"], networks=["10.77.0.0/16", "fd12::/48"], domain="local.test"
+    number=2,
+    name="a",
+    addresses=["10.77.0.2", "fd12::2"],
+    networks=["10.77.0.0/16", "fd12::/48"],
+    domains=("local.test",),
 )
 AES_FIRST = ("aes-256-gcm", "chacha20-poly1305")
 

@@ -9,9 +9,10 @@ import msgspec
 from dnslib import QTYPE, DNSLabel, DNSRecord
 
 from overlay.daemon.state import StateDir
-from overlay.node.names import Names, build_zones
+from overlay.node.names import Names, build_zones, choose_upstreams
 from overlay.wire.control.messages import MapNode, MapRecord, NetworkMap
 from overlay_dns.osconfig.system import SystemDns
+from overlay_dns.upstream import Upstream
 from overlay_dns.zone import Zones
 
 OWN = ip_address("127.77.0.2")
@@ -54,7 +55,8 @@ def test_records_of_people_stand_beside_the_nodes_names() -> None:
         ("b.local.test", "TXT", "hello", 3),
         ("b.local.test", "A", "192.0.2.66", 3),  # the node's addresses are the network's
         ("db.b.local.test", "A", "192.0.2.66", 4),  # another node's name
-        ("api.example.org", "A", "192.0.2.66", 3),
+        ("api.example.org", "A", "192.0.2.66", 3),  # no address of the node's
+        ("app.example.org", "A", "127.77.0.3", 4),  # nor this
         ("svc.local.test", "HTTPS", "1 .", 3),  # of a later version
     ]
     made = [MapRecord(name=name, rtype=rtype, value=value, node=node) for name, rtype, value, node in records]
@@ -68,6 +70,27 @@ def test_records_of_people_stand_beside_the_nodes_names() -> None:
     assert answers(zones, "db.b.local.test", "A") == ["127.77.0.3"]
     assert answers(zones, "svc.local.test", "A") == []
     assert zones.answer(DNSLabel("api.example.org"), QTYPE.A) is None
+    assert zones.answer(DNSLabel("app.example.org"), QTYPE.A) is None
+
+
+def test_public_names_of_exposures_lead_to_their_nodes_and_the_servers_own_does_not() -> None:
+    names = ("app.example.org", "vpn.example.org")
+    made = tuple(MapRecord(name=name, rtype="A", value="127.77.0.3", node=3) for name in names)
+    zones = build_zones(msgspec.structs.replace(MAP, records=made), frozenset({"vpn.example.org"}))
+    assert answers(zones, "app.example.org", "A") == ["127.77.0.3"]
+    assert zones.answer(DNSLabel("vpn.example.org"), QTYPE.A) is None
+    assert zones.elsewhere == ("app.example.org",)
+
+
+def test_each_domain_has_all_names_and_reverse_names_are_of_the_first() -> None:
+    record = MapRecord(name="api.corp.example", rtype="A", value="192.0.2.1", node=3)
+    zones = build_zones(msgspec.structs.replace(MAP, more_domains=("corp.example",), records=(record,)))
+    for domain in ("local.test", "corp.example"):
+        for name in (f"b.{domain}", f"any.b.{domain}"):
+            assert answers(zones, name, "A") == ["127.77.0.3"]
+    assert answers(zones, "api.corp.example", "A") == ["192.0.2.1"] and answers(zones, "api.local.test", "A") == []
+    assert answers(zones, "3.0.77.127.in-addr.arpa", "PTR") == ["b.local.test."]
+    assert {"local.test", "corp.example"} < set(zones.origins)
 
 
 def test_all_names_below_a_node_are_the_nodes() -> None:
@@ -85,21 +108,48 @@ def test_serves_takes_the_system_over_and_puts_it_back(tmp_path: Path) -> None:
         file.write_text("nameserver 192.0.2.53\n")
         names = Names(state, system=SystemDns(state, file), port=0)
         async with anyio.create_task_group() as tasks:
-            await tasks.start(names.run, (OWN,), "local.test")
+            await tasks.start(names.run, (OWN,), ("local.test",))
             assert names.warning == ""
             assert file.read_text().splitlines()[1:] == [
                 "search local.test",
                 "nameserver 127.77.0.2",
                 "nameserver 192.0.2.53",
+                "options timeout:1 attempts:2",
             ]
             assert names.port is not None
-            assert names.upstreams == (("192.0.2.53", 53),)  # whom to ask for the way to the server
+            assert names.upstreams == (Upstream("192.0.2.53"),)  # whom to ask for the way to the server
             assert await ask(names.port, "b.local.test") == []
             names.set_map(MAP)
             assert await ask(names.port, "b.local.test") == ["127.77.0.3"]
             tasks.cancel_scope.cancel()
         assert file.read_text() == "nameserver 192.0.2.53\n"
         assert names.port is None and names.upstreams == ()
+
+    anyio.run(main)
+
+
+def test_what_a_person_chose_comes_before_the_systems() -> None:
+    corp, private = Upstream("192.0.2.1", domains=("corp.example",)), Upstream("192.0.2.2", 853, tls="192.0.2.2")
+    assert choose_upstreams(["192.0.2.53"], []) == (Upstream("192.0.2.53"),)
+    assert choose_upstreams(["192.0.2.53"], [corp]) == (corp, Upstream("192.0.2.53"))
+    *chosen, system = choose_upstreams(["192.0.2.53"], [corp, private])
+    assert chosen == [corp, private] and "local" in system.domains, "the system's is left the names of the link"
+
+
+def test_it_never_asks_itself_whatever_the_system_names(tmp_path: Path) -> None:
+    async def main() -> None:
+        state, file = StateDir(tmp_path / "state").open(), tmp_path / "resolv.conf"
+        file.write_text(f"nameserver {OWN}\n")  # left by somebody
+        names = Names(state, [Upstream(str(OWN), 1)], system=SystemDns(state, file), port=0)
+        names.set_map(MAP)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(names.run, (OWN,), "local.test")
+            names._chosen = (Upstream(str(OWN), names.port or 0),)  # now that the port is known
+            names._take_upstreams([str(OWN)], str(OWN))
+            answer = await names.query("a.example", "A")
+            assert (answer.rcode, answer.upstreams) == ("SERVFAIL", ())
+            assert names.status().drops == {"no_upstream": 1}
+            tasks.cancel_scope.cancel()
 
     anyio.run(main)
 
@@ -113,7 +163,7 @@ def test_a_taken_port_is_a_warning_and_changes_nothing(tmp_path: Path) -> None:
             taken.listen()
             names = Names(state, system=SystemDns(state, file), port=taken.getsockname()[1])
             async with anyio.create_task_group() as tasks:
-                await tasks.start(names.run, (OWN,), "local.test")
+                await tasks.start(names.run, (OWN,), ("local.test",))
                 assert "in use" in names.warning
                 assert file.read_text() == "nameserver 192.0.2.53\n"
                 tasks.cancel_scope.cancel()
@@ -126,7 +176,7 @@ def test_a_resolver_file_that_cannot_be_written_is_a_warning(tmp_path: Path) -> 
         state = StateDir(tmp_path / "state").open()
         names = Names(state, system=SystemDns(state, tmp_path / "missing" / "resolv.conf"), port=0)
         async with anyio.create_task_group() as tasks:
-            await tasks.start(names.run, (OWN,), "local.test")
+            await tasks.start(names.run, (OWN,), ("local.test",))
             assert names.warning
             assert names.port is None
             tasks.cancel_scope.cancel()
@@ -142,7 +192,7 @@ def test_a_state_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> N
         state.path.rmdir()  # nobody may write there, not even root
         names = Names(state, system=SystemDns(state, file), port=0)
         async with anyio.create_task_group() as tasks:
-            await tasks.start(names.run, (OWN,), "local.test")
+            await tasks.start(names.run, (OWN,), ("local.test",))
             assert names.warning
             assert file.read_text() == "nameserver 192.0.2.53\n"
             tasks.cancel_scope.cancel()

@@ -64,7 +64,7 @@ def test_a_router_that_never_answers_by_upnp(monkeypatch: pytest.MonkeyPatch) ->
             IPv4Address("127.0.0.1"), "127.0.0.1", igd.Service("WANIPConnection:1", where), IPv4Address(1)
         )
         with pytest.raises(upnp.Failed, match="does not answer"):
-            anyio.run(device.map, "udp", 41641)
+            anyio.run(device.map, 41641)
 
 
 def test_a_router_that_is_gone_by_upnp() -> None:
@@ -72,5 +72,5 @@ def test_a_router_that_is_gone_by_upnp() -> None:
         where = ssdp.Location(gone.getsockname()[1], "/")
     device = upnp.Device(IPv4Address("127.0.0.1"), "127.0.0.1", igd.Service("WANIPConnection:1", where), IPv4Address(1))
     with pytest.raises(upnp.Failed, match="not reached"):
-        anyio.run(device.map, "udp", 41641)
+        anyio.run(device.map, 41641)
     assert portmap.LONGEST_REMOVAL >= upnp.CALL_TIMEOUT

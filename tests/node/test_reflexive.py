@@ -33,8 +33,14 @@ class Node:
         self.engine = UdpPort()
         self.changes: list[tuple[NatBehaviour, tuple[Endpoint, ...]]] = []
         self.looks = 0
+        self.mappings: list[Endpoint] = []
         self.reflexive = Reflexive(
-            self.engine.send, lambda: self.engine.endpoint[1], self._note, read_host=self._read_host, pauses=pauses
+            self.engine.send,
+            lambda: self.engine.endpoint[1],
+            self._note,
+            self._mapped,
+            read_host=self._read_host,
+            pauses=pauses,
         )
         self.engine.received = self.reflexive.received
         self._changed = anyio.Event()
@@ -46,6 +52,10 @@ class Node:
 
     def _note(self) -> None:
         self.changes.append((self.reflexive.nat, self.reflexive.endpoints))
+        self._tell()
+
+    def _mapped(self, endpoint: Endpoint) -> None:
+        self.mappings.append(endpoint)
         self._tell()
 
     async def _read_host(self) -> Machine:
@@ -312,3 +322,30 @@ def test_a_sentence_for_each(nat: NatBehaviour, words: str) -> None:
     status = nat_status(nat, [("203.0.113.7", 5), ("2001:db8::1", 6)])
     assert status.endpoints == ("203.0.113.7:5", "[2001:db8::1]:6")
     assert (status.mapping, status.translated) == (nat.mapping, nat.translated)
+
+
+def test_the_newest_mapping_is_that_of_a_socket_opened_now() -> None:
+    async def main(server: StunServer) -> None:
+        node = Node(PUBLIC)
+        serve(node, server)
+        async with looking(node):
+            for number in (1, 2):
+                node.reflexive.want_mapping()
+                await node.until(lambda number=number: len(node.mappings) == number)  # type: ignore[misc]
+        assert {host for host, _ in node.mappings} == {HOST}
+        assert len({*node.mappings, node.engine.endpoint}) == 3
+
+    run(main)
+
+
+def test_without_a_server_there_is_no_newest_mapping() -> None:
+    async def main(server: StunServer) -> None:
+        node = Node(PUBLIC)
+        async with looking(node):
+            node.reflexive.want_mapping()
+            await anyio.wait_all_tasks_blocked()
+            serve(node, server)
+            await node.until(lambda: bool(node.changes))
+        assert node.mappings == []
+
+    run(main)

@@ -136,6 +136,8 @@ class Calling:
     def __init__(self) -> None:
         self.sent: dict[int, list[Command]] = {LOW: [], HIGH: []}
         self.answers = anyio.Event()
+        self.looked = {LOW: anyio.Event(), HIGH: anyio.Event()}  # at their own ports, as far as the test lets them
+        self.looked[LOW].set()
         self.nodes = {number: self._node(number) for number in (LOW, HIGH)}
 
     def _node(self, number: int) -> TcpPunching:
@@ -152,6 +154,7 @@ class Calling:
             raise ConnectionError("no server here")
 
         async def local(port: int) -> list[Endpoint]:
+            await self.looked[number].wait()
             return [("192.0.2.1", port)]
 
         def key(of: int) -> bytes:
@@ -163,14 +166,20 @@ class Calling:
         return [command for command in self.sent[number] if isinstance(command, SendCue)]
 
 
-async def test_when_both_call_the_lower_numbers_call_counts() -> None:
+@pytest.mark.parametrize("late", [False, True])
+async def test_when_both_call_the_lower_numbers_call_counts(late: bool) -> None:
+    """Also where it comes before the other has called: `late` with that."""
     calling = Calling()
+    if not late:
+        calling.looked[HIGH].set()
     async with anyio.create_task_group() as tasks:
         for number, node in calling.nodes.items():
             tasks.start_soon(node.run, Own(number, ()))
         await anyio.lowlevel.checkpoint()
         for number, node in calling.nodes.items():
             node.received(WantTcp(LOW + HIGH - number, 0.01))
+        await anyio.wait_all_tasks_blocked()
+        calling.looked[HIGH].set()
         with anyio.fail_after(10):
             await calling.answers.wait()
         tasks.cancel_scope.cancel()

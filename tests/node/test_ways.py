@@ -16,6 +16,7 @@ from overlay.node.settings import check_ways
 from overlay.node.ways import FAVOURITES_FILE, Target, Ways
 from overlay.wire.control.messages import Hello, Message, Pong, Unexpose
 from overlay.wire.endpoint import Endpoint
+from tests.dns.test_server import upstream
 from tests.node.stub_server import StubServer
 from tests.node.test_control import Recorder
 
@@ -84,6 +85,18 @@ class Rig:
         connection = await ways.dial()
         connection.lose("closed")
         return connection.carrier
+
+
+def test_the_servers_name_is_asked_of_the_systems_name_servers_not_of_our_resolver(tmp_path: Path) -> None:
+    async def main() -> None:
+        target = Target(("tcp://server.example:443",), KEY, KEY)
+        with upstream() as server:
+            ways = Ways(target, StateDir(tmp_path).open(), lambda: [server])
+            assert await ways.look_up("a.example", 443) == [("192.0.2.80", 443)]
+            with pytest.raises(OSError, match="it has no address"):
+                await ways.look_up("server.local.test", 443)
+
+    anyio.run(main)
 
 
 def test_what_worked_on_a_network_is_tried_first_there(tmp_path: Path) -> None:

@@ -142,6 +142,26 @@ def test_who_knocks_while_the_node_is_busy_is_asked_back_as_soon_as_there_is_roo
     assert not shared.take(T + 1.5 / timing.NODE_RATE), "within the budget"
 
 
+def test_a_path_is_in_doubt_from_when_an_answer_is_overdue_until_it_comes_or_the_path_is_left() -> None:
+    made = proven_on(X)
+    made.data_sent(T + 1)
+    txid = asked(made, X)
+    overdue = T + 1 + timing.LIVENESS
+    seen = [made.doubtful]
+    for now in (overdue - 0.01, overdue):
+        made.handle_timeout(now)
+        seen.append(made.doubtful)
+    assert seen == [False, False, True] and made.path == Path("udp", X)
+    assert made.pong_received(X, txid, HERE, overdue + 0.01)
+    seen, now = [made.doubtful], T + 2
+    while made.path != RELAY_PATH:
+        made.data_sent(now)
+        made.handle_timeout(now)
+        seen.append(made.doubtful)
+        now += 0.05
+    assert not seen[0] and seen[-2] and not seen[-1]
+
+
 def test_replayed_pings_from_made_up_sources_neither_flood_nor_fill_nor_push_out() -> None:
     made = proven_on(X)
     made.set_candidates([], [], T + 0.02)
@@ -302,3 +322,22 @@ def test_nothing_is_there_without_relay_and_candidates() -> None:
     assert made.events() == [PathChanged(RELAY_PATH, T)]
     made.set_relay(False, T + 1)
     assert made.events() == [PathChanged(None, T + 1)]
+
+
+def test_who_was_never_asked_is_asked_before_those_that_do_not_answer_are_asked_again() -> None:
+    """The peer's budget is short where it has many addresses: that of a LAN that is not ours must not keep the one
+    waiting by which it is reached."""
+    dead = [(f"192.168.{number}.1", 5000) for number in range(14)]
+    made = selector(lan=tuple(dead))
+    now, came, first = T, T + 1.0, None
+    made.data_sent(now)
+    while now < T + 20 and first is None:
+        if any(endpoint == X for endpoint, _ in made.pings_to_send()):
+            first = now
+        now += 0.05
+        made.data_sent(now)
+        if now >= came and len(made.candidates(now)) == len(dead):
+            made.called([*((each, "interface") for each in dead), (X, "observed")], now, now)
+            assert made.candidates(now)[-1].endpoint == X, "the worst of kind: last in turn among those asked before"
+        made.handle_timeout(now)
+    assert first is not None and first - came < 0.5

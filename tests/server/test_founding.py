@@ -55,19 +55,19 @@ def test_the_first_start_makes_what_the_later_ones_find(tmp_path: Path) -> None:
 
 
 def test_what_may_change_later_and_what_may_not(tmp_path: Path) -> None:
-    start(tmp_path, range="10.78.0.0/16", name="hub", domain="Example.Test")
-    record, nodes = start(tmp_path, name="core", domain="other.test")
+    start(tmp_path, range="10.78.0.0/16", name="hub", domains=("Example.Test",))
+    record, nodes = start(tmp_path, name="core", domains=("other.test",))
     assert (record.domain, nodes[0].name) == ("other.test", "core")
     assert start(tmp_path)[1][0].name == "core"
     assert refusal(tmp_path, range="10.79.0.0/16") == "range-settled"
     assert refusal(tmp_path, name="-") == "name-invalid"
-    assert refusal(tmp_path, domain="..") == "domain-invalid"
+    assert refusal(tmp_path, domains=("..",)) == "domain-invalid"
 
 
 def test_a_mistake_at_the_first_start_leaves_nothing_behind(tmp_path: Path) -> None:
     assert refusal(tmp_path, range="10.77.0.0/16") == "range-overlaps"
     assert refusal(tmp_path, range="10.77.0.0/33") == "range-invalid"
-    assert refusal(tmp_path, domain="..") == "domain-invalid"
+    assert refusal(tmp_path, domains=("..",)) == "domain-invalid"
     assert refusal(tmp_path, name="no good") == "name-invalid"
     assert start(tmp_path, range="10.78.0.0/16")[0].ipv4 == "10.78.0.0/16"
 

@@ -74,7 +74,7 @@ def with_hub(test: Callable[[Hub], Awaitable[None]], *, version: int = 0, deboun
     async def main() -> None:
         hub = Hub(
             network="ab",
-            domain="local.test",
+            domains=("local.test",),
             networks=("10.77.0.0/16",),
             version=version,
             nodes=[node(1, online=True), node(2)],
@@ -169,7 +169,7 @@ def test_a_disk_that_refuses_does_not_stop_the_map() -> None:
     async def main() -> None:
         hub = Hub(
             network="ab",
-            domain="local.test",
+            domains=("local.test",),
             networks=(),
             version=0,
             nodes=[],
@@ -241,7 +241,7 @@ def test_this_machines_own_part_hears_of_every_map(changed: MapNode) -> None:
     async def main() -> None:
         hub = Hub(
             network="ab",
-            domain="local.test",
+            domains=("local.test",),
             networks=(),
             version=0,
             nodes=[node(2)],

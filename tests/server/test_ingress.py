@@ -140,6 +140,25 @@ def test_a_closed_port_ends_what_goes_through_it() -> None:
     within(10, test)
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_port_that_is_closed_as_soon_as_it_is_open(
+    protocol: Literal["tcp", "udp"], steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also before the tasks that serve it have begun: nothing is raised into the group, and nothing is said."""
+
+    async def test() -> None:
+        public, _ = opened(protocol)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(public.run, SingleTunnel(lambda: (HOST, 1)))
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            public.close()
+
+    within(10, test)
+    assert caplog.messages == []
+
+
 def test_datagrams_keep_one_flow_per_user() -> None:
     async def test() -> None:
         service = await anyio.create_udp_socket(family=socket.AF_INET, local_host=HOST)

@@ -51,7 +51,7 @@ def refusal(state: Path, **settings: Any) -> UserError:
 
 
 def test_first_start_second_start_and_stop(tmp_path: Path) -> None:
-    with started(tmp_path, domain="example.test") as ready:
+    with started(tmp_path, domains=("example.test",)) as ready:
         assert ready["invite"].startswith("ov1_") and ready["uses"] == 1
         status = LocalClient(tmp_path).request("GET", "/v1/status")
         assert (status["state"], status["domain"], status["interface"]) == ("running", "example.test", None)

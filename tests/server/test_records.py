@@ -1,6 +1,6 @@
 """Records that people put into the zone: who may put what where, on a real registry."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -25,8 +25,8 @@ class Told:
         self.records: Records
         self.told: list[tuple[MapRecord, ...]] = []
 
-    def hear(self, records: Iterable[MapRecord]) -> None:
-        self.told.append(tuple(records))
+    def hear(self) -> None:
+        self.told.append(self.records.all())
 
     async def add(self, node: int, name: str, rtype: str, value: str) -> str:
         record = await self.records.add(node, name, rtype, value)
@@ -58,7 +58,7 @@ def with_records(tmp_path: Path, *tests: Callable[[Told], Awaitable[None]]) -> N
                 await transaction.add_network(NETWORK)
                 await transaction.add_nodes([node(number) for number in NODES.values()])
         told = Told()
-        told.records = Records(registry, "local.test", lambda: NODES, told.hear, lambda: 5.0)
+        told.records = Records(registry, ("local.test", "corp.example"), lambda: NODES, told.hear, lambda: 5.0)
         await told.records.start()
         try:
             await test(told)
@@ -99,6 +99,8 @@ def test_how_names_and_values_are_typed(tmp_path: Path) -> None:
         assert await told.add(B, "_ssh._tcp.b", "SRV", "0 0 22 b") == "_ssh._tcp.b.local.test SRV 0 0 22 b.local.test"
         assert await told.add(B, "far", "CNAME", "Example.org") == "far.local.test CNAME example.org"
         assert await told.add(B, "top", "CNAME", "org.") == "top.local.test CNAME org"
+        assert await told.add(B, "x.corp.example", "CNAME", "b") == "x.corp.example CNAME b.local.test"
+        assert await told.refused(A, "b.corp.example", "TXT", "x") == "record-name-taken"
         assert await told.add(B, "local.test", "TXT", "of all") == "local.test TXT of all"
         await told.records.remove(B, "bücher", "cname")
 

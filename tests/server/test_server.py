@@ -296,6 +296,28 @@ def test_what_a_node_may_send_through_the_server_can_be_bounded(tmp_path: Path) 
     with_server(tmp_path, test, relay_rate=12.5e6)
 
 
+def test_several_domains_and_names_that_others_have(tmp_path: Path) -> None:
+    async def test(server: Running) -> None:
+        invite = await server.invite(uses=3)
+        one = await server.node().connect(invite, name="web")
+        two = await server.node().connect(invite, name="web")
+        assert one.welcome is not None and two.welcome is not None
+        assert (one.welcome.domain, one.welcome.more_domains) == ("local.test", ("corp.example",))
+        assert (one.welcome.name, two.welcome.name) == ("web", "web-2")
+        network_map = await two.sees(lambda network_map: len(network_map.nodes) == 3)
+        assert network_map.domains == ("local.test", "corp.example")
+        await two.connection.send(AddRecord(seq=1, name="db.corp.example", rtype="TXT", value="x"))
+        assert (await two.receive(Recorded)).record.name == "db.corp.example"
+        await server.node().connect(invite, name="db", name_chosen=True)
+        status = await server.request("GET", "/v1/status")
+        assert status["domains"] == ["local.test", "corp.example"]
+        suffixed, shadowed = status["warnings"]
+        assert "wished to be 'web'" in suffixed and "is called 'web-2'" in suffixed
+        assert "The record db.corp.example TXT of node 'web-2' is not served" in shadowed
+
+    with_server(tmp_path, test, domains=("local.test", "corp.example"))
+
+
 def test_exposures_over_the_control_connection(tmp_path: Path) -> None:
     async def test(server: Running) -> None:
         invite = await server.invite(uses=2)

@@ -99,8 +99,11 @@ def query_name(
         output.print_line(record)
     where = {
         "zone": f"the network's zone {answer['zone']}",
-        "cache": "memory: an answer of the system's name servers",
-        "forwarded": f"the system's name servers: {', '.join(answer['upstreams']) or 'there are none'}",
+        "exposure": "an exposure, which peers reach at its node",
+        "cache": "memory: what a name server said before",
+        "forwarded": "name servers, asked in this order: " + ", ".join(answer["upstreams"])
+        if answer["upstreams"]
+        else "nobody: there is no name server for this name",
     }
     output.print_line(f"{answer['rcode']} from {where[answer['source']]}, in {answer['took_ms']:.2f} ms")
 
@@ -116,8 +119,17 @@ def names_status(state: NodeState, json: Json = False) -> None:
         return
     output.print_line(f"resolver   {document['endpoint'] or 'does not serve'}")
     output.print_line(f"zones      {'  '.join(document['zones'])}")
-    output.print_line(f"upstreams  {'  '.join(document['upstreams']) or 'none'}")
-    output.print_line(f"system     {document['way']}: {document['reason']}")
+    of_system = [each for each in document["upstreams"] if each not in document["chosen"]]
+    for upstream in document["chosen"]:
+        output.print_line(f"upstream   {upstream} (chosen by --upstream)")
+    for upstream in of_system:
+        output.print_line(f"upstream   {upstream} (the system's)")
+    if not document["upstreams"]:
+        output.print_line("upstream   none: names of others are not found")
+    output.print_line(f"found      {document['reason']}")
+    output.print_line(f"done       {document['done']}")
+    if document["reapplied"]:
+        output.print_line(f"since      others changed that {document['reapplied']} times, and it was put right")
     if document["warning"]:
         output.print_line(f"warning    {document['warning']}")
     for reason, count in sorted(document["drops"].items()):

@@ -94,6 +94,25 @@ def add_exposure(
             show_default=False,
         ),
     ] = None,
+    known_as: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="OVERLAY_KNOWN_AS",
+            help="A name of the public DNS that leads to the server and is this exposure's alone; may be repeated. "
+            "Peers who ask for it come straight to this machine, at the same port.",
+            show_default=False,
+        ),
+    ] = None,
+    service: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            envvar="OVERLAY_SERVICE",
+            help="What it is, for peers who look for _NAME._tcp in the network's domain. [default: by TARGET's port]",
+            show_default=False,
+        ),
+    ] = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -102,7 +121,14 @@ def add_exposure(
     from overlay.daemon.client import LocalClient
 
     client = LocalClient(state)
-    wish = {"target": target, "public": public, "host": host, "tunnel": tunnel}
+    wish = {
+        "target": target,
+        "public": public,
+        "host": host,
+        "tunnel": tunnel,
+        "known_as": known_as or [],
+        "service": service,
+    }
     with output.working("Asking the server…", quiet=quiet or json):
         exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
     if json:

@@ -77,6 +77,16 @@ def up(
             show_default=False,
         ),
     ] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DOMAIN=]SERVER",
+            envvar="OVERLAY_UPSTREAM",
+            help="Name server for other names than the network's, instead of the system's: ADDRESS[:PORT], or "
+            "tls://ADDRESS[#NAME] for DNS over TLS. With DOMAIN= for names in that domain alone. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     carrier: Carrier = "auto",
     proxy: Proxy = None,
     ca: CaFile = None,
@@ -90,11 +100,12 @@ def up(
     quiet: Quiet = False,
 ) -> None:
     """Join the network, or come back to it. Returns once it works."""
-    from overlay.node.settings import NodeSettings, check_ways, parse_endpoints
+    from overlay.node.settings import NodeSettings, check_ways, parse_endpoints, parse_upstreams
 
     ways = way_settings(carrier, proxy, ca)
     check_ways(ways["carriers"], ways["proxy"])
     parse_endpoints(tuple(endpoint or ()))
+    parse_upstreams(tuple(upstream or ()))
     settings = NodeSettings(
         state=str(state.absolute()),
         invite=_read_invite(invite),
@@ -102,6 +113,7 @@ def up(
         interface=interface or "",
         port=port,
         endpoints=tuple(endpoint or ()),
+        upstreams=tuple(upstream or ()),
         dscp=dscp,
         port_mapping=port_mapping == "on",
         carriers=ways["carriers"],

@@ -47,11 +47,12 @@ def server(
         ),
     ] = None,
     domain: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="DOMAIN",
             envvar="OVERLAY_DOMAIN",
-            help="The network's domain. [default: local.test]",
+            help="A domain of the network, in which nodes have their names; may be repeated, and the first one is "
+            "that of reverse names. [default: local.test]",
             show_default=False,
         ),
     ] = None,
@@ -88,6 +89,14 @@ def server(
             show_default=False,
         ),
     ] = None,
+    no_direct_names: Annotated[
+        bool,
+        typer.Option(
+            "--no-direct-names",
+            envvar="OVERLAY_NO_DIRECT_NAMES",
+            help="Peers who ask for the public name of an exposure come here, too, and not straight to its node.",
+        ),
+    ] = False,
     dscp: Dscp = "hide",
     tls_cert: Annotated[
         Path | None,
@@ -147,10 +156,11 @@ def server(
         listen=tuple(listen or ()),
         public=tuple(public or ()),
         stun_port=stun_port,
-        domain=domain or "",
+        domains=tuple(domain or ()),
         range=range or "",
         tun=not no_tun,
         relay_rate=parse_rate(relay_rate) if relay_rate else 0.0,
+        direct_names=not no_direct_names,
         dscp=dscp,
         web_domain=(web_domain or "").lower().strip("."),
         tls_cert=str(tls_cert.absolute()) if tls_cert else "",

@@ -4,8 +4,9 @@ Before the file is changed, a journal in the daemon's state folder says what it 
 undoes from the journal alone, so it works after a crash too; a file that somebody else has
 written since is theirs and stays.
 
-The former name servers stay in the file behind ours: when the daemon is killed, its address goes with its interface,
-the C library's question to it fails at once, and the next name server answers.
+The former name servers stay in the file behind ours, and the C library is told to wait a second for each: when the
+daemon is killed its address goes with its interface, and the next name server answers. At once where no route leads to
+that address any more; a second later where it goes to the router, who knows nothing of it (so after a reboot, too).
 """
 
 import errno
@@ -24,6 +25,11 @@ import msgspec
 PATH = Path("/etc/resolv.conf")
 JOURNAL_NAME = "resolv-conf.json"
 _MARK = "# Written by overlay; the file before is put back by 'overlay down'."
+PATIENCE = "timeout:1"
+"""Seconds that the C library waits for one name server (resolv.conf(5)); five if nobody says. What is slow to answer is
+asked of the next one as well, which does no harm: it is one that we would ask."""
+_OPTIONS = f"options {PATIENCE} attempts:2"  # two is what it is without; so nobody else has just this line
+_KEPT = "# before: "
 _NAMESERVER_LIMIT = 3  # glibc and musl read no more: MAXNS in resolv.h
 _log = logging.getLogger(__name__)
 
@@ -43,6 +49,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["file", "link", "missing"]
     content: bytes = b""  # of a file
     target: str = ""  # of a link
+    led_to: str = ""  # digest of what it led to, "" for nothing: who looks after that changes it without the link
     mode: int = 0o644
     applied: str
 
@@ -54,18 +61,23 @@ class ResolvConf:
         self._journal = journal
         self._path = path
 
-    def apply(self, nameservers: Sequence[str], search: str) -> list[str]:
-        """Point the file at `nameservers`, with `search` as first search domain; returns the name servers found before.
+    def apply(self, nameservers: Sequence[str], search: str, *, alone: bool = False) -> list[str]:
+        """Point the file at `nameservers`, with `search`, domains by spaces, as first search domains.
+
+        Returns the name servers found before. Those stand behind, unless `nameservers` are to be `alone`.
 
         Undoes an earlier take-over first. Raises `OSError`, or what the journal raises, with the file as it was.
         """
         self.restore()
         text = _read(self._path)
+        is_edited = _MARK in text  # somebody has edited what we wrote: ours is no part of the original
+        if is_edited:
+            text = _without(text, nameservers, search)
         former = [server for server in parse_nameservers(text) if server not in nameservers]
-        content = render(text, nameservers, former, search).encode()
+        content = render(text, nameservers, former, search, alone=alone).encode()
         entry = _describe(self._path, hashlib.sha256(content).hexdigest())
-        if _MARK.encode() in entry.content:  # somebody has edited what we wrote: ours is no part of the original
-            entry = msgspec.structs.replace(entry, content=_without(text, nameservers, search).encode())
+        if is_edited:
+            entry = msgspec.structs.replace(entry, content=text.encode())
         self._journal.write(JOURNAL_NAME, msgspec.json.encode(entry))
         try:
             _replace(self._path, content, 0o644)
@@ -75,12 +87,15 @@ class ResolvConf:
         return former
 
     def is_changed(self) -> bool:
-        """Whether the file is another one than we made: somebody else's, since, or none."""
+        """Whether the file is another one than we made (somebody else's, or none), or what it linked to before is."""
         data = self._journal.read(JOURNAL_NAME)
         try:
-            return data is not None and _digest(self._path) != msgspec.json.decode(data, type=Entry).applied
+            entry = msgspec.json.decode(data, type=Entry) if data is not None else None
         except msgspec.DecodeError:
             return False
+        return entry is not None and (
+            _digest(self._path) != entry.applied or _led_to(self._path, entry) != entry.led_to
+        )
 
     def restore(self) -> bool:
         """Put the file back as the journal says; returns whether it did. Nothing happens without a journal."""
@@ -115,18 +130,25 @@ def parse_nameservers(text: str) -> list[str]:
     return found
 
 
-def render(text: str, nameservers: Sequence[str], former: Sequence[str], search: str) -> str:
-    """The new file: our name servers before the former ones, our search domain before the former ones, options kept."""
+def render(text: str, nameservers: Sequence[str], former: Sequence[str], search: str, *, alone: bool = False) -> str:
+    """The new file: our name servers before the former ones, our search domain before the former ones, options kept.
+
+    If `nameservers` are to be `alone`, the former ones are comments.
+    """
     options: list[str] = []
-    domains = [search]
+    domains = own = search.split()
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["options"]:
             options.append(" ".join(words))
         elif words[:1] in (["search"], ["domain"]):
-            domains = [search, *(word for word in words[1:] if word != search)]  # the last such line wins
+            domains = [*own, *(word for word in words[1:] if word not in own)]  # the last such line wins
     lines = [_MARK, f"search {' '.join(domains)}"]
-    lines += [f"nameserver {server}" for server in [*nameservers, *former][:_NAMESERVER_LIMIT]]
+    behind = () if alone else former
+    lines += [f"nameserver {server}" for server in [*nameservers, *behind][:_NAMESERVER_LIMIT]]
+    lines += [f"{_KEPT}nameserver {server}" for server in former if server not in behind]
+    if not any(word.startswith("timeout:") for line in options for word in line.split()):
+        options.append(_OPTIONS)
     return "\n".join([*lines, *options]) + "\n"
 
 
@@ -134,12 +156,13 @@ def _without(text: str, nameservers: Sequence[str], search: str) -> str:
     """A file of ours that somebody has edited, without what is ours."""
     kept = []
     for line in text.splitlines():
+        line = line.removeprefix(_KEPT)
         words = line.split()
         if words[:1] == ["search"]:
-            words = [word for word in words if word != search]
+            words = [word for word in words if word not in search.split()]
             line = " ".join(words)
         if (
-            line != _MARK
+            line not in (_MARK, _OPTIONS)
             and words != ["search"]
             and not (words[:1] == ["nameserver"] and set(words[1:2]) & set(nameservers))
         ):
@@ -153,9 +176,19 @@ def _describe(path: Path, applied: str) -> Entry:
     except FileNotFoundError:
         return Entry(path=str(path), kind="missing", applied=applied)
     if stat.S_ISLNK(status.st_mode):
-        return Entry(path=str(path), kind="link", target=os.readlink(path), applied=applied)
+        entry = Entry(path=str(path), kind="link", target=os.readlink(path), applied=applied)
+        return msgspec.structs.replace(entry, led_to=_led_to(path, entry))
     mode = stat.S_IMODE(status.st_mode)
     return Entry(path=str(path), kind="file", content=path.read_bytes(), mode=mode, applied=applied)
+
+
+def _led_to(path: Path, entry: Entry) -> str:
+    if entry.kind != "link":
+        return ""
+    try:
+        return hashlib.sha256((path.parent / entry.target).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _put_back(path: Path, entry: Entry) -> None:

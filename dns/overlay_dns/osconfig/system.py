@@ -1,7 +1,7 @@
 """The system pointed at our resolver, whichever way it has for that, and put back. Blocking: for a thread.
 
-Where our resolver is first in a list, the system's own name servers stand behind it: when the daemon is killed, its
-address goes with its interface, questions to it fail at once, and the next in the list answers.
+Where our resolver is first in a list, the system's own name servers stand behind it, and answer when the daemon is
+killed (see `resolvconf`).
 """
 
 import logging
@@ -15,10 +15,13 @@ from typing import Final, Literal
 
 import msgspec
 
+from overlay_dns.osconfig.bus import Bus
 from overlay_dns.osconfig.decision import STUBS, Decision, Found, decide, survey
-from overlay_dns.osconfig.resolvconf import PATH, Journal, ResolvConf, parse_nameservers
+from overlay_dns.osconfig.resolvconf import PATH, PATIENCE, Journal, ResolvConf, parse_nameservers
 from overlay_dns.osconfig.resolved import Resolved
 
+ROOT: Final = "."
+"""As a route: all names."""
 JOURNAL_NAME: Final = "system-dns.json"
 UPLINKS: Final = Path("/run/systemd/resolve/resolv.conf")
 """The name servers that resolved itself asks (systemd-resolved.service(8))."""
@@ -37,6 +40,7 @@ class SystemDnsStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     way: str  # "resolved", "resolvconf", "file", "none"
     reason: str
+    done: str  # a sentence
     warning: str
     found: Found | None
     upstreams: list[str]  # the system's own name servers
@@ -49,28 +53,35 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SystemDns:
-    """`path`: the resolver file. `resolved`: on the system's bus, or on another for a test."""
+    """`path`: the resolver file. `bus`: another one than the system's, for a test."""
 
     def __init__(
         self,
         journal: Journal,
         path: Path = PATH,
         *,
-        resolved: Resolved | None = None,
+        bus: Bus | None = None,
         uplinks: Path = UPLINKS,
         clock: Callable[[], float] = monotonic,
+        look: Callable[[Path, Bus], Found] = survey,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
+        """`guard` is called before ours is written as the only name server: somebody must undo that after a kill."""
         self._journal = journal
         self._path = path
         self._file = ResolvConf(journal, path)
-        self._resolved = resolved or Resolved()
+        self._bus = bus or Bus()
+        self._resolved = Resolved(self._bus)
         self._uplinks = uplinks
         self._clock = clock
+        self._look = look
+        self._guard = guard
         self._found: Found | None = None
         self._decision = Decision(way="none", reason="names have not been brought up")
         self._wanted: tuple[str, tuple[str, ...], str, tuple[str, ...]] | None = None
         self._upstreams: list[str] = []
         self._owner = ""
+        self._alone = False
         self._reapplied: list[float] = []
         self._reapplications = 0
         self._gave_up = ""
@@ -80,11 +91,28 @@ class SystemDns:
         return SystemDnsStatus(
             way=self._decision.way,
             reason=self._decision.reason,
+            done=self._done(),
             warning=self._gave_up or self._decision.warning,
             found=self._found,
             upstreams=list(self._upstreams),
             reapplied=self._reapplications,
         )
+
+    def _done(self) -> str:
+        if self._wanted is None or self._gave_up:
+            return "nothing is changed"
+        _, servers, search, routes = self._wanted
+        ours = ", ".join(servers)
+        match self._decision.way:
+            case "resolved":
+                what = "all names" if ROOT in routes else ", ".join((search, *routes))
+                return f"systemd-resolved asks {ours} for {what}"
+            case "resolvconf":
+                return f"resolvconf has {ours} as {RECORD}, before the system's own name servers"
+            case "file":
+                rest = "alone" if self._alone else "before the system's own name servers"
+                return f"{self._path} names {ours} {rest}, and searches {search}"
+        return "nothing is changed"
 
     @property
     def upstreams(self) -> list[str]:
@@ -94,21 +122,37 @@ class SystemDns:
     @property
     def takes_over(self) -> bool:
         """Whether all of the system's questions come to our resolver."""
+        if self._decision.way == "resolved":
+            return self._wanted is not None and ROOT in self._wanted[3]
         return self._decision.way in ("file", "resolvconf")
 
     def apply(self, interface: str, servers: Sequence[str], search: str, routes: Sequence[str] = ()) -> list[str]:
         """Point the system at `servers` on `interface`, for `search` and the (reverse) zones `routes` or for all.
+        `search`: domains, by spaces.
 
-        Returns the system's own name servers. Raises `OSError`, or what the journal raises, with all as it was.
+        Where the system splits, `ROOT` among the routes brings us all names. Returns the system's own name servers.
+        Raises `OSError`, or what the journal raises, with all as it was.
         """
         self.restore()
-        self._found = survey(self._path, self._resolved.bus_names())
+        self._found = self._look(self._path, self._bus)
         self._decision = decide(self._found)
         self._wanted = (interface, tuple(servers), search, tuple(routes))
+        # Whom a person chose for all names is not to be passed over for the system's when it is slow.
+        self._alone = self._decision.way == "file" and (self._decision.alone or ROOT in routes)
+        if self._alone:
+            self._guard()
         if self._decision.way == "none":
             _log.warning("%s", self._decision.warning)
         self._upstreams = self._do()
         return self._upstreams
+
+    def route(self, routes: Sequence[str]) -> None:
+        """The zones besides `search` are these now. Raises `OSError`."""
+        if self._wanted is None or self._wanted[3] == tuple(routes):
+            return
+        self._wanted = (*self._wanted[:3], tuple(routes))
+        if self._decision.way == "resolved":  # elsewhere all questions come to us
+            self._do()
 
     def check(self) -> bool:
         """Put right what others have changed since, within bounds; returns whether there was something."""
@@ -139,7 +183,8 @@ class SystemDns:
         try:
             entry = msgspec.json.decode(data, type=_Entry)
             if entry.way == "resolvconf":
-                _resolvconf("-f", "-d", RECORD)
+                with suppress(FileNotFoundError):  # the program is gone, and with it what it had
+                    _resolvconf("-f", "-d", RECORD)
             else:
                 with suppress(OSError):  # the interface is gone, or resolved is: so is what was set
                     self._resolved.revert(socket.if_nametoindex(entry.interface))
@@ -152,17 +197,21 @@ class SystemDns:
         assert self._wanted is not None
         interface, servers, search, routes = self._wanted
         if self._decision.way == "file":
-            return self._file.apply(servers, search)
+            former = self._file.apply(servers, search, alone=self._alone)
+            if self._found is None or not self._found.resolved:
+                return former
+            # It may ask whom the file names, and that is us: whom it asked before, it is not asked itself.
+            return [server for server in former if server not in STUBS] or self._others(self._uplinks, servers)
         if self._decision.way == "none":
             return self._others(self._path, servers)
         entry = _Entry(way=self._decision.way, interface=interface)
         self._journal.write(JOURNAL_NAME, msgspec.json.encode(entry))
         if self._decision.way == "resolved":
             self._owner = self._resolved.owner()
-            self._resolved.apply(socket.if_nametoindex(interface), servers, [search], routes)
+            self._resolved.apply(socket.if_nametoindex(interface), servers, search.split(), routes)
             return self._others(self._uplinks, servers)
         former = self._others(self._path, servers)
-        lines = [f"search {search}", *(f"nameserver {server}" for server in servers)]
+        lines = [f"search {search}", *(f"nameserver {server}" for server in servers), f"options {PATIENCE}"]
         _resolvconf("-a", RECORD, given="\n".join(lines) + "\n")
         return former
 

@@ -60,6 +60,9 @@ class Expose(Message, frozen=True, kw_only=True, tag="expose"):
     port: int  # where the node listens on its overlay address for the single tunnel
     tunnel: TunnelKind = "single"
     id: str = ""
+    known_as: tuple[str, ...] = ()  # names that users know it by
+    service: str = ""  # what it is, as "ssh" (RFC 6335 section 5.1)
+    direct: bool = False  # the public port at the node's overlay address leads to it as well
 
 
 class Unexpose(Message, frozen=True, kw_only=True, tag="unexpose"):
@@ -125,6 +128,9 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     port: int
     tunnel: TunnelKind = "single"
     url: str = ""  # of http: where a browser finds it
+    known_as: tuple[str, ...] = ()  # this and the next two: as in `Expose`, those that the server takes
+    service: str = ""
+    direct: bool = False
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
@@ -136,6 +142,7 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     addresses: tuple[str, ...]  # overlay addresses, IPv4 first
     networks: tuple[str, ...]  # the network's ranges, IPv4 first
     domain: str
+    more_domains: tuple[str, ...] = ()  # as in `NetworkMap`
     ticket: int  # u64, for the relay
     relays: tuple[str, ...]  # UDP endpoints of the home relay
     stun: tuple[str, ...] = ()  # more UDP endpoints that answer STUN; the relays do, and their TCP ports
@@ -263,8 +270,9 @@ ServerMessage = (
 MAP_CONTEXT = b"overlay network map v1\0"
 
 
-class MapNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What every node must know of one node."""
+class MapNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What every node must know of one node. There are thousands, and none holds itself in a circle: Python's collector
+    need not look at them."""
 
     number: int
     name: str
@@ -284,9 +292,15 @@ class NetworkMap(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     domain: str
     networks: tuple[str, ...]
     nodes: tuple[MapNode, ...]
+    more_domains: tuple[str, ...] = ()  # each node has its name in these as well
     records: tuple[MapRecord, ...] = ()
     part: int = 0  # of a map that is too large for one message: the nodes of the one map stand in `parts` of them
     parts: int = 1
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The first one is that of reverse names."""
+        return (self.domain, *self.more_domains)
 
 
 class MapDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="delta"):

@@ -3,8 +3,8 @@
 The server signs what it sends, so that a map can be kept on disk or come by way of another machine and still be
 believed. The signature is Ed25519 (RFC 8032) of `MAP_CONTEXT + body`: the context keeps a signature of ours from
 meaning anything elsewhere. `verify` returns maps that are right by construction: keys have their length, numbers are
-unique, addresses and endpoints parse, records have their form. Nodes stand in ascending order of number, records in
-that of name, type and value.
+unique, names are such, addresses and endpoints parse, records have their form. Nodes stand in ascending order of
+number, records in that of name, type and value.
 
 What is signed is packed (zlib, RFC 1950): the map is the largest part of what a server of many nodes sends, and to seal
 and send it what takes it longest. It is unpacked after the signature is checked, within a bound.
@@ -21,6 +21,7 @@ from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey, VerifyKey
 
 from overlay.errors import LocalProtocolError, RemoteProtocolError
+from overlay.wire.control.hostnames import check_host_name, is_host_label
 from overlay.wire.control.messages import MAP_CONTEXT, MapDelta, MapNode, MapRecord, NetworkMap, SignedMap
 from overlay.wire.control.records import check_record
 from overlay.wire.endpoint import parse_endpoint
@@ -172,7 +173,7 @@ def diff(old: NetworkMap, new: NetworkMap) -> MapDelta:
     Raises `LocalProtocolError` where a delta cannot tell the difference (network, domain, ranges; a version that does
     not grow): the whole map is to be sent then.
     """
-    if (old.network, old.domain, old.networks) != (new.network, new.domain, new.networks):
+    if (old.network, old.domains, old.networks) != (new.network, new.domains, new.networks):
         raise LocalProtocolError("no delta between maps of different networks, domains or ranges")
     if new.version <= old.version:
         raise LocalProtocolError(f"no delta from version {old.version} to {new.version}")
@@ -210,6 +211,7 @@ def _check(body: NetworkMap | MapDelta) -> None:
             raise RemoteProtocolError("bad_map", f"part {body.part} of {body.parts}")
         _check_nodes(body.nodes)
         _check_records(body.records)
+        _check_parses("a domain", check_host_name, body.domains)
         _check_parses("a range", ip_network, body.networks)
         return
     if not 0 <= body.base < body.version:
@@ -232,6 +234,8 @@ def _check_nodes(nodes: tuple[MapNode, ...]) -> None:
     for node in nodes:
         if not 0 < node.number < 2**32:
             raise RemoteProtocolError("bad_map", f"node number {node.number}")
+        if not is_host_label(node.name):
+            raise RemoteProtocolError("bad_map", f"node {node.number} is called '{node.name[:64]}'")
         if len(node.key) != KEY_SIZE:
             raise RemoteProtocolError("bad_map", f"node {node.number}: a key of {len(node.key)} bytes")
         _check_parses(f"node {node.number}", ip_address, node.addresses)

@@ -9,7 +9,7 @@ section 2.3.2.1) before. A value is text as zone files have it (RFC 1035 section
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -94,16 +94,22 @@ def is_within(name: str, domain: str) -> bool:
     return name == domain or name.endswith("." + domain)
 
 
+def domain_of(name: str, domains: Sequence[str]) -> str | None:
+    """The domain that a name is in; None: none of these, of which none is within another."""
+    return next((domain for domain in domains if is_within(name, domain)), None)
+
+
 def holder(name: str, domain: str, nodes: Mapping[str, int]) -> int | None:
     """The number of the node whose name this is, or is below. `nodes`: names (one label) to numbers."""
     return nodes.get(name.removesuffix(domain).removesuffix(".").rpartition(".")[2])
 
 
-def is_shadowed(record: MapRecord, domain: str, nodes: Mapping[str, int]) -> bool:
+def is_shadowed(record: MapRecord, domains: Sequence[str], nodes: Mapping[str, int]) -> bool:
     """Whether the names of nodes leave no room for this record: at and below a node's name only that node has any, and
     of the name itself the addresses are the network's."""
-    number = holder(record.name, domain, nodes)
-    if number is None:
+    domain = domain_of(record.name, domains)
+    number = holder(record.name, domain, nodes) if domain is not None else None
+    if domain is None or number is None:
         return False
     at_node = record.name.count(".") == domain.count(".") + 1
     return number != record.node or (at_node and record.rtype in ("A", "AAAA", "CNAME"))

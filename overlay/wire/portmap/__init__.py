@@ -8,6 +8,8 @@ business. Everything that is parsed here came from the network.
 - `client`: one port mapped by one gateway, by either of them, for as long as it is wanted.
 """
 
+from typing import Final
+
 SERVER_PORT = 5351
 """UDP port of the gateway for both (RFC 6886 §3.1, RFC 6887 §19)."""
 ANNOUNCEMENT_PORT = 5350
@@ -15,4 +17,8 @@ ANNOUNCEMENT_PORT = 5350
 LIFETIME = 7200
 """Seconds asked for: what RFC 6886 §3.3 recommends; a node that vanishes leaves a hole for no longer than this."""
 
-__all__ = ["ANNOUNCEMENT_PORT", "LIFETIME", "SERVER_PORT"]
+TRANSPORT: Final = "udp"
+"""What is mapped. These protocols map TCP as well, but a path by TCP has a port of its own for each attempt, and lives
+where UDP does not get through: there, routers map nothing."""
+
+__all__ = ["ANNOUNCEMENT_PORT", "LIFETIME", "SERVER_PORT", "TRANSPORT"]

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 import anyio
 import anyio.to_thread
 
+from overlay.daemon.collector import collect_while_at_rest
 from overlay_dns.forwarder import Upstream
 from overlay_dns.server import Resolver
 from overlay_dns.zone import Zones
@@ -27,6 +28,7 @@ async def _run(options: argparse.Namespace) -> None:
     zones = Zones.build("local.test", hosts, 1, [NETWORK])
     resolver = Resolver(zones, lambda: [Upstream("127.0.0.1", options.upstream)])
     async with anyio.create_task_group() as tasks:
+        tasks.start_soon(collect_while_at_rest)  # as the daemon does
         await tasks.start(partial(resolver.serve, ["127.0.0.1"], port=options.port))
         await anyio.to_thread.run_sync(sys.stdin.read)
         tasks.cancel_scope.cancel()

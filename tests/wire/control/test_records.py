@@ -112,4 +112,7 @@ def test_what_is_in_a_domain() -> None:
     ],
 )
 def test_names_of_nodes_are_theirs(name: str, rtype: str, node: int, shadowed: bool) -> None:
-    assert is_shadowed(MapRecord(name=name, rtype=rtype, value="x", node=node), "local.test", NODES) is shadowed
+    assert (
+        is_shadowed(MapRecord(name=name, rtype=rtype, value="x", node=node), ("corp.example", "local.test"), NODES)
+        is shadowed
+    )

@@ -44,9 +44,9 @@ def _join(network: Network, carrier: str) -> tuple[str, str]:
     names = (f"{carrier or 'direct'}-a", f"{carrier or 'direct'}-b")
     for name, other in zip(names, reversed(names), strict=True):
         space = network[name].namespace
-        if carrier == "udp":
-            space.block(f"ip saddr {_outside(other)}")
-        elif carrier:
+        if carrier:
+            space.block(f"ip saddr {_outside(other)}")  # or they would have a direct path, by TCP where UDP is shut
+        if carrier not in ("", "udp"):
             space.rules(NO_UDP)
     for name in names:
         network[name].overlay(

@@ -113,11 +113,14 @@ class _Connection:
     async def _request(self) -> RequestHead | None:
         """The next one; None: there is none."""
         try:
-            with anyio.fail_after(IDLE_TIMEOUT):
-                await self._user.wait()
+            if not self._user.ahead:
+                with anyio.fail_after(IDLE_TIMEOUT):
+                    await self._user.wait()
         except (TimeoutError, anyio.EndOfStream):
             return None
         try:
+            if self._user.has_head:
+                return parse_request(await self._user.head())
             with anyio.fail_after(HEAD_TIMEOUT):
                 return parse_request(await self._user.head())
         except TimeoutError as error:

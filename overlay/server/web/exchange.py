@@ -147,6 +147,11 @@ class Exchange:
 
     async def _head(self, target: Incoming) -> ResponseHead:
         try:
+            if self._body_sent.is_set():
+                with anyio.move_on_after(WATCH_AFTER):
+                    await target.wait()
+            if target.has_head:
+                return parse_response(await target.head(), self.request.method)
             with anyio.fail_after(ANSWER_TIMEOUT) as patience:
                 if not self._body_sent.is_set():
                     patience.deadline = float("inf")  # the user's time is watched where the body comes from
@@ -210,6 +215,10 @@ class Exchange:
 
     async def _to_user(self, data: bytes) -> None:
         try:
+            # Nearly always the kernel takes it at once, and a time limit costs more than the rest of it.
+            if (taken := self._user.stream.send_now(data)) == len(data):
+                return
+            data = data[taken:]
             with anyio.fail_after(WRITE_TIMEOUT):
                 await self._user.stream.send(data)
         except (TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
@@ -217,6 +226,9 @@ class Exchange:
 
     async def _send_to_target(self, target: Incoming, data: bytes) -> None:
         try:
+            if (taken := target.stream.send_now(data)) == len(data):
+                return
+            data = data[taken:]
             with anyio.fail_after(WRITE_TIMEOUT):
                 await target.stream.send(data)
         except TimeoutError as error:

@@ -6,6 +6,7 @@ import anyio
 
 from overlay.carrier.http import read_head
 from overlay.carrier.port import Stream
+from overlay.wire.ingress.http1 import HEAD_END
 
 MAX_AHEAD: Final = 64 * 1024
 _READ_SIZE: Final = 64 * 1024
@@ -21,6 +22,11 @@ class Incoming:
     @property
     def ahead(self) -> bytes:
         return self._ahead
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a whole head is here: `head` does not wait then."""
+        return HEAD_END in self._ahead
 
     def unread(self, data: bytes) -> None:
         """Put back what was received last."""

@@ -136,6 +136,7 @@ class Names:
         self._system = system or SystemDns(state, guard=lambda: self._guard.start(state))
         self._own = self._domain = ""
         self._zones: Zones | None = None
+        self._zones_made_of: object = None
         self._resolver: Resolver | None = None
         self._chosen = tuple(chosen)
         self._upstreams: tuple[Upstream, ...] = ()
@@ -204,7 +205,17 @@ class Names:
         )
 
     def set_map(self, network_map: NetworkMap) -> None:
-        """Answer from this map from now on."""
+        """Answer from this map from now on. In a network of thousands something changes all the time, and hardly ever a
+        name: the zones stay, with their serial, unless what they are made of has changed."""
+        made_of = (
+            network_map.domains,
+            network_map.networks,
+            network_map.records,
+            [(node.number, node.name, node.addresses) for node in network_map.nodes],
+        )
+        if made_of == self._zones_made_of:
+            return
+        self._zones_made_of = made_of
         self._zones = build_zones(network_map, self._pinned)
         self._zones_changed.set()
         if self._resolver is not None:

@@ -19,6 +19,8 @@ from overlay_dns.cache import RETRY, STALE_TTL
 from overlay_dns.forwarder import Forwarder, ForwardError
 from overlay_dns.upstream import LINK_LOCAL, Transport, Upstream, parse_upstream
 
+from . import test_server
+
 Answer = Callable[[DNSRecord], list[bytes]]
 
 
@@ -325,6 +327,19 @@ def test_names_of_the_link_are_not_told_to_who_was_chosen_for_all() -> None:
             corp = far._replace(domains=("corp.local",))  # a network that has .local in DNS, and says so
             assert found(await Forwarder(lambda: [corp]).ask(query_for("a.corp.local"))) == ["192.0.2.1"]
             assert found(await Forwarder(lambda: [system.upstream]).ask(query_for())) == ["192.0.2.2"]
+
+    run(main)
+
+
+def test_a_link_is_what_a_name_server_is_asked_through() -> None:
+    big = bytes(DNSRecord.question("big.example", "TXT").pack())
+
+    async def main() -> None:
+        with test_server.upstream() as server:
+            reply = await Forwarder(lambda: [server._replace(link="lo")]).ask(big)
+            assert len(DNSRecord.parse(reply).rr) == 20, "by TCP, too"
+            with pytest.raises(ForwardError, match="upstream_silent"):
+                await Forwarder(lambda: [server._replace(link="nowhere0")]).ask(big)
 
     run(main)
 

@@ -3,6 +3,7 @@
 import socket
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -38,6 +39,34 @@ def test_zone_of_a_map() -> None:
     for name, kind, value in (("b.local.test", "A", "127.77.0.3"), ("3.0.77.127.in-addr.arpa", "PTR", "b.local.test.")):
         answer = zones.answer(DNSLabel(name), getattr(QTYPE, kind))
         assert answer is not None and [str(record.rdata) for record in answer.records] == [value]
+
+
+def test_zones_are_made_anew_only_when_names_change(tmp_path: Path) -> None:
+    names = Names(StateDir(tmp_path).open(), system=SystemDns(StateDir(tmp_path)))
+    names.set_map(MAP)
+    first = names._zones
+    (node,) = MAP.nodes
+    small: list[dict[str, Any]] = [{"online": True}, {"observed": ("192.0.2.1:5",)}, {"epoch": 7}]
+    for number, change in enumerate(small):
+        node = msgspec.structs.replace(node, **change)
+        names.set_map(msgspec.structs.replace(MAP, version=4 + number, nodes=(node,)))
+        assert names._zones is first
+    renamed = msgspec.structs.replace(node, name="c")
+    moved = msgspec.structs.replace(node, addresses=("127.77.0.9",))
+    record = MapRecord(name="api.local.test", rtype="A", value="192.0.2.1", node=3)
+    changes: list[dict[str, Any]] = [
+        {"nodes": (renamed,)},
+        {"nodes": (moved,)},
+        {"nodes": ()},
+        {"records": (record,)},
+        {"domain": "other.test"},
+        {"more_domains": ("more.test",)},
+        {"networks": ("127.0.0.0/8",)},
+    ]
+    for change in changes:
+        before = names._zones
+        names.set_map(msgspec.structs.replace(MAP, version=10, **change))
+        assert names._zones is not before, change
 
 
 def answers(zones: Zones, name: str, kind: str) -> list[str]:

@@ -286,6 +286,19 @@ def test_a_server_without_a_tun_says_so(tmp_path: Path) -> None:
     on_bench(tmp_path, test, tunnel=False)
 
 
+def test_tunnels_of_their_own_kind(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        udp = await it.refusal(2, protocol="udp", target="udp://127.0.0.1:53", tunnel="tls")
+        assert udp.code == "no-tunnel" and "--tunnel" in udp.hint
+        port = await it.free_port()
+        exposure = await it.expose(2, public=f"{HOST}:{port}", tunnel="tls")
+        assert exposure.tunnel == "tls" and it.exposures.status()[0]["tunnel"] == "tls"
+        assert await ask(port) == b""  # nobody is told to call: the node is away in the end
+        assert it.exposures.drops == {"target_offline": 1}
+
+    on_bench(tmp_path, test, tunnel=False)
+
+
 def test_a_removed_nodes_ports_are_free(tmp_path: Path) -> None:
     async def test(it: Bench) -> None:
         port = await it.free_port()

@@ -151,11 +151,7 @@ async def find_server(
     search = _Search(Race(usable, favourite), on_outcome=on_outcome)
 
     def options_for(address: ServerAddress) -> DialOptions:
-        found = replace(options, host=_host_of(address), path=address.path)
-        if address.carrier is not None:
-            # A URL leads to somebody's reverse proxy, with a certificate of its own: the pin is of the server's.
-            found = replace(found, pin=b"", authorities=True)
-        return replace(found, proxy=None) if direct(address.host, address.port) else found
+        return options_at(address, options, direct)
 
     async def attempt(each: Attempt) -> None:
         connection = await _attempt(
@@ -207,6 +203,15 @@ async def find_server(
         why = _why(search.won, usable, search.outcomes, favourite)
         return Found(search.winner, search.won.address, why, search.won_after)
     raise _failure(search, parsed, carriers, timeout)
+
+
+def options_at(address: ServerAddress, options: DialOptions, direct: Callable[[str, int], bool]) -> DialOptions:
+    """What of `options` holds at this address. `direct`: whether no proxy is used for a host and port."""
+    found = replace(options, host=_host_of(address), path=address.path)
+    if address.carrier is not None:
+        # A URL leads to somebody's reverse proxy, with a certificate of its own: the pin is of the server's.
+        found = replace(found, pin=b"", authorities=True)
+    return replace(found, proxy=None) if direct(address.host, address.port) else found
 
 
 async def _look_up(look_up: LookUp, address: ServerAddress, rank: int, search: _Search, proxied: bool) -> None:

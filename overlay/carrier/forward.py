@@ -4,6 +4,7 @@ Both ends of an exposure use it: the server's ingress between a user and the nod
 the server and the target. Nothing here knows whom it forwards for.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -12,11 +13,13 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.flows import UdpFlows
+from overlay.carrier.splice import WORTHWHILE, make_pipe, splice
 from overlay.carrier.stream import TcpStream, reset_on_close, set_options
+from overlay.carrier.streams import CodecStream
 
 __all__ = ["Forwarded", "TcpSocketStream", "UdpFlows", "forward_streams"]
 
-TcpSocketStream = SocketStream | TcpStream
+TcpSocketStream = SocketStream | TcpStream | CodecStream
 
 _CHUNK: Final = 64 * 1024  # bytes held per direction: what one side has sent and the other not yet taken
 
@@ -35,7 +38,8 @@ async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: For
 
     The end of one direction (FIN) is passed on and leaves the other open. A reset or error on one side, or our being
     cancelled, resets both: neither must take a stream cut short for a whole one. Network errors are not raised; they
-    are in the result. Memory: one chunk per direction, and none is read before the last one was taken.
+    are in the result. Memory: one chunk per direction, and none is read before the last one was taken. Between two
+    plain sockets what is long goes through a pipe in the kernel.
     """
     result = Forwarded() if forwarded is None else forwarded
     whole = False
@@ -72,11 +76,32 @@ async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: For
 
 
 async def _copy(source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None]) -> None:
-    while True:
+    if not (isinstance(source, TcpStream) and isinstance(sink, TcpStream)):
+        await _copy_some(source, sink, count, float("inf"))
+        return
+    if not await _copy_some(source, sink, count, WORTHWHILE):
+        return
+    pipe = make_pipe()
+    if pipe is None:
+        await _copy_some(source, sink, count, float("inf"))
+        return
+    try:
+        await splice(source, sink, pipe, count)
+    finally:
+        for end in pipe:
+            os.close(end)
+
+
+async def _copy_some(source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None], most: float) -> bool:
+    """→ whether there may be more than `most` bytes; not: the end has been passed on"""
+    copied = 0
+    while copied < most:
         try:
             data = await source.receive(_CHUNK)
         except anyio.EndOfStream:
             await sink.send_eof()
-            return
+            return False
         await sink.send(data)
         count(len(data))
+        copied += len(data)
+    return True

@@ -21,6 +21,8 @@ class Limits:
     admission: float = 20.0  # accept → Welcome: the registry's answer, on a busy disk too
     strangers: int = 256  # at once; with what the kernel buffers for each, below 40 MiB
     strangers_per_address: int = 16  # at once, per IPv4 address or IPv6 /64: an office behind one NAT comes in turns
+    silent: int = 1024  # at once, who have not yet shown what they want: users of what is exposed are among them
+    silent_per_address: int = 256
     handshakes_per_second: float = 500.0  # in all: four X25519 and a task each, about half a core
     handshakes_per_address: float = 20.0  # per second and address
     first_message: int = 64 * KIB  # largest message of a stranger
@@ -41,16 +43,48 @@ def network_of(host: str) -> str:
 
 
 class Visit:
-    """A stranger inside the door. `leave` when the connection is closed, or its node is welcome; twice does no harm."""
+    """A stranger inside. `leave` when the connection is closed, or its node is welcome; twice does no harm."""
 
-    def __init__(self, door: "Door", network: str) -> None:
-        self._door: Door | None = door
+    def __init__(self, room: "Room", network: str) -> None:
+        self._room: Room | None = room
         self._network = network
 
     def leave(self) -> None:
-        door, self._door = self._door, None
-        if door is not None:
-            door.forget(self._network)
+        room, self._room = self._room, None
+        if room is not None:
+            room.forget(self._network)
+
+
+class Room:
+    """So many at once, in all and from one network."""
+
+    def __init__(self, most: int, most_per_network: int) -> None:
+        self._most = most
+        self._most_per_network = most_per_network
+        self._inside: Counter[str] = Counter()
+        self._total = 0
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    def full_for(self, network: str) -> str:
+        """Why nobody from this network may enter: "address" or "all"; "": one may."""
+        if self._inside[network] >= self._most_per_network:
+            return "address"
+        return "all" if self._total >= self._most else ""
+
+    def enter(self, network: str) -> Visit:
+        self._inside[network] += 1
+        self._total += 1
+        return Visit(self, network)
+
+    def forget(self, network: str) -> None:
+        """Called by `Visit.leave` alone."""
+        self._total -= 1
+        self._inside[network] -= 1
+        if not self._inside[network]:
+            del self._inside[network]
 
 
 class Door:
@@ -58,26 +92,33 @@ class Door:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._strangers: Counter[str] = Counter()
-        self._total = 0
+        self._silent = Room(limits.silent, limits.silent_per_address)
+        self._strangers = Room(limits.strangers, limits.strangers_per_address)
         # Generic cell rate algorithm: the time at which each bucket would be full again.
         self._full_at: OrderedDict[str, float] = OrderedDict()
         self._full_at_all = 0.0
 
     @property
     def strangers(self) -> int:
-        return self._total
+        return self._strangers.total
+
+    def knock(self, host: str) -> Visit | str:
+        """A connection from `host` has come that has shown nothing yet. A visit, or why it is not heard."""
+        network = network_of(host)
+        full = self._silent.full_for(network)
+        if full:
+            return "too_many_silent_from_address" if full == "address" else "too_many_silent"
+        return self._silent.enter(network)
 
     def enter(self, host: str, now: float) -> Visit | str:
-        """A connection from `host` has come. A visit: it is in; else the reason why it is not."""
+        """A connection from `host` wants to prove that it is a node's. A visit: it is in; else why it is not."""
         network = network_of(host)
         limits = self._limits
         full_at = max(self._full_at.get(network, now), now)
         full_at_all = max(self._full_at_all, now)
-        if self._strangers[network] >= limits.strangers_per_address:
-            return "too_many_from_address"
-        if self._total >= limits.strangers:
-            return "too_many_strangers"
+        full = self._strangers.full_for(network)
+        if full:
+            return "too_many_from_address" if full == "address" else "too_many_strangers"
         if full_at - now > BURST:
             return "handshake_rate_of_address"
         if full_at_all - now > BURST:
@@ -87,13 +128,4 @@ class Door:
         if len(self._full_at) > _ADDRESSES_KEPT:
             self._full_at.popitem(last=False)
         self._full_at_all = full_at_all + 1 / limits.handshakes_per_second
-        self._strangers[network] += 1
-        self._total += 1
-        return Visit(self, network)
-
-    def forget(self, network: str) -> None:
-        """Called by `Visit.leave` alone."""
-        self._total -= 1
-        self._strangers[network] -= 1
-        if not self._strangers[network]:
-            del self._strangers[network]
+        return self._strangers.enter(network)

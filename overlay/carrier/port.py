@@ -1,44 +1,101 @@
 """The one TCP port: what a stranger speaks is told by his first bytes, which are looked at and not taken.
 
     00 60           a Noise message of 96 bytes, the first one: tcp, or tls within TLS
+    00 10           a one-time token of 16 bytes: a connection that the server has asked a node for, on any carrier
     16 03           a TLS record with a ClientHello: once more within, by the server's certificate
-    GET, POST, …    HTTP: WebSocket's upgrade, or an answer such as any web server gives
+    GET, POST, …    HTTP: a user of what is exposed under that name, WebSocket's upgrade, or an answer such as any web
+                    server gives
     00 01           a Binding request of STUN
     anything else   closed without a byte
 
-All of it runs under the time and the counts that `Limits` gives to strangers. No header that a proxy may have set or
-forwarded (X-Forwarded-For) is believed: anybody can write one.
+All of it runs under the time that `Limits` gives to strangers. Who wants what costs a handshake has to `enter` before;
+users of what is exposed are counted where they are served. No header that a proxy may have set or forwarded
+(X-Forwarded-For) is believed: anybody can write one.
 """
 
 import ssl
 from collections.abc import Callable
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
 
 import anyio
-import h11
 
 from overlay.carrier import websocket
 from overlay.carrier.carriers import CarrierName
-from overlay.carrier.http import answer, header, parse_request, read_head
+from overlay.carrier.http import answer, read_head, say
 from overlay.carrier.stream import TcpStream
 from overlay.carrier.streams import CodecStream
 from overlay.carrier.stun import REQUEST as STUN
 from overlay.carrier.tls import server_handshake
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import INITIATION_SIZE
+from overlay.wire.endpoint import Endpoint
+from overlay.wire.ingress.client_hello import RECORD_HEADER, ClientHello, parse_client_hello
+from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
 from overlay.wire.stream.websocket import WebSocket
 
-Spoken = Literal["noise", "tls", "http", "stun"]
+Spoken = Literal["noise", "token", "tls", "http", "stun"]
+Stream = TcpStream | CodecStream
 HttpAnswer = Callable[[str], bytes | None]
 """Path below `CHALLENGES` → body; None: not known. Called for every stranger who asks: it must be quick."""
 
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A user who speaks HTTP to a name that is exposed; `begun`: what was read of the stream."""
+
+    stream: Stream
+    begun: bytes
+    secure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A node's connection for a user, named by its token."""
+
+    stream: Stream
+    token: bytes
+
+
+class Guests(Protocol):
+    """Who serves those that come to the port and are no nodes that want to talk to the server."""
+
+    def exposes(self, host: str) -> bool:
+        """Whether users of this host, in lower case, are served here."""
+
+    async def serve_user(self, guest: Guest, source: Endpoint) -> None:
+        """Until the stream ends. Closing stays the caller's."""
+
+    def take_caller(self, caller: Caller) -> None:
+        """Closing the stream is theirs from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What there is behind the port beside the control channel."""
+
+    tls: Callable[[], ssl.SSLContext] | None = None  # asked for each connection anew
+    http_answer: HttpAnswer | None = None
+    guests: Guests | None = None
+
+    def exposes(self, host: str) -> bool:
+        return self.guests is not None and bool(host) and self.guests.exposes(host)
+
+
+_NO_HELLO: Final = ClientHello("", ())
 CHALLENGES: Final = "/.well-known/acme-challenge/"  # RFC 8555 §8.3
 NOISE: Final = INITIATION_SIZE.to_bytes(2, "big")
+TOKEN_SIZE: Final = 16
+TOKEN: Final = TOKEN_SIZE.to_bytes(2, "big")
 TLS: Final = b"\x16\x03"  # handshake, version 3.x (RFC 8446 §5.1)
 METHODS: Final = tuple(f"{name} ".encode() for name in "GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT".split())
-_STARTS: Final[dict[bytes, Spoken]] = {NOISE: "noise", TLS: "tls", STUN: "stun", **dict.fromkeys(METHODS, "http")}
-_LINGER: Final = 1.0  # s for an answer to arrive before we close
-_LINGER_BYTES: Final = 64 * 1024
+_STARTS: Final[dict[bytes, Spoken]] = {
+    NOISE: "noise",
+    TOKEN: "token",
+    TLS: "tls",
+    STUN: "stun",
+    **dict.fromkeys(METHODS, "http"),
+}
 
 
 def spoken(start: bytes) -> Spoken | None:
@@ -52,16 +109,14 @@ def spoken(start: bytes) -> Spoken | None:
 
 
 async def greet(
-    tcp: TcpStream,
-    tls: Callable[[], ssl.SSLContext] | None,
-    http_answer: HttpAnswer | None,
-    random_bytes: Callable[[int], bytes],
-) -> tuple[TcpStream | CodecStream, CarrierName] | TcpStream | None:
-    """→ the stream whose first bytes are those of Noise, and what it runs over; alone: STUN is spoken there. None: an
-    HTTP request was served, and there is nothing more to do.
+    tcp: TcpStream, services: Services, enter: Callable[[], None], random_bytes: Callable[[int], bytes]
+) -> tuple[Stream, CarrierName] | Guest | Caller | TcpStream | None:
+    """→ the stream whose first bytes are those of Noise, and what it runs over; a guest or a caller; a stream alone:
+    STUN is spoken there. None: an HTTP request was served, and there is nothing more to do.
 
-    Raises `RemoteProtocolError`: `unknown_protocol`, `tls_failed`, `http_stranger`, `bad_http`, `bad_upgrade`,
-    `http_head_too_large`, or that of the frames; and what a stream raises. The caller sets the deadline and closes.
+    `enter` is called before anything that costs a handshake. Raises what that raises, and `RemoteProtocolError`:
+    `unknown_protocol`, `tls_failed`, `http_stranger`, `bad_http`, `bad_upgrade`, `http_head_too_large`, or that of the
+    frames; and what a stream raises. The caller sets the deadline and closes.
     """
     start = b""
     while (speaks := spoken(start)) is None:
@@ -69,68 +124,113 @@ async def greet(
         if len(more) <= len(start):
             raise anyio.EndOfStream
         start = more
-    if speaks == "noise":
-        return tcp, "tcp"
     if speaks == "stun":
+        enter()
         return tcp
-    if speaks == "http":
-        upgraded = await _serve_http(tcp, b"", http_answer, random_bytes)
-        return None if upgraded is None else (upgraded, "ws")
-    if tls is None:
+    if speaks != "tls":
+        return await _within(tcp, b"", speaks, "tcp", "ws", services, enter, random_bytes)
+    if services.tls is None:
         raise RemoteProtocolError("unknown_protocol", "TLS, and there is no certificate")
-    secured = await server_handshake(tcp, tls())
+    hello = await _client_hello(tcp)
+    entered = not services.exposes(hello.name)
+    if entered:
+        enter()
+    secured = await server_handshake(tcp, services.tls())
     start = b""
     while (speaks := spoken(start)) is None:
         start += await secured.receive()
+    if speaks in ("stun", "tls"):
+        raise RemoteProtocolError("unknown_protocol", f"{speaks} within TLS")
+    return await _within(
+        secured, start, speaks, "tls", "wss", services, (lambda: None) if entered else enter, random_bytes
+    )
+
+
+async def _within(
+    stream: Stream,
+    start: bytes,
+    speaks: Spoken,
+    carrier: CarrierName,
+    upgraded: CarrierName,
+    services: Services,
+    enter: Callable[[], None],
+    random_bytes: Callable[[int], bytes],
+) -> tuple[Stream, CarrierName] | Guest | Caller | None:
     if speaks == "noise":
-        secured.unread(start)
-        return secured, "tls"
-    if speaks == "http":
-        upgraded = await _serve_http(secured, start, http_answer, random_bytes)
-        return None if upgraded is None else (upgraded, "wss")
-    raise RemoteProtocolError("unknown_protocol", f"{speaks} within TLS")
+        enter()
+        if isinstance(stream, CodecStream):
+            stream.unread(start)
+        return stream, carrier
+    if speaks == "token":
+        return await _caller(stream, start)
+    opened = await _serve_http(stream, start, services, enter, random_bytes)
+    if opened is None or isinstance(opened, Guest):
+        return opened
+    start = await opened.receive()
+    if start.startswith(TOKEN):
+        return await _caller(opened, start)
+    opened.unread(start)
+    return opened, upgraded
+
+
+async def _caller(stream: Stream, start: bytes) -> Caller:
+    size = len(TOKEN) + TOKEN_SIZE
+    while len(start) < size:
+        start += await stream.receive(size - len(start))
+    if isinstance(stream, CodecStream):
+        stream.unread(start[size:])
+    elif len(start) > size:
+        raise RemoteProtocolError("unknown_protocol", "more than a token")
+    return Caller(stream, start[len(TOKEN) : size])
+
+
+async def _client_hello(tcp: TcpStream) -> ClientHello:
+    needed, data = RECORD_HEADER, b""
+    while True:
+        seen = await tcp.peek(needed)
+        if len(seen) <= len(data):
+            raise anyio.EndOfStream
+        data = seen
+        try:
+            found = parse_client_hello(data)
+        except RemoteProtocolError:
+            return _NO_HELLO  # the handshake says what is wrong, to the client too
+        if isinstance(found, ClientHello):
+            return found
+        needed = found
 
 
 async def _serve_http(
-    stream: TcpStream | CodecStream, begun: bytes, http_answer: HttpAnswer | None, random_bytes: Callable[[int], bytes]
-) -> CodecStream | None:
-    head, behind = await read_head(stream, begun)
-    request = parse_request(head)
-    if request is None:
-        await _say(stream, answer(400, "Bad Request", b"Bad Request\n"))
-        raise RemoteProtocolError("bad_http")
-    if header(request, b"upgrade").lower() == b"websocket":
+    stream: Stream, begun: bytes, services: Services, enter: Callable[[], None], random_bytes: Callable[[int], bytes]
+) -> CodecStream | Guest | None:
+    try:
+        head, behind = await read_head(stream, begun)
+        request = parse_request(head)
+    except HttpError as error:
+        await say(stream, answer(error.status))
+        raise
+    challenge = _challenge(request, services.http_answer)
+    if services.exposes(request.host) and challenge is None:
+        return Guest(stream, head + behind, secure=isinstance(stream, CodecStream))
+    if request.upgrade == b"websocket":
+        enter()
         try:
             accepted = websocket.accept(head)
         except RemoteProtocolError:
-            await _say(stream, answer(400, "Bad Request", b"Bad Request\n"))
+            await say(stream, answer(400))
             raise
         await stream.send(accepted)
         return websocket.within(stream, WebSocket(client=False, random_bytes=random_bytes), behind)
-    body = _challenge(request, http_answer)
     with_body = request.method != b"HEAD"
-    if body is not None:
-        await _say(stream, answer(200, "OK", body, with_body=with_body))
+    if challenge is not None:
+        await say(stream, answer(200, challenge, with_body=with_body))
         return None
-    await _say(stream, answer(404, "Not Found", b"Not Found\n", with_body=with_body))
+    await say(stream, answer(404, with_body=with_body))
     raise RemoteProtocolError("http_stranger")
 
 
-def _challenge(request: h11.Request, http_answer: HttpAnswer | None) -> bytes | None:
+def _challenge(request: RequestHead, http_answer: HttpAnswer | None) -> bytes | None:
     path = request.target.decode("latin-1")
     if http_answer is None or request.method not in (b"GET", b"HEAD") or not path.startswith(CHALLENGES):
         return None
     return http_answer(path)
-
-
-async def _say(stream: TcpStream | CodecStream, whole: bytes) -> None:
-    await stream.send(whole)
-    with anyio.move_on_after(_LINGER):
-        try:
-            await stream.send_eof()
-            # Closing with unread bytes would send RST, which may overtake the answer.
-            left = _LINGER_BYTES
-            while left > 0:
-                left -= len(await stream.receive())
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
-            return

@@ -8,10 +8,8 @@ import errno
 import logging
 import os
 import socket
-import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Final
 
 import anyio
@@ -22,7 +20,7 @@ from overlay.carrier.carriers import CarrierName, CarrierStream
 from overlay.carrier.connection import ConnectionLost, ControlConnection, broken_by
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
-from overlay.carrier.port import NOISE, HttpAnswer, greet
+from overlay.carrier.port import NOISE, Caller, Guest, Services, greet
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.stream import TcpStream
 from overlay.carrier.stun import Answer, StunRoom
@@ -36,13 +34,15 @@ __all__ = ["DEFAULT_LIMITS", "ConnectionLost", "ControlConnection", "Limits", "d
 logger = logging.getLogger(__name__)
 
 _Greeted = tuple[CarrierStream, CarrierName]
-_Greeting = Callable[[], Awaitable[_Greeted | TcpStream | None]]
-"""Finds out what a connection runs over, and sets that up. A stream alone: STUN; None: there is nothing more to do."""
+_Served = Guest | Caller | TcpStream
+_Greeting = Callable[["_Arrival"], Awaitable[_Greeted | _Served | None]]
+"""Finds out what a connection runs over, and sets that up: as `overlay.carrier.port.greet`."""
 
 _ACCEPT_BATCH: Final = 64  # connections taken before other tasks get a turn
 _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no file descriptor or memory left
 _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _LISTENER_GONE: Final = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK))
+_NO_SERVICES: Final = Services()
 _READ_SIZE: Final = 4096
 _ORDINARY: Final = frozenset(("closed", "closed_by_peer", "detached"))  # ends of a connection that are nobody's fault
 
@@ -56,8 +56,7 @@ async def serve(
     drops: Counter[str] | None = None,
     random_bytes: Callable[[int], bytes] = os.urandom,
     quic: QuicDoor | None = None,
-    tls: Callable[[], ssl.SSLContext] | None = None,
-    http_answer: HttpAnswer | None = None,
+    services: Services = _NO_SERVICES,
     stun: Answer | None = None,
 ) -> None:
     """Serve nodes until cancelled, all under one set of limits. `listeners`: one or several of those that
@@ -67,14 +66,12 @@ async def serve(
     returns: what it sent last still arrives. It must send `Welcome` within `Limits.admission`, which ends the peer's
     time as a stranger. It learns of the connection's end from `receive` or `send`. A `ConnectionLost` that it lets out
     is expected; any other error is logged, and ends that connection alone.
-    `tls` is asked for the context of every TLS connection anew, so that a certificate can change; None: no TLS here.
-    `http_answer` is what ACME wants to be found on the port (`overlay.carrier.port.HttpAnswer`). `stun` answers Binding
-    requests there.
+    `services`: what else there is on the port. `stun` answers Binding requests there.
     `drops` counts every connection that was not let in, or was closed for cause, by reason; each reason is logged
     once as a warning, and after that only at debug level. `quic` is served besides, under the same limits.
     """
     counted = Counter() if drops is None else drops
-    server = _Server(private_key, handler, limits, counted, random_bytes, tls, http_answer, stun)
+    server = _Server(private_key, handler, limits, counted, random_bytes, services, stun)
     await server.run(_listening_sockets(listeners), quic)
 
 
@@ -95,8 +92,7 @@ class _Server:
         limits: Limits,
         drops: Counter[str],
         random_bytes: Callable[[int], bytes],
-        tls: Callable[[], ssl.SSLContext] | None,
-        http_answer: HttpAnswer | None,
+        services: Services,
         stun: Answer | None,
     ) -> None:
         self._private_key = private_key
@@ -104,8 +100,7 @@ class _Server:
         self._limits = limits
         self._drops = drops
         self._random_bytes = random_bytes
-        self._tls = tls
-        self._http_answer = http_answer
+        self._services = services
         self._stun = None if stun is None else StunRoom(stun)
         self.door = Door(limits)
         self._streams: set[CarrierStream] = set()
@@ -140,59 +135,82 @@ class _Server:
                 self._let_in(accepted, canonical_endpoint(address[0], address[1]))
 
     def _let_in(self, accepted: socket.socket, endpoint: Endpoint) -> None:
-        visit = self.door.enter(endpoint[0], anyio.current_time())
+        visit = self.door.knock(endpoint[0])
         if isinstance(visit, str):
             self.count(visit, format_endpoint(endpoint))
             _turn_away(accepted)
             return
         tcp = TcpStream(accepted)
-        self._start(tcp, partial(greet, tcp, self._tls, self._http_answer, self._random_bytes), endpoint, visit)
+
+        async def greeting(arrival: _Arrival) -> _Greeted | _Served | None:
+            return await greet(tcp, self._services, arrival.enter, self._random_bytes)
+
+        self._start(tcp, greeting, _Arrival(self.door, endpoint, visit, accepted))
 
     def start(self, stream: CarrierStream, endpoint: Endpoint, visit: Visit) -> None:
         """Serve a connection over QUIC in a task of its own."""
 
-        async def greeted() -> _Greeted:
+        async def greeted(_arrival: _Arrival) -> _Greeted:
             return stream, "udp"
 
-        self._start(stream, greeted, endpoint, visit)
+        self._start(stream, greeted, _Arrival(self.door, endpoint, visit, None))
 
-    def _start(self, stream: CarrierStream, greeting: _Greeting, endpoint: Endpoint, visit: Visit) -> None:
+    def _start(self, stream: CarrierStream, greeting: _Greeting, arrival: "_Arrival") -> None:
         self._streams.add(stream)
-        self._tasks.start_soon(self._serve, stream, greeting, endpoint, visit)
+        self._tasks.start_soon(self._serve, stream, greeting, arrival)
 
-    async def _serve(self, stream: CarrierStream, greeting: _Greeting, endpoint: Endpoint, visit: Visit) -> None:
+    async def _serve(self, stream: CarrierStream, greeting: _Greeting, arrival: "_Arrival") -> None:
+        taken = False
         try:
-            connection = await self._authenticate(greeting, endpoint, visit)
-            if isinstance(connection, TcpStream):
-                await self._answer_stun(connection, endpoint, visit)
-            elif connection is not None:
-                await self._converse(connection)
+            come = await self._authenticate(greeting, arrival)
+            if isinstance(come, ControlConnection):
+                await self._converse(come)
+            elif isinstance(come, Caller) and self._services.guests is not None:
+                taken = True
+                self._services.guests.take_caller(come)
+            elif come is not None:
+                await self._serve_other(come, arrival)
         finally:
-            stream.close()
+            if not taken:
+                stream.close()
             self._streams.discard(stream)
-            visit.leave()
+            arrival.leave()
 
-    async def _answer_stun(self, stream: TcpStream, endpoint: Endpoint, visit: Visit) -> None:
+    async def _serve_other(self, come: _Served, arrival: "_Arrival") -> None:
+        guests = self._services.guests
         try:
-            if self._stun is not None:
-                await self._stun.serve(stream, endpoint, visit.leave)
+            if isinstance(come, TcpStream):
+                if self._stun is not None:
+                    await self._stun.serve(come, arrival.endpoint, arrival.leave)
+                return
+            arrival.leave()
+            if guests is None or isinstance(come, Caller):
+                self.count("unknown_protocol", format_endpoint(arrival.endpoint))
+            else:
+                await guests.serve_user(come, arrival.endpoint)
         except RemoteProtocolError as error:
-            self.count(error.reason, format_endpoint(endpoint), str(error))
+            self.count(error.reason, format_endpoint(arrival.endpoint), str(error))
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             return
+        except Exception:
+            # A fault of ours must not end the port for all the others.
+            logger.exception("Serving %s failed", format_endpoint(arrival.endpoint))
+            self._drops["serving_failed"] += 1
 
-    async def _authenticate(
-        self, greeting: _Greeting, endpoint: Endpoint, visit: Visit
-    ) -> ControlConnection | TcpStream | None:
-        peer = format_endpoint(endpoint)
+    async def _authenticate(self, greeting: _Greeting, arrival: "_Arrival") -> ControlConnection | _Served | None:
+        peer = format_endpoint(arrival.endpoint)
         try:
             with anyio.fail_after(self._limits.handshake):
-                greeted = await greeting()
-                if greeted is None or isinstance(greeted, TcpStream):
+                greeted = await greeting(arrival)
+                if greeted is None or not isinstance(greeted, tuple):
                     return greeted
-                return await self._prove(*greeted, endpoint, visit)
+                return await self._prove(*greeted, arrival)
         except TimeoutError:
             self.count("handshake_timeout", peer)
+        except _NotLetIn as error:
+            self.count(error.reason, peer)
+            if arrival.accepted is not None:
+                _say_busy(arrival.accepted)
         except RemoteProtocolError as error:
             self.count(error.reason, peer, str(error))
         except anyio.EndOfStream:
@@ -207,9 +225,7 @@ class _Server:
             self._drops["greeting_failed"] += 1
         return None
 
-    async def _prove(
-        self, stream: CarrierStream, carrier: CarrierName, endpoint: Endpoint, visit: Visit
-    ) -> ControlConnection:
+    async def _prove(self, stream: CarrierStream, carrier: CarrierName, arrival: "_Arrival") -> ControlConnection:
         limits = self._limits
         channel = NoiseChannel.responder(
             self._private_key, random_bytes=self._random_bytes, max_message=limits.first_message
@@ -219,7 +235,7 @@ class _Server:
             if channel.bytes_to_send:
                 await stream.send(channel.data_to_send())
         return ControlConnection(
-            stream, channel, key, endpoint, decode_node_message, limits, visit.leave, carrier=carrier
+            stream, channel, key, arrival.endpoint, decode_node_message, limits, arrival.leave, carrier=carrier
         )
 
     async def _converse(self, connection: ControlConnection) -> None:
@@ -253,21 +269,51 @@ class _Server:
         logger.log(level, "Control connection from %s closed: %s%s", peer, reason, f" ({detail})" if detail else "")
 
 
+class _NotLetIn(RemoteProtocolError):
+    """The door is closed for now."""
+
+
+class _Arrival:
+    """Somebody at the port, counted as one who has shown nothing until he enters."""
+
+    def __init__(self, door: Door, endpoint: Endpoint, visit: Visit, accepted: socket.socket | None) -> None:
+        self.endpoint = endpoint
+        self.accepted = accepted
+        self._door = door
+        self._visit = visit
+
+    def enter(self) -> None:
+        """Be counted as one who wants to be let in. Raises `RemoteProtocolError`: that of `Door.enter`."""
+        visit = self._door.enter(self.endpoint[0], anyio.current_time())
+        if isinstance(visit, str):
+            raise _NotLetIn(visit)
+        self._visit.leave()
+        self._visit = visit
+
+    def leave(self) -> None:
+        self._visit.leave()
+
+
 def _turn_away(accepted: socket.socket) -> None:
+    """Close the connection of one who is not even heard."""
+    with accepted:
+        accepted.setblocking(False)
+        _say_busy(accepted)
+
+
+def _say_busy(accepted: socket.socket) -> None:
     """Say that we are busy, if it can be said at once; an honest node then tries again later.
 
     Who is seen to speak TLS or HTTP gets nothing: two zero bytes would tell him only what program this is.
     """
-    with accepted:
-        accepted.setblocking(False)
-        try:
-            if not _may_be_noise(accepted):
-                return
-            accepted.send(BUSY)
-            accepted.shutdown(socket.SHUT_WR)
-            accepted.recv(_READ_SIZE)  # unread bytes would make close() send RST in front of our two bytes
-        except OSError:
-            return  # it has gone, or has sent nothing: turned away in any case, and counted
+    try:
+        if not _may_be_noise(accepted):
+            return
+        accepted.send(BUSY)
+        accepted.shutdown(socket.SHUT_WR)
+        accepted.recv(_READ_SIZE)  # unread bytes would make close() send RST in front of our two bytes
+    except OSError:
+        return  # it has gone, or has sent nothing: turned away in any case, and counted
 
 
 def _may_be_noise(accepted: socket.socket) -> bool:

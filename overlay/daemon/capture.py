@@ -6,18 +6,15 @@ and so on until the capture ends. `Started` comes first; `Counts` comes after pa
 far. Knows how packets are described, and nothing of what is in them.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
-import anyio
-import anyio.lowlevel
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from overlay.daemon.localapi import json_object
+from overlay.daemon.localapi import Produce, Streamed, json_object
 from overlay.errors import Exit, UserError
 
 LARGEST_MESSAGE: Final = 1 << 20
@@ -132,10 +129,6 @@ class CaptureWish(msgspec.Struct, frozen=True):
     snaplen: int = LARGEST_SNAPLEN  # bytes of each packet
 
 
-Write = Callable[[bytes | bytearray], Awaitable[None]]
-Produce = Callable[[Write], Coroutine[Any, Any, None]]
-
-
 class Capturing(Protocol):
     """What a daemon that captures offers. All of it raises `UserError`."""
 
@@ -163,7 +156,7 @@ def capture_routes(daemon: Capturing) -> list[Route]:
         if not 0 < wish.snaplen <= LARGEST_SNAPLEN:
             message = f"The snap length must be from 1 to {LARGEST_SNAPLEN} bytes."
             raise UserError("bad-request", message, exit_code=Exit.USAGE)
-        return _Stream(daemon.capture(wish))
+        return Streamed(daemon.capture(wish))
 
     async def stop(request: Request) -> Response:
         daemon.stop_capture(request.path_params["id"])
@@ -174,32 +167,3 @@ def capture_routes(daemon: Capturing) -> list[Route]:
         Route("/v1/captures", start, methods=["POST"]),
         Route("/v1/captures/{id}", stop, methods=["DELETE"]),
     ]
-
-
-class _Stream(Response):
-    """Answers with what `produce` writes; cancels it when the caller goes away."""
-
-    media_type = "application/octet-stream"
-
-    def __init__(self, produce: Produce) -> None:
-        super().__init__()
-        del self.headers["content-length"]  # nobody knows
-        self._produce = produce
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def write(data: bytes | bytearray) -> None:
-            # Returns when the caller's buffer takes more: here a slow one holds up the rest of the capture.
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-            await anyio.lowlevel.checkpoint()  # otherwise it need not wait at all, and nobody else had a turn
-
-        async def until_gone() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(until_gone)
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await self._produce(write)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            tasks.cancel_scope.cancel()

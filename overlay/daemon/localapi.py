@@ -12,16 +12,19 @@ import os
 import pwd
 import socket
 import struct
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import uvicorn
 from anyio.abc import TaskStatus
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from overlay.daemon.launch import error_document
@@ -68,6 +71,39 @@ def text_in(document: dict[str, Any], key: str, default: str | None = None) -> s
     if not isinstance(value, str):
         raise UserError("bad-request", f"The request must have the text '{key}'.", exit_code=Exit.USAGE)
     return value
+
+
+Write = Callable[[bytes | bytearray], Awaitable[None]]
+Produce = Callable[[Write], Coroutine[Any, Any, None]]
+
+
+class Streamed(Response):
+    """Answers with what `produce` writes; cancels it when the caller goes away."""
+
+    media_type = "application/octet-stream"
+
+    def __init__(self, produce: Produce) -> None:
+        super().__init__()
+        del self.headers["content-length"]  # nobody knows
+        self._produce = produce
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def write(data: bytes | bytearray) -> None:
+            # Returns when the caller's buffer takes more: here a slow one holds up what produces.
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            await anyio.lowlevel.checkpoint()  # otherwise it need not wait at all, and nobody else had a turn
+
+        async def until_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(until_gone)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._produce(write)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            tasks.cancel_scope.cancel()
 
 
 def may_use(uid: int, gid: int, owner: int) -> bool:

@@ -9,11 +9,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from overlay.daemon.capture import Capturing, capture_routes
-from overlay.daemon.localapi import json_object, on_user_error, text_in
+from overlay.daemon.localapi import Produce, Streamed, json_object, on_user_error, text_in
 from overlay.daemon.peers import Peers, peer_routes
 from overlay.daemon.records import Recording, record_routes
 from overlay.errors import Exit, UserError
-from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus
+from overlay.node.status import ExposeWish, ExposureStatus, NameAnswer, NamesStatus, NodeStatus
 
 
 class Node(Recording, Protocol):
@@ -22,7 +22,8 @@ class Node(Recording, Protocol):
     async def status(self) -> NodeStatus: ...
     def shut_down(self) -> None: ...
     def exposures(self) -> tuple[ExposureStatus, ...]: ...
-    async def expose(self, target: str, public: str, known_as: tuple[str, ...], service: str) -> ExposureStatus: ...
+    async def expose(self, wish: ExposeWish) -> ExposureStatus: ...
+    def watch_requests(self, name: str) -> Produce: ...
     async def unexpose(self, name: str) -> None: ...
     def names_status(self) -> NamesStatus: ...
     async def query_name(self, name: str, rtype: str) -> NameAnswer: ...
@@ -43,16 +44,14 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
 
     async def expose(request: Request) -> Response:
         document = await json_object(request)
-        known_as = document.get("known_as", [])
-        if not isinstance(known_as, list) or not all(isinstance(name, str) for name in known_as):
-            raise UserError("bad-request", "'known_as' must be a list of texts.", exit_code=Exit.USAGE)
-        exposure = await node.expose(
-            text_in(document, "target"),
-            text_in(document, "public", ""),
-            tuple(known_as),
-            text_in(document, "service", ""),
-        )
-        return _answer(exposure)
+        try:
+            wish = msgspec.convert(document, ExposeWish)
+        except msgspec.ValidationError as error:
+            raise UserError("bad-request", f"That cannot be exposed: {error}.", exit_code=Exit.USAGE) from error
+        return _answer(await node.expose(wish))
+
+    async def requests(request: Request) -> Response:
+        return Streamed(node.watch_requests(request.path_params["id"]))
 
     async def unexpose(request: Request) -> Response:
         await node.unexpose(request.path_params["id"])
@@ -72,6 +71,7 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
             Route("/v1/exposures", exposures, methods=["GET"]),
             Route("/v1/exposures", expose, methods=["POST"]),
             Route("/v1/exposures/{id}", unexpose, methods=["DELETE"]),
+            Route("/v1/exposures/{id}/requests", requests, methods=["GET"]),
             Route("/v1/dns", names_status, methods=["GET"]),
             Route("/v1/dns/query", query_name, methods=["POST"]),
             *capture_routes(capturing),

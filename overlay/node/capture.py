@@ -15,7 +15,8 @@ from typing import Final
 
 import anyio
 
-from overlay.daemon.capture import CaptureWish, Counts, Host, Inner, Outer, Started, Write, encode
+from overlay.daemon.capture import CaptureWish, Counts, Host, Inner, Outer, Started, encode
+from overlay.daemon.localapi import Write
 from overlay.engine.api import Command, StartTap, StopTap
 from overlay.engine.tap import MAX_BYTES, InnerPacket, OuterRun, Tap
 from overlay.errors import UserError

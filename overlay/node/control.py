@@ -31,7 +31,10 @@ from overlay.wire.control.messages import (
     Pong,
     Recorded,
     Refused,
+    RequestEntry,
+    Requests,
     SignedMap,
+    Supply,
     Welcome,
 )
 from overlay.wire.endpoint import Endpoint, format_endpoint
@@ -56,6 +59,8 @@ class Listener(Protocol):
     def welcomed(self, welcome: Welcome) -> None: ...
     def mapped(self, network_map: NetworkMap) -> None: ...
     def exposures_changed(self, exposures: tuple[Exposure, ...]) -> None: ...
+    def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None: ...
+    def supply(self, wish: Supply) -> None: ...
     def disconnected(self) -> None: ...
 
 
@@ -355,6 +360,10 @@ class ControlClient:
                         self._pending[seq].arrived.set()
                 case Exposures(exposures=exposures):
                     self._listener.exposures_changed(exposures)
+                case Supply():
+                    self._listener.supply(message)
+                case Requests(id=name, entries=entries):
+                    self._listener.requested(name, entries)
                 case Refused():
                     return self._refused(message)
                 case _:

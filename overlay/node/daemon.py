@@ -23,13 +23,14 @@ from overlay import __version__
 from overlay.carrier.carriers import DialOptions
 from overlay.daemon import logs
 from overlay.daemon.launch import report_ready, sd_notify
-from overlay.daemon.localapi import serve_local_api
+from overlay.daemon.localapi import Produce, serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.records import RecordStatus
 from overlay.daemon.state import LOG_NAME, StateDir
 from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged, SendDatagrams, SetMapping
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.api import make_api
+from overlay.node.calls import Calls
 from overlay.node.ciphers import measure
 from overlay.node.control import ControlClient
 from overlay.node.exposures import Exposures
@@ -45,11 +46,11 @@ from overlay.node.punching import Own, TcpPunching
 from overlay.node.records import Records
 from overlay.node.reflexive import Reflexive
 from overlay.node.settings import NodeSettings, check_ways, parse_endpoints, parse_upstreams
-from overlay.node.status import ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
+from overlay.node.status import ExposeWish, ExposureStatus, NameAnswer, NamesStatus, NodeStatus, ServerStatus, State
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.address import parse_server_address
 from overlay.wire.control.hostnames import is_suffixed
-from overlay.wire.control.messages import Exposure, Hello, MapNode, NetworkMap, Welcome
+from overlay.wire.control.messages import Exposure, Hello, MapNode, NetworkMap, RequestEntry, Supply, Welcome
 from overlay.wire.endpoint import Endpoint
 
 OFFLINE_AFTER = 3.0
@@ -145,6 +146,7 @@ class NodeDaemon:
         )
         self._by_udp = False  # relayed packets go by UDP
         self._exposures = Exposures(state, self._control.request, self._is_server, self._is_member)
+        self._calls = Calls(self._ways.dial_plain, self._exposures.serve, self._exposures.drops)
         self._records = Records(self._control.request, lambda: self._memory.network_map)
         self._identity: Identity | None = None
         self._identity_changed = anyio.Event()
@@ -209,6 +211,12 @@ class NodeDaemon:
             self._server_exposures = ("welcome", exposures)  # the welcome's have not been looked at yet
         self._server_exposures_changed.set()
 
+    def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
+        self._exposures.requested(name, entries)
+
+    def supply(self, wish: Supply) -> None:
+        self._calls.supply(wish)
+
     def disconnected(self) -> None:
         _log.info("working from the last map until the server is back")
 
@@ -258,8 +266,13 @@ class NodeDaemon:
     def exposures(self) -> tuple[ExposureStatus, ...]:
         return self._exposures.status()
 
-    async def expose(self, target: str, public: str, known_as: tuple[str, ...], service: str) -> ExposureStatus:
-        return await self._exposures.add(target, public, known_as, service)
+    async def expose(self, wish: ExposeWish) -> ExposureStatus:
+        return await self._exposures.add(
+            wish.target, wish.public, wish.known_as, wish.service, host=wish.host, tunnel=wish.tunnel
+        )
+
+    def watch_requests(self, name: str) -> Produce:
+        return self._exposures.watch(name)
 
     async def unexpose(self, name: str) -> None:
         await self._exposures.remove(name)
@@ -381,6 +394,7 @@ class NodeDaemon:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._member.run, identity)
                 await tasks.start(self._exposures.run, str(identity.addresses[0]))
+                tasks.start_soon(self._calls.run)
                 tasks.start_soon(self._links.run)
                 tasks.start_soon(self._reflexive.run)
                 tasks.start_soon(self._punching.run, Own(identity.number, identity.networks))

@@ -88,9 +88,9 @@ class DirectEnd:
 
 
 def _is_taken_everywhere(protocol: Protocol, port: int) -> bool:
-    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
     with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as probe:
-        if protocol == "tcp":
+        if protocol != "udp":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # in nobody's way who begins just now
         try:
             probe.bind((_UNUSED_LOOPBACK, port))

@@ -9,13 +9,17 @@ neither make one nor lead one elsewhere.
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from contextlib import suppress
 
 import anyio
 import anyio.to_thread
 import msgspec
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import SocketAttribute, TaskGroup, TaskStatus
+from anyio.streams.memory import MemoryObjectSendStream
 
+from overlay.carrier.port import Stream
+from overlay.carrier.stream import reset_on_close
+from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
@@ -23,9 +27,11 @@ from overlay.node.direct_end import WELL_KNOWN, DirectEnd
 from overlay.node.status import ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, Unexpose
+from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
 
 FILE = "exposures.json"
+GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
+WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
 DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with names at this node
 _log = logging.getLogger(__name__)
 
@@ -37,9 +43,10 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     public: str
+    url: str = ""
     target: str  # canonical
     port: int  # on the overlay address
-    tunnel: Literal["single"] = "single"
+    tunnel: TunnelKind = "single"
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""
 
@@ -72,6 +79,7 @@ class Exposures:
         self._is_member = is_member
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
+        self._watchers: dict[str, set[MemoryObjectSendStream[RequestEntry]]] = {}
         self._direct: dict[str, DirectEnd] = {}
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
         self._led: set[str] = set()  # to which the server has peers led
@@ -102,15 +110,32 @@ class Exposures:
         return tuple(self._show(kept) for kept in self._kept.values())
 
     async def add(
-        self, target_text: str, public: str, known_as: tuple[str, ...] = (), service: str = ""
+        self,
+        target_text: str,
+        public: str,
+        known_as: tuple[str, ...] = (),
+        service: str = "",
+        *,
+        host: str = "",
+        tunnel: TunnelKind = "single",
     ) -> ExposureStatus:
-        """Expose a target at `public` ("9000", "203.0.113.1:9000", "": the server picks). `known_as`: names that users
-        know it by. `service`: what it is; "": what the target's port says.
+        """Expose a target at the port `public` ("9000", "203.0.113.1:9000"), or by http under the name `host`
+        ("docs.example.com/prefix"); neither: the server picks. `known_as`: names that users know a port by. `service`:
+        what it is; "": what the target's port says.
 
         Raises `UserError`: "bad-target", "not-up", "server-unreachable", and what the server answers.
         """
-        target = Target.parse(target_text)
-        service = service.lower() or WELL_KNOWN.get((target.protocol, target.port), "")
+        # A port of its own carries whatever is said there; a name needs a protocol that tells it.
+        target = Target.parse(target_text, "tcp" if public else "http")
+        if host and (public or known_as or target.protocol != "http"):
+            raise UserError(
+                "bad-target",
+                "Only a target that speaks http can be reached by a host's name on the shared port.",
+                "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
+                Exit.USAGE,
+            )
+        transport = "udp" if target.protocol == "udp" else "tcp"
+        service = service.lower() or WELL_KNOWN.get((transport, target.port), "")
         async with self._lock:
             end = self._open(target, 0)
             try:
@@ -119,8 +144,10 @@ class Exposures:
                         seq=seq,
                         protocol=target.protocol,
                         public=public,
+                        host=host,
                         target=target.text,
                         port=end.port,
+                        tunnel=tunnel,
                         known_as=known_as,
                         service=service,
                     )
@@ -131,8 +158,10 @@ class Exposures:
                 kept = Kept(
                     id=exposure.id,
                     public=exposure.public,
+                    url=exposure.url,
                     target=target.text,
                     port=end.port,
+                    tunnel=exposure.tunnel,
                     known_as=exposure.known_as,
                     service=exposure.service,
                 )
@@ -152,11 +181,7 @@ class Exposures:
         """Give an exposure back. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
         async with self._lock:
             if name not in self._kept:
-                raise UserError(
-                    "exposure-unknown",
-                    f"This node has no exposure '{name[:64]}'.",
-                    "See 'overlay expose ls' for those it has.",
-                )
+                raise _unknown(name)
             try:
                 await self._request(lambda seq: Unexpose(seq=seq, id=name))
             except UserError as error:
@@ -167,6 +192,8 @@ class Exposures:
 
     async def reconcile(self, exposures: tuple[Exposure, ...]) -> None:
         """After a welcome: make both lists agree; what fails for want of a server waits for the next welcome."""
+        for name in tuple(self._watchers):
+            await self._tell_server(name, wanted=True)
         async with self._lock:
             theirs = {exposure.id: exposure for exposure in exposures}
             for name, kept in tuple(self._kept.items()):
@@ -174,8 +201,9 @@ class Exposures:
                 if known is not None and _agree(known, kept):
                     self._note_direct(known, known.direct)
                     await self._tell_direct(kept)
-                    if known.public != kept.public:
-                        await self._save({**self._kept, name: msgspec.structs.replace(kept, public=known.public)})
+                    if (known.public, known.url) != (kept.public, kept.url):
+                        changed = msgspec.structs.replace(kept, public=known.public, url=known.url)
+                        await self._save({**self._kept, name: changed})
                     continue
                 await self._renew(kept)
             for name in theirs:
@@ -190,7 +218,60 @@ class Exposures:
                 _log.warning("the server has taken exposure %s away", name)
                 await self._drop(name)
 
+    def watch(self, name: str) -> Produce:
+        """What writes users' requests to an exposure by http as they come, a JSON document a line, until it is given
+        back: the last ones, where they come faster than they are taken. Raises `UserError` ("exposure-unknown",
+        "exposure-not-http")."""
+        kept = self._kept.get(name)
+        if kept is None:
+            raise _unknown(name)
+        if Target.parse(kept.target).protocol != "http":
+            raise UserError("exposure-not-http", f"{name} is not exposed by http: there are no requests to tell of.")
+
+        async def produce(write: Write) -> None:
+            sending, receiving = anyio.create_memory_object_stream[RequestEntry](WATCH_BACKLOG)
+            watchers = self._watchers.setdefault(name, set())
+            watchers.add(sending)
+            with sending, receiving:
+                try:
+                    await self._tell_server(name, wanted=True)
+                    await write(b"\n")  # from now on nothing is missed
+                    async for entry in receiving:
+                        await write(msgspec.json.encode(entry) + b"\n")
+                finally:
+                    watchers.discard(sending)
+                    if not watchers and self._watchers.get(name) is watchers:
+                        del self._watchers[name]
+                        with anyio.move_on_after(GOODBYE, shield=True):
+                            await self._tell_server(name, wanted=False)
+
+        return produce
+
+    async def serve(self, name: str, stream: Stream) -> None:
+        """A user of this exposure, whom the server sends by a dynamic tunnel; closes the stream."""
+        end = self._ends.get(name)
+        # What goes by the overlay alone is not to be had in another way.
+        if end is None or self._kept[name].tunnel == "single":
+            self.drops["exposure_unknown"] += 1
+            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            stream.close()
+            return
+        await end.serve(stream)
+
+    def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
+        """The server tells of requests."""
+        for sending in self._watchers.get(name, ()):
+            for entry in entries:
+                with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
+                    sending.send_nowait(entry)
+
     # inside ----------------------------------------------------------------------------------------------------------
+
+    async def _tell_server(self, name: str, *, wanted: bool) -> None:
+        try:
+            await self._request(lambda seq: Watch(seq=seq, id=name, wanted=wanted))
+        except UserError as error:
+            _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
         target = Target.parse(kept.target)
@@ -235,7 +316,7 @@ class Exposures:
 
     def _leads_directly(self, kept: Kept) -> bool:
         """Whether peers reach it at this node, which listens for them if need be."""
-        if not kept.known_as or self._tasks is None:
+        if not kept.known_as or self._tasks is None or kept.tunnel != "single":
             return False
         direct = self._direct.get(kept.id)
         if direct is None:
@@ -280,7 +361,7 @@ class Exposures:
             return
         if isinstance(answer, Exposed):
             self._note_direct(answer.exposure, direct)
-            renewed = msgspec.structs.replace(kept, public=answer.exposure.public)
+            renewed = msgspec.structs.replace(kept, public=answer.exposure.public, url=answer.exposure.url)
             await self._save({**self._kept, kept.id: renewed})
 
     async def _give_back(self, name: str) -> None:
@@ -295,6 +376,8 @@ class Exposures:
         for end in (self._ends.pop(name, None), self._direct.pop(name, None)):
             if end is not None:
                 end.close()
+        for sending in self._watchers.pop(name, ()):
+            sending.close()
         remaining = {key: kept for key, kept in self._kept.items() if key != name}
         try:
             await self._save(remaining)
@@ -313,7 +396,7 @@ class Exposures:
         return ExposureStatus(
             id=kept.id,
             public=kept.public,
-            url=None,
+            url=kept.url or None,
             target=kept.target,
             tunnel=kept.tunnel,
             connections=sum(each.connections for each in (end, direct) if each is not None),
@@ -321,6 +404,14 @@ class Exposures:
             service=kept.service,
             direct=kept.id in self._led,
         )
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(
+        "exposure-unknown",
+        f"This node has no exposure '{name[:64]}'.",
+        "See 'overlay expose ls' for those it has.",
+    )
 
 
 def _agree(theirs: Exposure, ours: Kept) -> bool:

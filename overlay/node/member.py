@@ -21,7 +21,8 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
-from overlay.daemon.capture import CaptureWish, Produce
+from overlay.daemon.capture import CaptureWish
+from overlay.daemon.localapi import Produce
 from overlay.daemon.peers import PingResult, WhyReport
 from overlay.daemon.state import StateDir, corrupt
 from overlay.engine.api import (

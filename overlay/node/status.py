@@ -6,6 +6,7 @@ import msgspec
 
 from overlay.daemon.peers import PathStatus
 from overlay.path.nat import Dependence
+from overlay.wire.control.messages import TunnelKind
 
 State = Literal["starting", "connected", "offline", "stopped"]
 
@@ -52,12 +53,23 @@ class PortMappingStatus(msgspec.Struct, frozen=True, kw_only=True):
     why: str  # why there is none, or why peers are not told of it; "": they are
 
 
+class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person asks to have exposed; fields as in `overlay.node.exposures.Exposures.add`."""
+
+    target: str
+    public: str = ""
+    host: str = ""
+    tunnel: TunnelKind = "single"
+    known_as: tuple[str, ...] = ()
+    service: str = ""
+
+
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     public: str
-    url: str | None
+    url: str | None  # of http: where a browser finds it
     target: str
-    tunnel: Literal["single"]
+    tunnel: TunnelKind
     connections: int  # open now: TCP connections, or UDP flows
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""  # what it is, as the zone has it

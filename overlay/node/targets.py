@@ -6,11 +6,11 @@ from typing import Literal
 
 from overlay.errors import Exit, UserError
 
-_HINT = "Write tcp://127.0.0.1:8080, udp://127.0.0.1:53, localhost:8080 or 8080."
+_HINT = "Write http://127.0.0.1:8080, tcp://127.0.0.1:22, udp://127.0.0.1:53, localhost:8080 or 8080."
 _LONGEST_HOST = 253  # RFC 1035 section 2.3.4, as text
 _HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
-Protocol = Literal["tcp", "udp"]
-_PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp"}
+Protocol = Literal["tcp", "udp", "http"]
+_PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "http": "http"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,17 @@ class Target:
         return f"{self.protocol}://{host}:{self.port}"
 
     @classmethod
-    def parse(cls, text: str) -> "Target":
-        """`tcp://host:port`, `udp://host:port`, `host:port`, `port` (tcp, this machine). Raises `UserError`, exit 2."""
+    def parse(cls, text: str, default: Protocol = "http") -> "Target":
+        """`http://host:port`, `tcp://…`, `udp://…`, `host:port`, `port` (of this machine); without a scheme `default`.
+        Raises `UserError`, exit 2."""
         scheme, separator, rest = text.strip().rpartition("://")
-        protocol = _PROTOCOLS.get(scheme.lower() if separator else "tcp")
+        protocol = _PROTOCOLS.get(scheme.lower() if separator else default)
         if protocol is None:
             raise _invalid(text, f"'{scheme}' is no kind of target that this version serves")
+        if protocol == "http" and separator:
+            rest = rest.removesuffix("/")
+            if rest and not rest.rpartition("]")[2].partition(":")[1]:
+                rest += ":80"
         host, separator, port_text = rest.rpartition(":")
         if not separator:
             host = "127.0.0.1"

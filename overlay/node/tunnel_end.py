@@ -8,9 +8,10 @@ from ipaddress import ip_address
 from typing import Final
 
 import anyio
+from anyio.abc import SocketAttribute
 
 from overlay.carrier.flows import UdpFlows
-from overlay.carrier.forward import forward_streams
+from overlay.carrier.forward import TcpSocketStream, forward_streams
 from overlay.carrier.stream import TcpStream, connect, reset_on_close
 from overlay.errors import UserError
 from overlay.node.targets import Target
@@ -39,6 +40,7 @@ class TunnelEnd:
         self._is_server = is_server
         self._drops = drops
         self._scope = anyio.CancelScope()
+        self._dynamic: set[anyio.CancelScope] = set()  # of users by dynamic tunnels
         self._streams = 0
         self._flows: UdpFlows | None = None
         self._endpoint: Endpoint | None = None  # of a UDP target
@@ -61,6 +63,8 @@ class TunnelEnd:
     def close(self) -> None:
         """Close at once, with all that goes through. May be called again."""
         self._scope.cancel()
+        for scope in tuple(self._dynamic):
+            scope.cancel()
         if self._socket.fileno() >= 0:
             anyio.notify_closing(self._socket)
             self._socket.close()
@@ -69,10 +73,10 @@ class TunnelEnd:
         """Forward until `close`."""
         try:
             with self._scope:
-                if self._target.protocol == "tcp":
-                    await self._run_tcp()
-                else:
+                if self._target.protocol == "udp":
                     await self._run_udp()
+                else:
+                    await self._run_tcp()
         finally:
             self.close()
 
@@ -100,6 +104,23 @@ class TunnelEnd:
                 self._streams += 1
                 tasks.start_soon(self._forward, accepted)
 
+    async def serve(self, stream: TcpSocketStream) -> None:
+        """A user whom the server sends by a dynamic tunnel; closes the stream."""
+        if self._streams >= CONNECTION_LIMIT:
+            self._drops["exposure_limit"] += 1
+            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            await stream.aclose()
+            return
+        self._streams += 1
+        scope = anyio.CancelScope()
+        self._dynamic.add(scope)
+        try:
+            with scope:
+                await self._forward_to_target(stream)
+        finally:
+            self._dynamic.discard(scope)
+            self._streams -= 1
+
     def _unwanted(self, host: str) -> str | None:
         if not self._is_server(canonical_endpoint(host, 0)[0]):
             return "exposure_not_the_server"
@@ -108,13 +129,17 @@ class TunnelEnd:
     async def _forward(self, accepted: socket.socket) -> None:
         try:
             with accepted:
-                inside = await self._connect()
-                if inside is None:
-                    reset_on_close(accepted)
-                    return
-                await forward_streams(TcpStream(accepted), inside)
+                await self._forward_to_target(TcpStream(accepted))
         finally:
             self._streams -= 1
+
+    async def _forward_to_target(self, stream: TcpSocketStream) -> None:
+        inside = await self._connect()
+        if inside is None:
+            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            await stream.aclose()
+            return
+        await forward_streams(stream, inside)
 
     async def _connect(self) -> TcpStream | None:
         problem = "no answer"
@@ -159,13 +184,13 @@ class TunnelEnd:
 
 def _bind(target: Target, address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    kind = socket.SOCK_STREAM if target.protocol == "tcp" else socket.SOCK_DGRAM
+    kind = socket.SOCK_DGRAM if target.protocol == "udp" else socket.SOCK_STREAM
     bound = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        if target.protocol == "tcp":
+        if target.protocol != "udp":
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not matter
         bound.bind((address, port))
-        if target.protocol == "tcp":
+        if target.protocol != "udp":
             bound.listen(_BACKLOG)
     except BaseException:
         bound.close()
@@ -178,6 +203,6 @@ async def _resolve(target: Target) -> list[Endpoint]:
     try:
         return [(str(ip_address(target.host)), target.port)]
     except ValueError:
-        kind = socket.SOCK_STREAM if target.protocol == "tcp" else socket.SOCK_DGRAM
+        kind = socket.SOCK_DGRAM if target.protocol == "udp" else socket.SOCK_STREAM
         found = await anyio.getaddrinfo(target.host, target.port, type=kind)
         return [canonical_endpoint(str(address[0]), target.port) for *_, address in found]

@@ -7,22 +7,23 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from overlay.carrier.carriers import CARRIERS, CarrierName, DialOptions, Opener
+from overlay.carrier.carriers import CARRIERS, CarrierName, CarrierStream, DialOptions, Opener
 from overlay.carrier.choice import BetterSearch, Favourite, Favourites
 from overlay.carrier.connection import ControlConnection
-from overlay.carrier.dialling import Found, LookUp, find_server, system_look_up
+from overlay.carrier.dialling import Found, LookUp, find_server, options_at, system_look_up
 from overlay.carrier.openers import OPENERS
 from overlay.carrier.proxy import excepted
 from overlay.daemon.state import StateDir
 from overlay.errors import UserError
 from overlay.node.interface import Machine, network_key, read_machine
+from overlay.wire.control.address import ServerAddress
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 from overlay_dns.lookup import look_up
 from overlay_dns.upstream import Upstream
@@ -79,6 +80,7 @@ class Ways:
         self._search_changed = anyio.Event()
         self._favourites = self._remembered()
         self._linger = DIAL_TIMEOUT
+        self._server: tuple[ServerAddress, Endpoint] | None = None  # where it was found last
         self._found: Found | None = None  # by the search for a better one, the last time
 
     @property
@@ -108,6 +110,17 @@ class Ways:
         """For a data link. Raises `UserError` as `find_server` does."""
         return (await self._find(carriers, DIAL_TIMEOUT, None)).connection
 
+    async def dial_plain(self, carrier: CarrierName, pin: bytes) -> CarrierStream:
+        """A stream to where the server was found last, without the Noise channel; `pin`: of its certificate. Raises
+        `OSError`, `RemoteProtocolError`."""
+        if self._server is None:
+            raise OSError("the server has not been found yet")
+        address, endpoint = self._server
+        options = replace(self._target.options, pin=pin or self._target.options.pin)
+        options = options_at(address, options, partial(excepted, self._target.no_proxy))
+        # A reverse proxy takes one carrier alone.
+        return await self._openers[address.carrier or carrier](endpoint, options)
+
     async def better(self) -> ControlConnection:
         """Wait until a carrier that is wished for more than the one in use has proven itself. → a connection over it"""
         while True:
@@ -132,6 +145,7 @@ class Ways:
         self.why = "first choice" if connection.carrier == self._usable[0] else "better than what was used before"
         self._search.connected(connection.carrier, anyio.current_time())
         if self._found is not None and self._found.connection is connection:
+            self._server = self._found.address, connection.remote_address
             await self._remember(await self._network(), connection.carrier, str(self._found.address))
 
     def lost(self) -> None:
@@ -177,6 +191,7 @@ class Ways:
 
     async def _take(self, found: Found, network: str) -> None:
         self.carrier, self.why = found.connection.carrier, found.why
+        self._server = found.address, found.connection.remote_address
         better = self._usable[: self._usable.index(self.carrier)]
         cut_off = [carrier for carrier in better if self._search.is_unsteady(carrier)]
         if cut_off:

@@ -5,7 +5,9 @@ answered with `Failed`.
 """
 
 import logging
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import anyio
 
@@ -30,12 +32,17 @@ from overlay.wire.control.messages import (
     Recorded,
     Refused,
     RemoveRecord,
+    RequestEntry,
+    Requests,
     ServerMessage,
     Unexpose,
+    Watch,
 )
 from overlay.wire.endpoint import format_endpoint
 
 MESSAGE_RATE = 20.0  # per second and node: a node whose addresses flap, exposing all it has, stays far below
+TOLD_INTERVAL = 0.25  # s between two messages about users' requests
+TOLD_AT_ONCE = 50  # requests of one exposure in such a message; of more, the last ones
 MESSAGE_BURST = 200.0  # a node that comes back with all its exposures
 _PASSING = frozenset({"state-write-failed", "state-busy", "state-corrupt"})  # troubles of the server's own disk
 _log = logging.getLogger(__name__)
@@ -95,13 +102,60 @@ async def converse(network: Network, connection: ControlConnection) -> None:
     link = NodeLink(number, connection)
     await connection.send(network.welcome(number, connection.carrier))
     await network.connect(link, hello.map_mark)
+    told = _Told(network, connection, number)
     try:
         with link.scope:
-            await _serve(network, connection, number)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(told.run)
+                await _serve(network, connection, number, told)
+                tasks.cancel_scope.cancel()
         if link.refused is not None:
             await connection.send(link.refused)
     finally:
+        told.close()
         network.disconnect(link)
+
+
+class _Told:
+    """Requests of users on their way to the node that watches them."""
+
+    def __init__(self, network: Network, connection: ControlConnection, number: int) -> None:
+        self._network = network
+        self._connection = connection
+        self._number = number
+        self._watched: set[str] = set()
+        self._waiting: dict[str, deque[RequestEntry]] = {}
+        self._news = anyio.Event()
+
+    def watch(self, name: str, *, wanted: bool) -> None:
+        """Raises `UserError` ("exposure-unknown")."""
+        self._network.exposures.watch(self._number, name, self._tell if wanted else None)
+        if wanted:
+            self._watched.add(name)
+        else:
+            self._watched.discard(name)
+
+    def close(self) -> None:
+        for name in self._watched:
+            with suppress(UserError):  # given back meanwhile
+                self._network.exposures.watch(self._number, name, None)
+
+    def _tell(self, name: str, entry: RequestEntry) -> None:
+        self._waiting.setdefault(name, deque(maxlen=TOLD_AT_ONCE)).append(entry)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until cancelled, or the connection is lost."""
+        while True:
+            await self._news.wait()
+            self._news = anyio.Event()
+            waiting, self._waiting = self._waiting, {}
+            try:
+                for name, entries in waiting.items():
+                    await self._connection.send(Requests(id=name, entries=tuple(entries)))
+            except ConnectionLost:
+                return  # `receive` says so where somebody can act on it
+            await anyio.sleep(TOLD_INTERVAL)
 
 
 async def _attach(network: Network, connection: ControlConnection) -> None:
@@ -138,7 +192,7 @@ def _check_hello(first: Message) -> Hello:
     return first
 
 
-async def _serve(network: Network, connection: ControlConnection, number: int) -> None:
+async def _serve(network: Network, connection: ControlConnection, number: int, told: _Told) -> None:
     bucket = TokenBucket(MESSAGE_RATE, MESSAGE_BURST, anyio.current_time())
     while True:
         message = await connection.receive()
@@ -150,34 +204,38 @@ async def _serve(network: Network, connection: ControlConnection, number: int) -
             return
         if isinstance(message, Leave):
             return
-        answer = await _answer(network, number, message)
+        answer = await _answer(network, number, message, told)
         if answer is not None:
             await connection.send(answer)
 
 
-async def _answer(network: Network, number: int, message: Message) -> ServerMessage | None:
+async def _answer(network: Network, number: int, message: Message, told: _Told) -> ServerMessage | None:
     match message:
         case Ping():
             return Pong(seq=message.seq)
         case Endpoints():
             network.set_endpoints(number, message.lan, message.observed)
             return None
-        case Expose() | Unexpose() | AddRecord() | RemoveRecord():
+        case Expose() | Unexpose() | Watch() | AddRecord() | RemoveRecord():
             try:
-                return await _grant(network, number, message)
+                return await _grant(network, number, message, told)
             except UserError as error:
                 return Failed(seq=message.seq, code=error.code, message=error.message, hint=error.hint)
         case _:
             return None  # Pong, a second Hello: of no use here
 
 
-async def _grant(network: Network, number: int, request: Expose | Unexpose | AddRecord | RemoveRecord) -> ServerMessage:
+async def _grant(
+    network: Network, number: int, request: Expose | Unexpose | Watch | AddRecord | RemoveRecord, told: _Told
+) -> ServerMessage:
     """Do what a node asks for. Raises `UserError`."""
     match request:
         case Expose():
             return Exposed(seq=request.seq, exposure=await network.exposures.expose(number, request))
         case Unexpose():
             await network.exposures.unexpose(number, request.id)
+        case Watch():
+            told.watch(request.id, wanted=request.wanted)
         case AddRecord():
             record = await network.zone_records.add(number, request.name, request.rtype, request.value)
             return Recorded(seq=request.seq, record=record)

@@ -21,6 +21,7 @@ from anyio import CancelScope
 from anyio.abc import Listener, SocketStream, TaskGroup, TaskStatus
 
 from overlay import __version__
+from overlay.carrier.port import Services
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.tcp import ControlConnection, serve
 from overlay.daemon import logs
@@ -47,7 +48,8 @@ from overlay.server.registry import FILE_NAME, Registry
 from overlay.server.schema import NetworkRecord, NodeRecord
 from overlay.server.settings import ServerSettings
 from overlay.server.stun import StunService, open_second_port
-from overlay.wire.control.messages import MapDelta, MapRecord, NetworkMap, SignedMap
+from overlay.wire.control.codec import encode
+from overlay.wire.control.messages import MapDelta, MapRecord, Message, NetworkMap, SignedMap
 from overlay.wire.control.netmap import sign
 from overlay.wire.demux import kind_of
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
@@ -270,8 +272,11 @@ class ServerDaemon:
                     self._converse,
                     drops=self._drops,
                     quic=self._door,
-                    tls=certificates.context,
-                    http_answer=certificates.http_answer,
+                    services=Services(
+                        tls=certificates.context,
+                        http_answer=certificates.http_answer,
+                        guests=self._network.exposures.guests if self._network is not None else None,
+                    ),
                     stun=self._stun.answer if self._stun is not None else None,
                 )
         finally:
@@ -380,6 +385,11 @@ class ServerDaemon:
             wall=time.time,
             randbelow=secrets.randbelow,
             tunnel=self._settings.tun,
+            tell=self._tell,
+            pin=lambda: self._certificates.current.pin if self._certificates is not None else b"",
+            random_bytes=secrets.token_bytes,
+            web_ports=tuple(sorted({own for kind, own in self._own_ports(port) if kind == "tcp"})),
+            web_domain=self._settings.web_domain,
             domains=domains,
             direct=self._settings.direct_names,
             on_names=self._tell_records,
@@ -396,6 +406,9 @@ class ServerDaemon:
             {("tcp", port), ("udp", port), *(("tcp", own) for _, own in self._listen if own)}
             | ({("udp", stun)} if stun is not None else set())
         )
+
+    async def _tell(self, number: int, message: Message) -> bool:
+        return self._network is not None and await self._network.hub.tell(number, encode(message))
 
     def _sign(self, body: NetworkMap | MapDelta) -> SignedMap:
         return sign(body, self._keys.map_seed)

@@ -153,7 +153,8 @@ def _service_records(
     record: ExposureRecord, said: Said, domain: str, nodes: Mapping[int, tuple[str, str]], public: str
 ) -> Iterable[MapRecord]:
     name = nodes[record.node][0]
-    owner = f"_{said.service}._{record.protocol}.{name}.{domain}"
+    transport = "udp" if record.protocol == "udp" else "tcp"
+    owner = f"_{said.service}._{transport}.{name}.{domain}"
     if said.direct:
         yield MapRecord(name=owner, rtype="SRV", value=f"0 0 {record.public_port} {name}.{domain}", node=record.node)
     elif not record.host and SERVER_NUMBER in nodes:  # the ingress listens at the server's overlay address as well

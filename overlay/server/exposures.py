@@ -1,32 +1,57 @@
-"""Exposures: which node holds which public port. A lease is kept in the registry until the node gives it back or is
-removed, so it survives restarts of either end; a port that cannot be opened at start is tried again.
+"""Exposures: which node holds which public port, or name on the shared port. A lease is kept in the registry until the
+node gives it back or is removed, so it survives restarts of either end; a port that cannot be opened at start is tried
+again.
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
+from overlay.carrier.port import Guest
+from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
+from overlay.server.callers import Callers, DynamicTunnel, Tell
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
-from overlay.server.ingress import PublicPort, bind_public
+from overlay.server.ingress import PublicPort, ServeUser, bind_public
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
-from overlay.wire.control.messages import Expose, Exposure
+from overlay.server.tunnels import SingleTunnel, Tunnel
+from overlay.server.web.door import WebDoor
+from overlay.server.web.guests import WebGuests
+from overlay.server.web.hosts import parse_host, url_of
+from overlay.server.web.sites import Site, Sites
+from overlay.wire.control.messages import (
+    Expose,
+    Exposure,
+    ExposureProtocol,
+    Message,
+    RequestEntry,
+    TunnelCarrier,
+    TunnelKind,
+)
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 PICKED_PORTS = range(20000, 30000)  # below the kernel's own (net.ipv4.ip_local_port_range), above the known services
 MAX_PER_NODE = 64
 RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds
 _PICK_TRIES = 64
+_LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
+_PICKED_LETTERS = 6  # of a host that nobody asked for: 30 bits, so that it is not guessed at once
 _LONGEST_TARGET = 256  # characters
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
 _log = logging.getLogger(__name__)
+
+
+async def _nobody(_node: int, _message: Message) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +65,11 @@ class Surroundings:
     wall: Callable[[], float]  # Unix time, s
     randbelow: Callable[[int], int]
     tunnel: bool = True  # whether the server has a TUN of its own to carry users
+    tell: Tell = _nobody  # to a node
+    pin: Callable[[], bytes] = bytes  # of the server's certificate now
+    random_bytes: Callable[[int], bytes] = os.urandom
+    web_ports: tuple[int, ...] = ()  # the shared ones, for URLs
+    web_domain: str = ""  # below which hosts are picked; "": none are
     domains: tuple[str, ...] = ()  # the network's
     direct: bool = True  # whether peers may be led past the server
     on_names: Callable[[], None] = lambda: None  # what is said of some exposure has changed
@@ -59,6 +89,12 @@ class Exposures:
         self._records: dict[int, ExposureRecord] = {}
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
+        self._sites: dict[int, Site] = {}  # of what is exposed by http
+        self._by_name = Sites()
+        self._web = WebDoor(self.drops, around.wall)
+        self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
+        self.guests = WebGuests(self._by_name, self._web, self._callers)
+        """Who serves users on the shared port."""
         self._problems: dict[int, str] = {}  # why a port of a kept lease is not open
         self._lock = anyio.Lock()
 
@@ -79,22 +115,27 @@ class Exposures:
         for public in self._ports.values():
             public.close()
         self._ports.clear()
+        self._callers.close()
 
     async def expose(self, node: int, request: Expose) -> Exposure:
         """Grant or renew an exposure.
 
-        Raises `UserError`: "expose-invalid", "public-invalid", "public-not-here", "port-taken" (the message names the
-        holder), "port-permission", "no-free-port", "too-many-exposures", "exposure-unknown", "no-tunnel", what the
-        registry raises, and what `check_said` does.
+        Raises `UserError`: "expose-invalid", "public-invalid", "public-not-here", "host-invalid", "port-taken",
+        "host-taken" (the message names the holder), "port-permission", "no-free-port", "too-many-exposures",
+        "exposure-unknown", "no-tunnel", what the registry raises, and what `check_said` does.
         """
         target = request.target
         if not 0 < request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
             raise UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)
-        if not self._around.tunnel:
+        if request.tunnel != "single" and request.protocol == "udp":
+            raise UserError(
+                "no-tunnel", "Datagrams are carried by the single tunnel alone.", "Leave out --tunnel.", Exit.USAGE
+            )
+        if not self._around.tunnel and request.tunnel == "single":
             raise UserError(
                 "no-tunnel",
                 "This server runs without a network interface and cannot carry users to nodes.",
-                "Start the server without --no-tun.",
+                "Use --tunnel tls, or start the server without --no-tun.",
             )
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
@@ -102,6 +143,8 @@ class Exposures:
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 record = await (self._renew(node, request) if request.id else self._grant(node, request))
+                if record.path:
+                    said = NOTHING_SAID  # all of it is about a port
                 if self._said.get(record.id, NOTHING_SAID) != said:
                     self._said[record.id] = said
                     self._around.on_names()
@@ -116,11 +159,19 @@ class Exposures:
                     await transaction.remove_exposure(record.id)
                 self._forget(record.id)
 
+    def watch(self, node: int, name: str, tell: Callable[[str, RequestEntry], None] | None) -> None:
+        """Have `tell` hear of the requests of an exposure by http; None: nobody. Raises `UserError`
+        ("exposure-unknown")."""
+        site = self._sites.get(self._owned(node, name).id)
+        if site is not None:
+            site.on_request = None if tell is None else partial(tell, name)
+
     async def forget_node(self, node: int) -> None:
         """The node was removed, and its leases with it: close its ports."""
         async with self._lock:
             for record in [record for record in self._records.values() if record.node == node]:
                 self._forget(record.id)
+            self._callers.forget_node(node)
 
     def said(self) -> list[tuple[ExposureRecord, Said]]:
         """Each exposure, with what its node has said of it."""
@@ -136,10 +187,10 @@ class Exposures:
                 "id": record.name,
                 "node": self._around.name_of(record.node),
                 "public": self.public(record),
-                "url": None,
+                "url": self._url(record),
                 "target": record.target,
-                "tunnel": "single",
-                "connections": self._ports[record.id].connections if record.id in self._ports else 0,
+                "tunnel": record.tunnel,
+                "connections": self._connections(record.id),
                 "problem": self._problems.get(record.id),
             }
             for record in self._records.values()
@@ -162,29 +213,70 @@ class Exposures:
                 "Give some back with 'overlay expose rm ID'.",
                 Exit.REFUSED,
             )
-        host, port = parse_public(request.public, self._around.public_hosts)
-        wanted = ExposureRecord(
+        wanted = self._wanted(node, request)
+        public: PublicPort | None = None
+        if wanted.path:
+            record = wanted
+            self._check_host(record)
+        else:
+            record, public = self._open_any(wanted) if not wanted.public_port else (wanted, self._open(wanted))
+        try:
+            async with self._registry.transaction() as transaction:
+                lease = await transaction.add_exposure(record)
+        except BaseException:
+            if public is not None:
+                public.close()
+            raise
+        self._serve(lease, public)
+        return lease
+
+    def _wanted(self, node: int, request: Expose) -> ExposureRecord:
+        by_name = (
+            request.protocol == "http"
+            and not request.public
+            and (request.host or (self._around.web_domain and not request.known_as))
+        )
+        if by_name:
+            host, path = parse_host(request.host) if request.host else (self._pick_host(node), "/")
+            port = 0
+        else:
+            (host, port), path = parse_public(request.public, self._around.public_hosts), ""
+        return ExposureRecord(
             id=0,
             node=node,
             protocol=request.protocol,
             host=host,
             public_port=port,
+            path=path,
             target=request.target,
             port=request.port,
+            tunnel=request.tunnel,
             created=self._around.wall(),
         )
-        record, public = self._open_any(wanted) if port == 0 else (wanted, self._open(wanted))
-        try:
-            async with self._registry.transaction() as transaction:
-                lease = await transaction.add_exposure(record)
-        except BaseException:
-            public.close()
-            raise
-        self._serve(lease, public)
-        return lease
+
+    def _pick_host(self, node: int) -> str:
+        held = {record.host for record in self._records.values()}
+        name = self._around.name_of(node)
+        while True:
+            letters = "".join(_LETTERS[self._around.randbelow(len(_LETTERS))] for _ in range(_PICKED_LETTERS))
+            host = f"{name}-{letters}.{self._around.web_domain}"
+            if host not in held:
+                return host
+
+    def _check_host(self, wanted: ExposureRecord) -> None:
+        if wanted.host in self._around.public_hosts:
+            raise UserError("host-taken", f"{wanted.host} is the server's own name.", "Choose another host.")
+        for record in self._records.values():
+            if (record.host, record.path) == (wanted.host, wanted.path):
+                raise UserError(
+                    "host-taken",
+                    f"{self.public(wanted)} is held by node '{self._around.name_of(record.node)}' "
+                    f"(exposure {record.name}).",
+                    "Choose another host or path, or have that exposure given back: 'overlay expose rm' on that node.",
+                )
 
     def _open_any(self, wanted: ExposureRecord) -> tuple[ExposureRecord, PublicPort]:
-        held = {record.public_port for record in self._records.values() if record.protocol == wanted.protocol}
+        held = {record.public_port for record in self._records.values() if _socket(record) == _socket(wanted)}
         free = [port for port in PICKED_PORTS if port not in held]
         for _ in range(min(_PICK_TRIES, len(free))):
             port = free.pop(self._around.randbelow(len(free)))
@@ -201,7 +293,8 @@ class Exposures:
         )
 
     def _open(self, wanted: ExposureRecord) -> PublicPort:
-        where = f"{wanted.protocol} port {wanted.public_port}"
+        protocol = _socket(wanted)
+        where = f"{protocol} port {wanted.public_port}"
         for record in self._records.values():
             if record.id != wanted.id and _collide(record, wanted):
                 holder = self._around.name_of(record.node)
@@ -210,31 +303,57 @@ class Exposures:
                     f"The public {where} is held by node '{holder}' (exposure {record.name}).",
                     "Choose another port, or have that exposure given back: 'overlay expose rm' on that node.",
                 )
-        if (wanted.protocol, wanted.public_port) in self._around.own_ports:
+        if (protocol, wanted.public_port) in self._around.own_ports:
             raise UserError(
                 "port-taken", f"The public {where} is the server's own, which nodes connect to.", "Choose another port."
             )
-        protocol = cast(Literal["tcp", "udp"], wanted.protocol)
         return PublicPort(protocol, bind_public(protocol, wanted.host, wanted.public_port), self.drops)
 
     def _open_missing(self) -> None:
-        if not self._around.tunnel:
-            return
         for record in list(self._records.values()):
-            if record.id in self._ports:
+            if record.id in self._ports or record.id in self._sites:
+                continue
+            if not self._around.tunnel and record.tunnel == "single":
                 continue
             try:
-                self._serve(record, self._open(record))
+                self._serve(record, None if record.path else self._open(record))
             except UserError as error:
                 if self._problems.get(record.id) != error.message:
                     _log.warning("exposure %s stays closed for now: %s", record.name, error.message)
                 self._problems[record.id] = error.message
 
-    def _serve(self, lease: ExposureRecord, public: PublicPort) -> None:
+    def _serve(self, lease: ExposureRecord, public: PublicPort | None) -> None:
+        """`public`: the lease's own port; None: it is found by its name."""
         self._records[lease.id] = lease
-        self._ports[lease.id] = public
         self._problems.pop(lease.id, None)
-        self._tasks.start_soon(public.run, lambda: self._target(lease.id))
+        tunnel = self._tunnel(lease)
+        serve_user: ServeUser | None = None
+        if lease.protocol == "http":
+            site = self._sites[lease.id] = Site(lease.name, tunnel)
+            serve_user = self._server_of(site)
+            if public is None:
+                self._by_name.add(lease.host, lease.path, site)
+        if public is not None:
+            self._ports[lease.id] = public
+            self._tasks.start_soon(public.run, tunnel, serve_user)
+
+    def _tunnel(self, lease: ExposureRecord) -> Tunnel:
+        if lease.tunnel == "single":
+            return SingleTunnel(lambda: self._target(lease.id))
+        carrier = cast(TunnelCarrier, lease.tunnel)
+        return DynamicTunnel(
+            self._callers, lease.node, lease.id, carrier, lambda: self._around.address_of(lease.node) is not None
+        )
+
+    def _server_of(self, site: Site) -> ServeUser:
+        async def serve_user(stream: TcpStream, source: Endpoint) -> None:
+            await self._web.serve(Guest(stream, b"", secure=False), source, lambda request: site)
+
+        return serve_user
+
+    def _connections(self, number: int) -> int:
+        site, public = self._sites.get(number), self._ports.get(number)
+        return public.connections if public is not None else site.connections if site is not None else 0
 
     def _target(self, number: int) -> Endpoint | None:
         record = self._records.get(number)
@@ -246,7 +365,10 @@ class Exposures:
         self._problems.pop(number, None)
         if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
             self._around.on_names()
-        public = self._ports.pop(number, None)
+        site, public = self._sites.pop(number, None), self._ports.pop(number, None)
+        if site is not None:
+            self._by_name.remove(site)
+            site.close()
         if public is not None:
             public.close()
 
@@ -265,17 +387,28 @@ class Exposures:
         said = self._said.get(record.id, NOTHING_SAID)
         return Exposure(
             id=record.name,
-            protocol=cast(Literal["tcp", "udp"], record.protocol),
+            protocol=cast(ExposureProtocol, record.protocol),
             public=self.public(record),
             target=record.target,
             port=record.port,
+            tunnel=cast(TunnelKind, record.tunnel),
+            url=self._url(record) or "",
             known_as=said.known_as,
             service=said.service,
             direct=said.direct,
         )
 
+    def _url(self, record: ExposureRecord) -> str | None:
+        if record.protocol != "http":
+            return None
+        if not record.path:
+            return f"http://{self.public(record)}/"
+        return url_of(record.host, self._around.web_ports, record.path)
+
     def public(self, record: ExposureRecord) -> str:
-        """Where users reach it: "203.0.113.1:9000"."""
+        """Where users reach it: "203.0.113.1:9000", or "docs.example.com/prefix"."""
+        if record.path:
+            return record.host + record.path.rstrip("/")
         host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")
         return format_endpoint((host, record.public_port))
 
@@ -300,9 +433,16 @@ def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:
     return ("" if address in _WILDCARDS or address in public_hosts else address), number
 
 
+def _socket(record: ExposureRecord) -> Literal["tcp", "udp"]:
+    """What kind of port it has."""
+    return "udp" if record.protocol == "udp" else "tcp"
+
+
 def _collide(one: ExposureRecord, other: ExposureRecord) -> bool:
     return (
-        one.protocol == other.protocol
+        _socket(one) == _socket(other)
+        and not one.path
+        and not other.path
         and one.public_port == other.public_port
         and (one.host == other.host or not one.host or not other.host)
     )

@@ -102,6 +102,14 @@ class Hub:
         self._links[link.number] = link
         await link.send(self._history.since(mark))  # does not wait: no delta can come in between
 
+    async def tell(self, number: int, message: bytes) -> bool:
+        """Send an encoded message to one node. → whether it is connected"""
+        link = self._links.get(number)
+        if link is None:
+            return False
+        await link.send([message])  # does not wait
+        return True
+
     def disconnect(self, link: Link) -> bool:
         """The connection is gone. Returns False if another one has taken its place already."""
         if self._links.get(link.number) is not link:

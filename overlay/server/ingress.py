@@ -1,14 +1,13 @@
-"""The public ports: users' TCP connections and UDP datagrams, carried to a node's overlay address by the single tunnel.
+"""The public ports: users' TCP connections and UDP datagrams, carried to a node by whatever tunnel.
 
-The kernel does the tunnel's part: a connection to the overlay address goes out by the server's own TUN. Knows sockets
-and forwarding; which exposure a port belongs to, and whether its node is there, others know.
+Knows sockets and forwarding; which exposure a port belongs to, and whether its node is there, others know.
 """
 
 import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Literal
 
@@ -16,15 +15,15 @@ import anyio
 from anyio.abc import TaskGroup
 
 from overlay.carrier.forward import UdpFlows, forward_streams
-from overlay.carrier.stream import TcpStream, connect, reset_on_close
+from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.errors import Exit, UserError
-from overlay.wire.endpoint import Endpoint, format_endpoint
+from overlay.server.tunnels import Tunnel, TunnelError
+from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
 
 Protocol = Literal["tcp", "udp"]
-Target = Callable[[], Endpoint | None]
-"""Where the port leads now; None while its node is offline."""
+ServeUser = Callable[[TcpStream, Endpoint], Awaitable[None]]
+"""Serves one user, until the connection ends."""
 
-CONNECT_TIMEOUT = 10.0  # s; three SYNs: a user waits no longer
 MAX_CONNECTIONS = 1024  # of one port at once; more are closed at once, so that one exposure cannot take all descriptors
 BACKLOG = 256
 _WILDCARDS = ("0.0.0.0", "::")
@@ -118,29 +117,35 @@ class PublicPort:
                 anyio.notify_closing(bound)
                 bound.close()
 
-    async def run(self, target: Target) -> None:
-        """Serve users until `close`."""
+    async def run(self, tunnel: Tunnel, serve_user: ServeUser | None = None) -> None:
+        """Serve users until `close`: forward what they say, or have them served by `serve_user`."""
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
                     for bound in self._sockets:
-                        tasks.start_soon(self._serve, bound, target, tasks)
+                        tasks.start_soon(self._serve, bound, tunnel, serve_user, tasks)
         finally:
             self.close()
             for user in self._users:  # those whose task was cancelled before its first step
                 user.close()
             self._users.clear()
 
-    async def _serve(self, bound: socket.socket, where: Target, tasks: TaskGroup) -> None:
+    async def _serve(
+        self, bound: socket.socket, tunnel: Tunnel, serve_user: ServeUser | None, tasks: TaskGroup
+    ) -> None:
         if bound.fileno() < 0:
             return  # closed before this task's first step
-        serve = self._serve_tcp if self._protocol == "tcp" else self._serve_udp
-        await serve(bound, where, tasks)
+        if self._protocol == "tcp":
+            await self._serve_tcp(bound, tunnel, serve_user, tasks)
+        else:
+            await self._serve_udp(bound, tunnel)
 
-    async def _serve_tcp(self, listener: socket.socket, where: Target, tasks: TaskGroup) -> None:
+    async def _serve_tcp(
+        self, listener: socket.socket, tunnel: Tunnel, serve_user: ServeUser | None, tasks: TaskGroup
+    ) -> None:
         while True:
             try:
-                user, _ = listener.accept()
+                user, address = listener.accept()
             except BlockingIOError:
                 try:
                     await anyio.wait_readable(listener)
@@ -152,23 +157,25 @@ class PublicPort:
                 _log.warning("cannot accept a user: %s", error)
                 await anyio.sleep(0.1)
                 continue
-            target = where()
-            if target is None or len(self._users) >= MAX_CONNECTIONS:
-                self._drops["target_offline" if target is None else "too_many_users"] += 1
+            # By HTTP a user is told why there is no answer.
+            online = serve_user is not None or tunnel.online()
+            if not online or len(self._users) >= MAX_CONNECTIONS:
+                self._drops["too_many_users" if online else "target_offline"] += 1
                 reset_on_close(user)
                 user.close()
                 await anyio.lowlevel.checkpoint()
                 continue
             self._users.add(user)
-            tasks.start_soon(self._forward, user, target)
+            if serve_user is None:
+                tasks.start_soon(self._forward, user, tunnel)
+            else:
+                tasks.start_soon(self._serve_user, user, canonical_endpoint(address[0], address[1]), serve_user)
 
-    async def _forward(self, user: socket.socket, target: Endpoint) -> None:
+    async def _forward(self, user: socket.socket, tunnel: Tunnel) -> None:
         try:
-            with anyio.fail_after(CONNECT_TIMEOUT):
-                inside = await connect(target)
-        except (OSError, TimeoutError) as error:
-            self._drops["target_refused" if isinstance(error, ConnectionRefusedError) else "target_failed"] += 1
-            _log.debug("a user of %s was turned away: %s", format_endpoint(target), error)
+            inside = await tunnel.open()
+        except TunnelError as error:
+            self._drops[error.reason] += 1
             reset_on_close(user)
         else:
             await forward_streams(TcpStream(user), inside)
@@ -176,7 +183,17 @@ class PublicPort:
             user.close()
             self._users.discard(user)
 
-    async def _serve_udp(self, bound: socket.socket, where: Target, _tasks: TaskGroup) -> None:
-        flows = UdpFlows(bound, where, drops=self._drops)
+    async def _serve_user(self, user: socket.socket, source: Endpoint, serve_user: ServeUser) -> None:
+        stream = TcpStream(user)
+        try:
+            await serve_user(stream, source)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return
+        finally:
+            stream.close()
+            self._users.discard(user)
+
+    async def _serve_udp(self, bound: socket.socket, tunnel: Tunnel) -> None:
+        flows = UdpFlows(bound, tunnel.endpoint, drops=self._drops)
         self._flows.append(flows)
         await flows.run()

@@ -22,7 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration: a registry at this revision needs none."""
 
 metadata = MetaData(
@@ -88,12 +88,14 @@ exposure_table = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("node", Integer, ForeignKey("node.number", ondelete="CASCADE"), nullable=False),
     Column("protocol", Text, nullable=False),
-    Column("host", Text, nullable=False),  # public address; "" is every address of the server
-    Column("public_port", Integer, nullable=False),
+    Column("host", Text, nullable=False),  # public address, "" is every address of the server; or a web host's name
+    Column("public_port", Integer, nullable=False),  # 0: reached by the host's name on the shared port
+    Column("path", Text, nullable=False),  # prefix below that name, "/docs/"; "" at a port
     Column("target", Text, nullable=False),  # for show
-    Column("port", Integer, nullable=False),  # on the node's overlay address
+    Column("port", Integer, nullable=False),  # on the node's overlay address, for the single tunnel
+    Column("tunnel", Text, nullable=False),
     Column("created", Double, nullable=False),
-    UniqueConstraint("protocol", "host", "public_port"),
+    UniqueConstraint("protocol", "host", "public_port", "path"),
     sqlite_autoincrement=True,  # the id of an exposure that was given back never means another one
 )
 
@@ -170,8 +172,10 @@ class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
     protocol: str
     host: str
     public_port: int
+    path: str = ""
     target: str
     port: int
+    tunnel: str = "single"
     created: float
 
     @property

@@ -28,4 +28,5 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: str = ""  # file, PEM
     acme_email: str = ""  # ask an authority for a certificate; whom it may write to
     acme_directory: str = ""  # URL; default `LETS_ENCRYPT`
+    web_domain: str = ""  # below which exposures by http get a host when none is asked for; "": a port instead
     verbosity: int = 0  # as in `overlay.daemon.logs.configure`

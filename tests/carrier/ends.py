@@ -15,7 +15,7 @@ from anyio.abc import SocketAttribute
 from overlay.carrier.connection import ConnectionLost, ControlConnection
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Limits
-from overlay.carrier.port import HttpAnswer
+from overlay.carrier.port import HttpAnswer, Services
 from overlay.carrier.tcp import serve
 from overlay.wire.control.channel import NoiseChannel
 from overlay.wire.control.messages import Message, Ping, Pong, Welcome
@@ -74,9 +74,10 @@ async def serving(
     async with listener:
         running = Running(listener.extra(SocketAttribute.local_port))
         async with anyio.create_task_group() as tasks:
+            services = Services(tls=tls, http_answer=http_answer)
 
             async def run() -> None:
-                await serve(listener, SERVER, handler, limits, drops=running.drops, tls=tls, http_answer=http_answer)
+                await serve(listener, SERVER, handler, limits, drops=running.drops, services=services)
 
             tasks.start_soon(run)
             try:

@@ -57,7 +57,7 @@ def test_the_table_of_addresses_does_not_grow_without_end() -> None:
         visit.leave()
     assert door.strangers == 0
     assert len(door._full_at) <= 4096
-    assert not door._strangers
+    assert not door._strangers._inside
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=60))

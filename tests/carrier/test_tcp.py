@@ -176,7 +176,11 @@ async def test_too_many_strangers_are_turned_away_and_the_others_go_on() -> None
     async with serving(answer_pings, limits) as server:
         friend = await greeted(await server.dial())
         crowd = [server.raw() for _ in range(3)]
+        first = initiation()[1]
+        for stranger in crowd:
+            stranger.sendall(first[:50])
         with server.raw() as late:
+            late.sendall(first)
             assert await in_thread(read_all, late) == BUSY
         await server.dropped("too_many_from_address")
         with pytest.raises(UserError) as caught:
@@ -189,6 +193,19 @@ async def test_too_many_strangers_are_turned_away_and_the_others_go_on() -> None
         again = await greeted(await server.dial())
         await again.aclose()
         await friend.aclose()
+
+
+async def test_too_many_silent_ones_are_turned_away() -> None:
+    async with serving(answer_pings, replace(DEFAULT_LIMITS, silent_per_address=3)) as server:
+        crowd = [server.raw() for _ in range(3)]
+        with server.raw() as late:
+            assert await in_thread(read_all, late) == BUSY
+        await server.dropped("too_many_silent_from_address")
+        for stranger in crowd:
+            stranger.close()
+        await server.dropped("closed_early", 3)
+        again = await greeted(await server.dial())
+        await again.aclose()
 
 
 async def test_a_welcome_peer_is_no_stranger_any_more() -> None:

@@ -28,7 +28,13 @@ COMMANDS = (
     "version",
     "why",
 )
-ALL = (*((name,) for name in COMMANDS), ("expose", "ls"), ("expose", "rm"), ("expose", "tcp://127.0.0.1:1"))
+ALL = (
+    *((name,) for name in COMMANDS),
+    ("expose", "ls"),
+    ("expose", "rm"),
+    ("expose", "logs"),
+    ("expose", "tcp://127.0.0.1:1"),
+)
 ALL_WITH_NODE = (
     *ALL,
     ("node", "ls"),
@@ -116,6 +122,7 @@ def test_an_error_with_json_is_one_document_on_standard_output(tmp_path: Path) -
         ("invite",),
         ("expose", "ls"),
         ("expose", "rm", "x1"),
+        ("expose", "logs", "x1"),
         ("expose", "tcp://[::1]:80", "--public", "9000"),
         ("capture",),
         ("capture", "b"),

@@ -4,7 +4,8 @@ from typing import Any
 
 import anyio
 
-from overlay.daemon.capture import CaptureWish, Produce
+from overlay.daemon.capture import CaptureWish
+from overlay.daemon.localapi import Produce
 from overlay.errors import UserError
 
 

@@ -20,12 +20,11 @@ from overlay.daemon.capture import (
     Inner,
     Outer,
     Started,
-    Write,
     capture_routes,
     encode,
 )
 from overlay.daemon.client import LocalClient
-from overlay.daemon.localapi import on_user_error, serve_local_api
+from overlay.daemon.localapi import Write, on_user_error, serve_local_api
 from overlay.errors import Exit, UserError
 from tests.daemon.capture_source import Source
 

@@ -24,7 +24,9 @@ from overlay.wire.control.messages import (
     Ping,
     Pong,
     Refused,
+    RequestEntry,
     SignedMap,
+    Supply,
     Welcome,
 )
 from overlay.wire.control.netmap import sign
@@ -40,6 +42,8 @@ class Recorder:
         self.welcomes: list[Welcome] = []
         self.maps: list[NetworkMap] = []
         self.exposures: list[tuple[Exposure, ...]] = []
+        self.requests: list[RequestEntry] = []
+        self.supplies: list[Supply] = []
         self.lost = 0
         self._changed = anyio.Event()
 
@@ -54,6 +58,12 @@ class Recorder:
     def exposures_changed(self, exposures: tuple[Exposure, ...]) -> None:
         self.exposures.append(exposures)
         self._tell()
+
+    def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
+        self.requests.extend(entries)
+
+    def supply(self, wish: Supply) -> None:
+        self.supplies.append(wish)
 
     def disconnected(self) -> None:
         self.lost += 1

@@ -14,7 +14,7 @@ from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.exposures import FILE, Exposures
-from overlay.wire.control.messages import Done, Expose, Exposed, Exposure, Message, Unexpose
+from overlay.wire.control.messages import Done, Expose, Exposed, Exposure, Message, RequestEntry, Unexpose, Watch
 
 SERVER, NODE, STRANGER, PEER = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.4"
 
@@ -41,7 +41,8 @@ class Server:
                 self.exposures[name] = Exposure(
                     id=name,
                     protocol=message.protocol,
-                    public=f"192.0.2.1:{message.public.rpartition(':')[2] or 20000}",
+                    public=message.host or f"192.0.2.1:{message.public.rpartition(':')[2] or 20000}",
+                    url=f"https://{message.host}/" if message.host else "",
                     target=message.target,
                     port=message.port,
                     known_as=message.known_as,
@@ -51,6 +52,8 @@ class Server:
                 return Exposed(seq=message.seq, exposure=self.exposures[name])
             case Unexpose():
                 self.exposures.pop(message.id, None)
+                return Done(seq=message.seq)
+            case Watch():
                 return Done(seq=message.seq)
             case _:
                 raise AssertionError(message)
@@ -198,6 +201,42 @@ def test_what_the_server_refuses_is_not_kept_and_does_not_listen(tmp_path: Path)
     anyio.run(main)
 
 
+def test_by_name_and_who_watches_hears_of_requests(tmp_path: Path) -> None:
+    entry = RequestEntry(number=1, at=1.0, method="GET", path="/", status=200, took_ms=1.0, sent=5, source="192.0.2.7")
+    lines: list[bytes] = []
+
+    async def write(data: bytes | bytearray) -> None:
+        lines.append(bytes(data))
+        told.set()
+
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures):
+            for public, target in (("9000", "3000"), ("", "tcp://127.0.0.1:1"), ("", "udp://127.0.0.1:1")):
+                with pytest.raises(UserError) as caught:
+                    await setup.exposures.add(target, public, host="app.test")
+                assert caught.value.exit_code == Exit.USAGE
+            shown = await setup.exposures.add("3000", "", host="app.test")
+            assert (shown.target, shown.url) == ("http://127.0.0.1:3000", "https://app.test/")
+            ports = await setup.exposures.add("22", "9022")
+            for name, code in ((ports.id, "exposure-not-http"), ("x99", "exposure-unknown")):
+                with pytest.raises(UserError) as caught:
+                    setup.exposures.watch(name)
+                assert caught.value.code == code
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(setup.exposures.watch(shown.id), write)
+                await told.wait()
+                setup.exposures.requested(shown.id, (entry,))
+                await setup.exposures.reconcile(setup.server.list())
+                await setup.exposures.remove(shown.id)  # ends the watching
+            assert lines == [b"\n", msgspec.json.encode(entry) + b"\n"]
+            watches = [each for each in setup.server.requests if isinstance(each, Watch)]
+            assert [each.wanted for each in watches] == [True, True]
+
+    told = anyio.Event()
+    anyio.run(main)
+
+
 def test_before_the_network_is_up(tmp_path: Path) -> None:
     async def main() -> None:
         with pytest.raises(UserError) as caught:
@@ -300,7 +339,7 @@ def test_what_an_administrator_takes_away_is_gone(tmp_path: Path) -> None:
             await setup.exposures.add("8080", "")
             await setup.exposures.add("8081", "")
             await setup.exposures.retain(setup.server.list()[1:])
-            assert [each.target for each in setup.exposures.status()] == ["tcp://127.0.0.1:8081"]
+            assert [each.target for each in setup.exposures.status()] == ["http://127.0.0.1:8081"]
 
     anyio.run(main)
 

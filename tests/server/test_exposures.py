@@ -113,6 +113,12 @@ async def answer(stream: SocketStream) -> None:
         await stream.send(b"hello")
 
 
+async def web(port: int, host: str = "any.test") -> bytes:
+    async with await anyio.connect_tcp(HOST, port) as user:
+        await user.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host.encode())
+        return await user.receive()
+
+
 async def ask(port: int) -> bytes:
     try:
         async with await anyio.connect_tcp(HOST, port) as user:
@@ -154,6 +160,56 @@ def test_a_lease_outlives_the_server_and_follows_the_node(tmp_path: Path) -> Non
         assert it.exposures.status() == []
 
     on_bench(tmp_path, grant, renew, forgotten)
+
+
+WEB = {"protocol": "http", "target": "http://127.0.0.1:80"}
+
+
+def test_names_on_the_shared_port(tmp_path: Path) -> None:
+    async def grant(it: Bench) -> None:
+        site = await it.expose(2, **WEB, host="Docs.test/a")
+        assert (site.public, site.url, site.port) == ("docs.test/a", "http://docs.test:8443/a/", 4000)
+        taken = await it.refusal(3, **WEB, host="docs.test/a/")
+        assert taken.code == "host-taken" and "'a'" in taken.message and site.id in taken.message
+        assert (await it.expose(3, **WEB, host="docs.test")).public == "docs.test"
+        assert (await it.refusal(3, **WEB, host="vpn.test")).code == "host-taken"
+        assert (await it.refusal(3, **WEB, host="nothing")).code == "host-invalid"
+
+    async def kept(it: Bench) -> None:
+        assert it.exposures.guests.exposes("docs.test") and not it.exposures.guests.exposes("vpn.test")
+        for node, name in ((2, "x1"), (3, "x2")):
+            await it.exposures.unexpose(node, name)
+        assert not it.exposures.guests.exposes("docs.test")
+
+    on_bench(tmp_path, grant, kept, public_hosts=("vpn.test",), web_ports=(8443,))
+
+
+def test_a_name_is_picked_where_there_is_a_domain_for_it(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        assert (await it.expose(2, **WEB)).url == "https://a-aaaaaa.apps.test/"
+
+    on_bench(tmp_path, test, web_domain="apps.test", web_ports=(443,))
+
+
+def test_http_at_a_port_of_its_own_and_its_log(tmp_path: Path) -> None:
+    heard: list[tuple[str, int]] = []
+
+    async def test(it: Bench) -> None:
+        port = await it.free_port()
+        site = await it.expose(2, **WEB, public=f"{HOST}:{port}", port=1)
+        assert site.url == f"http://{HOST}:{port}/"
+        assert (await it.refusal(3, public=str(port))).code == "port-taken"
+        it.exposures.watch(2, site.id, lambda name, entry: heard.append((name, entry.status)))
+        assert (await web(port)).startswith(b"HTTP/1.1 502 ")
+        it.exposures.watch(2, site.id, None)
+        it.online.clear()
+        assert (await web(port)).startswith(b"HTTP/1.1 502 ")
+        assert heard == [("x1", 502)]
+        assert it.exposures.drops == {"target_refused": 1, "target_offline": 1}
+        with pytest.raises(UserError):
+            it.exposures.watch(3, site.id, None)
+
+    on_bench(tmp_path, test)
 
 
 def test_a_taken_port_names_its_holder(tmp_path: Path) -> None:
@@ -226,6 +282,19 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_server_without_a_tun_says_so(tmp_path: Path) -> None:
     async def test(it: Bench) -> None:
         assert (await it.refusal(2)).code == "no-tunnel"
+
+    on_bench(tmp_path, test, tunnel=False)
+
+
+def test_tunnels_of_their_own_kind(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        udp = await it.refusal(2, protocol="udp", target="udp://127.0.0.1:53", tunnel="tls")
+        assert udp.code == "no-tunnel" and "--tunnel" in udp.hint
+        port = await it.free_port()
+        exposure = await it.expose(2, public=f"{HOST}:{port}", tunnel="tls")
+        assert exposure.tunnel == "tls" and it.exposures.status()[0]["tunnel"] == "tls"
+        assert await ask(port) == b""  # nobody is told to call: the node is away in the end
+        assert it.exposures.drops == {"target_offline": 1}
 
     on_bench(tmp_path, test, tunnel=False)
 

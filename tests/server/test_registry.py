@@ -109,7 +109,7 @@ def check_tables(path: Path) -> None:
 def tables(path: Path) -> dict[str, str]:
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-    return {name: " ".join(sorted(sql.replace(",", " ").split())) for name, sql in rows}
+    return {name: " ".join(sorted(sql.replace(",", " ").replace('"', "").split())) for name, sql in rows}
 
 
 def test_a_new_registry_is_what_the_migrations_make(tmp_path: Path) -> None:

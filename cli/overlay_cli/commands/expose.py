@@ -1,7 +1,10 @@
-"""`overlay expose TARGET`, `overlay expose ls | rm`: what this node publishes to the outside."""
+"""`overlay expose TARGET`, `overlay expose ls | rm | logs`: what this node publishes to the outside."""
 
 import difflib
-from typing import Annotated, Any
+import json as jsonlib
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 import typer
@@ -10,6 +13,9 @@ from typer.core import TyperCommand, TyperGroup
 from overlay.errors import Exit, UserError
 from overlay_cli import output
 from overlay_cli.options import Json, NodeState, Quiet
+
+if TYPE_CHECKING:
+    from overlay.daemon.client import LocalClient
 
 _ADD = "TARGET"
 """The name of the command that takes a target: what the help of `overlay expose` shows beside `ls` and `rm`."""
@@ -33,25 +39,61 @@ class _AddCommand(TyperCommand):
 
 expose_app = typer.Typer(
     cls=_ExposeGroup,
-    help="Publish a service of this machine on the server: overlay expose TARGET --public PORT.",
+    help="Publish a service of this machine on the server: overlay expose TARGET [--host NAME | --public PORT].",
     no_args_is_help=True,
-    epilog="Example: overlay expose tcp://127.0.0.1:8080 --public 9000",
+    epilog="Example: overlay expose tcp://127.0.0.1:22 --public 9022",
 )
 
 
-@expose_app.command(_ADD, cls=_AddCommand, epilog="Example: overlay expose udp://127.0.0.1:53 --public 5353")
+@expose_app.command(_ADD, cls=_AddCommand, epilog="Example: overlay expose 3000 --host app.example.com")
 def add_exposure(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="tcp://HOST:PORT or udp://HOST:PORT.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="PORT, HOST:PORT, http://HOST:PORT, tcp://HOST:PORT or udp://HOST:PORT. Without a scheme: http, or "
+            "tcp if --public is given.",
+        ),
+    ],
     state: NodeState,
     public: Annotated[
         str,
         typer.Option(
             metavar="[HOST:]PORT",
             envvar="OVERLAY_PUBLIC",
-            help="Where users reach it on the server; without this the server picks a port.",
+            help="A port of its own on the server; without this, and without --host, the server picks one.",
             show_default=False,
         ),
     ] = "",
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="NAME[/PATH]",
+            envvar="OVERLAY_HOST",
+            help="For http: the name, and the path below it, that users type. It must lead to the server; "
+            "*.example.com stands for all names of one label below.",
+            show_default=False,
+        ),
+    ] = "",
+    tunnel: Annotated[
+        Literal["single", "tcp", "tls", "ws", "wss"],
+        typer.Option(
+            "--tunnel",
+            envvar="OVERLAY_TUNNEL",
+            help="How users' connections travel to this machine: by the overlay itself, encrypted from end to end, "
+            "or each by a connection of its own to the server.",
+        ),
+    ] = "single",
+    foreground: Annotated[
+        bool | None,
+        typer.Option(
+            "--foreground/--background",
+            help="Show users' requests as they come and end with Ctrl-C, or return at once and stay published. "
+            "[default: in the foreground for http on a terminal]",
+            show_default=False,
+        ),
+    ] = None,
     known_as: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,15 +121,76 @@ def add_exposure(
     from overlay.daemon.client import LocalClient
 
     client = LocalClient(state)
+    wish = {
+        "target": target,
+        "public": public,
+        "host": host,
+        "tunnel": tunnel,
+        "known_as": known_as or [],
+        "service": service,
+    }
     with output.working("Asking the server…", quiet=quiet or json):
-        wish = {"target": target, "public": public, "known_as": known_as or [], "service": service}
         exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
     if json:
         output.print_json(exposure)
     elif quiet:
-        output.print_line(exposure["public"])
+        output.print_line(exposure["url"] or exposure["public"])
     else:
-        output.print_line(f"{exposure['id']}  {exposure['public']} → {exposure['target']}")
+        output.print_line(f"{exposure['id']}  {exposure['url'] or exposure['public']} → {exposure['target']}")
+    if foreground is None:
+        foreground = bool(exposure["url"]) and sys.stdout.isatty() and not (json or quiet)
+    if foreground:
+        _stay(client, exposure, json=json, quiet=quiet)
+
+
+def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool) -> None:
+    """Show requests until somebody ends it, and then give the exposure back."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        if exposure["url"]:
+            if sys.stdout.isatty() and not (json or quiet):
+                import segno
+
+                segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
+                output.note("Ctrl-C ends it.")
+            _show_requests(client, exposure["id"], json=json, quiet=quiet)
+        else:
+            while True:
+                signal.pause()
+    except KeyboardInterrupt:
+        client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
+        raise
+
+
+def _show_requests(client: "LocalClient", name: str, *, json: bool, quiet: bool = False) -> None:
+    from overlay_cli.requests import request_line
+
+    waiting = b""
+    with client.stream("GET", f"/v1/exposures/{quote(name, safe='')}/requests") as chunks:
+        for data in chunks:
+            *lines, waiting = (waiting + data).split(b"\n")
+            for line in filter(None, lines):
+                if json:
+                    output.print_line(line.decode())
+                elif not quiet:
+                    output.print_line(request_line(jsonlib.loads(line)))
+            sys.stdout.flush()
+
+
+@expose_app.command("logs", epilog="Example: overlay expose logs x1")
+def show_requests(
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it.")],
+    state: NodeState,
+    json: Json = False,
+) -> None:
+    """Show users' requests to an exposure by http as they come; with --json, a document a line."""
+    from overlay.daemon.client import LocalClient
+
+    _show_requests(LocalClient(state), id, json=json)
 
 
 @expose_app.command("ls", epilog="Example: overlay expose ls --json")
@@ -123,7 +226,7 @@ def remove_exposure(
 
 def _reject_mistyped_command(word: str) -> None:
     """`lss` is a command mistyped, not a target: nothing with a colon or a slash in it is."""
-    near = difflib.get_close_matches(word, ("ls", "rm"), 1)
+    near = difflib.get_close_matches(word, ("ls", "rm", "logs"), 1)
     if near and ":" not in word and "/" not in word:
         message = f"No such command '{word}'. Did you mean '{near[0]}'?"
         raise UserError("unknown-command", message, "See 'overlay expose --help'.", Exit.USAGE)

@@ -78,6 +78,17 @@ def server(
             show_default=False,
         ),
     ] = None,
+    web_domain: Annotated[
+        str | None,
+        typer.Option(
+            "--web-domain",
+            metavar="DOMAIN",
+            envvar="OVERLAY_WEB_DOMAIN",
+            help="Below which exposures by http get a name when none is asked for: all names below it must lead here. "
+            "[default: they get a port instead]",
+            show_default=False,
+        ),
+    ] = None,
     no_direct_names: Annotated[
         bool,
         typer.Option(
@@ -151,6 +162,7 @@ def server(
         relay_rate=parse_rate(relay_rate) if relay_rate else 0.0,
         direct_names=not no_direct_names,
         dscp=dscp,
+        web_domain=(web_domain or "").lower().strip("."),
         tls_cert=str(tls_cert.absolute()) if tls_cert else "",
         tls_key=str(tls_key.absolute()) if tls_key else "",
         acme_email=acme_email or "",

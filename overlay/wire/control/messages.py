@@ -11,6 +11,13 @@ import msgspec
 
 CONTROL_VERSION = 1
 
+TunnelCarrier = Literal["tcp", "tls", "ws", "wss"]
+TunnelKind = Literal["single", "tcp", "tls", "ws", "wss"]
+"""How users' connections travel to the node: by the overlay itself, or each by one that the node makes for it."""
+
+ExposureProtocol = Literal["tcp", "udp", "http"]
+"""What users speak: http by a host's name on the shared port or at a port of its own, the others at a port."""
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
     """Base of all messages; the tag is the class name in lower case."""
@@ -46,10 +53,12 @@ class Expose(Message, frozen=True, kw_only=True, tag="expose"):
     """Ask for an exposure, or (with `id`) renew one of this node's. Answered by `Exposed` or `Failed`."""
 
     seq: int
-    protocol: Literal["tcp", "udp"]
+    protocol: ExposureProtocol
     public: str = ""  # "9000", "203.0.113.1:9000", or "" for one that the server picks
+    host: str = ""  # of http, on the server's shared port: "docs.example.com/prefix"; "": the server picks
     target: str  # as the person typed it, for show: "tcp://127.0.0.1:8080"
     port: int  # where the node listens on its overlay address for the single tunnel
+    tunnel: TunnelKind = "single"
     id: str = ""
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""  # what it is, as "ssh" (RFC 6335 section 5.1)
@@ -61,6 +70,15 @@ class Unexpose(Message, frozen=True, kw_only=True, tag="unexpose"):
 
     seq: int
     id: str
+
+
+class Watch(Message, frozen=True, kw_only=True, tag="watch"):
+    """Have the requests of an exposure by http told (`Requests`) from now on, or no longer; as long as this connection
+    lasts. Answered by `Done` or `Failed`."""
+
+    seq: int
+    id: str
+    wanted: bool = True
 
 
 class AddRecord(Message, frozen=True, kw_only=True, tag="addrecord"):
@@ -104,11 +122,12 @@ class Attach(Message, frozen=True, kw_only=True, tag="attach"):
 
 class Exposure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str
-    protocol: Literal["tcp", "udp"]
-    public: str  # "203.0.113.1:9000"
+    protocol: ExposureProtocol
+    public: str  # "203.0.113.1:9000"; "docs.example.com/prefix"
     target: str
     port: int
-    tunnel: Literal["single"] = "single"
+    tunnel: TunnelKind = "single"
+    url: str = ""  # of http: where a browser finds it
     known_as: tuple[str, ...] = ()  # this and the next two: as in `Expose`, those that the server takes
     service: str = ""
     direct: bool = False
@@ -183,6 +202,34 @@ class Exposures(Message, frozen=True, kw_only=True, tag="exposures"):
     exposures: tuple[Exposure, ...]
 
 
+class RequestEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One request of a user by http, as the log has it."""
+
+    number: int  # counts up within one exposure, while the server runs
+    at: float  # Unix time, s
+    method: str
+    path: str  # with the query, cut
+    status: int
+    took_ms: float
+    sent: int  # bytes of the answer's body
+    source: str  # the user's address
+
+
+class Supply(Message, frozen=True, kw_only=True, tag="supply"):
+    """Connect so many times by this carrier and show a token each: users will need them."""
+
+    carrier: TunnelCarrier
+    tokens: tuple[bytes, ...]  # 16 bytes each; secrets, which count once
+    pin: bytes = b""  # of the certificate that is shown there: SHA-256 of its public key
+
+
+class Requests(Message, frozen=True, kw_only=True, tag="requests"):
+    """What users have asked for since the last message; where there were too many, numbers are missing."""
+
+    id: str
+    entries: tuple[RequestEntry, ...]
+
+
 class Done(Message, frozen=True, kw_only=True, tag="done"):
     seq: int
 
@@ -200,8 +247,22 @@ class Pong(Message, frozen=True, kw_only=True, tag="pong"):
     seq: int
 
 
-NodeMessage = Hello | Endpoints | Expose | Unexpose | AddRecord | RemoveRecord | Ping | Pong | Leave | Attach
-ServerMessage = Welcome | Refused | SignedMap | Exposed | Exposures | Recorded | Done | Failed | Ping | Pong | Attached
+NodeMessage = Hello | Endpoints | Expose | Unexpose | Watch | AddRecord | RemoveRecord | Ping | Pong | Leave | Attach
+ServerMessage = (
+    Welcome
+    | Refused
+    | SignedMap
+    | Exposed
+    | Exposures
+    | Supply
+    | Requests
+    | Recorded
+    | Done
+    | Failed
+    | Ping
+    | Pong
+    | Attached
+)
 
 
 # the network map -----------------------------------------------------------------------------------------------------

@@ -23,11 +23,10 @@ from overlay.daemon.capture import (
     Inner,
     Outer,
     Started,
-    Write,
     capture_routes,
     encode,
 )
-from overlay.daemon.localapi import on_user_error, serve_local_api
+from overlay.daemon.localapi import Write, on_user_error, serve_local_api
 from overlay.errors import UserError
 from overlay_cli.main import main as command
 from tests.daemon.capture_source import Source

@@ -25,17 +25,23 @@ from overlay.wire.control.messages import (
     Recorded,
     Refused,
     RemoveRecord,
+    RequestEntry,
+    Requests,
     SignedMap,
     Unexpose,
+    Watch,
     Welcome,
 )
 
+ENTRY = RequestEntry(number=1, at=1.5, method="GET", path="/", status=200, took_ms=0.25, sent=5, source="2001:db8::1")
 EXPOSURE = Exposure(id="x1", protocol="tcp", public="203.0.113.1:9000", target="tcp://127.0.0.1:8080", port=40000)
 NODE_MESSAGES: list[Message] = [
     Hello(name="a", invite=b"\0\xff", endpoints=("192.0.2.1:41641", "[fe80::1]:41641"), map_version=3),
     Endpoints(lan=("192.0.2.1:1",), observed=("[2001:db8::1]:65535",)),
     Expose(seq=1, protocol="udp", public="9000", target="udp://127.0.0.1:53", port=40000),
+    Expose(seq=1, protocol="http", host="docs.example.com/a", target="http://127.0.0.1:80", port=40000),
     Unexpose(seq=2, id="x1"),
+    Watch(seq=3, id="x1", wanted=False),
     AddRecord(seq=3, name="api", rtype="A", value="192.0.2.1"),
     RemoveRecord(seq=4, name="api"),
     Ping(seq=3),
@@ -59,6 +65,7 @@ SERVER_MESSAGES: list[Message] = [
     SignedMap(body=b"{}", signature=bytes(64)),
     Exposed(seq=1, exposure=EXPOSURE),
     Exposures(exposures=(EXPOSURE,)),
+    Requests(id="x1", entries=(ENTRY,)),
     Recorded(seq=3, record=MapRecord(name="api.local.test", rtype="A", value="192.0.2.1", node=2)),
     Done(seq=2),
     Failed(seq=3, code="port-taken", message="The port is taken."),

@@ -1,0 +1,75 @@
+"""The node's end of dynamic tunnels: it connects where the server asks, shows the token, and waits to be used."""
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from overlay.carrier.carriers import CarrierStream
+from overlay.carrier.port import TOKEN, TOKEN_SIZE, Stream
+from overlay.errors import RemoteProtocolError
+from overlay.wire.control.messages import Supply, TunnelCarrier
+
+START_SIZE: Final = 8  # bytes: the exposure's number, big-endian
+DIAL_TIMEOUT: Final = 5.0  # s, as long as a user waits
+MOST_CALLS: Final = 2048  # at once, used or not
+
+_log = logging.getLogger(__name__)
+
+Dial = Callable[[TunnelCarrier, bytes], Awaitable[CarrierStream]]
+"""Connects to the server by a carrier whose certificate has this pin. Raises `OSError`, `RemoteProtocolError`."""
+Serve = Callable[[str, Stream], Awaitable[None]]
+"""Serves a user of the exposure of this id, and closes the stream."""
+
+
+class Calls:
+    """`run` while there are exposures to serve."""
+
+    def __init__(self, dial: Dial, serve: Serve, drops: Counter[str]) -> None:
+        self._dial = dial
+        self._serve = serve
+        self._drops = drops
+        self._tasks: TaskGroup | None = None
+        self._count = 0
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. Signals `started` once calls can be made."""
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                task_status.started()
+                await anyio.sleep_forever()
+        finally:
+            self._tasks = None
+
+    def supply(self, wish: Supply) -> None:
+        """The server wants connections."""
+        for token in wish.tokens:
+            if self._tasks is None or self._count >= MOST_CALLS or len(token) != TOKEN_SIZE:
+                self._drops["call_refused"] += 1
+                continue
+            self._count += 1
+            self._tasks.start_soon(self._call, wish.carrier, token, wish.pin)
+
+    async def _call(self, carrier: TunnelCarrier, token: bytes, pin: bytes) -> None:
+        stream: CarrierStream | None = None
+        try:
+            with anyio.fail_after(DIAL_TIMEOUT):
+                stream = await self._dial(carrier, pin)
+                await stream.send(TOKEN + token)
+            start = b""
+            while len(start) < START_SIZE:
+                start += await stream.receive(START_SIZE - len(start))
+            assert isinstance(stream, Stream)
+            await self._serve(f"x{int.from_bytes(start, 'big')}", stream)
+        except (OSError, TimeoutError, RemoteProtocolError) as error:
+            self._drops["call_failed"] += 1
+            _log.debug("the server is not reached by %s for a user: %s", carrier, error)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return  # the server did not need it
+        finally:
+            self._count -= 1
+            if stream is not None:
+                stream.close()

@@ -1,0 +1,188 @@
+"""Dynamic tunnels: connections that nodes make for users when the server asks, by carriers of their own.
+
+The server sends a node one-time tokens over the control channel; the node connects by the carrier and shows one. What
+has come waits ready, a few of them, so that the next user need not wait; when one is used, eight bytes say for which
+exposure, and from then on every byte is the user's or the target's. A token counts once, for one node and some seconds.
+"""
+
+import socket
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+from anyio.abc import SocketAttribute
+
+from overlay.carrier.port import TOKEN_SIZE, Caller, Stream
+from overlay.server.tunnels import TunnelError
+from overlay.wire.control.messages import Message, Supply, TunnelCarrier
+from overlay.wire.endpoint import Endpoint
+
+READY: Final = 4  # connections that wait for users, of one node by one carrier, once there was a user
+MOST_WAITING: Final = 256  # users who wait for one node
+MOST_TOKENS: Final = 64  # in one message
+PATIENCE: Final = 5.0  # s that a user waits for the node's connection
+TOKEN_LIFE: Final = 10.0  # s
+_PEEK: Final = socket.MSG_PEEK | socket.MSG_DONTWAIT
+START_SIZE: Final = 8  # bytes: the exposure's number, big-endian
+
+Key = tuple[int, TunnelCarrier]
+Tell = Callable[[int, Message], Awaitable[bool]]
+"""Sends a message to a node. → whether it is there."""
+
+
+@dataclass(eq=False)
+class _Wish:
+    """A user who waits."""
+
+    came: anyio.Event = field(default_factory=anyio.Event)
+    stream: Stream | None = None
+
+
+@dataclass(eq=False)
+class _Pool:
+    ready: deque[Stream] = field(default_factory=deque)
+    waiting: deque[_Wish] = field(default_factory=deque)
+    asked: dict[bytes, float] = field(default_factory=dict)  # token → when it ends
+
+
+class Callers:
+    """All methods are for the event loop."""
+
+    def __init__(
+        self, tell: Tell, pin: Callable[[], bytes], random_bytes: Callable[[int], bytes], drops: Counter[str]
+    ) -> None:
+        """`pin`: of the certificate that nodes meet now, for tls and wss."""
+        self._tell = tell
+        self._pin = pin
+        self._random_bytes = random_bytes
+        self._drops = drops
+        self._pools: dict[Key, _Pool] = {}
+        self._tokens: dict[bytes, Key] = {}
+
+    def take(self, caller: Caller) -> None:
+        """A node's connection has come; closing it is ours from now on."""
+        key = self._tokens.pop(caller.token, None)
+        pool = self._pools.get(key) if key is not None else None
+        if pool is None or pool.asked.pop(caller.token) < anyio.current_time():
+            self._drops["unknown_token"] += 1
+            caller.stream.close()
+            return
+        while pool.waiting:
+            wish = pool.waiting.popleft()
+            if not wish.came.is_set():
+                wish.stream = caller.stream
+                wish.came.set()
+                return
+        pool.ready.append(caller.stream)
+
+    async def open(self, node: int, number: int, carrier: TunnelCarrier) -> Stream:
+        """A connection to the target of exposure `number`. Raises `TunnelError`."""
+        pool = self._pools.setdefault((node, carrier), _Pool())
+        stream = self._ready(pool)
+        if stream is None:
+            stream = await self._wait(node, carrier, pool)
+        else:
+            await self._ask(node, carrier, pool)
+        try:
+            await stream.send(number.to_bytes(START_SIZE, "big"))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            stream.close()
+            raise TunnelError(502, "tunnel_broken") from error
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def forget_node(self, node: int) -> None:
+        """It is gone: what waits of it is of no use."""
+        for key in [key for key in self._pools if key[0] == node]:
+            pool = self._pools.pop(key)
+            for token in pool.asked:
+                self._tokens.pop(token, None)
+            for stream in pool.ready:
+                stream.close()
+
+    def close(self) -> None:
+        for node in {key[0] for key in self._pools}:
+            self.forget_node(node)
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    def _ready(self, pool: _Pool) -> Stream | None:
+        while pool.ready:
+            stream = pool.ready.popleft()
+            if _is_quiet(stream):
+                return stream
+            stream.close()  # the node has closed it, or its daemon has gone
+        return None
+
+    async def _wait(self, node: int, carrier: TunnelCarrier, pool: _Pool) -> Stream:
+        if len(pool.waiting) >= MOST_WAITING:
+            raise TunnelError(503, "too_many_waiting")
+        wish = _Wish()
+        pool.waiting.append(wish)
+        try:
+            with anyio.move_on_after(PATIENCE):
+                if not await self._ask(node, carrier, pool):
+                    raise TunnelError(502, "target_offline")
+                await wish.came.wait()
+        except BaseException:
+            if wish.stream is not None:
+                wish.stream.close()
+            raise
+        finally:
+            wish.came.set()  # whatever comes now is for somebody else
+            if wish in pool.waiting:
+                pool.waiting.remove(wish)
+        if wish.stream is None:
+            raise TunnelError(504, "node_does_not_call")
+        return wish.stream
+
+    async def _ask(self, node: int, carrier: TunnelCarrier, pool: _Pool) -> bool:
+        """Have the node call as often as is wanted. → whether it is there"""
+        now = anyio.current_time()
+        for token in [token for token, ends in pool.asked.items() if ends < now]:
+            del pool.asked[token]
+            self._tokens.pop(token, None)
+        missing = READY + len(pool.waiting) - len(pool.ready) - len(pool.asked)
+        if missing <= 0:
+            return True
+        tokens = tuple(self._random_bytes(TOKEN_SIZE) for _ in range(min(missing, MOST_TOKENS)))
+        for token in tokens:
+            pool.asked[token] = now + TOKEN_LIFE
+            self._tokens[token] = (node, carrier)
+        return await self._tell(node, Supply(carrier=carrier, tokens=tokens, pin=self._pin()))
+
+
+class DynamicTunnel:
+    """`overlay.server.tunnels.Tunnel`: one exposure's."""
+
+    def __init__(
+        self, callers: Callers, node: int, number: int, carrier: TunnelCarrier, online: Callable[[], bool]
+    ) -> None:
+        self._callers = callers
+        self._node = node
+        self._number = number
+        self._carrier = carrier
+        self.online = online
+
+    async def open(self) -> Stream:
+        if not self.online():
+            raise TunnelError(502, "target_offline")
+        return await self._callers.open(self._node, self._number, self._carrier)
+
+    def endpoint(self) -> Endpoint | None:
+        return None  # datagrams go by the single tunnel alone
+
+
+def _is_quiet(stream: Stream) -> bool:
+    """Whether nothing has come, and the other side has not gone: before the start there is nothing to say."""
+    try:
+        stream.extra(SocketAttribute.raw_socket).recv(1, _PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,58 @@
+"""How a user's connection travels from the server to the node. The single tunnel: to the node's overlay address,
+through the server's own TUN, where the kernel multiplexes."""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import anyio
+
+from overlay.carrier.port import Stream
+from overlay.carrier.stream import connect
+from overlay.wire.endpoint import Endpoint
+
+CONNECT_TIMEOUT: Final = 10.0  # s; three SYNs: a user waits no longer
+
+
+class TunnelError(Exception):
+    """There is no way to the target now. `status`: what a user by HTTP is answered; `reason` names the drop counter."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Tunnel(Protocol):
+    """One exposure's way to its target."""
+
+    def online(self) -> bool:
+        """Whether the node is there."""
+
+    async def open(self) -> Stream:
+        """A connection for one user. Raises `TunnelError`."""
+
+    def endpoint(self) -> Endpoint | None:
+        """Where datagrams go now; None: nowhere."""
+
+
+class SingleTunnel:
+    """`where`: the node's end of it now; None while the node is offline."""
+
+    def __init__(self, where: Callable[[], Endpoint | None]) -> None:
+        self.endpoint = where
+
+    def online(self) -> bool:
+        return self.endpoint() is not None
+
+    async def open(self) -> Stream:
+        target = self.endpoint()
+        if target is None:
+            raise TunnelError(502, "target_offline")
+        try:
+            with anyio.fail_after(CONNECT_TIMEOUT):
+                return await connect(target)
+        except TimeoutError as error:
+            raise TunnelError(504, "target_failed") from error
+        except OSError as error:
+            refused = isinstance(error, ConnectionRefusedError)
+            raise TunnelError(502, "target_refused" if refused else "target_failed") from error

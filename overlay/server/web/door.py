@@ -1,0 +1,208 @@
+"""Users by HTTP/1.1: one connection after the other, and on each one request after the other.
+
+A user's connection has its own to the target, which is kept for the next request to the same exposure and never shared
+with another user, so that nobody can get what was meant for somebody else. What users may cost is bounded here: how
+many there are, how long a head may take, how long nothing may happen.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from overlay.carrier.http import answer, say
+from overlay.carrier.limits import Room, network_of
+from overlay.carrier.port import Guest
+from overlay.carrier.stream import reset_on_close
+from overlay.server.tunnels import TunnelError
+from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat, raw_socket
+from overlay.server.web.incoming import Incoming
+from overlay.server.web.sites import Site
+from overlay.wire.control.messages import RequestEntry
+from overlay.wire.endpoint import Endpoint
+from overlay.wire.ingress.forwarding import request_to_target
+from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
+
+HEAD_TIMEOUT: Final = 10.0  # s for a head, from its first byte
+IDLE_TIMEOUT: Final = 75.0  # s between two requests
+MAX_USERS: Final = 8192  # connections at once, each of them two descriptors
+MAX_PER_NETWORK: Final = 1024  # of one address (of IPv6, /64): an office behind one
+MAX_PER_SITE: Final = 1024
+_LONGEST_PATH: Final = 256  # characters in the log
+_ABORTED: Final = 499  # in the log: the user went away before the answer (nginx's number for it)
+
+Find = Callable[[RequestHead], Site | None]
+
+
+class WebDoor:
+    """Serves users. `drops` counts by reason what did not get through."""
+
+    def __init__(self, drops: Counter[str], wall: Callable[[], float] = time.time) -> None:
+        self._drops = drops
+        self._wall = wall
+        self._room = Room(MAX_USERS, MAX_PER_NETWORK)
+
+    async def serve(self, guest: Guest, source: Endpoint, find: Find) -> None:
+        """Until the connection ends, which the caller closes. `find`: whose a request is."""
+        network = network_of(source[0])
+        if self._room.full_for(network):
+            self._drops["too_many_users"] += 1
+            reset_on_close(raw_socket(guest.stream))
+            return
+        visit = self._room.enter(network)
+        try:
+            await _Connection(guest, source, find, self._drops, self._wall).run()
+        finally:
+            visit.leave()
+
+
+class _Connection:
+    def __init__(
+        self,
+        guest: Guest,
+        source: Endpoint,
+        find: Find,
+        drops: Counter[str],
+        wall: Callable[[], float],
+    ) -> None:
+        self._user = Incoming(guest.stream, guest.begun)
+        self._scheme = "https" if guest.secure else "http"
+        self._source = source[0]
+        self._find = find
+        self._drops = drops
+        self._wall = wall
+        self._scope = anyio.CancelScope()
+        self._site: Site | None = None
+        self._target: Incoming | None = None  # of `_site`
+
+    async def run(self) -> None:
+        try:
+            with self._scope:
+                while await self._one():
+                    pass
+            if self._scope.cancelled_caught:
+                reset_on_close(raw_socket(self._user.stream))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return
+        finally:
+            self._leave_site()
+
+    async def _one(self) -> bool:
+        """One request. → whether another may come"""
+        try:
+            request = await self._request()
+        except HttpError as error:
+            self._drops[error.reason] += 1
+            await say(self._user.stream, answer(error.status))
+            return False
+        if request is None:
+            return False
+        if request.method == b"CONNECT":
+            await say(self._user.stream, answer(405))
+            return False
+        site = self._find(request)
+        if site is None or not self._enter(site):
+            status = 404 if site is None else 503
+            self._drops["http_stranger" if site is None else "too_many_users"] += 1
+            await say(self._user.stream, answer(status, with_body=request.method != b"HEAD"))
+            return False
+        return await self._serve(request, site)
+
+    async def _request(self) -> RequestHead | None:
+        """The next one; None: there is none."""
+        try:
+            if not self._user.ahead:
+                with anyio.fail_after(IDLE_TIMEOUT):
+                    await self._user.wait()
+        except (TimeoutError, anyio.EndOfStream):
+            return None
+        try:
+            if self._user.has_head:
+                return parse_request(await self._user.head())
+            with anyio.fail_after(HEAD_TIMEOUT):
+                return parse_request(await self._user.head())
+        except TimeoutError as error:
+            raise HttpError(408, "slow_head") from error
+        except anyio.EndOfStream:
+            return None
+
+    def _enter(self, site: Site) -> bool:
+        if site is self._site:
+            return True
+        self._leave_site()
+        if site.connections >= MAX_PER_SITE:
+            return False
+        site.users.add(self._scope)
+        self._site = site
+        return True
+
+    def _leave_site(self) -> None:
+        self._drop_target()
+        if self._site is not None:
+            self._site.users.discard(self._scope)
+            self._site = None
+
+    def _drop_target(self) -> None:
+        if self._target is not None:
+            self._target.stream.close()
+            self._target = None
+
+    async def _serve(self, request: RequestHead, site: Site) -> bool:
+        started = anyio.current_time()
+        exchange = Exchange(request, self._user)
+        refusal: Unanswered | None = None
+        try:
+            await self._exchange(exchange, site)
+        except Unanswered as error:
+            refusal = error
+        except UserGone:
+            exchange.keep_user = False
+        except TargetGone as error:
+            exchange.keep_user = False
+            self._drops[error.reason] += 1
+            reset_on_close(raw_socket(self._user.stream))
+        finally:
+            if not (exchange.keep_user and exchange.keep_target) or refusal is not None:
+                self._drop_target()
+            took = anyio.current_time() - started
+            site.note(self._entry(exchange, site.count + 1, refusal, took))
+        if refusal is None:
+            return exchange.keep_user
+        self._drops[refusal.reason] += 1
+        if exchange.began:
+            reset_on_close(raw_socket(self._user.stream))
+        else:
+            await say(self._user.stream, answer(refusal.status, with_body=request.method != b"HEAD"))
+        return False
+
+    def _entry(self, exchange: Exchange, number: int, refusal: Unanswered | None, took: float) -> RequestEntry:
+        return RequestEntry(
+            number=number,
+            at=self._wall(),
+            method=exchange.request.method.decode("ascii"),
+            path=exchange.request.target.decode("ascii")[:_LONGEST_PATH],
+            status=refusal.status if refusal is not None else exchange.status or _ABORTED,
+            took_ms=round(took * 1000, 3),
+            sent=exchange.sent,
+            source=self._source,
+        )
+
+    async def _exchange(self, exchange: Exchange, site: Site) -> None:
+        request = exchange.request
+        head = request_to_target(request, source=self._source, scheme=self._scheme)
+        if self._target is not None:
+            try:
+                await exchange.run(head, self._target)
+                return
+            except Unanswered as error:
+                # What was kept may have been closed by the target just as the request went out.
+                if error.reason != "target_closed" or not may_repeat(request):
+                    raise
+            self._drop_target()
+        try:
+            self._target = Incoming(await site.tunnel.open())
+        except TunnelError as error:
+            raise Unanswered(error.status, error.reason) from error
+        await exchange.run(head, self._target)

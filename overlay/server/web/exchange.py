@@ -1,0 +1,299 @@
+"""One request and its answer, between a user's connection and one to the target.
+
+Nothing is held back: what the target says is sent on as it comes, so that events (server-sent ones, long polling)
+arrive when they happen. A body goes to the target while the answer is awaited already, which makes 100-continue and
+early refusals work by themselves.
+"""
+
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import anyio
+from anyio.abc import SocketAttribute
+
+from overlay.carrier.forward import forward_streams
+from overlay.carrier.port import Stream
+from overlay.carrier.stream import reset_on_close
+from overlay.server.web.incoming import Incoming
+from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
+from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
+from overlay.wire.ingress.http1 import Framing, HttpError, RequestHead, ResponseHead, parse_response
+
+ANSWER_TIMEOUT: Final = 60.0  # s for the target to begin its answer, after the request's last byte: 504 then
+BODY_TIMEOUT: Final = 60.0  # s for the user's next bytes of a body
+WRITE_TIMEOUT: Final = 60.0  # s for a user, or target, to take what is sent
+WATCH_AFTER: Final = 1.0  # s of waiting for the target, after which it is of interest whether the user is still there
+_IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))  # RFC 9110 §9.2.2, without those that write
+
+T = TypeVar("T")
+
+
+class UserGone(Exception):
+    """The user's connection is of no further use."""
+
+
+class Unanswered(Exception):
+    """Nothing of an answer has reached the user yet. `status`: what to say instead."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class TargetGone(Exception):
+    """The target has left in the middle of its answer: the user must not take that for a whole one."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Exchange:
+    """See the module's docstring. `run` once."""
+
+    def __init__(self, request: RequestHead, user: Incoming) -> None:
+        self.request = request
+        self.status = 0  # of the final answer, once it is known
+        self.sent = 0  # bytes of its body
+        self.began = False  # something of the final answer has been sent to the user
+        self.keep_user = False
+        self.keep_target = False
+        self.upgraded = False
+        self._user = user
+        self._body = BodyReader(request.framing)
+        self._body_sent = anyio.Event()
+        self._body_error: Exception | None = None
+
+    async def run(self, head: bytes, target: Incoming) -> None:
+        """`head`: the request's, as the target gets it.
+
+        Raises `Unanswered`, if another answer may be given; `UserGone`; `TargetGone` in the middle of an answer.
+        """
+        if self._body.done:
+            self._body_sent.set()
+            await self._send_to_target(target, head)
+            await self._respond(target)
+            return
+        async with anyio.create_task_group() as tasks:
+            # With the head goes what is here of the body: most bodies are whole then.
+            tasks.start_soon(self._pump, head, target, tasks.cancel_scope)
+            try:
+                await self._respond(target)
+            except (Unanswered, UserGone, TargetGone) as error:
+                if self._body_error is None:
+                    self._body_error = error
+            tasks.cancel_scope.cancel()
+        if self._body_error is not None:
+            raise self._body_error
+        if not self._body.done:
+            self.keep_user = self.keep_target = False
+
+    # the request's body
+
+    async def _pump(self, head: bytes, target: Incoming, scope: anyio.CancelScope) -> None:
+        chunked = self.request.framing == "chunked"
+        waiting = head
+        try:
+            while True:
+                if not waiting or self._user.ahead:
+                    payload = self._body.feed(await self._from_user())
+                    waiting += chunk(payload) if chunked else payload
+                if self._body.done and chunked:
+                    waiting += last_chunk(self._body.trailers)
+                if waiting:
+                    await self._send_to_target(target, waiting)
+                    waiting = b""
+                if self._body.done:
+                    self._user.unread(self._body.rest)
+                    self._body_sent.set()
+                    return
+        except HttpError as error:
+            # The target must not take what it has for a whole request.
+            reset_on_close(raw_socket(target.stream))
+            self._body_error = Unanswered(error.status, error.reason)
+            scope.cancel()
+        except UserGone as error:
+            reset_on_close(raw_socket(target.stream))
+            self._body_error = error
+            scope.cancel()
+        except (Unanswered, TargetGone):
+            return  # it does not want the rest: its answer says why, if there is one
+
+    async def _from_user(self) -> bytes:
+        try:
+            with anyio.fail_after(BODY_TIMEOUT):
+                return await self._user.receive()
+        except TimeoutError as error:
+            raise HttpError(408, "slow_body") from error
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise UserGone from error
+
+    # the answer
+
+    async def _respond(self, target: Incoming) -> None:
+        while True:
+            response = await self._head(target)
+            if response.status >= 200 or response.status == 101:
+                break
+            if self.request.version == 1:
+                await self._to_user(response_to_user(response, 0, close=False))
+        self.status = response.status
+        if response.status == 101:
+            await self._upgrade(response, target)
+        else:
+            await self._body_to_user(response, target)
+
+    async def _head(self, target: Incoming) -> ResponseHead:
+        try:
+            if self._body_sent.is_set():
+                with anyio.move_on_after(WATCH_AFTER):
+                    await target.wait()
+            if target.has_head:
+                return parse_response(await target.head(), self.request.method)
+            with anyio.fail_after(ANSWER_TIMEOUT) as patience:
+                if not self._body_sent.is_set():
+                    patience.deadline = float("inf")  # the user's time is watched where the body comes from
+                    await self._either(self._body_sent.wait, target.wait)
+                    patience.deadline = anyio.current_time() + ANSWER_TIMEOUT
+                await self._watched(target.wait)
+                return parse_response(await target.head(), self.request.method)
+        except TimeoutError as error:
+            raise Unanswered(504, "target_slow") from error
+        except HttpError as error:
+            raise Unanswered(502, error.reason) from error
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise Unanswered(502, "target_closed") from error
+
+    async def _body_to_user(self, response: ResponseHead, target: Incoming) -> None:
+        framing: Framing = response.framing
+        if framing in ("chunked", "close"):
+            framing = "chunked" if self.request.version == 1 else "close"
+        self.keep_user = self.request.keep_alive and framing != "close"
+        reader = BodyReader(response.framing, extensions=True)
+        waiting = response_to_user(response, framing, close=not self.keep_user)
+        while True:
+            if not reader.done and (not waiting or target.ahead):
+                payload = await self._payload(target, reader)
+                self.sent += len(payload)
+                waiting += chunk(payload) if framing == "chunked" else payload
+            if reader.done and framing == "chunked":
+                waiting += last_chunk(reader.trailers)
+            if waiting:
+                await self._to_user(waiting)
+                self.began = True
+                waiting = b""
+            if reader.done:
+                break
+        target.unread(reader.rest)
+        self.keep_target = response.keep_alive and not reader.rest
+
+    async def _payload(self, target: Incoming, reader: BodyReader) -> bytes:
+        try:
+            return reader.feed(await self._watched(target.receive))
+        except HttpError as error:
+            raise TargetGone("bad_answer") from error
+        except anyio.EndOfStream as error:
+            if reader.end():
+                return b""
+            raise TargetGone("answer_cut") from error
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise TargetGone("answer_cut") from error
+
+    async def _upgrade(self, response: ResponseHead, target: Incoming) -> None:
+        if not wants_upgrade(self.request):
+            raise Unanswered(502, "bad_answer")
+        self.began = self.upgraded = True
+        await self._to_user(response_to_user(response, 0, close=False) + target.take_ahead())
+        if early := self._user.take_ahead():
+            await self._send_to_target(target, early)
+        forwarded = await forward_streams(self._user.stream, target.stream)
+        self.sent = forwarded.b_to_a
+
+    # sending and waiting
+
+    async def _to_user(self, data: bytes) -> None:
+        try:
+            # Nearly always the kernel takes it at once, and a time limit costs more than the rest of it.
+            if (taken := self._user.stream.send_now(data)) == len(data):
+                return
+            data = data[taken:]
+            with anyio.fail_after(WRITE_TIMEOUT):
+                await self._user.stream.send(data)
+        except (TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise UserGone from error
+
+    async def _send_to_target(self, target: Incoming, data: bytes) -> None:
+        try:
+            if (taken := target.stream.send_now(data)) == len(data):
+                return
+            data = data[taken:]
+            with anyio.fail_after(WRITE_TIMEOUT):
+                await target.stream.send(data)
+        except TimeoutError as error:
+            raise Unanswered(504, "target_slow") from error
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            # A target that refuses early closes with its answer on the way: the answer is read first.
+            if self._body_sent.is_set():
+                raise Unanswered(502, "target_closed") from error
+            raise TargetGone("target_closed") from error
+
+    async def _watched(self, get: Callable[[], Awaitable[T]]) -> T:
+        """What `get` gives. Raises `UserGone` when the user goes while it takes long."""
+        with anyio.move_on_after(WATCH_AFTER):
+            return await get()
+        if not self._body_sent.is_set():
+            return await get()  # who sends the body watches
+        gone = False
+        result: list[T] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                nonlocal gone
+                try:
+                    await self._user.watch()
+                except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    gone = True
+                    tasks.cancel_scope.cancel()
+
+            error: Exception | None = None
+            tasks.start_soon(watch)
+            try:
+                result.append(await get())
+            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as caught:
+                error = caught  # out of the group as it is
+            tasks.cancel_scope.cancel()
+        if error is not None:
+            raise error
+        if result:
+            return result[0]
+        assert gone
+        raise UserGone
+
+    async def _either(self, one: Callable[[], Awaitable[object]], other: Callable[[], Awaitable[object]]) -> None:
+        """Until one of them is done. Raises what it raises."""
+        errors: list[Exception] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def run(part: Callable[[], Awaitable[object]]) -> None:
+                try:
+                    await part()
+                except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+                    errors.append(error)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(run, one)
+            tasks.start_soon(run, other)
+        if errors:
+            raise errors[0]
+
+
+def may_repeat(request: RequestHead) -> bool:
+    """Whether a request may be sent again on a new connection, when the old one was closed as it came."""
+    return request.method in _IDEMPOTENT and request.framing == 0
+
+
+def raw_socket(stream: Stream) -> socket.socket:
+    found: socket.socket = stream.extra(SocketAttribute.raw_socket)
+    return found

@@ -1,0 +1,58 @@
+"""A stream's bytes with what was read of it ahead."""
+
+from typing import Final
+
+import anyio
+
+from overlay.carrier.http import read_head
+from overlay.carrier.port import Stream
+from overlay.wire.ingress.http1 import HEAD_END
+
+MAX_AHEAD: Final = 64 * 1024
+_READ_SIZE: Final = 64 * 1024
+
+
+class Incoming:
+    """One task receives at a time. Cancelled at any point, nothing is lost."""
+
+    def __init__(self, stream: Stream, begun: bytes = b"") -> None:
+        self.stream = stream
+        self._ahead = begun
+
+    @property
+    def ahead(self) -> bytes:
+        return self._ahead
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a whole head is here: `head` does not wait then."""
+        return HEAD_END in self._ahead
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was received last."""
+        self._ahead = data + self._ahead if self._ahead else data
+
+    def take_ahead(self) -> bytes:
+        data, self._ahead = self._ahead, b""
+        return data
+
+    async def receive(self) -> bytes:
+        """As the stream's own."""
+        return self.take_ahead() or await self.stream.receive(_READ_SIZE)
+
+    async def wait(self) -> None:
+        """Until something is there. Raises as `receive`."""
+        if not self._ahead:
+            self._ahead = await self.stream.receive(_READ_SIZE)
+
+    async def head(self) -> bytes:
+        """The next message's head. Raises as `overlay.carrier.http.read_head`; then, or cancelled, the stream is of no
+        further use."""
+        head, self._ahead = await read_head(self.stream, self.take_ahead())
+        return head
+
+    async def watch(self) -> None:
+        """Read ahead, and never return: raises `EndOfStream` or `BrokenResourceError` when the other side goes away."""
+        while len(self._ahead) < MAX_AHEAD:
+            self._ahead += await self.stream.receive(_READ_SIZE)
+        await anyio.sleep_forever()

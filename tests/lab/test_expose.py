@@ -1,0 +1,179 @@
+"""What a node publishes, by HTTP and by ports, with real programs: nginx behind it and curl before it."""
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.conftest import tracked
+from tests.lab.netns import Lab, Namespace, wait_for
+from tests.lab.topology import OVERLAY, SERVER_ADDRESS, Machine, Network, build_internet
+
+pytestmark = pytest.mark.lab
+
+NAME = "app.test"
+PORT = 3000  # of nginx on the node
+SIZE = 100_000_000
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    """A server, a node with nginx on it, and a user without anything of ours."""
+    with Lab() as lab:
+        spaces = {name: lab.namespace(name) for name in ("server", "a", "user")}
+        public = {"server": SERVER_ADDRESS, "a": "198.51.100.21", "user": "198.51.100.90"}
+        made = Network(lab, build_internet(lab, [(spaces[name], address) for name, address in public.items()]))
+        for name in ("server", "a"):
+            made.machine(spaces[name])
+        with tracked(made):
+            made.start_server("--listen", "0.0.0.0:443", "--listen", "0.0.0.0:80")
+            made.join("a")
+            start_nginx(lab, spaces["a"])
+            wait_for(lambda: made["a"].run("curl", "-s", f"127.0.0.1:{PORT}/", check=False).stdout, "nginx answers")
+            yield made
+            made.stop_all()
+
+
+def start_nginx(lab: Lab, space: Namespace) -> None:
+    """A file of random bytes at /large, /up that takes a body and forgets it, /who that tells what it was told."""
+    folder = lab.directory / "nginx"
+    (folder / "www").mkdir(parents=True)
+    (folder / "www" / "large").write_bytes(os.urandom(SIZE))
+    (folder / "www" / "sink").write_text("taken\n")
+    configuration = folder / "nginx.conf"
+    configuration.write_text(f"""
+daemon off;
+master_process off;
+user root;
+pid {folder}/nginx.pid;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    client_max_body_size 0;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{PORT};
+        root {folder}/www;
+        location = / {{ return 200 "home\\n"; }}
+        location = /who {{
+            return 200 "$http_x_forwarded_for $http_x_forwarded_proto $http_host $server_protocol\\n";
+        }}
+        location = /up {{
+            client_body_in_file_only on;
+            proxy_pass http://127.0.0.1:{PORT}/sink;
+            proxy_method GET;
+        }}
+    }}
+}}
+""")
+    space.popen(["nginx", "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")])
+
+
+@pytest.fixture
+def published(network: Network) -> Iterator[str]:
+    """nginx of a under `NAME`. → the exposure's id"""
+    exposure = network["a"].overlay_json("expose", str(PORT), "--host", NAME)
+    assert exposure["url"] == f"https://{NAME}/" and exposure["target"] == f"http://127.0.0.1:{PORT}"
+    yield exposure["id"]
+    network["a"].overlay("expose", "rm", exposure["id"])
+
+
+def curl(network: Network, *arguments: str) -> str:
+    resolve = [each for port in (80, 443) for each in ("--resolve", f"{NAME}:{port}:{SERVER_ADDRESS}")]
+    done = network.lab.namespaces["user"].run(["curl", "-ksS", "--max-time", "30", *resolve, *arguments])
+    return str(done.stdout)
+
+
+def status_of(network: Network, *arguments: str) -> str:
+    return curl(network, "-o", "/dev/null", "-w", "%{http_code}", *arguments)
+
+
+def test_a_site_by_name_over_http_and_https(network: Network, published: str) -> None:
+    assert curl(network, f"http://{NAME}/who", "-H", "X-Forwarded-For: 6.6.6.6") == (
+        f"198.51.100.90 http {NAME} HTTP/1.1\n"
+    )
+    assert curl(network, f"https://{NAME}/who", "--http1.0") == f"198.51.100.90 https {NAME} HTTP/1.1\n"
+    twice = curl(network, "-v", "--stderr", "-", f"http://{NAME}/", f"http://{NAME}/")
+    assert twice.count("home\n") == 2 and "Re-using existing connection" in twice
+    head = curl(network, "--head", f"http://{NAME}/large")
+    assert "200 OK" in head and f"Content-Length: {SIZE}" in head
+    assert status_of(network, f"http://{NAME}/missing") == "404"
+    assert status_of(network, f"http://{SERVER_ADDRESS}/") == status_of(
+        network, f"http://{SERVER_ADDRESS}/", "-H", "Host: other.test"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_100_mb_both_ways(network: Network, published: str, scheme: str) -> None:
+    large = network.lab.directory / "nginx" / "www" / "large"
+    copy = network.lab.directory / "copy"
+    curl(network, "-o", str(copy), f"{scheme}://{NAME}/large")
+    assert digest(copy) == digest(large)
+    body = network.lab.directory / "nginx" / "body"
+    for chunked in ([], ["-H", "Transfer-Encoding: chunked"]):
+        assert curl(network, "-T", str(large), "-X", "POST", *chunked, f"{scheme}://{NAME}/up") == "taken\n"
+        (taken,) = [each for each in body.rglob("*") if each.is_file()]
+        assert digest(taken) == digest(large)
+        taken.unlink()
+
+
+@pytest.mark.parametrize("tunnel", ["tcp", "tls", "ws", "wss"])
+def test_each_dynamic_tunnel_carries_a_site_and_a_port(network: Network, tunnel: str) -> None:
+    a = network["a"]
+    site = a.overlay_json("expose", str(PORT), "--host", NAME, "--tunnel", tunnel)
+    assert site["tunnel"] == tunnel
+    copy = network.lab.directory / "copy"
+    curl(network, "-o", str(copy), f"http://{NAME}/large")
+    assert digest(copy) == digest(network.lab.directory / "nginx" / "www" / "large")
+    port = a.overlay_json("expose", f"tcp://127.0.0.1:{PORT}", "--public", "9000", "--tunnel", tunnel)
+    assert curl(network, f"http://{SERVER_ADDRESS}:9000/") == "home\n"
+    for each in (site, port):
+        a.overlay("expose", "rm", each["id"])
+
+
+def digest(path: os.PathLike[str]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_without_a_name_it_gets_a_port_and_the_log_shows_who_asks(network: Network) -> None:
+    a: Machine = network["a"]
+    log = network.lab.directory / "log"
+    with log.open("w") as file:
+        staying = a.popen(OVERLAY, "expose", str(PORT), "--foreground", stdout=file, stderr=subprocess.STDOUT)
+    wait_for(lambda: "→" in log.read_text(), "it is published")
+    found = re.search(rf"http://{SERVER_ADDRESS}:(\d+)/ ", log.read_text())
+    assert found is not None, log.read_text()
+
+    def asked() -> bool:
+        curl(network, f"http://{SERVER_ADDRESS}:{found.group(1)}/who?x=1")
+        return bool(re.search(r"GET +200 .* 198\.51\.100\.90 +/who\?x=1", log.read_text()))
+
+    wait_for(asked, "the request is in the log")
+    staying.send_signal(signal.SIGINT)
+    assert staying.wait(10) == 130
+    assert a.overlay_json("expose", "ls") == {"exposures": []}
+
+
+def test_a_name_has_one_holder_and_a_target_that_is_away_is_a_502(network: Network, published: str) -> None:
+    taken = network["a"].overlay("expose", str(PORT), "--host", NAME, check=False)
+    assert taken.returncode == 1 and "held by node 'a'" in taken.stderr
+    below = network["a"].overlay_json("expose", "1", "--host", f"{NAME}/below")
+    assert status_of(network, f"http://{NAME}/below/x") == "502"
+    assert status_of(network, f"http://{NAME}/") == "200"
+    network["a"].overlay("expose", "rm", below["id"])
+    assert status_of(network, f"http://{NAME}/below/x") == "404", "nginx has no such page"
+
+
+def test_the_name_outlives_a_restart_of_the_server(network: Network, published: str) -> None:
+    network.server.overlay("down", "--quiet")
+    network.start_server("--listen", "0.0.0.0:443", "--listen", "0.0.0.0:80")
+    wait_for(lambda: status_of(network, f"http://{NAME}/") == "200", "the site is back")

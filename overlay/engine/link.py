@@ -215,11 +215,13 @@ class Link:
     def name(self, endpoint: Endpoint) -> None:
         return None
 
-    def plain_sender(self) -> Callable[[Octets, Endpoint], None] | None:
-        """As `UdpSocket`'s. None where others' traffic may wait for the link, too."""
-        return self._send_alone if self.client is None else None
+    def plain_sender(self, *, nobody_waits: bool = False) -> Callable[[Octets, Endpoint], None] | None:
+        """As `UdpSocket`'s. None where others' traffic may wait for the link, too, unless the caller knows better."""
+        return self.send_alone if nobody_waits or self.client is None else None
 
-    def _send_alone(self, datagram: Octets, endpoint: Endpoint) -> None:
+    def send_alone(self, datagram: Octets, endpoint: Endpoint) -> None:
+        """Write one datagram at once. Raises `BlockingIOError` where it would overtake what this link has to write, or
+        go nowhere."""
         if self.lost or self._pending or self._gathered:
             raise BlockingIOError(errno.EAGAIN, "the link has other things to write first")
         self._told = self.clock()

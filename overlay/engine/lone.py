@@ -117,15 +117,21 @@ class Lone:
         found = link.receive(now)
         if found is None:
             return
+        role = self._routes.role
         untold: Receiver | None = None
         try:
             receiver = None
             if len(found) == 1:
                 run, segment = found[0]
-                offset = RELAY_HEADER_SIZE if segment > RELAY_HEADER_SIZE and run[0] == RELAY_TYPE else 0
+                relayed = segment == len(run) > RELAY_HEADER_SIZE and run[0] == RELAY_TYPE
+                if relayed and role is not None and role.forward_alone(run, link.endpoint, now):
+                    return
+                offset = RELAY_HEADER_SIZE if relayed else 0
                 receiver = self._receiver(run, segment, offset, link.endpoint, now)
             if receiver is None:
                 self._inbound.linked(found, link, now)
+                if role is not None:
+                    return  # what was relayed is to be written before anything else
             else:
                 untold = self._deliver(receiver, run, offset, link.endpoint, 0, now)
         except Exception as error:

@@ -252,7 +252,7 @@ class Loop:
                 self._lone.datagram(sock, now)
                 return True
             link = self._links.by_descriptor.get(descriptor)
-            if link is None or self._relayed is not None:
+            if link is None:
                 return False
             self._lone.link(link, now)
         except OSError as error:

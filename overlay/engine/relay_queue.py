@@ -147,9 +147,11 @@ class RelayQueues:
         if sock is None or address is None or outbox.busy or sender.budget is not None:
             return False
         way = self._exits[sock]
-        if way.link or way.full or way.queue.ready or len(way.queue):
+        if way.full or way.queue.ready or len(way.queue):
             return False
-        send = sock.plain_sender()
+        if way.link and outbox.waiting(sock):
+            return False
+        send = sock.plain_sender(nobody_waits=True)
         if send is None:
             return False
         came = bytes(datagram[:RELAY_HEADER_SIZE])

@@ -77,13 +77,13 @@ class Taps:
 
     def _hook_way(self, way: UdpSocket | Link) -> None:
         sends = partial(self._tapped_send, way)
-        _replace(way, self._outer, {"send": sends, "send_fragmented": sends})
+        _replace(way, self._outer, {"send": sends, "send_fragmented": sends, "plain_sender": _nothing})
         if isinstance(way, Link):
             _replace(way, self._outer, {"receive": partial(self._tapped_frames, way)})
             return
         _replace(way, self._outer, {"receive": partial(self._tapped_receive, way)})
         _replace(way, self._outer, {"message": partial(self._tapped_message, way)})
-        _replace(way, self._outer, {"receive_alone": _nothing, "plain_sender": _nothing})  # the others serve
+        _replace(way, self._outer, {"receive_alone": _nothing})  # the others serve
 
     # --- in a packet's way --------------------------------------------------------------------------------------------
 
@@ -253,8 +253,8 @@ def _replace(target: object, taps: list[Tap], hooks: dict[str, Callable[[Any], C
             attributes.pop(name, None)
 
 
-def _nothing(method: Callable[..., object]) -> Callable[[], None]:
-    return lambda: None
+def _nothing(method: Callable[..., object]) -> Callable[..., None]:
+    return lambda **_: None
 
 
 def _uniform(run: bytes, segment: int) -> bool:

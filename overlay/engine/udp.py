@@ -133,7 +133,7 @@ class UdpSocket:
                     traffic_class = data[0] if len(data) == 1 else int.from_bytes(data, sys.byteorder) & 0xFF
         return self._places[0][:size], segment, source if len(source) == 2 else _endpoint6(*source), traffic_class
 
-    def plain_sender(self) -> Callable[[memoryview, Endpoint], object] | None:
+    def plain_sender(self, *, nobody_waits: bool = False) -> Callable[[memoryview, Endpoint], object] | None:
         """What sends a datagram without a traffic class in the fewest steps, and raises `OSError`; None: use `send`."""
         return self._socket.sendto
 

@@ -220,9 +220,14 @@ def test_disco_concerns_its_sender() -> None:
         assert len(tap.take(1 << 20)) == 1
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("number", [None, 3])
-def test_what_goes_by_a_link_is_shown_with_the_connections_ends(number: int | None) -> None:
-    """Whether the link or the tap is there first."""
+def test_what_goes_by_a_link_is_shown_with_the_connections_ends(
+    number: int | None, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the link or the tap is there first, and by which way through the engine it goes."""
+    if alone:
+        monkeypatch.setattr("overlay.engine.loop.IDLE", -1.0)
     with Machine(1) as one, Machine(3) as three:
         acquaint(one, three, direct=False)
         with watching(one, inner=False, outer=True, number=number) as early:
@@ -235,12 +240,13 @@ def test_what_goes_by_a_link_is_shown_with_the_connections_ends(number: int | No
             early.next_message(DISCO_TYPE, outbound=True)
             one.wait_for(api.PathChanged)
             with watching(one, inner=False, outer=True, number=number) as late:
-                one.send(udp4("10.0.0.1", three.address, b"there"))
-                three.receive()
-                three.send(udp4(three.address, "10.0.0.1", b"back"))
-                one.receive()
+                for _ in range(5):
+                    one.send(udp4("10.0.0.1", three.address, b"there"))
+                    three.receive()
+                    three.send(udp4(three.address, "10.0.0.1", b"back"))
+                    one.receive()
                 for watcher in (early, late):
-                    for outbound in (True, False):
+                    for outbound in (True, False) * 5:
                         seen = watcher.next_message(FRAGMENT, outbound=outbound)
                         assert (seen.port, seen.endpoint) == ends
 

@@ -167,20 +167,24 @@ def reset_on_close(connected: socket.socket) -> None:
 
 async def connect(endpoint: Endpoint) -> TcpStream:
     """Connect to a numeric endpoint. Raises `OSError`; cancelled at any point, it leaves no socket."""
-    host, port = endpoint
-    connecting = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    connecting = socket.socket(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET, socket.SOCK_STREAM)
     try:
         connecting.setblocking(False)
-        result = connecting.connect_ex((host, port))
-        if result == errno.EINPROGRESS:
-            await anyio.wait_writable(connecting)
-            result = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if result:
-            raise OSError(result, errno_text(result))
+        await connect_socket(connecting, endpoint)
         return TcpStream(connecting)
     except BaseException:
         connecting.close()
         raise
+
+
+async def connect_socket(connecting: socket.socket, endpoint: Endpoint) -> None:
+    """Connect a socket that does not block. Raises `OSError`; closing it stays the caller's."""
+    result = connecting.connect_ex(endpoint)
+    if result == errno.EINPROGRESS:
+        await anyio.wait_writable(connecting)
+        result = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if result:
+        raise OSError(result, errno_text(result))
 
 
 def errno_text(number: int) -> str:

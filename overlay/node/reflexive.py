@@ -15,9 +15,11 @@ from typing import Final
 
 import anyio
 
+from overlay.carrier.stream import connect_socket
 from overlay.errors import RemoteProtocolError
 from overlay.node.inquiry import Inquiry, Send, by_family
 from overlay.node.interface import Machine, network_key, read_machine
+from overlay.node.shared_port import ANY, shared_port_socket
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour, classify
 from overlay.path.observation import LIFETIME_PAUSES, LifetimeSearch, Newest, Observer
 from overlay.wire.endpoint import Endpoint
@@ -247,28 +249,16 @@ async def _cancel_when(event: anyio.Event, scope: anyio.CancelScope) -> None:
 async def observe_tcp(local_port: int, server: Endpoint) -> tuple[Endpoint, socket.socket]:
     """As `Reflexive.observe_tcp`, by one server. Other sockets may use the same port at the same time."""
     family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
-    stream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    stream = shared_port_socket(family)
     try:
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        stream.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", local_port))
+        stream.bind((ANY[family], local_port))
         with anyio.fail_after(TCP_TIMEOUT):
-            await _connect(stream, server)
+            await connect_socket(stream, server)
             return await _ask(stream), stream
     except BaseException:
         anyio.notify_closing(stream)
         stream.close()
         raise
-
-
-async def _connect(stream: socket.socket, server: Endpoint) -> None:
-    try:
-        stream.connect(server)
-    except BlockingIOError:
-        await anyio.wait_writable(stream)
-        number = stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            raise OSError(number, f"no connection to {server}") from None
 
 
 async def _ask(stream: socket.socket) -> Endpoint:

@@ -25,7 +25,9 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
+from overlay.carrier.stream import connect_socket
 from overlay.errors import RemoteProtocolError
+from overlay.node.shared_port import ANY, shared_port_socket
 from overlay.path.tcp_punch import TcpAttempt
 from overlay.wire.disco import CALL_ID_SIZE, TXID_SIZE, DiscoKey, Ping, Pong, sender
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
@@ -105,9 +107,9 @@ class TcpPort:
 
     def new_socket(self, family: int) -> socket.socket:
         """One with this port, to connect with. Raises `OSError`."""
-        made = _socket(family)
+        made = shared_port_socket(family)
         try:
-            made.bind((_ANY[family], self.port))
+            made.bind((ANY[family], self.port))
         except OSError:
             made.close()
             raise
@@ -123,11 +125,11 @@ class TcpPort:
     @staticmethod
     def _listen(family: int, port: int) -> socket.socket:
         try:
-            made = _socket(family)
+            made = shared_port_socket(family)
         except OSError as error:
             raise _NoFamily(error.errno, "no such family") from error
         try:
-            made.bind((_ANY[family], port))
+            made.bind((ANY[family], port))
             made.listen(MAX_UNPROVEN)
         except OSError as error:
             made.close()
@@ -214,7 +216,7 @@ class _Run:
             self._attempt.failed(endpoint)
             return
         try:
-            await _connect(made, endpoint)
+            await connect_socket(made, endpoint)
             await self._prove(made, endpoint, scope)
         except OSError as error:
             if error.errno not in _EXPECTED:
@@ -281,28 +283,6 @@ class _Run:
 
 class _NoFamily(OSError):
     """The machine has no such address family."""
-
-
-_ANY: Final[dict[int, str]] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
-
-
-def _socket(family: int) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if family == socket.AF_INET6:
-        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    return made
-
-
-async def _connect(made: socket.socket, endpoint: Endpoint) -> None:
-    try:
-        made.connect(endpoint)
-    except BlockingIOError:
-        await anyio.wait_writable(made)
-        number = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            raise OSError(number, f"no connection to {endpoint}") from None
 
 
 async def _read_frame(made: socket.socket) -> bytes:

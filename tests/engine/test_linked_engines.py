@@ -45,6 +45,14 @@ def changed_to(node: Machine, endpoint: Endpoint | None) -> None:
             return
 
 
+def reach_by_links(relay: Machine, *nodes: Machine) -> None:
+    """Each node reaches the relay by a link of its own, and by nothing else."""
+    for node in nodes:
+        set_relay(node, relay, NOWHERE)
+        connect(node, relay, node.number)
+        changed_to(node, link_endpoint(node.number))
+
+
 def passes(sender: Machine, receiver: Machine, size: int = 1000) -> None:
     packet = udp4(sender.address, receiver.address, os.urandom(size))
     sender.send(packet)
@@ -59,10 +67,7 @@ def relay() -> Iterator[Machine]:
 
 def test_two_engines_that_have_only_links(relay: Machine) -> None:
     with Machine(2) as one, Machine(3) as other:
-        for node in (one, other):
-            set_relay(node, relay, NOWHERE)
-            connect(node, relay, node.number)
-            changed_to(node, link_endpoint(node.number))
+        reach_by_links(relay, one, other)
         acquaint(one, other, direct=False)
         acquaint(one, relay, direct=False)
         for _ in range(5):
@@ -92,10 +97,7 @@ def test_lone_packets_take_the_short_way_over_links(relay: Machine, monkeypatch:
     monkeypatch.setattr(Link, "send_alone", noted_send)
     monkeypatch.setattr(Lone, "_deliver", noted_deliver)
     with Machine(2) as one, Machine(3) as other:
-        for node in (one, other):
-            set_relay(node, relay, NOWHERE)
-            connect(node, relay, node.number)
-            changed_to(node, link_endpoint(node.number))
+        reach_by_links(relay, one, other)
         acquaint(one, other, direct=False)
         in_a_row = 0
         while in_a_row < 10:  # each step of the search for the path's datagram size makes a channel anew

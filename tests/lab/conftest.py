@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import resolvers
 from tests.lab.netns import Lab
 from tests.lab.topology import Network, two_homes
 
@@ -79,3 +80,16 @@ def network(homes: Network) -> Network:
     homes.start_server()
     homes.join("a", "b")
     return homes
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[resolvers.Machine, resolvers.Machine]]:
+    """`resolvers.server_and_node`."""
+    with resolvers.server_and_node() as both:
+        yield both
+
+
+@pytest.fixture
+def node(hosts: tuple[resolvers.Machine, resolvers.Machine]) -> Iterator[resolvers.Machine]:
+    """The second of them, as it is without us, and down after."""
+    yield from resolvers.as_found(hosts[1])

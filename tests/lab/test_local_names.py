@@ -22,23 +22,10 @@ from tests.lab.resolvers import (
     PROGRAMS,
     SERVER,
     Machine,
-    as_found,
-    server_and_node,
     user,
 )
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[tuple[Machine, Machine]]:
-    with server_and_node() as both:
-        yield both
-
-
-@pytest.fixture
-def node(hosts: tuple[Machine, Machine]) -> Iterator[Machine]:
-    yield from as_found(hosts[1])
 
 
 @contextmanager

@@ -24,26 +24,13 @@ from tests.lab.resolvers import (
     PROGRAMS,
     SERVER,
     Machine,
-    as_found,
     message_bus,
-    server_and_node,
     user,
 )
 from tests.lab.test_node_daemon import PROGRAM
 from tests.lab.topology import start_dns
 
 pytestmark = pytest.mark.lab
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[tuple[Machine, Machine]]:
-    with server_and_node() as both:
-        yield both
-
-
-@pytest.fixture
-def node(hosts: tuple[Machine, Machine]) -> Iterator[Machine]:
-    yield from as_found(hosts[1])
 
 
 def test_a_plain_file_and_a_kill(node: Machine) -> None:

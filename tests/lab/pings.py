@@ -29,10 +29,10 @@ class Pings:
             if found is not None:
                 self.arrivals.append((float(found[1]), int(found[2])))
 
-    def wait_for_answers(self, number: int) -> None:
+    def wait_for_answers(self, number: int, patience: float = 10.0) -> None:
         """Until so many more have come."""
         wanted = len(self.arrivals) + number
-        wait_for(lambda: len(self.arrivals) >= wanted, f"{number} more answers")
+        wait_for(lambda: len(self.arrivals) >= wanted, f"{number} more answers", patience)
 
     def answered(self) -> set[int]:
         """The sequence numbers that were answered, once ping ends by itself."""

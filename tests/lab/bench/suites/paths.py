@@ -42,8 +42,9 @@ ALL = Quantity("both change at once, and the server restarts: silence", "s", mor
 
 USED = sorted({name for one, other, _, _ in CASES.values() for name in (one, other)})
 CUT_FOR = 3.0  # s
-AFTER = 10.0  # s of pings after a change
+AFTER = 200  # answers to pings after a change: 10 s of them and the silence
 FIRST_PATIENCE = 5  # s
+PATIENCE = 60.0  # s until that many came, or all is direct again
 
 
 def run(bench: Bench) -> Result:
@@ -136,7 +137,7 @@ def _move(network: Network, at: int, result: Result) -> None:
             wait_for(lambda: a.path_kind(other) in kinds, "a direct path", 15)
             pings.wait_for_answers(20)
             new_lease(a.namespace)
-            time.sleep(AFTER)
+            pings.wait_for_answers(AFTER, PATIENCE)
             result.add(OURS, at, [(MOVED, _silence(pings))])
         with _pinging(a, address) as pings:
             pings.wait_for_answers(20)
@@ -144,7 +145,10 @@ def _move(network: Network, at: int, result: Result) -> None:
             new_lease(a.namespace)
             new_lease(b.namespace)
             network.start_server()
-            time.sleep(2 * AFTER)
+            for machine in (a, b):
+                machine.wait_for_state("connected")
+            wait_for(lambda: a.path_kind(other) in kinds and b.path_kind(one) in kinds, "a direct path again", PATIENCE)
+            pings.wait_for_answers(AFTER, PATIENCE)
             result.add(OURS, at, [(ALL, _silence(pings))])
 
 

@@ -139,28 +139,24 @@ class Exposures:
         async with self._lock:
             end = self._open(target, 0)
             try:
-                answer = await self._request(
-                    lambda seq: Expose(
-                        seq=seq,
-                        protocol=target.protocol,
-                        public=public,
-                        host=host,
-                        target=target.text,
-                        port=end.port,
-                        tunnel=tunnel,
-                        known_as=known_as,
-                        service=service,
-                    )
+                wanted = Kept(
+                    id="",
+                    public=public,
+                    target=target.text,
+                    port=end.port,
+                    tunnel=tunnel,
+                    known_as=known_as,
+                    service=service,
                 )
+                answer = await self._request(lambda seq: _asked(wanted, seq, host=host))
                 if not isinstance(answer, Exposed):
                     raise UserError("bad-answer", "The server answered something that does not fit the request.")
                 exposure = answer.exposure
-                kept = Kept(
+                kept = msgspec.structs.replace(
+                    wanted,
                     id=exposure.id,
                     public=exposure.public,
                     url=exposure.url,
-                    target=target.text,
-                    port=end.port,
                     tunnel=exposure.tunnel,
                     known_as=exposure.known_as,
                     service=exposure.service,
@@ -337,22 +333,9 @@ class Exposures:
             await self._renew(kept)
 
     async def _renew(self, kept: Kept) -> None:
-        target = Target.parse(kept.target)
         direct = self._leads_directly(kept)
         try:
-            answer = await self._request(
-                lambda seq: Expose(
-                    seq=seq,
-                    id=kept.id,
-                    protocol=target.protocol,
-                    public=kept.public,
-                    target=kept.target,
-                    port=kept.port,
-                    known_as=kept.known_as,
-                    service=kept.service,
-                    direct=direct,
-                )
-            )
+            answer = await self._request(lambda seq: _asked(kept, seq, direct=direct))
         except UserError as error:
             if error.exit_code == Exit.UNREACHABLE:
                 return  # the next welcome is the next try
@@ -411,6 +394,23 @@ def _unknown(name: str) -> UserError:
         "exposure-unknown",
         f"This node has no exposure '{name[:64]}'.",
         "See 'overlay expose ls' for those it has.",
+    )
+
+
+def _asked(kept: Kept, seq: int, *, host: str = "", direct: bool = False) -> Expose:
+    """What asks for an exposure, or renews it."""
+    return Expose(
+        seq=seq,
+        id=kept.id,
+        protocol=Target.parse(kept.target).protocol,
+        public=kept.public,
+        host=host,
+        target=kept.target,
+        port=kept.port,
+        tunnel=kept.tunnel,
+        known_as=kept.known_as,
+        service=kept.service,
+        direct=direct,
     )
 
 

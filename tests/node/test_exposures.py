@@ -14,7 +14,17 @@ from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.exposures import FILE, Exposures
-from overlay.wire.control.messages import Done, Expose, Exposed, Exposure, Message, RequestEntry, Unexpose, Watch
+from overlay.wire.control.messages import (
+    Done,
+    Expose,
+    Exposed,
+    Exposure,
+    Message,
+    RequestEntry,
+    TunnelKind,
+    Unexpose,
+    Watch,
+)
 
 SERVER, NODE, STRANGER, PEER = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.4"
 
@@ -45,6 +55,7 @@ class Server:
                     url=f"https://{message.host}/" if message.host else "",
                     target=message.target,
                     port=message.port,
+                    tunnel=message.tunnel,
                     known_as=message.known_as,
                     service=message.service,
                     direct=message.direct,
@@ -288,11 +299,12 @@ def test_restart_keeps_the_port_and_asks_for_nothing(tmp_path: Path) -> None:
     anyio.run(main)
 
 
-def test_restart_with_the_port_taken_renews_with_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tunnel", ["single", "tls"])
+def test_restart_with_the_port_taken_renews_with_another(tmp_path: Path, tunnel: TunnelKind) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures):
-            await setup.exposures.add("8080", "")
+            await setup.exposures.add("8080", "", tunnel=tunnel)
         before = setup.server.exposures["x1"].port
         again = setup.make()
         async with await anyio.create_tcp_listener(local_host=NODE, local_port=before):
@@ -300,6 +312,7 @@ def test_restart_with_the_port_taken_renews_with_another(tmp_path: Path) -> None
                 await again.reconcile(setup.server.list())
                 after = setup.server.exposures["x1"].port
                 assert after != before
+                assert setup.server.exposures["x1"].tunnel == tunnel, "a server without an interface refuses another"
                 assert f'"port": {after}' in (tmp_path / FILE).read_text()
 
     anyio.run(main)

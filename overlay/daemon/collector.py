@@ -34,7 +34,7 @@ async def collect_while_at_rest() -> None:
         while True:
             await anyio.sleep(INTERVAL)
             wall_now, used_now = time.monotonic(), time.process_time()
-            if is_due(gc.get_count()[2], (used_now - used) / max(wall_now - wall, INTERVAL / 2)):
+            if is_due(gc.get_count()[2], (used_now - used) / (wall_now - wall)):
                 gc.collect()
                 used_now = time.process_time()
             wall, used = wall_now, used_now

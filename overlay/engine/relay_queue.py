@@ -147,7 +147,7 @@ class RelayQueues:
         if sock is None or address is None or outbox.busy or sender.budget is not None:
             return False
         way = self._exits[sock]
-        if way.full or way.queue.ready or len(way.queue):
+        if way.full or len(way.queue):
             return False
         if way.link and outbox.waiting(sock):
             return False

@@ -153,8 +153,7 @@ def _service_records(
     record: ExposureRecord, said: Said, domain: str, nodes: Mapping[int, tuple[str, str]], public: str
 ) -> Iterable[MapRecord]:
     name = nodes[record.node][0]
-    transport = "udp" if record.protocol == "udp" else "tcp"
-    owner = f"_{said.service}._{transport}.{name}.{domain}"
+    owner = f"_{said.service}._{record.transport}.{name}.{domain}"
     if said.direct:
         yield MapRecord(name=owner, rtype="SRV", value=f"0 0 {record.public_port} {name}.{domain}", node=record.node)
     elif not record.host and SERVER_NUMBER in nodes:  # the ingress listens at the server's overlay address as well

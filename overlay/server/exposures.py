@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import anyio
 import msgspec
@@ -276,7 +276,7 @@ class Exposures:
                 )
 
     def _open_any(self, wanted: ExposureRecord) -> tuple[ExposureRecord, PublicPort]:
-        held = {record.public_port for record in self._records.values() if _socket(record) == _socket(wanted)}
+        held = {record.public_port for record in self._records.values() if record.transport == wanted.transport}
         free = [port for port in PICKED_PORTS if port not in held]
         for _ in range(min(_PICK_TRIES, len(free))):
             port = free.pop(self._around.randbelow(len(free)))
@@ -293,7 +293,7 @@ class Exposures:
         )
 
     def _open(self, wanted: ExposureRecord) -> PublicPort:
-        protocol = _socket(wanted)
+        protocol = wanted.transport
         where = f"{protocol} port {wanted.public_port}"
         for record in self._records.values():
             if record.id != wanted.id and _collide(record, wanted):
@@ -433,14 +433,9 @@ def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:
     return ("" if address in _WILDCARDS or address in public_hosts else address), number
 
 
-def _socket(record: ExposureRecord) -> Literal["tcp", "udp"]:
-    """What kind of port it has."""
-    return "udp" if record.protocol == "udp" else "tcp"
-
-
 def _collide(one: ExposureRecord, other: ExposureRecord) -> bool:
     return (
-        _socket(one) == _socket(other)
+        one.transport == other.transport
         and not one.path
         and not other.path
         and one.public_port == other.public_port

@@ -3,7 +3,7 @@
 The tables are what `migrations/` makes; a test holds the two together. Times are Unix seconds by the wall clock.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from sqlalchemy import (
@@ -182,6 +182,11 @@ class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The id as people see it."""
         return f"x{self.id}"
+
+    @property
+    def transport(self) -> Literal["tcp", "udp"]:
+        """What kind of port it has."""
+        return "udp" if self.protocol == "udp" else "tcp"
 
 
 class DnsRecord(msgspec.Struct, frozen=True, kw_only=True):

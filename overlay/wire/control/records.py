@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from overlay.wire.control.hostnames import MAX_LABEL, MAX_NAME, is_host_label
 from overlay.wire.control.messages import MapRecord
 
 RECORD_TYPES: Final = ("A", "AAAA", "CNAME", "TXT", "SRV")
 MAX_RECORDS: Final = 512
 """In a network: all stand in the first part of a map, of which they take 0.5 MB at the longest."""
-MAX_NAME: Final = 253  # characters of a name in text: 255 bytes on the wire, RFC 1035 section 3.1
 MAX_TEXT: Final = 255  # bytes of a character-string, RFC 1035 section 3.3
-_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _UNDERSCORED: Final = re.compile(r"_[a-z0-9]([a-z0-9_-]{0,60}[a-z0-9])?")  # of services, RFC 8552
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,4}")
 
@@ -33,10 +32,10 @@ def check_name(name: str, *, underscores: bool = False, wildcard: bool = False) 
     if wildcard and labels[0] == "*" and len(labels) > 1:
         del labels[0]
     for label in labels:
-        if not _LABEL.fullmatch(label) and not (underscores and _UNDERSCORED.fullmatch(label)):
+        if not is_host_label(label) and not (underscores and _UNDERSCORED.fullmatch(label)):
             allowed = "letters, digits and hyphens, with no hyphen at either end"
             hint = "; underscores are for SRV and TXT" if "_" in label and not underscores else ""
-            raise ValueError(f"'{label[:63]}' cannot be a part of it: that is 1 to 63 {allowed}{hint}")
+            raise ValueError(f"'{label[:MAX_LABEL]}' cannot be a part of it: that is 1 to {MAX_LABEL} {allowed}{hint}")
 
 
 def check_owner(name: str, rtype: str) -> None:

@@ -93,7 +93,8 @@ class Exposures:
         "exposure-unknown", "no-tunnel", what the registry raises, and what `check_said` and `check_terms` do.
         """
         target = request.target
-        if not 0 < request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
+        lowest = 1 if request.tunnel == "single" else 0  # what a node without an overlay address has
+        if not lowest <= request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
             raise UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)
         if request.tunnel != "single" and request.protocol == "udp":
             raise UserError(

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from overlay.errors import Exit, UserError
 from overlay_cli import output
-from overlay_cli.options import Json, NodeState, Quiet
+from overlay_cli.options import CaFile, Carrier, Json, NodeState, Proxy, Quiet, read_invite, way_settings
 
 if TYPE_CHECKING:
     from overlay.daemon.client import LocalClient
@@ -77,14 +77,15 @@ def add_exposure(
         ),
     ] = "",
     tunnel: Annotated[
-        Literal["single", "tcp", "tls", "ws", "wss"],
+        Literal["auto", "single", "tcp", "tls", "ws", "wss"],
         typer.Option(
             "--tunnel",
             envvar="OVERLAY_TUNNEL",
-            help="How users' connections travel to this machine: by the overlay itself, encrypted from end to end, "
-            "or each by a connection of its own to the server.",
+            help="How users' connections travel to this machine: by the overlay itself (single), encrypted from end to "
+            "end, or each by a connection of its own to the server; auto: single where the network is up at both ends, "
+            "else tls.",
         ),
-    ] = "single",
+    ] = "auto",
     foreground: Annotated[
         bool | None,
         typer.Option(
@@ -124,14 +125,30 @@ def add_exposure(
             show_default=False,
         ),
     ] = 0,
+    invite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INVITE",
+            envvar="OVERLAY_INVITE",
+            help="Publish without 'overlay up' and without root: what 'overlay invite' printed on the server; - reads "
+            "it from standard input. Needed the first time.",
+            show_default=False,
+        ),
+    ] = None,
+    carrier: Carrier = "auto",
+    proxy: Proxy = None,
+    ca: CaFile = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Publish TARGET, a service that this machine can reach."""
     _reject_mistyped_command(target)
-    from overlay.daemon.client import LocalClient
+    from overlay.node.settings import check_ways
+    from overlay_cli.publisher import end_publisher, find_publisher
 
-    client = LocalClient(state)
+    ways = way_settings(carrier, proxy, ca)
+    check_ways(ways["carriers"], ways["proxy"])
+    client, started = find_publisher(state, read_invite(invite), ways, quiet=quiet or json)
     wish = {
         "target": target,
         "public": public,
@@ -141,8 +158,13 @@ def add_exposure(
         "service": service,
         "terms": {"limits": {"connections": max_connections}},
     }
-    with output.working("Asking the server…", quiet=quiet or json):
-        exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
+    try:
+        with output.working("Asking the server…", quiet=quiet or json):
+            exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
+    except UserError:
+        if started:
+            end_publisher(client)
+        raise
     if json:
         output.print_json(exposure)
     elif quiet:
@@ -150,9 +172,13 @@ def add_exposure(
     else:
         output.print_line(f"{exposure['id']}  {exposure['url'] or exposure['public']} → {exposure['target']}")
     if foreground is None:
-        foreground = bool(exposure["url"]) and sys.stdout.isatty() and not (json or quiet)
+        foreground = (bool(exposure["url"]) or started) and sys.stdout.isatty() and not (json or quiet)
     if foreground:
-        _stay(client, exposure, json=json, quiet=quiet)
+        try:
+            _stay(client, exposure, json=json, quiet=quiet)
+        finally:
+            if started:
+                end_publisher(client)
 
 
 def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool) -> None:

@@ -266,9 +266,9 @@ class NodeDaemon:
     def exposures(self) -> tuple[ExposureStatus, ...]:
         return self._exposures.status()
 
-    async def expose(self, wish: ExposeWish) -> ExposureStatus:
+    async def expose(self, wish: ExposeWish, owner: int) -> ExposureStatus:
         return await self._exposures.add(
-            wish.target, wish.public, wish.known_as, wish.service, host=wish.host, tunnel=wish.tunnel
+            wish.target, wish.public, wish.known_as, wish.service, host=wish.host, tunnel=wish.tunnel, owner=owner
         )
 
     def watch_requests(self, name: str) -> Produce:

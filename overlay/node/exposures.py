@@ -25,6 +25,7 @@ from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.direct_end import WELL_KNOWN, DirectEnd
 from overlay.node.status import ExposureStatus
+from overlay.node.target_end import TargetEnd
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
@@ -49,6 +50,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     tunnel: TunnelKind = "single"
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""
+    owner: int = 0  # uid of who exposed it: with this user's rights files are opened
 
 
 class _KeptFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +81,7 @@ class Exposures:
         self._is_member = is_member
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
+        self._inside: dict[str, TargetEnd] = {}
         self._watchers: dict[str, set[MemoryObjectSendStream[RequestEntry]]] = {}
         self._direct: dict[str, DirectEnd] = {}
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
@@ -102,6 +105,9 @@ class Exposures:
                 end.close()
             for direct in self._direct.values():
                 direct.close()
+            for inside in self._inside.values():
+                inside.close()
+            self._inside.clear()
             self._ends.clear()
             self._direct.clear()
             self._tasks = None
@@ -118,12 +124,14 @@ class Exposures:
         *,
         host: str = "",
         tunnel: TunnelKind = "single",
+        owner: int = 0,
     ) -> ExposureStatus:
         """Expose a target at the port `public` ("9000", "203.0.113.1:9000"), or by http under the name `host`
         ("docs.example.com/prefix"); neither: the server picks. `known_as`: names that users know a port by. `service`:
-        what it is; "": what the target's port says.
+        what it is; "": what the target's port says. `owner`: uid of who asks.
 
-        Raises `UserError`: "bad-target", "not-up", "server-unreachable", and what the server answers.
+        Raises `UserError`: "bad-target", "target-forbidden", "not-up", "server-unreachable", and what the server
+        answers.
         """
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
         target = Target.parse(target_text, "tcp" if public else "http")
@@ -137,7 +145,13 @@ class Exposures:
         transport = "udp" if target.protocol == "udp" else "tcp"
         service = service.lower() or WELL_KNOWN.get((transport, target.port), "")
         async with self._lock:
-            end = self._open(target, 0)
+            inside = self._target_end(target, owner)
+            try:
+                await inside.check()
+                end = self._open(inside, 0)
+            except BaseException:
+                inside.close()
+                raise
             try:
                 wanted = Kept(
                     id="",
@@ -147,6 +161,7 @@ class Exposures:
                     tunnel=tunnel,
                     known_as=known_as,
                     service=service,
+                    owner=owner,
                 )
                 answer = await self._request(lambda seq: _asked(wanted, seq, host=host))
                 if not isinstance(answer, Exposed):
@@ -168,8 +183,9 @@ class Exposures:
                     raise
             except BaseException:
                 end.close()
+                inside.close()
                 raise
-            self._serve(kept.id, end)
+            self._serve(kept.id, end, inside)
             await self._tell_direct(kept)
             return self._show(kept)
 
@@ -270,22 +286,24 @@ class Exposures:
             _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
-        target = Target.parse(kept.target)
+        inside = self._target_end(Target.parse(kept.target), kept.owner)
         try:
-            end = self._open(target, kept.port)
+            end = self._open(inside, kept.port)
         except UserError as error:
             # Another program took the port while we were away: any other does, once the server knows (`reconcile`).
             _log.info("exposure %s gets another port: %s", kept.id, error)
             try:
-                end = self._open(target, 0)
+                end = self._open(inside, 0)
             except UserError as failure:
+                inside.close()
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
                 return
             self._kept[kept.id] = msgspec.structs.replace(kept, port=end.port)
-        self._serve(kept.id, end)
+        self._serve(kept.id, end, inside)
         self._leads_directly(kept)
 
-    def _open(self, target: Target, port: int) -> TunnelEnd:
+    def _target_end(self, target: Target, owner: int) -> TargetEnd:
+        """It runs from now on, until it is closed."""
         if self._tasks is None:
             raise UserError(
                 "not-up",
@@ -293,13 +311,19 @@ class Exposures:
                 "Try again when 'overlay status' says 'connected'.",
                 Exit.NOT_RUNNING,
             )
-        return TunnelEnd(target, self._address, port, self._is_server, self.drops)
+        inside = TargetEnd(target, owner=owner)
+        self._tasks.start_soon(inside.run)
+        return inside
 
-    def _serve(self, name: str, end: TunnelEnd) -> None:
+    def _open(self, inside: TargetEnd, port: int) -> TunnelEnd:
+        return TunnelEnd(inside, self._address, port, self._is_server, self.drops)
+
+    def _serve(self, name: str, end: TunnelEnd, inside: TargetEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start
             end.close()
+            inside.close()
             return
-        self._ends[name] = end
+        self._ends[name], self._inside[name] = end, inside
         self._tasks.start_soon(end.run)
 
     async def _look_again(self) -> None:
@@ -312,12 +336,13 @@ class Exposures:
 
     def _leads_directly(self, kept: Kept) -> bool:
         """Whether peers reach it at this node, which listens for them if need be."""
-        if not kept.known_as or self._tasks is None or kept.tunnel != "single":
+        inside = self._inside.get(kept.id)
+        if not kept.known_as or self._tasks is None or inside is None or kept.tunnel != "single":
             return False
         direct = self._direct.get(kept.id)
         if direct is None:
             port = int(kept.public.rpartition(":")[2])  # its host may be a name
-            direct = DirectEnd(Target.parse(kept.target), self._address, port, self._is_member, self.drops)
+            direct = DirectEnd(inside, self._address, port, self._is_member, self.drops)
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:
@@ -356,7 +381,7 @@ class Exposures:
     async def _drop(self, name: str) -> None:
         self._told.pop(name, None)
         self._led.discard(name)
-        for end in (self._ends.pop(name, None), self._direct.pop(name, None)):
+        for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
         for sending in self._watchers.pop(name, ()):
@@ -386,6 +411,7 @@ class Exposures:
             known_as=kept.known_as,
             service=kept.service,
             direct=kept.id in self._led,
+            trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
         )
 
 
@@ -399,13 +425,14 @@ def _unknown(name: str) -> UserError:
 
 def _asked(kept: Kept, seq: int, *, host: str = "", direct: bool = False) -> Expose:
     """What asks for an exposure, or renews it."""
+    target = Target.parse(kept.target)
     return Expose(
         seq=seq,
         id=kept.id,
-        protocol=Target.parse(kept.target).protocol,
+        protocol=target.protocol,
         public=kept.public,
         host=host,
-        target=kept.target,
+        target=target.told,
         port=kept.port,
         tunnel=kept.tunnel,
         known_as=kept.known_as,
@@ -417,7 +444,7 @@ def _asked(kept: Kept, seq: int, *, host: str = "", direct: bool = False) -> Exp
 def _agree(theirs: Exposure, ours: Kept) -> bool:
     return (theirs.port, theirs.target, theirs.known_as, theirs.service) == (
         ours.port,
-        ours.target,
+        Target.parse(ours.target).told,
         ours.known_as,
         ours.service,
     )

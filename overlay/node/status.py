@@ -74,6 +74,7 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""  # what it is, as the zone has it
     direct: bool = False  # peers who ask for one of `known_as` come straight here
+    trouble: str = ""  # why the target was not reached the last time; "": it was
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -136,6 +136,7 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "known_as": (),
                 "service": "",
                 "direct": False,
+                "trouble": "",
             }
             listening = setup.server.exposures["x1"].port
             assert await ask(listening, SERVER, b"hello" * 100_000) == b"HELLO" * 100_000

@@ -51,8 +51,8 @@ def add_exposure(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="PORT, HOST:PORT, http://HOST:PORT, tcp://HOST:PORT or udp://HOST:PORT. Without a scheme: http, or "
-            "tcp if --public is given.",
+            help="PORT, HOST:PORT, http://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT, or unix:/PATH of a socket. "
+            "Without a scheme, and for unix: http, or tcp if --public is given.",
         ),
     ],
     state: NodeState,
@@ -119,10 +119,11 @@ def add_exposure(
     """Publish TARGET, a service that this machine can reach."""
     _reject_mistyped_command(target)
     from overlay.daemon.client import LocalClient
+    from overlay_cli.targets import absolute_target
 
     client = LocalClient(state)
     wish = {
-        "target": target,
+        "target": absolute_target(target),
         "public": public,
         "host": host,
         "tunnel": tunnel,

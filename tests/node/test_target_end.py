@@ -1,0 +1,156 @@
+"""Connections to targets, with the rights of who exposed them."""
+
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from overlay.carrier.forward import TcpSocketStream
+from overlay.errors import Exit, UserError
+from overlay.node import target_end
+from overlay.node.target_end import TargetEnd
+from overlay.node.targets import Target
+
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can take on another user's rights")
+
+
+@asynccontextmanager
+async def end_of(target: str, **options: int) -> AsyncIterator[TargetEnd]:
+    inside = TargetEnd(Target.parse(target), **options)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(inside.run)
+        yield inside
+        inside.close()
+
+
+@asynccontextmanager
+async def who_service(path: Path) -> AsyncIterator[None]:
+    """Says the uid that the kernel tells of whoever connects."""
+
+    async def handle(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+            _, uid, _ = struct.unpack("3i", raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            await stream.send(str(uid).encode())
+
+    async with await anyio.create_unix_listener(path, mode=0o600) as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, handle)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def said(stream: TcpSocketStream) -> bytes:
+    data = b""
+    with anyio.fail_after(5):
+        async with stream:
+            async for chunk in stream:
+                data += chunk
+    return data
+
+
+def open_to_others(folder: Path) -> None:
+    """pytest's folders are root's alone."""
+    for each in (folder, *folder.parents[:-1]):
+        if each.stat().st_uid == os.geteuid():
+            each.chmod(each.stat().st_mode | 0o055)
+
+
+def test_a_unix_socket_with_our_own_rights(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "s"
+        async with end_of(f"unix:{path}", owner=os.geteuid()) as inside:
+            await inside.check()  # a service may come later
+            with pytest.raises(FileNotFoundError):
+                await inside.open()
+            assert inside.trouble == "No such file or directory"
+            async with who_service(path):
+                assert await said(await inside.open()) == str(os.geteuid()).encode()
+            assert inside.trouble == ""
+            with pytest.raises(ConnectionRefusedError):
+                await inside.open()
+
+    anyio.run(main)
+
+
+def test_a_service_whose_queue_is_full_is_waited_for_and_then_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_end, "CONNECT_TIMEOUT", 0.2)
+
+    async def main() -> None:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(tmp_path / "s"))
+            listening.listen(0)
+            async with end_of(f"unix:{tmp_path / 's'}", owner=os.geteuid()) as inside:
+                first = await inside.open()
+                with pytest.raises(TimeoutError):
+                    await inside.open()
+                assert inside.trouble == "no answer within 0.2 s"
+                listening.accept()[0].close()
+                await (await inside.open()).aclose()
+                await first.aclose()
+
+    anyio.run(main)
+
+
+@as_root
+def test_a_member_of_the_group_reaches_what_he_may_open_as_himself_and_nothing_else(tmp_path: Path) -> None:
+    open_to_others(tmp_path)
+
+    async def main() -> None:
+        path = tmp_path / "s"
+        async with who_service(path), end_of(f"unix:{path}", owner=NOBODY) as inside:
+            with pytest.raises(UserError) as caught:
+                await inside.check()
+            assert (caught.value.code, caught.value.exit_code) == ("target-forbidden", Exit.REFUSED)
+            assert f"{path} is not published: nobody may not open it." == caught.value.message
+            path.chmod(0o666)
+            await inside.check()
+            assert await said(await inside.open()) == b"65534"
+            path.chmod(0o600)
+            with pytest.raises(PermissionError):
+                await inside.open()
+
+    anyio.run(main)
+
+
+@as_root
+def test_a_deputy_that_dies_is_followed_by_another_and_none_is_left(tmp_path: Path) -> None:
+    open_to_others(tmp_path)
+
+    def children() -> set[int]:
+        lists = (each.read_text() for each in Path("/proc/self/task").glob("*/children"))
+        return {int(pid) for each in lists for pid in each.split()}
+
+    async def main() -> None:
+        before = children()
+        async with who_service(tmp_path / "s"), end_of(f"unix:{tmp_path / 's'}", owner=NOBODY) as inside:
+            (tmp_path / "s").chmod(0o666)
+            await (await inside.open()).aclose()
+            (deputy,) = children() - before
+            os.kill(deputy, 9)
+            with pytest.raises(OSError, match="has ended"):
+                while True:
+                    await (await inside.open()).aclose()
+            assert await said(await inside.open()) == b"65534"
+        assert children() <= before
+
+    anyio.run(main)
+
+
+def test_a_daemon_of_one_user_opens_no_files_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    async def main() -> None:
+        async with end_of(f"unix:{tmp_path / 's'}", owner=NOBODY) as inside:
+            with pytest.raises(UserError) as caught:
+                await inside.check()
+            assert "cannot open files for nobody" in caught.value.message
+
+    anyio.run(main)

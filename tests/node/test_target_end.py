@@ -4,7 +4,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -37,7 +37,8 @@ async def who_service(path: Path) -> AsyncIterator[None]:
         async with stream:
             raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
             _, uid, _ = struct.unpack("3i", raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            await stream.send(str(uid).encode())
+            with suppress(anyio.BrokenResourceError):  # who has only looked is gone
+                await stream.send(str(uid).encode())
 
     async with await anyio.create_unix_listener(path, mode=0o600) as listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, handle)

@@ -268,7 +268,14 @@ class NodeDaemon:
 
     async def expose(self, wish: ExposeWish, owner: int) -> ExposureStatus:
         return await self._exposures.add(
-            wish.target, wish.public, wish.known_as, wish.service, host=wish.host, tunnel=wish.tunnel, owner=owner
+            wish.target,
+            wish.public,
+            wish.known_as,
+            wish.service,
+            host=wish.host,
+            tunnel=wish.tunnel,
+            options=wish.options,
+            owner=owner,
         )
 
     def watch_requests(self, name: str) -> Produce:

@@ -1,12 +1,13 @@
 """A process that opens one target for the daemon, with the rights of the person who exposed it (see `rights`).
 
-The daemon sends a number over a socket pair; the deputy answers with that number, an error number, and, if that is 0,
-the descriptor of a connection to the target. What it makes of a target that is a folder, it serves itself (`folder`).
-It ends when the daemon closes the pair, or ends.
+The daemon sends a number over a socket pair, and the path under which a folder is published; the deputy answers with
+that number, an error number, and, if that is 0, the descriptor of a connection to the target. A folder it serves
+itself (`folder`). It ends when the daemon closes the pair, or ends.
 """
 
 import errno
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -21,7 +22,8 @@ from overlay.carrier.stream import errno_text
 from overlay.node.rights import become
 from overlay.node.targets import Kind
 
-_REQUEST: Final = struct.Struct("<I")  # number
+_NUMBER: Final = struct.Struct("<I")
+_LARGEST_REQUEST: Final = 4096
 _ANSWER: Final = struct.Struct("<II")  # number, errno
 PATIENCE: Final = 5.0  # s for an answer, and for a process to end by itself
 
@@ -60,8 +62,8 @@ class Deputy:
         self._closed.set()
         self._let_go()
 
-    async def connect(self) -> socket.socket:
-        """A connection to the target, which does not block. Raises `OSError`."""
+    async def connect(self, prefix: str = "/") -> socket.socket:
+        """A connection to the target, which does not block. `prefix`: of a folder, as in `Folder`. Raises `OSError`."""
         async with self._lock:
             if self._closed.is_set():
                 raise OSError(errno.ESHUTDOWN, "it is no longer published")
@@ -69,7 +71,7 @@ class Deputy:
                 await anyio.to_thread.run_sync(self._start)
             try:
                 with anyio.fail_after(PATIENCE):
-                    opened = await self._ask()
+                    opened = await self._ask(prefix)
             except (OSError, anyio.ClosedResourceError) as error:  # TimeoutError is one
                 self._let_go()
                 raise OSError(errno.EIO, "the process that opens it has ended") from error
@@ -77,11 +79,11 @@ class Deputy:
             raise opened
         return opened
 
-    async def _ask(self) -> socket.socket | OSError:
+    async def _ask(self, prefix: str) -> socket.socket | OSError:
         """What the deputy answers. Raises `OSError` if it does not."""
         assert self._pair is not None
         self._number = (self._number + 1) % 2**32
-        self._pair.send(_REQUEST.pack(self._number))
+        self._pair.send(_NUMBER.pack(self._number) + prefix.encode())
         while True:
             await anyio.wait_readable(self._pair)
             data, descriptors, _, _ = socket.recv_fds(self._pair, _ANSWER.size, 1)
@@ -135,7 +137,7 @@ class Deputy:
                 process.wait()
 
 
-def answer(pair: socket.socket, number: int, opened: socket.socket | OSError) -> None:
+def _answer(pair: socket.socket, number: int, opened: socket.socket | OSError) -> None:
     """The deputy's answer; closes what was opened, which the daemon has then."""
     if isinstance(opened, OSError):
         pair.send(_ANSWER.pack(number, opened.errno or errno.EIO))
@@ -156,20 +158,41 @@ def connect_unix(path: str) -> socket.socket:
 
 
 def _open_sockets(pair: socket.socket, path: str) -> None:
-    while request := pair.recv(_REQUEST.size):
+    while request := pair.recv(_LARGEST_REQUEST):
         opened: socket.socket | OSError
         try:
             opened = connect_unix(path)
         except OSError as error:
             opened = error
-        answer(pair, _REQUEST.unpack(request)[0], opened)
+        _answer(pair, _NUMBER.unpack_from(request)[0], opened)
+
+
+async def _serve_folder(pair: socket.socket, order: Order) -> None:
+    from overlay.node.folder import FolderServer
+
+    server = FolderServer(order.path, listing=order.listing)
+    become(order.owner)  # all is loaded: our own files may be closed to this user
+    pair.setblocking(False)
+    while True:
+        await anyio.wait_readable(pair)
+        request = pair.recv(_LARGEST_REQUEST)
+        if not request:
+            return
+        opened: socket.socket | OSError
+        try:
+            opened = await server.connect(request[_NUMBER.size :].decode())
+        except OSError as error:
+            opened = error
+        _answer(pair, _NUMBER.unpack_from(request)[0], opened)
 
 
 def main(descriptor: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon's end is ours, and no other
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
-    os.umask(0o077)
     with socket.socket(fileno=descriptor) as pair:
-        if order.kind == "unix":
+        if order.kind == "folder":
+            anyio.run(_serve_folder, pair, order)
+        else:
             become(order.owner)
             _open_sockets(pair, order.path)
 

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -26,7 +27,7 @@ from overlay.node.control import Answer
 from overlay.node.direct_end import WELL_KNOWN, DirectEnd
 from overlay.node.status import ExposureStatus
 from overlay.node.target_end import TargetEnd
-from overlay.node.targets import Target
+from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
 
@@ -51,6 +52,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""
     owner: int = 0  # uid of who exposed it: with this user's rights files are opened
+    options: TargetOptions = NO_OPTIONS
 
 
 class _KeptFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,14 +126,15 @@ class Exposures:
         *,
         host: str = "",
         tunnel: TunnelKind = "single",
+        options: TargetOptions = NO_OPTIONS,
         owner: int = 0,
     ) -> ExposureStatus:
         """Expose a target at the port `public` ("9000", "203.0.113.1:9000"), or by http under the name `host`
         ("docs.example.com/prefix"); neither: the server picks. `known_as`: names that users know a port by. `service`:
         what it is; "": what the target's port says. `owner`: uid of who asks.
 
-        Raises `UserError`: "bad-target", "target-forbidden", "not-up", "server-unreachable", and what the server
-        answers.
+        Raises `UserError`: "bad-target", "target-forbidden", "target-missing", "not-up", "server-unreachable", and what
+        the server answers.
         """
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
         target = Target.parse(target_text, "tcp" if public else "http")
@@ -142,10 +145,11 @@ class Exposures:
                 "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
                 Exit.USAGE,
             )
+        options.check(target)
         transport = "udp" if target.protocol == "udp" else "tcp"
         service = service.lower() or WELL_KNOWN.get((transport, target.port), "")
         async with self._lock:
-            inside = self._target_end(target, owner)
+            inside = self._target_end(target, options, owner)
             try:
                 await inside.check()
                 end = self._open(inside, 0)
@@ -162,6 +166,7 @@ class Exposures:
                     known_as=known_as,
                     service=service,
                     owner=owner,
+                    options=options,
                 )
                 answer = await self._request(lambda seq: _asked(wanted, seq, host=host))
                 if not isinstance(answer, Exposed):
@@ -185,7 +190,7 @@ class Exposures:
                 end.close()
                 inside.close()
                 raise
-            self._serve(kept.id, end, inside)
+            self._serve(kept, end, inside)
             await self._tell_direct(kept)
             return self._show(kept)
 
@@ -286,7 +291,7 @@ class Exposures:
             _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
-        inside = self._target_end(Target.parse(kept.target), kept.owner)
+        inside = self._target_end(Target.parse(kept.target), kept.options, kept.owner)
         try:
             end = self._open(inside, kept.port)
         except UserError as error:
@@ -299,10 +304,10 @@ class Exposures:
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
                 return
             self._kept[kept.id] = msgspec.structs.replace(kept, port=end.port)
-        self._serve(kept.id, end, inside)
+        self._serve(kept, end, inside)
         self._leads_directly(kept)
 
-    def _target_end(self, target: Target, owner: int) -> TargetEnd:
+    def _target_end(self, target: Target, options: TargetOptions, owner: int) -> TargetEnd:
         """It runs from now on, until it is closed."""
         if self._tasks is None:
             raise UserError(
@@ -311,19 +316,20 @@ class Exposures:
                 "Try again when 'overlay status' says 'connected'.",
                 Exit.NOT_RUNNING,
             )
-        inside = TargetEnd(target, owner=owner)
+        inside = TargetEnd(target, options, owner=owner)
         self._tasks.start_soon(inside.run)
         return inside
 
     def _open(self, inside: TargetEnd, port: int) -> TunnelEnd:
         return TunnelEnd(inside, self._address, port, self._is_server, self.drops)
 
-    def _serve(self, name: str, end: TunnelEnd, inside: TargetEnd) -> None:
+    def _serve(self, kept: Kept, end: TunnelEnd, inside: TargetEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start
             end.close()
             inside.close()
             return
-        self._ends[name], self._inside[name] = end, inside
+        inside.prefix = urlsplit(kept.url).path or "/"
+        self._ends[kept.id], self._inside[kept.id] = end, inside
         self._tasks.start_soon(end.run)
 
     async def _look_again(self) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from overlay.daemon.peers import PathStatus
+from overlay.node.targets import NO_OPTIONS, TargetOptions
 from overlay.path.nat import Dependence
 from overlay.wire.control.messages import TunnelKind
 
@@ -62,6 +63,7 @@ class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
     tunnel: TunnelKind = "single"
     known_as: tuple[str, ...] = ()
     service: str = ""
+    options: TargetOptions = NO_OPTIONS
 
 
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from overlay.carrier.streams import CodecStream
 from overlay.errors import Exit, UserError
 from overlay.node.deputy import Deputy, Order, connect_unix
 from overlay.node.rights import are_ours, check_may_act_for, user_name
-from overlay.node.targets import Target
+from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
 CONNECT_TIMEOUT: Final = 10.0
@@ -27,14 +27,18 @@ TargetStream = TcpStream | CodecStream
 class TargetEnd:
     """Of one exposure. `run` while it is used; `trouble`: why the last try failed, "" if it did not."""
 
-    def __init__(self, target: Target, *, owner: int = 0) -> None:
+    def __init__(self, target: Target, options: TargetOptions = NO_OPTIONS, *, owner: int = 0) -> None:
         """`owner`: uid of the user with whose rights files are opened."""
         self.target = target
         self.trouble = ""
+        self.prefix = "/"
+        """The path under which a folder is published."""
         self._owner = owner
         self._deputy: Deputy | None = None
-        if target.kind == "unix" and not are_ours(owner):
-            self._deputy = Deputy(Order(kind=target.kind, path=target.path, owner=owner))
+        # A folder is served by a process of its own in any case, beside the daemon's loop.
+        if target.kind == "folder" or (target.kind == "unix" and not are_ours(owner)):
+            order = Order(kind=target.kind, path=target.path, owner=owner, listing=options.listing)
+            self._deputy = Deputy(order)
 
     async def run(self) -> None:
         """Until `close`."""
@@ -46,15 +50,15 @@ class TargetEnd:
             self._deputy.close()
 
     async def check(self) -> None:
-        """Before it is published: what its owner may not open is refused. A service may come later.
+        """Before it is published: what its owner may not open is refused. A service may come later, a folder not.
 
-        Raises `UserError`: "target-forbidden".
+        Raises `UserError`: "target-forbidden", "target-missing".
         """
         if self.target.kind == "host":
             return
         check_may_act_for(self._owner)
         try:
-            with anyio.move_on_after(CHECK_TIMEOUT):
+            with anyio.move_on_after(CHECK_TIMEOUT if self.target.kind == "unix" else CONNECT_TIMEOUT):
                 (await self._open_file()).close()
         except PermissionError as error:
             raise UserError(
@@ -63,8 +67,13 @@ class TargetEnd:
                 "Ask its owner for access, or run the command with sudo if you may.",
                 Exit.REFUSED,
             ) from error
-        except OSError:
-            return
+        except OSError as error:
+            if self.target.kind == "folder":
+                raise UserError(
+                    "target-missing",
+                    f"The folder {self.target.path} cannot be read: {error.strerror}.",
+                    "Name a folder, as in: overlay expose ./dist",
+                ) from error
 
     async def open(self) -> TargetStream:
         """A connection for one user. Raises `OSError`, whose text is the end of a sentence, and `TimeoutError`; what
@@ -110,7 +119,7 @@ class TargetEnd:
         while True:
             try:
                 if self._deputy is not None:
-                    return TcpStream(await self._deputy.connect())
+                    return TcpStream(await self._deputy.connect(self.prefix))
                 return TcpStream(connect_unix(self.target.path))
             except OSError as error:
                 if error.errno != errno.EAGAIN:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Literal
 
+import msgspec
+
 from overlay.errors import Exit, UserError
 
 _HINT: Final = (
@@ -20,6 +22,20 @@ Protocol = Literal["tcp", "udp", "http"]
 Kind = Literal["host", "unix", "folder"]
 _PROTOCOLS: Final[dict[str, Protocol]] = {"tcp": "tcp", "udp": "udp", "http": "http", "https": "http"}
 _SOCKETS: Final[dict[str, Protocol | None]] = {"unix": None, "http+unix": "http", "tcp+unix": "tcp"}
+
+
+class TargetOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a person sets for the way to a target. It stays on this node."""
+
+    listing: bool = False  # of a folder: what is in it is shown where there is no index.html
+
+    def check(self, target: "Target") -> None:
+        """Raises `UserError`, exit 2, for what does not fit."""
+        if self.listing and target.kind != "folder":
+            raise _unfit("--listing is for folders", target)
+
+
+NO_OPTIONS: Final = TargetOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +126,10 @@ def _parse_host(text: str, host: str) -> str:
     if len(host) > _LONGEST_HOST or not _HOST_CHARACTERS.issuperset(host):
         raise _invalid(text, f"'{host[:64]}' is neither an address nor a host name")
     return host
+
+
+def _unfit(why: str, target: Target) -> UserError:
+    return UserError("bad-target", f"{why}, and {target.text[:200]} is none.", "Leave it out.", Exit.USAGE)
 
 
 def _invalid(text: str, why: str) -> UserError:

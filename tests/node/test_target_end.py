@@ -14,15 +14,15 @@ from overlay.carrier.forward import TcpSocketStream
 from overlay.errors import Exit, UserError
 from overlay.node import target_end
 from overlay.node.target_end import TargetEnd
-from overlay.node.targets import Target
+from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can take on another user's rights")
 
 
 @asynccontextmanager
-async def end_of(target: str, **options: int) -> AsyncIterator[TargetEnd]:
-    inside = TargetEnd(Target.parse(target), **options)
+async def end_of(target: str, options: TargetOptions = NO_OPTIONS, *, owner: int = 0) -> AsyncIterator[TargetEnd]:
+    inside = TargetEnd(Target.parse(target), options, owner=owner)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(inside.run)
         yield inside
@@ -155,3 +155,54 @@ def test_a_daemon_of_one_user_opens_no_files_for_another(tmp_path: Path, monkeyp
             assert "cannot open files for nobody" in caught.value.message
 
     anyio.run(main)
+
+
+async def get(inside: TargetEnd, path: str) -> bytes:
+    stream = await inside.open()
+    await stream.send(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+    return (await said(stream)).partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize("owner", [os.geteuid(), pytest.param(NOBODY, marks=as_root)])
+def test_a_folder_is_served_with_the_rights_of_who_exposed_it(tmp_path: Path, owner: int) -> None:
+    open_to_others(tmp_path)
+    for name in ("all", "root"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "all").chmod(0o644)
+    (tmp_path / "root").chmod(0o600)
+
+    async def main() -> None:
+        async with end_of(str(tmp_path), owner=owner) as inside:
+            await inside.check()
+            assert await get(inside, "/all") == b"all"
+            assert await get(inside, "/root") == (b"root" if owner == os.geteuid() else b"Not Found\n")
+            inside.prefix = "/docs/"
+            assert await get(inside, "/docs/all") == b"all"
+            os.chmod(tmp_path, 0o700)
+            if owner == NOBODY:
+                with pytest.raises(PermissionError):
+                    await inside.open()
+                with pytest.raises(UserError) as caught:
+                    await inside.check()
+                assert caught.value.code == "target-forbidden"
+
+    anyio.run(main)
+
+
+def test_a_folder_must_be_there(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "file").touch()
+        for path, why in ((tmp_path / "missing", "No such file"), (tmp_path / "file", "Not a directory")):
+            async with end_of(str(path), owner=os.geteuid()) as inside:
+                with pytest.raises(UserError) as caught:
+                    await inside.check()
+                assert caught.value.code == "target-missing" and why.lower() in caught.value.message.lower()
+
+    anyio.run(main)
+
+
+def test_options_that_do_not_fit() -> None:
+    for target, options in (("3000", TargetOptions(listing=True)),):
+        with pytest.raises(UserError) as caught:
+            options.check(Target.parse(target))
+        assert caught.value.exit_code is Exit.USAGE

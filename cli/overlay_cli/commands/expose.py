@@ -51,8 +51,8 @@ def add_exposure(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="PORT, HOST:PORT, http://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT, or unix:/PATH of a socket. "
-            "Without a scheme, and for unix: http, or tcp if --public is given.",
+            help="PORT, HOST:PORT, http://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT, unix:PATH of a socket, or a "
+            "folder (./dist). Without a scheme, and for unix: http, or tcp if --public is given.",
         ),
     ],
     state: NodeState,
@@ -113,6 +113,14 @@ def add_exposure(
             show_default=False,
         ),
     ] = "",
+    listing: Annotated[
+        bool,
+        typer.Option(
+            "--listing",
+            envvar="OVERLAY_LISTING",
+            help="Of a folder: show what is in it where there is no index.html.",
+        ),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -129,6 +137,7 @@ def add_exposure(
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
+        "options": {"listing": listing},
     }
     with output.working("Asking the server…", quiet=quiet or json):
         exposure = client.request("POST", "/v1/exposures", wish, timeout=30)

@@ -12,6 +12,7 @@ from overlay.errors import Exit, UserError
 from overlay.node.deputy import Deputy, Order, connect_unix
 from overlay.node.rights import are_ours, check_may_act_for, user_name
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
+from overlay.node.tls_target import TlsTarget
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
 CONNECT_TIMEOUT: Final = 10.0
@@ -34,6 +35,7 @@ class TargetEnd:
         self.prefix = "/"
         """The path under which a folder is published."""
         self._owner = owner
+        self._tls = TlsTarget(target.host, options) if target.secure else None
         self._deputy: Deputy | None = None
         # A folder is served by a process of its own in any case, beside the daemon's loop.
         if target.kind == "folder" or (target.kind == "unix" and not are_ours(owner)):
@@ -52,8 +54,10 @@ class TargetEnd:
     async def check(self) -> None:
         """Before it is published: what its owner may not open is refused. A service may come later, a folder not.
 
-        Raises `UserError`: "target-forbidden", "target-missing".
+        Raises `UserError`: "target-forbidden", "target-missing", "ca-invalid".
         """
+        if self._tls is not None:
+            await self._tls.check()
         if self.target.kind == "host":
             return
         check_may_act_for(self._owner)
@@ -109,11 +113,20 @@ class TargetEnd:
         problem: OSError | None = None
         for endpoint in await self.resolve():
             try:
-                return await connect(endpoint)
+                stream = await connect(endpoint)
             except OSError as error:
                 problem = error
+            else:
+                return stream if self._tls is None else await self._secure(self._tls, stream)
         assert problem is not None
         raise problem
+
+    async def _secure(self, tls: TlsTarget, stream: TcpStream) -> CodecStream:
+        try:
+            return await tls.secure(stream)
+        except BaseException:
+            stream.close()
+            raise
 
     async def _open_file(self) -> TcpStream:
         while True:

@@ -16,6 +16,7 @@ _LONGEST_HOST: Final = 253  # RFC 1035 section 2.3.4, as text
 _LONGEST_SOCKET_PATH: Final = 107  # bytes: sun_path less its final zero, unix(7)
 _LONGEST_PATH: Final = 4095  # bytes: PATH_MAX less its final zero
 _LONGEST_TOLD: Final = 256  # characters, as the server takes them
+_LONGEST_CA: Final = 512 * 1024  # characters: what a system has, twice
 _HOST_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 _HTTP_PORTS: Final = {"http": "80", "https": "443"}
 Protocol = Literal["tcp", "udp", "http"]
@@ -28,11 +29,23 @@ class TargetOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """What a person sets for the way to a target. It stays on this node."""
 
     listing: bool = False  # of a folder: what is in it is shown where there is no index.html
+    insecure: bool = False  # by https: its certificate is not verified
+    ca: str = ""  # by https: certificates (PEM) that it is verified by; "": those of the system
 
     def check(self, target: "Target") -> None:
         """Raises `UserError`, exit 2, for what does not fit."""
         if self.listing and target.kind != "folder":
             raise _unfit("--listing is for folders", target)
+        if (self.insecure or self.ca) and not target.secure:
+            raise _unfit("--insecure-target and --target-ca are for targets by https://", target)
+        if self.insecure and self.ca:
+            raise UserError(
+                "bad-target", "With --insecure-target there is no use for --target-ca.", "Leave one out.", Exit.USAGE
+            )
+        if len(self.ca) > _LONGEST_CA:
+            raise UserError(
+                "bad-target", "The file that --target-ca names is too large.", "Name one certificate.", Exit.USAGE
+            )
 
 
 NO_OPTIONS: Final = TargetOptions()

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
+from anyio.streams.tls import TLSListener
 
 from overlay.carrier.forward import TcpSocketStream
 from overlay.errors import Exit, UserError
 from overlay.node import target_end
 from overlay.node.target_end import TargetEnd
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
+from tests.carrier.programs import nginx
+from tests.carrier.streams import Certificate
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can take on another user's rights")
@@ -35,7 +39,7 @@ async def who_service(path: Path) -> AsyncIterator[None]:
 
     async def handle(stream: anyio.abc.SocketStream) -> None:
         async with stream:
-            raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+            raw = stream.extra(SocketAttribute.raw_socket)
             _, uid, _ = struct.unpack("3i", raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             with suppress(anyio.BrokenResourceError):  # who has only looked is gone
                 await stream.send(str(uid).encode())
@@ -202,7 +206,71 @@ def test_a_folder_must_be_there(tmp_path: Path) -> None:
 
 
 def test_options_that_do_not_fit() -> None:
-    for target, options in (("3000", TargetOptions(listing=True)),):
+    for target, options in (
+        ("3000", TargetOptions(listing=True)),
+        ("3000", TargetOptions(insecure=True)),
+        ("/srv/www", TargetOptions(ca="x")),
+        ("https://a", TargetOptions(ca="x", insecure=True)),
+        ("https://a", TargetOptions(ca="x" * 600_000)),
+    ):
         with pytest.raises(UserError) as caught:
             options.check(Target.parse(target))
         assert caught.value.exit_code is Exit.USAGE
+
+
+def test_https_is_verified_unless_it_is_not_to_be(tmp_path: Path) -> None:
+    certificate = Certificate(tmp_path)
+    ca = TargetOptions(ca=Path(certificate.ca_file).read_text())
+
+    async def main() -> None:
+        async with nginx(tmp_path, certificate, 1) as (plain, secure):
+            for host, options in (("127.0.0.1", ca), ("localhost", TargetOptions(insecure=True))):
+                async with end_of(f"https://{host}:{secure}", options) as inside:
+                    await inside.check()
+                    assert await get(inside, "/") == b"a page\n"
+            for target, options, why in (
+                (f"https://127.0.0.1:{secure}", TargetOptions(), "is not trusted (unable to get local issuer"),
+                (f"https://localhost:{secure}", ca, "is not trusted (hostname mismatch"),
+                (f"https://127.0.0.1:{plain}", ca, "it does not speak TLS (wrong version number)"),
+            ):
+                async with end_of(target, options) as inside:
+                    with pytest.raises(OSError):
+                        await inside.open()
+                    assert why in inside.trouble
+
+    anyio.run(main)
+
+
+def test_https_says_the_name_and_a_target_that_says_nothing_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_end, "CONNECT_TIMEOUT", 0.2)
+    names: list[str] = []
+
+    async def main() -> None:
+        context = Certificate(tmp_path).context()
+        context.sni_callback = lambda _connection, name, _context: names.append(name)
+        tcp = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        port = tcp.extra(SocketAttribute.local_port)
+        async with TLSListener(tcp, context) as listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, lambda stream: stream.aclose())
+            async with end_of(f"https://localhost:{port}", TargetOptions(insecure=True)) as inside:
+                assert await said(await inside.open()) == b""
+            tasks.cancel_scope.cancel()
+        assert names == ["localhost"]
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            async with end_of(f"https://127.0.0.1:{silent.getsockname()[1]}") as inside:
+                with pytest.raises(TimeoutError):
+                    await inside.open()
+
+    anyio.run(main)
+
+
+def test_what_is_no_certificate_verifies_nothing() -> None:
+    async def main() -> None:
+        async with end_of("https://localhost", TargetOptions(ca="-----BEGIN")) as inside:
+            with pytest.raises(UserError) as caught:
+                await inside.check()
+            assert (caught.value.code, caught.value.exit_code) == ("ca-invalid", Exit.USAGE)
+
+    anyio.run(main)

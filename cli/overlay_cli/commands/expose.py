@@ -57,6 +57,8 @@ def add_exposure(
     known_as: options.KnownAs = None,
     service: options.Service = "",
     listing: options.Listing = False,
+    insecure_target: options.InsecureTarget = False,
+    target_ca: options.TargetCa = None,
     max_connections: options.MaxConnections = 0,
     invite: options.Invite = None,
     carrier: Carrier = "auto",
@@ -81,7 +83,7 @@ def add_exposure(
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
-        "options": options.target_options(listing=listing),
+        "options": options.target_options(listing=listing, insecure=insecure_target, ca=target_ca),
         "terms": options.terms(max_connections=max_connections),
     }
     try:

@@ -16,7 +16,8 @@ from ipaddress import ip_address
 from typing import Final
 
 from overlay.errors import UserError
-from overlay.node.targets import Protocol, Target
+from overlay.node.target_end import TargetEnd
+from overlay.node.targets import Protocol
 from overlay.node.tunnel_end import TunnelEnd
 
 _UNUSED_LOOPBACK: Final = "127.215.97.3"
@@ -44,10 +45,10 @@ class DirectEnd:
     """Of one exposure; `close` it."""
 
     def __init__(
-        self, target: Target, address: str, port: int, is_member: Callable[[str], bool], drops: Counter[str]
+        self, inside: TargetEnd, address: str, port: int, is_member: Callable[[str], bool], drops: Counter[str]
     ) -> None:
         """`port`: the public one, of `address`, an overlay address. `is_member` says whose connections are taken."""
-        self._target, self._address, self._port = target, address, port
+        self._inside, self._target, self._address, self._port = inside, inside.target, address, port
         self._is_member = is_member
         self._drops = drops
         self._end: TunnelEnd | None = None
@@ -61,7 +62,7 @@ class DirectEnd:
         if self._end is not None or self._is_the_targets_own():
             return None
         try:
-            self._end = TunnelEnd(self._target, self._address, self._port, self._is_member, self._drops)
+            self._end = TunnelEnd(self._inside, self._address, self._port, self._is_member, self._drops)
         except UserError:
             return None  # something else has the port: the next look may find it free
         return self._end
@@ -78,7 +79,7 @@ class DirectEnd:
             self._end = None
 
     def _is_the_targets_own(self) -> bool:
-        if self._target.port != self._port:
+        if self._target.kind != "host" or self._target.port != self._port:
             return False
         try:
             address = ip_address(self._target.host)

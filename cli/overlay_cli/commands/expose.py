@@ -56,6 +56,8 @@ def add_exposure(
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",
+    allow: options.Allow = None,
+    deny: options.Deny = None,
     max_connections: options.MaxConnections = 0,
     invite: options.Invite = None,
     carrier: Carrier = "auto",
@@ -79,7 +81,7 @@ def add_exposure(
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
-        "terms": options.terms(max_connections=max_connections),
+        "terms": options.terms(allow=allow, deny=deny, max_connections=max_connections),
     }
     try:
         with output.working("Asking the server…", quiet=quiet or json):

@@ -79,6 +79,29 @@ Service = Annotated[
     ),
 ]
 
+# who -----------------------------------------------------------------------------------------------------------------
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NETWORK",
+        envvar="OVERLAY_ALLOW",
+        help="An address or network, such as 192.0.2.0/24, from which users may come; may be repeated.",
+        show_default="from everywhere",
+        rich_help_panel=WHO,
+    ),
+]
+Deny = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NETWORK",
+        envvar="OVERLAY_DENY",
+        help="One from which nobody may come, whatever --allow says; may be repeated.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+
 # how much -------------------------------------------------------------------------------------------------------------
 
 MaxConnections = Annotated[
@@ -119,6 +142,14 @@ Foreground = Annotated[
 ]
 
 
-def terms(*, max_connections: int) -> dict[str, Any]:
+def terms(
+    *,
+    allow: list[str] | None,
+    deny: list[str] | None,
+    max_connections: int,
+) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
-    return {"limits": {"connections": max_connections}}
+    return {
+        "access": {"allow": allow or [], "deny": deny or []},
+        "limits": {"connections": max_connections},
+    }

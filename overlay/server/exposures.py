@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
+from overlay.server.access.credentials import Desk
 from overlay.server.access.gate import Gate
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.claims import Claims, Surroundings
@@ -60,6 +61,7 @@ class Exposures:
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http
         self._gates: dict[int, Gate] = {}
+        self._desk = Desk()
         self._by_name = Sites()
         self._web = WebDoor(self.drops, around.wall)
         self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
@@ -108,7 +110,7 @@ class Exposures:
                 "This server runs without a network interface and cannot carry users to nodes.",
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
-        check_terms(request.terms)
+        check_terms(request.terms, request.protocol)
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
@@ -227,7 +229,7 @@ class Exposures:
         self._records[lease.id] = lease
         self._problems.pop(lease.id, None)
         tunnel = self._tunnel(lease)
-        gate = self._gates[lease.id] = Gate(lease.terms)
+        gate = self._gates[lease.id] = Gate(lease.terms, lease.name, lease.path or "/", self._desk)
         serve_user: ServeUser | None = None
         if lease.protocol == "http":
             site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)

@@ -101,6 +101,39 @@ Deny = Annotated[
         rich_help_panel=WHO,
     ),
 ]
+Users = Annotated[
+    str,
+    typer.Option(
+        "--users",
+        metavar="FILE|new",
+        envvar="OVERLAY_USERS",
+        help="For http: a file of NAME:PASSWORD, one a line, of whom one must be (basic authentication); 'new' makes "
+        "a user and a password. Of this, --bearer and --secret-link any one suffices.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+Bearer = Annotated[
+    str,
+    typer.Option(
+        "--bearer",
+        metavar="FILE|new",
+        envvar="OVERLAY_BEARER",
+        help="For http: a file of tokens, one a line, of which programs must send one ('Authorization: Bearer'); "
+        "'new' makes one.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+SecretLink = Annotated[
+    bool,
+    typer.Option(
+        "--secret-link",
+        envvar="OVERLAY_SECRET_LINK",
+        help="For http: whoever has opened the link that this prints may come, by a cookie.",
+        rich_help_panel=WHO,
+    ),
+]
 
 # how much -------------------------------------------------------------------------------------------------------------
 
@@ -146,10 +179,11 @@ def terms(
     *,
     allow: list[str] | None,
     deny: list[str] | None,
+    credentials: dict[str, Any],
     max_connections: int,
 ) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
     return {
-        "access": {"allow": allow or [], "deny": deny or []},
+        "access": {"allow": allow or [], "deny": deny or [], **credentials},
         "limits": {"connections": max_connections},
     }

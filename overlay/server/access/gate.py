@@ -3,35 +3,25 @@
 Ports and the web's doors ask the same gate. Terms that are replaced hold for who comes from then on.
 """
 
-from dataclasses import dataclass
+import anyio
 
+from overlay.server.access.credentials import Asker, Credentials, Desk, Reply
 from overlay.wire.control.terms import NO_TERMS, Terms
 from overlay.wire.ingress.http1 import RequestHead
 from overlay.wire.networks import NetworkLists
 
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Who sends a request: from where, and whether nobody could read along."""
-
-    source: str  # address
-    secure: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """What a request is answered that is not let in. `reason` names the drop counter."""
-
-    status: int
-    reason: str
-    fields: tuple[str, ...] = ()  # of the answer
+__all__ = ["Asker", "Gate", "Reply"]
 
 
 class Gate:
     """`terms` may be set anew at any time."""
 
-    def __init__(self, terms: Terms = NO_TERMS) -> None:
-        self.terms = terms
+    def __init__(self, terms: Terms = NO_TERMS, name: str = "x0", path: str = "/", desk: Desk | None = None) -> None:
+        """`name`: the exposure's id; `path`: below which it is."""
+        self._name = name
+        self._path = path
+        self._desk = desk
+        self._set(terms)
 
     @property
     def terms(self) -> Terms:
@@ -40,15 +30,25 @@ class Gate:
     @terms.setter
     def terms(self, terms: Terms) -> None:
         """As `check_terms` has let them through."""
+        if terms != self._terms:  # a renewal: who has shown a password need not do so again
+            self._set(terms)
+
+    def _set(self, terms: Terms) -> None:
         self._terms = terms
         self._networks = NetworkLists(terms.access.allow, terms.access.deny)
+        self._credentials: Credentials | None = None
+        if terms.access.is_secret:
+            self._desk = self._desk or Desk()
+            self._credentials = Credentials(terms.access, self._name, self._path, self._desk)
 
     def admits(self, host: str) -> bool:
         """Whether anybody from this address may come at all."""
         return self._networks.empty or self._networks.admits(host)
 
-    async def admit(self, request: RequestHead, asker: Asker) -> RequestHead | Refusal:
-        """→ the request as the target may have it, or why it is not let in."""
+    async def admit(self, request: RequestHead, asker: Asker) -> RequestHead | Reply:
+        """→ the request as the target may have it, or what it is answered instead."""
         if not self.admits(asker.source):
-            return Refusal(403, "source_refused")
+            return Reply(403, "source_refused")
+        if self._credentials is not None:
+            return await self._credentials.admit(request, asker, anyio.current_time())
         return request

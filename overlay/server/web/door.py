@@ -16,7 +16,7 @@ from overlay.carrier.http import answer, say
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import reset_on_close
-from overlay.server.access.gate import Asker, Refusal
+from overlay.server.access.gate import Asker, Reply
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat, raw_socket
 from overlay.server.web.incoming import Incoming
@@ -106,17 +106,18 @@ class _Connection:
             return False
         site = self._find(request)
         if site is None:
-            return await self._refuse(request, Refusal(404, "http_stranger"))
+            return await self._reply(request, Reply(404, "http_stranger"))
         admitted = await site.gate.admit(request, self._asker)
-        if isinstance(admitted, Refusal):
-            return await self._refuse(request, admitted)
+        if isinstance(admitted, Reply):
+            return await self._reply(request, admitted)
         if not self._enter(site):
-            return await self._refuse(request, Refusal(503, "too_many_users"))
+            return await self._reply(request, Reply(503, "too_many_users"))
         return await self._serve(admitted, site)
 
-    async def _refuse(self, request: RequestHead, refusal: Refusal) -> bool:
-        self._drops[refusal.reason] += 1
-        whole = answer(refusal.status, with_body=request.method != b"HEAD", extra=refusal.fields)
+    async def _reply(self, request: RequestHead, reply: Reply) -> bool:
+        if reply.reason:
+            self._drops[reply.reason] += 1
+        whole = answer(reply.status, with_body=request.method != b"HEAD", extra=reply.fields)
         await say(self._user.stream, whole)
         return False
 

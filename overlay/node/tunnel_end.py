@@ -1,4 +1,5 @@
-"""One exposure's socket on the overlay address: takes what comes from the server, and nobody else, to the target."""
+"""One exposure's socket on the overlay address: takes what comes from the server, and nobody else, to the target.
+Without an overlay address (no TUN) there is none, and users come by dynamic tunnels alone."""
 
 import logging
 import socket
@@ -35,7 +36,7 @@ class TunnelEnd:
     def __init__(
         self, target: Target, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
     ) -> None:
-        """Raises `UserError` ("port-taken") if `address` does not have `port` free; port 0 picks one."""
+        """At `address`, or nowhere (""); port 0 picks one. Raises `UserError` ("port-taken") if that is taken."""
         self._target = target
         self._is_server = is_server
         self._drops = drops
@@ -46,14 +47,14 @@ class TunnelEnd:
         self._endpoint: Endpoint | None = None  # of a UDP target
         self._failing = False  # the target did not answer the last time: say it once
         try:
-            self._socket = _bind(target, address, port)
+            self._socket = _bind(target, address, port) if address else None
         except OSError as error:
             raise UserError(
                 "port-taken",
                 f"Port {port} of the overlay address {address} cannot be used: {error.strerror}.",
                 "End the program that has it, or expose the target again.",
             ) from error
-        self.port: int = self._socket.getsockname()[1]
+        self.port: int = self._socket.getsockname()[1] if self._socket is not None else 0
 
     @property
     def connections(self) -> int:
@@ -65,7 +66,7 @@ class TunnelEnd:
         self._scope.cancel()
         for scope in tuple(self._dynamic):
             scope.cancel()
-        if self._socket.fileno() >= 0:
+        if self._socket is not None and self._socket.fileno() >= 0:
             anyio.notify_closing(self._socket)
             self._socket.close()
 
@@ -73,20 +74,22 @@ class TunnelEnd:
         """Forward until `close`."""
         try:
             with self._scope:
-                if self._target.protocol == "udp":
-                    await self._run_udp()
+                if self._socket is None:
+                    await anyio.sleep_forever()
+                elif self._target.protocol == "udp":
+                    await self._run_udp(self._socket)
                 else:
-                    await self._run_tcp()
+                    await self._run_tcp(self._socket)
         finally:
             self.close()
 
-    async def _run_tcp(self) -> None:
+    async def _run_tcp(self, listening: socket.socket) -> None:
         async with anyio.create_task_group() as tasks:
             while True:
                 try:
-                    accepted, source = self._socket.accept()
+                    accepted, source = listening.accept()
                 except BlockingIOError:
-                    await anyio.wait_readable(self._socket)
+                    await anyio.wait_readable(listening)
                     continue
                 except OSError as error:
                     # The caller has gone already, or descriptors ran out: either way the exposure stays open.
@@ -162,9 +165,9 @@ class TunnelEnd:
         self._failing = True
         return None
 
-    async def _run_udp(self) -> None:
+    async def _run_udp(self, bound: socket.socket) -> None:
         self._flows = UdpFlows(
-            self._socket,
+            bound,
             lambda: self._endpoint,
             limit=CONNECTION_LIMIT,
             accepts=lambda source: self._is_server(source[0]),

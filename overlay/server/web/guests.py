@@ -2,7 +2,9 @@
 
 from overlay.carrier.port import Caller, Guest
 from overlay.server.callers import Callers
+from overlay.server.tunnels import Visitor
 from overlay.server.web.door import WebDoor
+from overlay.server.web.exchange import raw_socket
 from overlay.server.web.sites import Site, Sites
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.ingress.http1 import RequestHead
@@ -20,7 +22,7 @@ class WebGuests:
         return self._sites.exposes(host)
 
     async def serve_user(self, guest: Guest, source: Endpoint) -> None:
-        await self._door.serve(guest, source, self._find)
+        await self._door.serve(guest, Visitor.of(raw_socket(guest.stream), source), self._find)
 
     def take_caller(self, caller: Caller) -> None:
         self._callers.take(caller)

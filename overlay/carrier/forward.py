@@ -62,7 +62,10 @@ async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: For
         for stream in (a, b):
             if not whole:
                 reset_on_close(stream.extra(SocketAttribute.raw_socket))
-            with anyio.CancelScope(shield=True):  # one turn of the loop each
+            if not isinstance(stream, SocketStream):
+                stream.close()
+                continue
+            with anyio.CancelScope(shield=True):  # one turn of the loop
                 await stream.aclose()
     return result
 

@@ -55,15 +55,15 @@ class _Way:
     at once waits here."""
 
     __slots__ = (
-        "_blocked", "_count", "_done", "_held", "_in_pipe", "_loop", "_moved", "_pipe", "_sink", "_source", "ended",
-        "other",
+        "_blocked", "_count", "_done", "_held", "_in_pipe", "_into", "_loop", "_moved", "_out_of", "_pipe", "_sink",
+        "_source", "ended", "other",
     )  # fmt: skip
 
     other: "_Way"
 
     def __init__(self, source: socket.socket, sink: socket.socket, count: Count, done: "asyncio.Future[None]") -> None:
-        self._source = source
-        self._sink = sink
+        self._source, self._out_of = source, source.fileno()
+        self._sink, self._into = sink, sink.fileno()  # by number: the loop prints a socket that it does not know yet
         self._count = count
         self._done = done
         self._loop = done.get_loop()
@@ -75,12 +75,12 @@ class _Way:
         self.ended = False
 
     def begin(self) -> None:
-        self._loop.add_reader(self._source, self._read)
+        self._loop.add_reader(self._out_of, self._read)
 
     def stop(self) -> None:
-        self._loop.remove_reader(self._source)
+        self._loop.remove_reader(self._out_of)
         if self._blocked:
-            self._loop.remove_writer(self._sink)
+            self._loop.remove_writer(self._into)
         self._close_pipe()
 
     def _read(self) -> None:
@@ -125,7 +125,7 @@ class _Way:
         self._watch(blocked=bool(self._held))
 
     def _splice(self, out: int, into: int) -> None:
-        self._in_pipe = os.splice(self._source.fileno(), into, PIPE_SIZE, flags=_FLAGS)
+        self._in_pipe = os.splice(self._out_of, into, PIPE_SIZE, flags=_FLAGS)
         if self._in_pipe:
             self._empty_pipe()
         else:
@@ -135,7 +135,7 @@ class _Way:
         assert self._pipe is not None
         try:
             while self._in_pipe:
-                taken = os.splice(self._pipe[0], self._sink.fileno(), self._in_pipe, flags=_FLAGS)
+                taken = os.splice(self._pipe[0], self._into, self._in_pipe, flags=_FLAGS)
                 self._in_pipe -= taken
                 self._count(taken)
         except BlockingIOError:
@@ -147,15 +147,15 @@ class _Way:
             return
         self._blocked = blocked
         if blocked:
-            self._loop.remove_reader(self._source)
-            self._loop.add_writer(self._sink, self._write)
+            self._loop.remove_reader(self._out_of)
+            self._loop.add_writer(self._into, self._write)
         else:
-            self._loop.remove_writer(self._sink)
-            self._loop.add_reader(self._source, self._read)
+            self._loop.remove_writer(self._into)
+            self._loop.add_reader(self._out_of, self._read)
 
     def _end(self) -> None:
         self.ended = True
-        self._loop.remove_reader(self._source)
+        self._loop.remove_reader(self._out_of)
         self._close_pipe()
         try:
             self._sink.shutdown(socket.SHUT_WR)

@@ -93,13 +93,13 @@ class TcpStream(ByteStream):
             raise anyio.BusyResourceError("writing to")
         loop = asyncio.get_running_loop()
         waiting = self._writing = loop.create_future()
-        loop.add_writer(self._socket, _done, waiting)
+        loop.add_writer(self._socket.fileno(), _done, waiting)
         try:
             await waiting
         finally:
             self._writing = None
             if not self._closed:
-                loop.remove_writer(self._socket)
+                loop.remove_writer(self._socket.fileno())
 
     async def peek(self, size: int, most: int = 0) -> bytes:
         """The first `size` bytes, and up to `most` if they are there, all of which stay where they are; fewer than
@@ -182,18 +182,18 @@ class TcpStream(ByteStream):
             self._reader.stop()
             self._reader.fail(anyio.ClosedResourceError())
         if self._writing is not None and not self._writing.done():
-            self._writing.get_loop().remove_writer(self._socket)
+            self._writing.get_loop().remove_writer(self._socket.fileno())
             self._writing.set_exception(anyio.ClosedResourceError())
 
 
 class _Reader:
     """Waits for a socket to have something to read. The loop watches it until there is something that nobody wants."""
 
-    __slots__ = ("_loop", "_said", "_socket", "_waiting", "_watched")
+    __slots__ = ("_loop", "_number", "_said", "_waiting", "_watched")
 
     def __init__(self, watched: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
-        self._socket = watched
+        self._number = watched.fileno()  # the loop prints a socket that it does not know, for an error that none sees
         self._watched = False
         self._said = False  # in the loop's last turn: in the next, where it is read, the loop says it once more
         self._waiting: asyncio.Future[None] | None = None
@@ -203,7 +203,7 @@ class _Reader:
         if self._waiting is not None:
             raise anyio.BusyResourceError("reading from")
         if not self._watched:
-            self._loop.add_reader(self._socket, self._ready)
+            self._loop.add_reader(self._number, self._ready)
             self._watched, self._said = True, False
         waiting = self._waiting = self._loop.create_future()
         timer = None if within is None else self._loop.call_later(within, _too_late, waiting)
@@ -222,7 +222,7 @@ class _Reader:
         if self._watched:
             self._watched = False
             if not self._loop.is_closed():
-                self._loop.remove_reader(self._socket)
+                self._loop.remove_reader(self._number)
 
     def _ready(self) -> None:
         if self._said:
@@ -297,6 +297,8 @@ async def connect_socket(connecting: socket.socket, endpoint: Endpoint) -> None:
     """Connect a socket that does not block. Raises `OSError`; closing it stays the caller's."""
     result = connecting.connect_ex(endpoint)
     if result == errno.EINPROGRESS:
+        result = connecting.connect_ex(endpoint)  # what is near has answered already
+    if result == errno.EALREADY:
         await anyio.wait_writable(connecting)
         result = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if result:

@@ -22,6 +22,7 @@ from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
 from overlay.carrier.port import NOISE, Caller, Guest, Services, greet
 from overlay.carrier.quic_door import QuicDoor
+from overlay.carrier.silence import Silence, take_token
 from overlay.carrier.stream import TcpStream
 from overlay.carrier.stun import Answer, StunRoom
 from overlay.errors import RemoteProtocolError
@@ -104,6 +105,7 @@ class _Server:
         self._stun = None if stun is None else StunRoom(stun)
         self.door = Door(limits)
         self._streams: set[CarrierStream] = set()
+        self._silences: dict[Silence, tuple[TcpStream, _Arrival]] = {}
         self._tasks: TaskGroup
 
     async def run(self, sockets: Sequence[socket.socket], quic: QuicDoor | None) -> None:
@@ -116,6 +118,9 @@ class _Server:
         finally:
             for stream in self._streams:  # those whose task was cancelled before its first step
                 stream.close()
+            for silence, (tcp, _) in self._silences.items():
+                silence.stop()
+                tcp.close()
 
     async def _accept_from(self, listening: socket.socket) -> None:
         while True:
@@ -141,11 +146,25 @@ class _Server:
             _turn_away(accepted)
             return
         tcp = TcpStream(accepted)
+        arrival = _Arrival(self.door, endpoint, visit, accepted, self._limits.handshake)
+        self._silences[Silence(accepted, self._limits.handshake, self._end_silence)] = tcp, arrival
 
-        async def greeting(arrival: _Arrival) -> _Greeted | _Served | None:
-            return await greet(tcp, self._services, arrival.enter, self._random_bytes)
+    def _end_silence(self, silence: Silence, heard: bool) -> None:
+        tcp, arrival = self._silences.pop(silence)
+        guests = self._services.guests
+        if not heard:
+            self.count("handshake_timeout", format_endpoint(arrival.endpoint))
+            tcp.close()
+            arrival.leave()
+        elif guests is not None and (token := take_token(silence.accepted)) is not None:
+            arrival.leave()
+            guests.take_caller(Caller(tcp, token))
+        else:
 
-        self._start(tcp, greeting, _Arrival(self.door, endpoint, visit, accepted))
+            async def greeting(arrival: _Arrival) -> _Greeted | _Served | None:
+                return await greet(tcp, self._services, arrival.enter, self._random_bytes)
+
+            self._start(tcp, greeting, arrival)
 
     def start(self, stream: CarrierStream, endpoint: Endpoint, visit: Visit) -> None:
         """Serve a connection over QUIC in a task of its own."""
@@ -153,7 +172,7 @@ class _Server:
         async def greeted(_arrival: _Arrival) -> _Greeted:
             return stream, "udp"
 
-        self._start(stream, greeted, _Arrival(self.door, endpoint, visit, None))
+        self._start(stream, greeted, _Arrival(self.door, endpoint, visit, None, self._limits.handshake))
 
     def _start(self, stream: CarrierStream, greeting: _Greeting, arrival: "_Arrival") -> None:
         self._streams.add(stream)
@@ -200,7 +219,7 @@ class _Server:
     async def _authenticate(self, greeting: _Greeting, arrival: "_Arrival") -> ControlConnection | _Served | None:
         peer = format_endpoint(arrival.endpoint)
         try:
-            with anyio.fail_after(self._limits.handshake):
+            with anyio.fail_after(arrival.deadline - anyio.current_time()):
                 greeted = await greeting(arrival)
                 if greeted is None or not isinstance(greeted, tuple):
                     return greeted
@@ -276,7 +295,10 @@ class _NotLetIn(RemoteProtocolError):
 class _Arrival:
     """Somebody at the port, counted as one who has shown nothing until he enters."""
 
-    def __init__(self, door: Door, endpoint: Endpoint, visit: Visit, accepted: socket.socket | None) -> None:
+    def __init__(
+        self, door: Door, endpoint: Endpoint, visit: Visit, accepted: socket.socket | None, patience: float
+    ) -> None:
+        self.deadline = anyio.current_time() + patience  # for proving a key
         self.endpoint = endpoint
         self.accepted = accepted
         self._door = door

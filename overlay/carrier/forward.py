@@ -11,13 +11,14 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.flows import UdpFlows
+from overlay.carrier.quic import QuicStream
 from overlay.carrier.splice import Count, join
 from overlay.carrier.stream import TcpStream, reset_on_close, set_options
 from overlay.carrier.streams import CodecStream
 
-__all__ = ["Forwarded", "TcpSocketStream", "UdpFlows", "forward_streams"]
+__all__ = ["Forwarded", "Forwardable", "UdpFlows", "forward_streams"]
 
-TcpSocketStream = SocketStream | TcpStream | CodecStream
+Forwardable = SocketStream | TcpStream | CodecStream | QuicStream
 
 _CHUNK: Final = 64 * 1024  # bytes held per direction: what one side has sent and the other not yet taken
 
@@ -31,7 +32,7 @@ class Forwarded:
     error: str | None = None
 
 
-async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: Forwarded | None = None) -> Forwarded:
+async def forward_streams(a: Forwardable, b: Forwardable, forwarded: Forwarded | None = None) -> Forwarded:
     """Copy both ways until both have ended, and close both, whatever happens.
 
     The end of one direction (FIN) is passed on and leaves the other open. A reset or error on one side, or our being
@@ -61,7 +62,7 @@ async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: For
     finally:
         for stream in (a, b):
             if not whole:
-                reset_on_close(stream.extra(SocketAttribute.raw_socket))
+                _cut(stream)
             if not isinstance(stream, SocketStream):
                 stream.close()
                 continue
@@ -70,12 +71,13 @@ async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: For
     return result
 
 
-async def _copy_both(a: TcpSocketStream, b: TcpSocketStream, count_a: Count, count_b: Count, result: Forwarded) -> None:
+async def _copy_both(a: Forwardable, b: Forwardable, count_a: Count, count_b: Count, result: Forwarded) -> None:
     for stream in (a, b):
-        set_options(stream.extra(SocketAttribute.raw_socket))
+        if isinstance(stream, SocketStream):  # the others are made so
+            set_options(stream.extra(SocketAttribute.raw_socket))
     async with anyio.create_task_group() as tasks:
 
-        async def copy(source: TcpSocketStream, sink: TcpSocketStream, count: Count) -> None:
+        async def copy(source: Forwardable, sink: Forwardable, count: Count) -> None:
             try:
                 await _copy(source, sink, count)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
@@ -86,7 +88,14 @@ async def _copy_both(a: TcpSocketStream, b: TcpSocketStream, count_a: Count, cou
         tasks.start_soon(copy, b, a, count_b)
 
 
-async def _copy(source: TcpSocketStream, sink: TcpSocketStream, count: Count) -> None:
+def _cut(stream: Forwardable) -> None:
+    if isinstance(stream, SocketStream):
+        reset_on_close(stream.extra(SocketAttribute.raw_socket))
+    else:
+        stream.cut()
+
+
+async def _copy(source: Forwardable, sink: Forwardable, count: Count) -> None:
     while True:
         try:
             data = await source.receive(_CHUNK)

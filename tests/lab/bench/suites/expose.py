@@ -43,7 +43,7 @@ ADDED = Quantity("round trip of a byte above that of bare tcp, median", "ms", mo
 MEMORY = Quantity("the server's memory per idle user by tcp", "KB", more_is_better=False)
 MEMORY_HTTP = Quantity("the same by http", "KB", more_is_better=False)
 USERS, USERS_QUICK = 1000, 100
-AT_ONCE = 64  # users of wrk
+AT_ONCE, AT_HALF_ONCE = 64, 32  # users of wrk
 ECHOES = 300
 _ECHO = (sys.executable, "-m", "tests.lab.bench.echo")
 _DELAY = """local mean = {mean}
@@ -142,9 +142,9 @@ def _ways(joined: Sequence[Ends]) -> list[Way]:
     return [each for each in joined if isinstance(each, Way)]
 
 
-def _wrk(way: Way, url: str, seconds: int, *options: str) -> tuple[float, float]:
+def _wrk(way: Way, url: str, seconds: int, *options: str, users: int = AT_ONCE) -> tuple[float, float]:
     """→ requests per second; the latency, s, that 99 % did not exceed."""
-    command = ["wrk", "--threads", "1", "--connections", str(AT_ONCE), "--duration", str(seconds), "--latency"]
+    command = ["wrk", "--threads", "1", "--connections", str(users), "--duration", str(seconds), "--latency"]
     done = way.a.run([*command, *options, url], timeout=seconds + load.GRACE)
     return parse_wrk(done.stdout)
 
@@ -189,10 +189,11 @@ def _requests(bench: Bench, result: Result, joined: Sequence[Ends]) -> None:
         assert isinstance(ends, Way)
         url, header = f"http://{SERVER_ADDRESS}:{ends.site}/", ("--header", f"Host: {HOST}")
         rate, _ = _wrk(ends, url, bench.seconds, *header)
-        # Each of `AT_ONCE` asks again after a pause: the time that the answer takes is little beside that.
+        # Each asks again after a pause: the time that the answer takes is little beside that. It takes a while until
+        # the first requests, which wait for connections to the target, are less than one of a hundred.
         script = ends.a.lab.directory / "delay.lua"
-        script.write_text(_DELAY.format(mean=max(1, round(2000 * AT_ONCE / rate))))
-        _, high = _wrk(ends, url, bench.seconds, *header, "--script", str(script))
+        script.write_text(_DELAY.format(mean=max(1, round(2000 * AT_HALF_ONCE / rate))))
+        _, high = _wrk(ends, url, 2 * bench.seconds, *header, "--script", str(script), users=AT_HALF_ONCE)
         return [(REQUESTS, rate), (AT_HALF, high * 1e3)]
 
     bench.ask(result, [way for way in _ways(joined) if way.site is not None], ("requests", probe))

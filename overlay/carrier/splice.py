@@ -29,6 +29,7 @@ async def join(a: socket.socket, b: socket.socket, count_a: Count, count_b: Coun
     try:
         there.begin()
         back.begin()
+        there.read()  # who has come has mostly said something by now
         await done
     finally:
         there.stop()
@@ -75,15 +76,16 @@ class _Way:
         self.ended = False
 
     def begin(self) -> None:
-        self._loop.add_reader(self._out_of, self._read)
+        self._loop.add_reader(self._out_of, self.read)
 
     def stop(self) -> None:
-        self._loop.remove_reader(self._out_of)
         if self._blocked:
             self._loop.remove_writer(self._into)
+        elif not self.ended:
+            self._loop.remove_reader(self._out_of)
         self._close_pipe()
 
-    def _read(self) -> None:
+    def read(self) -> None:
         try:
             if self._pipe is None:
                 self._copy()
@@ -151,7 +153,7 @@ class _Way:
             self._loop.add_writer(self._into, self._write)
         else:
             self._loop.remove_writer(self._into)
-            self._loop.add_reader(self._out_of, self._read)
+            self._loop.add_reader(self._out_of, self.read)
 
     def _end(self) -> None:
         self.ended = True

@@ -171,12 +171,11 @@ class TcpStream(ByteStream):
         return Detached(self._socket, Plain(), b"")
 
     def unwatched(self) -> socket.socket:
-        """The socket, for somebody who waits for it himself from now on. The stream is of use for closing alone."""
+        """The socket, for somebody who has the loop watch it for reading at once. The stream is of use for closing
+        alone."""
         if self._closed:
             raise anyio.ClosedResourceError
-        if self._reader is not None:
-            self._reader.stop()
-            self._reader = None
+        self._reader = None  # whoever watches now takes the place of it in the loop
         return self._socket
 
     @property

@@ -147,25 +147,34 @@ class _Server:
             _turn_away(accepted)
             return
         tcp = TcpStream(accepted)
+        if self._take_call(tcp, accepted):  # a node that is near
+            visit.leave()
+            return
         arrival = _Arrival(self.door, endpoint, visit, accepted, self._limits.handshake)
         self._silences[Silence(accepted, self._limits.handshake, self._end_silence)] = tcp, arrival
 
     def _end_silence(self, silence: Silence, heard: bool) -> None:
         tcp, arrival = self._silences.pop(silence)
-        guests = self._services.guests
         if not heard:
             self.count("handshake_timeout", format_endpoint(arrival.endpoint))
             tcp.close()
             arrival.leave()
-        elif guests is not None and (token := take_token(silence.accepted)) is not None:
+        elif self._take_call(tcp, silence.accepted):
             arrival.leave()
-            guests.take_caller(Caller(tcp, token))
         else:
 
             async def greeting(arrival: _Arrival) -> _Greeted | _Served | None:
                 return await greet(tcp, self._services, arrival.enter, self._random_bytes)
 
             self._start(tcp, greeting, arrival)
+
+    def _take_call(self, tcp: TcpStream, accepted: socket.socket) -> bool:
+        guests = self._services.guests
+        token = take_token(accepted) if guests is not None else None
+        if guests is None or token is None:
+            return False
+        guests.take_caller(Caller(tcp, token))
+        return True
 
     def start(self, stream: QuicStream, endpoint: Endpoint, visit: Visit) -> None:
         """Serve a connection over QUIC in a task of its own."""

@@ -161,20 +161,20 @@ class Callers:
 
     async def _ask(self, node: int, carrier: TunnelCarrier, pool: _Pool) -> None:
         """Have the node call as often as is wanted; if it is not there, whoever waits is told."""
-        if pool.asking or not _is_low(pool):
+        if pool.waiting:
+            self._forget_old(pool)
+        if pool.asking or len(pool.ready) + len(pool.asked) - len(pool.waiting) > pool.wanted // 2:
             return
         pool.asking = True
         try:
             await anyio.lowlevel.checkpoint()  # who comes in the same turn of the loop is asked for at once
-            now = anyio.current_time()
-            for token in [token for token, ends in pool.asked.items() if ends < now]:
-                del pool.asked[token]
-                self._tokens.pop(token, None)
+            self._forget_old(pool)
+            ends = anyio.current_time() + TOKEN_LIFE
             there = True
             while there and (missing := pool.wanted + len(pool.waiting) - len(pool.ready) - len(pool.asked)) > 0:
                 tokens = tuple(self._random_bytes(TOKEN_SIZE) for _ in range(min(missing, MOST_TOKENS)))
                 for token in tokens:
-                    pool.asked[token] = now + TOKEN_LIFE
+                    pool.asked[token] = ends
                     self._tokens[token] = (node, carrier)
                 there = await self._tell(node, Supply(carrier=carrier, tokens=tokens, pin=self._pin()))
         finally:
@@ -185,11 +185,11 @@ class Callers:
                 wish.offline = True
                 wish.came.set()
 
-
-def _is_low(pool: _Pool) -> bool:
-    now = anyio.current_time()
-    coming = sum(ends >= now for ends in pool.asked.values())
-    return len(pool.ready) + coming - len(pool.waiting) <= pool.wanted // 2
+    def _forget_old(self, pool: _Pool) -> None:
+        now = anyio.current_time()
+        for token in [token for token, ends in pool.asked.items() if ends < now]:
+            del pool.asked[token]
+            self._tokens.pop(token, None)
 
 
 class DynamicTunnel:

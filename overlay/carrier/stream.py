@@ -28,7 +28,7 @@ KEEPALIVE_COUNT: Final = 3
 
 
 class TcpStream(ByteStream):
-    """Owns a connected, non-blocking TCP socket. Errors as of every anyio byte stream.
+    """Owns a connected, non-blocking socket of TCP, or a unix one. Errors as of every anyio byte stream.
 
     One task at a time reads, and one writes; either is cancelled where it waits. The loop goes on watching for whoever
     reads again and again: beginning and ending that for each read, and a scope for a time limit, cost three times what
@@ -265,7 +265,9 @@ def _has_ended(connected: socket.socket) -> bool:
 
 
 def set_options(connected: socket.socket) -> None:
-    """No waiting for more to send, and a peer that has silently gone is noticed."""
+    """No waiting for more to send, and a peer that has silently gone is noticed. A unix socket needs nothing."""
+    if connected.family == socket.AF_UNIX:
+        return
     try:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -6,6 +6,7 @@ fresh key, so the handshake alone earns no trust. Nothing here does I/O; time is
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
@@ -36,6 +37,7 @@ BURST: Final = 2.0  # s worth of handshakes that may come at once
 _ADDRESSES_KEPT: Final = 4096  # in the rate table; the longest unseen goes first
 
 
+@lru_cache(4096)
 def network_of(host: str) -> str:
     """Whom to count together: an IPv4 address, or the /64 that a single IPv6 host can pick its addresses from."""
     address = ip_address(host)

@@ -2,7 +2,8 @@
 
     00 60           a Noise message of 96 bytes, the first one: tcp, or tls within TLS
     00 10           a one-time token of 16 bytes: a connection that the server has asked a node for, on any carrier
-    16 03           a TLS record with a ClientHello: once more within, by the server's certificate
+    16 03           a TLS record with a ClientHello: of a user of a name that is exposed by TLS, not touched; else once
+                    more within, by the server's certificate
     GET, POST, …    HTTP: a user of what is exposed under that name, WebSocket's upgrade, or an answer such as any web
                     server gives
     00 01           a Binding request of STUN
@@ -50,6 +51,14 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsGuest:
+    """A user who speaks TLS to a name that is exposed by it. What he has said is all still to be read."""
+
+    stream: Stream
+    name: str  # of the server, as he asked for it: in lower case
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """A node's connection for a user, named by its token."""
 
@@ -61,9 +70,12 @@ class Guests(Protocol):
     """Who serves those that come to the port and are no nodes that want to talk to the server."""
 
     def exposes(self, host: str) -> bool:
-        """Whether users of this host, in lower case, are served here."""
+        """Whether users of this host, in lower case, are served by HTTP here."""
 
-    async def serve_user(self, guest: Guest, source: Endpoint) -> None:
+    def exposes_tls(self, host: str) -> bool:
+        """Whether users who ask for this host by TLS are taken elsewhere, as they come."""
+
+    async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
         """Until the stream ends. Closing stays the caller's."""
 
     def take_caller(self, caller: Caller) -> None:
@@ -80,6 +92,9 @@ class Services:
 
     def exposes(self, host: str) -> bool:
         return self.guests is not None and bool(host) and self.guests.exposes(host)
+
+    def exposes_tls(self, host: str) -> bool:
+        return self.guests is not None and bool(host) and self.guests.exposes_tls(host)
 
 
 _NO_HELLO: Final = ClientHello("", ())
@@ -110,7 +125,7 @@ def spoken(start: bytes) -> Spoken | None:
 
 async def greet(
     tcp: TcpStream, services: Services, enter: Callable[[], None], random_bytes: Callable[[int], bytes]
-) -> tuple[Stream, CarrierName] | Guest | Caller | TcpStream | None:
+) -> tuple[Stream, CarrierName] | Guest | TlsGuest | Caller | TcpStream | None:
     """→ the stream whose first bytes are those of Noise, and what it runs over; a guest or a caller; a stream alone:
     STUN is spoken there. None: an HTTP request was served, and there is nothing more to do.
 
@@ -129,9 +144,11 @@ async def greet(
         return tcp
     if speaks != "tls":
         return await _within(tcp, b"", speaks, "tcp", "ws", services, enter, random_bytes)
+    hello = await _client_hello(tcp)
+    if services.exposes_tls(hello.name):
+        return TlsGuest(tcp, hello.name)
     if services.tls is None:
         raise RemoteProtocolError("unknown_protocol", "TLS, and there is no certificate")
-    hello = await _client_hello(tcp)
     entered = not services.exposes(hello.name)
     if entered:
         enter()

@@ -119,19 +119,26 @@ class Exposures:
         host: str = "",
         tunnel: TunnelKind = "single",
     ) -> ExposureStatus:
-        """Expose a target at the port `public` ("9000", "203.0.113.1:9000"), or by http under the name `host`
-        ("docs.example.com/prefix"); neither: the server picks. `known_as`: names that users know a port by. `service`:
-        what it is; "": what the target's port says.
+        """Expose a target at the port `public` ("9000", "203.0.113.1:9000"), or under the name `host`: by http
+        ("docs.example.com/prefix") or by TLS ("db.example.com"); neither: the server picks. `known_as`: names that
+        users know a port by. `service`: what it is; "": what the target's port says.
 
         Raises `UserError`: "bad-target", "not-up", "server-unreachable", and what the server answers.
         """
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
         target = Target.parse(target_text, "tcp" if public else "http")
-        if host and (public or known_as or target.protocol != "http"):
+        if host and (public or known_as or target.protocol not in ("http", "tls")):
             raise UserError(
                 "bad-target",
-                "Only a target that speaks http can be reached by a host's name on the shared port.",
+                "Only a target that speaks http or tls can be reached by a host's name on the shared port.",
                 "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
+                Exit.USAGE,
+            )
+        if target.protocol == "tls" and (public or known_as):
+            raise UserError(
+                "bad-target",
+                "A target by tls is reached by a host's name on the shared port.",
+                "Give --host db.example.com alone, or write tcp:// to have a port that carries TLS as all else.",
                 Exit.USAGE,
             )
         transport = "udp" if target.protocol == "udp" else "tcp"

@@ -6,11 +6,13 @@ from typing import Literal
 
 from overlay.errors import Exit, UserError
 
-_HINT = "Write http://127.0.0.1:8080, tcp://127.0.0.1:22, udp://127.0.0.1:53, localhost:8080 or 8080."
+_HINT = (
+    "Write http://127.0.0.1:8080, tls://127.0.0.1:443, tcp://127.0.0.1:22, udp://127.0.0.1:53, localhost:8080 or 8080."
+)
 _LONGEST_HOST = 253  # RFC 1035 section 2.3.4, as text
 _HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
-Protocol = Literal["tcp", "udp", "http"]
-_PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "http": "http"}
+Protocol = Literal["tcp", "udp", "http", "tls"]
+_PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "http": "http", "tls": "tls"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class Target:
 
     @classmethod
     def parse(cls, text: str, default: Protocol = "http") -> "Target":
-        """`http://host:port`, `tcp://…`, `udp://…`, `host:port`, `port` (of this machine); without a scheme `default`.
-        Raises `UserError`, exit 2."""
+        """`http://host:port`, `tls://…`, `tcp://…`, `udp://…`, `host:port`, `port` (of this machine); without a scheme
+        `default`. Raises `UserError`, exit 2."""
         scheme, separator, rest = text.strip().rpartition("://")
         protocol = _PROTOCOLS.get(scheme.lower() if separator else default)
         if protocol is None:

@@ -24,10 +24,11 @@ from overlay.server.ingress import PublicPort, ServeUser, bind_public
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
 from overlay.server.tunnels import SingleTunnel, Tunnel
-from overlay.server.web.door import WebDoor
+from overlay.server.web.door import WebDoor, make_room
 from overlay.server.web.guests import WebGuests
-from overlay.server.web.hosts import parse_host, url_of
+from overlay.server.web.hosts import parse_host, tls_port, url_of
 from overlay.server.web.sites import Site, Sites
+from overlay.server.web.tls_door import TlsDoor
 from overlay.wire.control.messages import (
     Expose,
     Exposure,
@@ -89,11 +90,12 @@ class Exposures:
         self._records: dict[int, ExposureRecord] = {}
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
-        self._sites: dict[int, Site] = {}  # of what is exposed by http
+        self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
         self._by_name = Sites()
-        self._web = WebDoor(self.drops, around.wall)
+        room = make_room()
+        self._web = WebDoor(self.drops, around.wall, room)
         self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
-        self.guests = WebGuests(self._by_name, self._web, self._callers)
+        self.guests = WebGuests(self._by_name, self._web, TlsDoor(self.drops, room), self._callers)
         """Who serves users on the shared port."""
         self._problems: dict[int, str] = {}  # why a port of a kept lease is not open
         self._lock = anyio.Lock()
@@ -231,14 +233,29 @@ class Exposures:
         return lease
 
     def _wanted(self, node: int, request: Expose) -> ExposureRecord:
+        tls = request.protocol == "tls"
         by_name = (
-            request.protocol == "http"
+            request.protocol in ("http", "tls")
             and not request.public
             and (request.host or (self._around.web_domain and not request.known_as))
         )
         if by_name:
             host, path = parse_host(request.host) if request.host else (self._pick_host(node), "/")
             port = 0
+            if tls and path != "/":
+                raise UserError(
+                    "host-invalid",
+                    "Who comes by TLS shows a name and no path.",
+                    f"Expose it with --host {host}.",
+                    Exit.USAGE,
+                )
+        elif tls:
+            raise UserError(
+                "host-invalid",
+                "Users who come by TLS are told apart by the name that they ask for, and there is none.",
+                "Name it with --host db.example.com, or expose tcp://… at a port of its own.",
+                Exit.USAGE,
+            )
         else:
             (host, port), path = parse_public(request.public, self._around.public_hosts), ""
         return ExposureRecord(
@@ -267,13 +284,22 @@ class Exposures:
         if wanted.host in self._around.public_hosts:
             raise UserError("host-taken", f"{wanted.host} is the server's own name.", "Choose another host.")
         for record in self._records.values():
-            if (record.host, record.path) == (wanted.host, wanted.path):
-                raise UserError(
-                    "host-taken",
-                    f"{self.public(wanted)} is held by node '{self._around.name_of(record.node)}' "
-                    f"(exposure {record.name}).",
-                    "Choose another host or path, or have that exposure given back: 'overlay expose rm' on that node.",
-                )
+            tls = [each.protocol == "tls" for each in (record, wanted)]
+            if not record.path or record.host != wanted.host or not (any(tls) or record.path == wanted.path):
+                continue
+            holder = f"node '{self._around.name_of(record.node)}' (exposure {record.name})"
+            if all(tls) or not any(tls):
+                sentence = f"{wanted.host + wanted.path.rstrip('/')} is held by {holder}."
+            elif tls[0]:
+                sentence = f"All that comes for {wanted.host} by TLS, https too, goes to {holder}."
+            else:
+                sentence = f"{wanted.host} is exposed by http, and with it its https: it is held by {holder}."
+            raise UserError(
+                "host-taken",
+                sentence,
+                f"Choose another host{'' if any(tls) else ' or path'}, or have that exposure given back: "
+                "'overlay expose rm' on that node.",
+            )
 
     def _open_any(self, wanted: ExposureRecord) -> tuple[ExposureRecord, PublicPort]:
         held = {record.public_port for record in self._records.values() if record.transport == wanted.transport}
@@ -328,11 +354,14 @@ class Exposures:
         self._problems.pop(lease.id, None)
         tunnel = self._tunnel(lease)
         serve_user: ServeUser | None = None
-        if lease.protocol == "http":
+        if lease.protocol in ("http", "tls"):
             site = self._sites[lease.id] = Site(lease.name, tunnel)
-            serve_user = self._server_of(site)
-            if public is None:
-                self._by_name.add(lease.host, lease.path, site)
+            if lease.protocol == "tls":
+                self._by_name.add_tls(lease.host, site)
+            else:
+                serve_user = self._server_of(site)
+                if public is None:
+                    self._by_name.add(lease.host, lease.path, site)
         if public is not None:
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
@@ -406,7 +435,9 @@ class Exposures:
         return url_of(record.host, self._around.web_ports, record.path)
 
     def public(self, record: ExposureRecord) -> str:
-        """Where users reach it: "203.0.113.1:9000", or "docs.example.com/prefix"."""
+        """Where users reach it: "203.0.113.1:9000", or "docs.example.com/prefix", or "db.example.com:443" by TLS."""
+        if record.protocol == "tls":
+            return format_endpoint((record.host, tls_port(self._around.web_ports)))
         if record.path:
             return record.host + record.path.rstrip("/")
         host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")

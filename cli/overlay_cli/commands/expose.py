@@ -51,8 +51,8 @@ def add_exposure(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="PORT, HOST:PORT, http://HOST:PORT, tcp://HOST:PORT or udp://HOST:PORT. Without a scheme: http, or "
-            "tcp if --public is given.",
+            help="PORT, HOST:PORT, http://HOST:PORT, tls://HOST:PORT, tcp://HOST:PORT or udp://HOST:PORT. Without a "
+            "scheme: http, or tcp if --public is given.",
         ),
     ],
     state: NodeState,
@@ -71,8 +71,8 @@ def add_exposure(
             "--host",
             metavar="NAME[/PATH]",
             envvar="OVERLAY_HOST",
-            help="For http: the name, and the path below it, that users type. It must lead to the server; "
-            "*.example.com stands for all names of one label below.",
+            help="For http: the name, and the path below it, that users type; for tls: the name alone. It must lead to "
+            "the server; *.example.com stands for all names of one label below.",
             show_default=False,
         ),
     ] = "",

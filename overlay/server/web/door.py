@@ -36,13 +36,18 @@ _ABORTED: Final = 499  # in the log: the user went away before the answer (nginx
 Find = Callable[[RequestHead], Site | None]
 
 
+def make_room() -> Room:
+    return Room(MAX_USERS, MAX_PER_NETWORK)
+
+
 class WebDoor:
     """Serves users. `drops` counts by reason what did not get through."""
 
-    def __init__(self, drops: Counter[str], wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, drops: Counter[str], wall: Callable[[], float] = time.time, room: Room | None = None) -> None:
+        """`room`: for all users of the shared port."""
         self._drops = drops
         self._wall = wall
-        self._room = Room(MAX_USERS, MAX_PER_NETWORK)
+        self._room = make_room() if room is None else room
 
     async def serve(self, guest: Guest, source: Endpoint, find: Find) -> None:
         """Until the connection ends, which the caller closes. `find`: whose a request is."""

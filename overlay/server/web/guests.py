@@ -1,9 +1,10 @@
 """Who comes to the server's shared port and does not want to talk to the server: users, and nodes' calls for users."""
 
-from overlay.carrier.port import Caller, Guest
+from overlay.carrier.port import Caller, Guest, TlsGuest
 from overlay.server.callers import Callers
 from overlay.server.web.door import WebDoor
 from overlay.server.web.sites import Site, Sites
+from overlay.server.web.tls_door import TlsDoor
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.ingress.http1 import RequestHead
 
@@ -11,16 +12,23 @@ from overlay.wire.ingress.http1 import RequestHead
 class WebGuests:
     """`overlay.carrier.port.Guests`."""
 
-    def __init__(self, sites: Sites, door: WebDoor, callers: Callers) -> None:
+    def __init__(self, sites: Sites, door: WebDoor, tls_door: TlsDoor, callers: Callers) -> None:
         self._sites = sites
         self._door = door
+        self._tls_door = tls_door
         self._callers = callers
 
     def exposes(self, host: str) -> bool:
         return self._sites.exposes(host)
 
-    async def serve_user(self, guest: Guest, source: Endpoint) -> None:
-        await self._door.serve(guest, source, self._find)
+    def exposes_tls(self, host: str) -> bool:
+        return self._sites.find_tls(host) is not None
+
+    async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
+        if isinstance(guest, TlsGuest):
+            await self._tls_door.serve(guest, source, self._sites.find_tls(guest.name))
+        else:
+            await self._door.serve(guest, source, self._find)
 
     def take_caller(self, caller: Caller) -> None:
         self._callers.take(caller)

@@ -1,4 +1,5 @@
-"""Which exposure a request is for, by host and path prefix, and what became of the last ones."""
+"""Which exposure a user is for, by the host and path prefix of a request or the name in a ClientHello, and what became
+of the last requests."""
 
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +16,7 @@ LOG_SIZE: Final = 200  # requests of one exposure that are remembered
 
 @dataclass(eq=False)
 class Site:
-    """One exposure as the web sees it."""
+    """One exposure that users find by its name, or by http at a port."""
 
     name: str
     tunnel: Tunnel
@@ -43,17 +44,24 @@ class Site:
 
 
 class Sites:
-    """By host, and the path prefix that is longest. A host `*.example.com` stands for every one label before it."""
+    """By host, and the path prefix that is longest. A host `*.example.com` stands for every one label before it; what
+    is exposed under a name itself goes before that, by TLS as by HTTP."""
 
     def __init__(self) -> None:
         self._hosts: dict[str, list[tuple[str, Site]]] = {}
+        self._tls: dict[str, Site] = {}
 
     def add(self, host: str, prefix: str, site: Site) -> None:
         """`prefix` begins and ends with "/"."""
         sites = [*self._hosts.get(host, ()), (prefix, site)]
         self._hosts[host] = sorted(sites, key=lambda each: -len(each[0]))
 
+    def add_tls(self, host: str, site: Site) -> None:
+        """All that comes for this host by TLS."""
+        self._tls[host] = site
+
     def remove(self, site: Site) -> None:
+        self._tls = {host: each for host, each in self._tls.items() if each is not site}
         for host, sites in tuple(self._hosts.items()):
             left = [each for each in sites if each[1] is not site]
             if left:
@@ -62,7 +70,16 @@ class Sites:
                 del self._hosts[host]
 
     def exposes(self, host: str) -> bool:
+        """By HTTP."""
         return host in self._hosts or _wildcard(host) in self._hosts
+
+    def find_tls(self, host: str) -> Site | None:
+        """Where a user goes as he comes who asks for this host by TLS; None: nowhere, or TLS is ended to see what he
+        wants by HTTP."""
+        for name in (host, _wildcard(host)):
+            if name in self._tls or name in self._hosts:
+                return self._tls.get(name)
+        return None
 
     def find(self, host: str, path: str) -> Site | None:
         for name in (host, _wildcard(host)):

@@ -267,9 +267,7 @@ class NodeDaemon:
         return self._exposures.status()
 
     async def expose(self, wish: ExposeWish) -> ExposureStatus:
-        return await self._exposures.add(
-            wish.target, wish.public, wish.known_as, wish.service, host=wish.host, tunnel=wish.tunnel
-        )
+        return await self._exposures.add(wish)
 
     def watch_requests(self, name: str) -> Produce:
         return self._exposures.watch(name)

@@ -24,35 +24,18 @@ from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.direct_end import WELL_KNOWN, DirectEnd
-from overlay.node.status import ExposureStatus
+from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
+from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.wire.control.messages import Expose, Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
+from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, Unexpose, Watch
 
-FILE = "exposures.json"
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
 WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
 DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with names at this node
 _log = logging.getLogger(__name__)
 
 Request = Callable[[Callable[[int], Message]], Awaitable[Answer]]
-
-
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """One exposure as the state folder has it."""
-
-    id: str
-    public: str
-    url: str = ""
-    target: str  # canonical
-    port: int  # on the overlay address
-    tunnel: TunnelKind = "single"
-    known_as: tuple[str, ...] = ()  # names that users know it by
-    service: str = ""
-
-
-class _KeptFile(msgspec.Struct, frozen=True, kw_only=True):
-    exposures: tuple[Kept, ...] = ()
 
 
 class Exposures:
@@ -70,7 +53,7 @@ class Exposures:
 
         Raises `UserError` ("state-corrupt").
         """
-        stored = state.read_struct(FILE, _KeptFile) or _KeptFile()
+        stored = state.read_struct(FILE, KeptFile) or KeptFile()
         self.drops: Counter[str] = Counter()
         self._kept = {kept.id: kept for kept in stored.exposures}
         self._state = state
@@ -109,32 +92,19 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(
-        self,
-        target_text: str,
-        public: str,
-        known_as: tuple[str, ...] = (),
-        service: str = "",
-        *,
-        host: str = "",
-        tunnel: TunnelKind = "single",
-    ) -> ExposureStatus:
-        """Expose a target at the port `public` ("9000", "203.0.113.1:9000"), or under the name `host`: by http
-        ("docs.example.com/prefix") or by TLS ("db.example.com"); neither: the server picks. `known_as`: names that
-        users know a port by. `service`: what it is; "": what the target's port says.
-
-        Raises `UserError`: "bad-target", "not-up", "server-unreachable", and what the server answers.
-        """
+    async def add(self, wish: ExposeWish) -> ExposureStatus:
+        """Expose a target. Raises `UserError`: "bad-target", "not-up", "server-unreachable", "server-older", and what
+        the server answers."""
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
-        target = Target.parse(target_text, "tcp" if public else "http")
-        if host and (public or known_as or target.protocol not in ("http", "tls")):
+        target = Target.parse(wish.target, "tcp" if wish.public else "http")
+        if wish.host and (wish.public or wish.known_as or target.protocol not in ("http", "tls")):
             raise UserError(
                 "bad-target",
                 "Only a target that speaks http or tls can be reached by a host's name on the shared port.",
                 "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
                 Exit.USAGE,
             )
-        if target.protocol == "tls" and (public or known_as):
+        if target.protocol == "tls" and (wish.public or wish.known_as):
             raise UserError(
                 "bad-target",
                 "A target by tls is reached by a host's name on the shared port.",
@@ -142,20 +112,20 @@ class Exposures:
                 Exit.USAGE,
             )
         transport = "udp" if target.protocol == "udp" else "tcp"
-        service = service.lower() or WELL_KNOWN.get((transport, target.port), "")
         async with self._lock:
             end = self._open(target, 0)
             try:
                 wanted = Kept(
                     id="",
-                    public=public,
+                    public=wish.public,
                     target=target.text,
                     port=end.port,
-                    tunnel=tunnel,
-                    known_as=known_as,
-                    service=service,
+                    tunnel=wish.tunnel,
+                    known_as=wish.known_as,
+                    service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
+                    terms=wish.terms,
                 )
-                answer = await self._request(lambda seq: _asked(wanted, seq, host=host))
+                answer = await self._request(lambda seq: asked(wanted, seq, host=wish.host))
                 if not isinstance(answer, Exposed):
                     raise UserError("bad-answer", "The server answered something that does not fit the request.")
                 exposure = answer.exposure
@@ -169,6 +139,12 @@ class Exposures:
                     service=exposure.service,
                 )
                 try:
+                    if exposure.terms != wish.terms:
+                        raise UserError(
+                            "server-older",
+                            "The server is older than this machine's overlay and does not know all that was asked for.",
+                            "Bring the server up to date, or leave out the options that it does not know.",
+                        )
                     await self._save({**self._kept, kept.id: kept})
                 except UserError:
                     await self._give_back(kept.id)
@@ -201,7 +177,7 @@ class Exposures:
             theirs = {exposure.id: exposure for exposure in exposures}
             for name, kept in tuple(self._kept.items()):
                 known = theirs.pop(name, None)
-                if known is not None and _agree(known, kept):
+                if known is not None and agree(known, kept):
                     self._note_direct(known, known.direct)
                     await self._tell_direct(kept)
                     if (known.public, known.url) != (kept.public, kept.url):
@@ -342,7 +318,7 @@ class Exposures:
     async def _renew(self, kept: Kept) -> None:
         direct = self._leads_directly(kept)
         try:
-            answer = await self._request(lambda seq: _asked(kept, seq, direct=direct))
+            answer = await self._request(lambda seq: asked(kept, seq, direct=direct))
         except UserError as error:
             if error.exit_code == Exit.UNREACHABLE:
                 return  # the next welcome is the next try
@@ -350,6 +326,11 @@ class Exposures:
             await self._drop(kept.id)
             return
         if isinstance(answer, Exposed):
+            if answer.exposure.terms != kept.terms:  # what is not held to must not be open
+                _log.warning("exposure %s is given back: the server is older, and does not know all its terms", kept.id)
+                await self._give_back(kept.id)
+                await self._drop(kept.id)
+                return
             self._note_direct(answer.exposure, direct)
             renewed = msgspec.structs.replace(kept, public=answer.exposure.public, url=answer.exposure.url)
             await self._save({**self._kept, kept.id: renewed})
@@ -377,7 +358,7 @@ class Exposures:
             self._kept = remaining
 
     async def _save(self, kept: dict[str, Kept]) -> None:
-        file = _KeptFile(exposures=tuple(kept.values()))
+        file = KeptFile(exposures=tuple(kept.values()))
         await anyio.to_thread.run_sync(self._state.write_struct, FILE, file)
         self._kept = kept
 
@@ -393,6 +374,7 @@ class Exposures:
             known_as=kept.known_as,
             service=kept.service,
             direct=kept.id in self._led,
+            terms=kept.terms,
         )
 
 
@@ -401,30 +383,4 @@ def _unknown(name: str) -> UserError:
         "exposure-unknown",
         f"This node has no exposure '{name[:64]}'.",
         "See 'overlay expose ls' for those it has.",
-    )
-
-
-def _asked(kept: Kept, seq: int, *, host: str = "", direct: bool = False) -> Expose:
-    """What asks for an exposure, or renews it."""
-    return Expose(
-        seq=seq,
-        id=kept.id,
-        protocol=Target.parse(kept.target).protocol,
-        public=kept.public,
-        host=host,
-        target=kept.target,
-        port=kept.port,
-        tunnel=kept.tunnel,
-        known_as=kept.known_as,
-        service=kept.service,
-        direct=direct,
-    )
-
-
-def _agree(theirs: Exposure, ours: Kept) -> bool:
-    return (theirs.port, theirs.target, theirs.known_as, theirs.service) == (
-        ours.port,
-        ours.target,
-        ours.known_as,
-        ours.service,
     )

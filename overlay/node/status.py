@@ -7,6 +7,7 @@ import msgspec
 from overlay.daemon.peers import PathStatus
 from overlay.path.nat import Dependence
 from overlay.wire.control.messages import TunnelKind
+from overlay.wire.control.terms import Terms
 
 State = Literal["starting", "connected", "offline", "stopped"]
 
@@ -54,14 +55,15 @@ class PortMappingStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
-    """What a person asks to have exposed; fields as in `overlay.node.exposures.Exposures.add`."""
+    """What a person asks to have exposed: at a port, or by http under a name; neither: the server picks."""
 
     target: str
-    public: str = ""
-    host: str = ""
+    public: str = ""  # "9000", "203.0.113.1:9000"
+    host: str = ""  # "docs.example.com/prefix"
     tunnel: TunnelKind = "single"
-    known_as: tuple[str, ...] = ()
-    service: str = ""
+    known_as: tuple[str, ...] = ()  # names that users know a port by
+    service: str = ""  # what it is; "": what the target's port says
+    terms: Terms = Terms()
 
 
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +76,7 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""  # what it is, as the zone has it
     direct: bool = False  # peers who ask for one of `known_as` come straight here
+    terms: Terms = Terms()
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import SocketAttribute
 
 from overlay.carrier.port import TOKEN_SIZE, Caller, Stream
-from overlay.server.tunnels import TunnelError
+from overlay.server.tunnels import TunnelError, Visitor
 from overlay.wire.control.messages import Message, Supply, TunnelCarrier
 from overlay.wire.endpoint import Endpoint
 
@@ -168,7 +168,7 @@ class DynamicTunnel:
         self._carrier = carrier
         self.online = online
 
-    async def open(self) -> Stream:
+    async def open(self, visitor: Visitor) -> Stream:
         if not self.online():
             raise TunnelError(502, "target_offline")
         return await self._callers.open(self._node, self._number, self._carrier)

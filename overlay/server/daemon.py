@@ -35,8 +35,9 @@ from overlay.node.interface import Machine, check_tun, read_machine
 from overlay.node.member import Identity, Member, MemberSettings, StartEngine
 from overlay.server.api import make_api
 from overlay.server.certificates import Certificates, check_settings
+from overlay.server.claims import Surroundings
 from overlay.server.control import converse
-from overlay.server.exposures import Exposures, Surroundings
+from overlay.server.exposures import Exposures
 from overlay.server.founding import found
 from overlay.server.hub import Hub
 from overlay.server.invites import DEFAULT_EXPIRY, DEFAULT_USES

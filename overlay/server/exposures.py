@@ -4,10 +4,8 @@ again.
 """
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -18,64 +16,33 @@ from anyio.abc import TaskGroup
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
-from overlay.server.callers import Callers, DynamicTunnel, Tell
+from overlay.server.callers import Callers, DynamicTunnel
+from overlay.server.claims import Claims, Surroundings
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
-from overlay.server.ingress import PublicPort, ServeUser, bind_public
+from overlay.server.ingress import PublicPort, ServeUser
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
-from overlay.server.tunnels import SingleTunnel, Tunnel
+from overlay.server.tunnels import SingleTunnel, Tunnel, Visitor
 from overlay.server.web.door import WebDoor, make_room
 from overlay.server.web.guests import WebGuests
-from overlay.server.web.hosts import parse_host, tls_port, url_of
+from overlay.server.web.hosts import url_of
 from overlay.server.web.sites import Site, Sites
 from overlay.server.web.tls_door import TlsDoor
 from overlay.wire.control.messages import (
     Expose,
     Exposure,
     ExposureProtocol,
-    Message,
     RequestEntry,
     TunnelCarrier,
     TunnelKind,
 )
-from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
+from overlay.wire.control.terms import check_terms
+from overlay.wire.endpoint import Endpoint
 
-PICKED_PORTS = range(20000, 30000)  # below the kernel's own (net.ipv4.ip_local_port_range), above the known services
 MAX_PER_NODE = 64
 RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds
-_PICK_TRIES = 64
-_LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
-_PICKED_LETTERS = 6  # of a host that nobody asked for: 30 bits, so that it is not guessed at once
 _LONGEST_TARGET = 256  # characters
-_WILDCARDS = frozenset({"0.0.0.0", "::"})
 _log = logging.getLogger(__name__)
-
-
-async def _nobody(_node: int, _message: Message) -> bool:
-    return False
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What exposures must know of the rest of the server."""
-
-    public_hosts: tuple[str, ...]  # as users know the server, best first
-    own_ports: frozenset[tuple[str, int]]  # (protocol, port) of the server itself
-    address_of: Callable[[int], str | None]  # a node's overlay address; None while it is offline
-    name_of: Callable[[int], str]
-    wall: Callable[[], float]  # Unix time, s
-    randbelow: Callable[[int], int]
-    tunnel: bool = True  # whether the server has a TUN of its own to carry users
-    tell: Tell = _nobody  # to a node
-    pin: Callable[[], bytes] = bytes  # of the server's certificate now
-    random_bytes: Callable[[int], bytes] = os.urandom
-    web_ports: tuple[int, ...] = ()  # the shared ones, for URLs
-    web_domain: str = ""  # below which hosts are picked; "": none are
-    domains: tuple[str, ...] = ()  # the network's
-    direct: bool = True  # whether peers may be led past the server
-    on_names: Callable[[], None] = lambda: None  # what is said of some exposure has changed
-    leads_here: Callable[[str], Awaitable[bool]] | None = None
-    """Whether a name of the public DNS leads to this server. None: no exposure has names."""
 
 
 class Exposures:
@@ -88,6 +55,7 @@ class Exposures:
         self._around = around
         self._tasks = tasks
         self._records: dict[int, ExposureRecord] = {}
+        self._claims = Claims(around, self._records, self.drops)
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
@@ -103,7 +71,7 @@ class Exposures:
     async def start(self) -> None:
         """Open the ports of the leases that the registry holds."""
         async with self._registry.transaction() as transaction:
-            self._records = {record.id: record for record in await transaction.exposures()}
+            self._records.update({record.id: record for record in await transaction.exposures()})
         self._open_missing()
 
     async def run(self) -> None:
@@ -124,7 +92,7 @@ class Exposures:
 
         Raises `UserError`: "expose-invalid", "public-invalid", "public-not-here", "host-invalid", "port-taken",
         "host-taken" (the message names the holder), "port-permission", "no-free-port", "too-many-exposures",
-        "exposure-unknown", "no-tunnel", what the registry raises, and what `check_said` does.
+        "exposure-unknown", "no-tunnel", what the registry raises, and what `check_said` and `check_terms` do.
         """
         target = request.target
         if not 0 < request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
@@ -139,6 +107,7 @@ class Exposures:
                 "This server runs without a network interface and cannot carry users to nodes.",
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
+        check_terms(request.terms)
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
@@ -198,13 +167,18 @@ class Exposures:
             for record in self._records.values()
         ]
 
+    def public(self, record: ExposureRecord) -> str:
+        """As `Claims.public`."""
+        return self._claims.public(record)
+
     async def _renew(self, node: int, request: Expose) -> ExposureRecord:
         record = self._owned(node, request.id)
-        renewed = msgspec.structs.replace(record, target=request.target, port=request.port)
+        renewed = msgspec.structs.replace(record, target=request.target, port=request.port, terms=request.terms)
         if renewed != record:
             async with self._registry.transaction() as transaction:
                 await transaction.set_exposure(renewed)
             self._records[record.id] = renewed
+            self._apply(renewed)
         return renewed
 
     async def _grant(self, node: int, request: Expose) -> ExposureRecord:
@@ -215,13 +189,14 @@ class Exposures:
                 "Give some back with 'overlay expose rm ID'.",
                 Exit.REFUSED,
             )
-        wanted = self._wanted(node, request)
+        wanted = self._claims.wanted(node, request)
         public: PublicPort | None = None
         if wanted.path:
             record = wanted
-            self._check_host(record)
+            self._claims.check_host(record)
         else:
-            record, public = self._open_any(wanted) if not wanted.public_port else (wanted, self._open(wanted))
+            claims = self._claims
+            record, public = claims.open_any(wanted) if not wanted.public_port else (wanted, claims.open(wanted))
         try:
             async with self._registry.transaction() as transaction:
                 lease = await transaction.add_exposure(record)
@@ -232,109 +207,6 @@ class Exposures:
         self._serve(lease, public)
         return lease
 
-    def _wanted(self, node: int, request: Expose) -> ExposureRecord:
-        tls = request.protocol == "tls"
-        by_name = (
-            request.protocol in ("http", "tls")
-            and not request.public
-            and (request.host or (self._around.web_domain and not request.known_as))
-        )
-        if by_name:
-            host, path = parse_host(request.host) if request.host else (self._pick_host(node), "/")
-            port = 0
-            if tls and path != "/":
-                raise UserError(
-                    "host-invalid",
-                    "Who comes by TLS shows a name and no path.",
-                    f"Expose it with --host {host}.",
-                    Exit.USAGE,
-                )
-        elif tls:
-            raise UserError(
-                "host-invalid",
-                "Users who come by TLS are told apart by the name that they ask for, and there is none.",
-                "Name it with --host db.example.com, or expose tcp://… at a port of its own.",
-                Exit.USAGE,
-            )
-        else:
-            (host, port), path = parse_public(request.public, self._around.public_hosts), ""
-        return ExposureRecord(
-            id=0,
-            node=node,
-            protocol=request.protocol,
-            host=host,
-            public_port=port,
-            path=path,
-            target=request.target,
-            port=request.port,
-            tunnel=request.tunnel,
-            created=self._around.wall(),
-        )
-
-    def _pick_host(self, node: int) -> str:
-        held = {record.host for record in self._records.values()}
-        name = self._around.name_of(node)
-        while True:
-            letters = "".join(_LETTERS[self._around.randbelow(len(_LETTERS))] for _ in range(_PICKED_LETTERS))
-            host = f"{name}-{letters}.{self._around.web_domain}"
-            if host not in held:
-                return host
-
-    def _check_host(self, wanted: ExposureRecord) -> None:
-        if wanted.host in self._around.public_hosts:
-            raise UserError("host-taken", f"{wanted.host} is the server's own name.", "Choose another host.")
-        for record in self._records.values():
-            tls = [each.protocol == "tls" for each in (record, wanted)]
-            if not record.path or record.host != wanted.host or not (any(tls) or record.path == wanted.path):
-                continue
-            holder = f"node '{self._around.name_of(record.node)}' (exposure {record.name})"
-            if all(tls) or not any(tls):
-                sentence = f"{wanted.host + wanted.path.rstrip('/')} is held by {holder}."
-            elif tls[0]:
-                sentence = f"All that comes for {wanted.host} by TLS, https too, goes to {holder}."
-            else:
-                sentence = f"{wanted.host} is exposed by http, and with it its https: it is held by {holder}."
-            raise UserError(
-                "host-taken",
-                sentence,
-                f"Choose another host{'' if any(tls) else ' or path'}, or have that exposure given back: "
-                "'overlay expose rm' on that node.",
-            )
-
-    def _open_any(self, wanted: ExposureRecord) -> tuple[ExposureRecord, PublicPort]:
-        held = {record.public_port for record in self._records.values() if record.transport == wanted.transport}
-        free = [port for port in PICKED_PORTS if port not in held]
-        for _ in range(min(_PICK_TRIES, len(free))):
-            port = free.pop(self._around.randbelow(len(free)))
-            record = msgspec.structs.replace(wanted, public_port=port)
-            try:
-                return record, self._open(record)
-            except UserError as error:
-                if error.code != "port-taken":
-                    raise
-        raise UserError(
-            "no-free-port",
-            f"The server found no free public port from {PICKED_PORTS.start} to {PICKED_PORTS.stop - 1}.",
-            "Name one with --public, or give exposures back.",
-        )
-
-    def _open(self, wanted: ExposureRecord) -> PublicPort:
-        protocol = wanted.transport
-        where = f"{protocol} port {wanted.public_port}"
-        for record in self._records.values():
-            if record.id != wanted.id and _collide(record, wanted):
-                holder = self._around.name_of(record.node)
-                raise UserError(
-                    "port-taken",
-                    f"The public {where} is held by node '{holder}' (exposure {record.name}).",
-                    "Choose another port, or have that exposure given back: 'overlay expose rm' on that node.",
-                )
-        if (protocol, wanted.public_port) in self._around.own_ports:
-            raise UserError(
-                "port-taken", f"The public {where} is the server's own, which nodes connect to.", "Choose another port."
-            )
-        return PublicPort(protocol, bind_public(protocol, wanted.host, wanted.public_port), self.drops)
-
     def _open_missing(self) -> None:
         for record in list(self._records.values()):
             if record.id in self._ports or record.id in self._sites:
@@ -342,7 +214,7 @@ class Exposures:
             if not self._around.tunnel and record.tunnel == "single":
                 continue
             try:
-                self._serve(record, None if record.path else self._open(record))
+                self._serve(record, None if record.path else self._claims.open(record))
             except UserError as error:
                 if self._problems.get(record.id) != error.message:
                     _log.warning("exposure %s stays closed for now: %s", record.name, error.message)
@@ -365,6 +237,13 @@ class Exposures:
         if public is not None:
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
+        self._apply(lease)
+
+    def _apply(self, lease: ExposureRecord) -> None:
+        """Its terms hold for users who come from now on."""
+        for each in (self._ports.get(lease.id), self._sites.get(lease.id)):
+            if each is not None:
+                each.terms = lease.terms
 
     def _tunnel(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
@@ -375,8 +254,8 @@ class Exposures:
         )
 
     def _server_of(self, site: Site) -> ServeUser:
-        async def serve_user(stream: TcpStream, source: Endpoint) -> None:
-            await self._web.serve(Guest(stream, b"", secure=False), source, lambda request: site)
+        async def serve_user(stream: TcpStream, visitor: Visitor) -> None:
+            await self._web.serve(Guest(stream, b"", secure=False), visitor, lambda request: site)
 
         return serve_user
 
@@ -425,50 +304,12 @@ class Exposures:
             known_as=said.known_as,
             service=said.service,
             direct=said.direct,
+            terms=record.terms,
         )
 
     def _url(self, record: ExposureRecord) -> str | None:
         if record.protocol != "http":
             return None
         if not record.path:
-            return f"http://{self.public(record)}/"
+            return f"http://{self._claims.public(record)}/"
         return url_of(record.host, self._around.web_ports, record.path)
-
-    def public(self, record: ExposureRecord) -> str:
-        """Where users reach it: "203.0.113.1:9000", or "docs.example.com/prefix", or "db.example.com:443" by TLS."""
-        if record.protocol == "tls":
-            return format_endpoint((record.host, tls_port(self._around.web_ports)))
-        if record.path:
-            return record.host + record.path.rstrip("/")
-        host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")
-        return format_endpoint((host, record.public_port))
-
-
-def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:
-    """What a node wrote as the public side → address to bind ("" for all) and port (0 to have one picked).
-
-    One of the server's public addresses stands for all: behind a NAT the host does not have it itself. Raises
-    `UserError` ("public-invalid").
-    """
-    if not text:
-        return "", 0
-    if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536:
-        return "", int(text)
-    host, _, port = text.rpartition(":")
-    if host in public_hosts:
-        return parse_public(port or "-", ())
-    try:
-        address, number = parse_endpoint(text[:100])
-    except ValueError as error:
-        raise UserError("public-invalid", f"{error}.", "Write a port, as in 9000.", Exit.USAGE) from error
-    return ("" if address in _WILDCARDS or address in public_hosts else address), number
-
-
-def _collide(one: ExposureRecord, other: ExposureRecord) -> bool:
-    return (
-        one.transport == other.transport
-        and not one.path
-        and not other.path
-        and one.public_port == other.public_port
-        and (one.host == other.host or not one.host or not other.host)
-    )

@@ -17,11 +17,12 @@ from anyio.abc import TaskGroup
 from overlay.carrier.forward import UdpFlows, forward_streams
 from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.errors import Exit, UserError
-from overlay.server.tunnels import Tunnel, TunnelError
-from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
+from overlay.server.tunnels import Tunnel, TunnelError, Visitor
+from overlay.wire.control.terms import NO_TERMS, Terms
+from overlay.wire.endpoint import canonical_endpoint, format_endpoint
 
 Protocol = Literal["tcp", "udp"]
-ServeUser = Callable[[TcpStream, Endpoint], Awaitable[None]]
+ServeUser = Callable[[TcpStream, Visitor], Awaitable[None]]
 """Serves one user, until the connection ends."""
 
 MAX_CONNECTIONS = 1024  # of one port at once; more are closed at once, so that one exposure cannot take all descriptors
@@ -97,6 +98,7 @@ class PublicPort:
 
     def __init__(self, protocol: Protocol, sockets: list[socket.socket], drops: Counter[str]) -> None:
         """`drops` counts users turned away, and datagrams, by reason."""
+        self.terms: Terms = NO_TERMS
         self._protocol = protocol
         self._drops = drops
         self._sockets = sockets
@@ -108,6 +110,10 @@ class PublicPort:
     def connections(self) -> int:
         """Users' TCP connections or UDP flows at this moment."""
         return len(self._users) + sum(flows.count for flows in self._flows)
+
+    @property
+    def _limit(self) -> int:
+        return self.terms.limits.connections or MAX_CONNECTIONS
 
     def close(self) -> None:
         """Close the port at once, with all that goes through it."""
@@ -159,21 +165,22 @@ class PublicPort:
                 continue
             # By HTTP a user is told why there is no answer.
             online = serve_user is not None or tunnel.online()
-            if not online or len(self._users) >= MAX_CONNECTIONS:
+            if not online or len(self._users) >= self._limit:
                 self._drops["too_many_users" if online else "target_offline"] += 1
                 reset_on_close(user)
                 user.close()
                 await anyio.lowlevel.checkpoint()
                 continue
             self._users.add(user)
+            visitor = Visitor.of(user, canonical_endpoint(address[0], address[1]))
             if serve_user is None:
-                tasks.start_soon(self._forward, user, tunnel)
+                tasks.start_soon(self._forward, user, visitor, tunnel)
             else:
-                tasks.start_soon(self._serve_user, user, canonical_endpoint(address[0], address[1]), serve_user)
+                tasks.start_soon(self._serve_user, user, visitor, serve_user)
 
-    async def _forward(self, user: socket.socket, tunnel: Tunnel) -> None:
+    async def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel) -> None:
         try:
-            inside = await tunnel.open()
+            inside = await tunnel.open(visitor)
         except TunnelError as error:
             self._drops[error.reason] += 1
             reset_on_close(user)
@@ -183,10 +190,10 @@ class PublicPort:
             user.close()
             self._users.discard(user)
 
-    async def _serve_user(self, user: socket.socket, source: Endpoint, serve_user: ServeUser) -> None:
+    async def _serve_user(self, user: socket.socket, visitor: Visitor, serve_user: ServeUser) -> None:
         stream = TcpStream(user)
         try:
-            await serve_user(stream, source)
+            await serve_user(stream, visitor)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             return
         finally:

@@ -22,7 +22,9 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0003"
+from overlay.wire.control.terms import Terms
+
+REVISION = "0004"
 """The newest migration: a registry at this revision needs none."""
 
 metadata = MetaData(
@@ -94,6 +96,7 @@ exposure_table = Table(
     Column("target", Text, nullable=False),  # for show
     Column("port", Integer, nullable=False),  # on the node's overlay address, for the single tunnel
     Column("tunnel", Text, nullable=False),
+    Column("terms", JSON, nullable=False),
     Column("created", Double, nullable=False),
     UniqueConstraint("protocol", "host", "public_port", "path"),
     sqlite_autoincrement=True,  # the id of an exposure that was given back never means another one
@@ -176,6 +179,7 @@ class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     port: int
     tunnel: str = "single"
+    terms: Terms = Terms()
     created: float
 
     @property
@@ -208,6 +212,11 @@ def exposure_id(name: str) -> int | None:
 
 
 def record_values(record: msgspec.Struct) -> dict[str, Any]:
-    """A record as column values: JSON columns take lists."""
-    values = msgspec.structs.asdict(record)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    """A record as column values: JSON columns take lists, and structs as objects."""
+    return {name: _column_value(value) for name, value in msgspec.structs.asdict(record).items()}
+
+
+def _column_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return msgspec.to_builtins(value) if isinstance(value, msgspec.Struct) else value

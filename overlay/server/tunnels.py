@@ -1,14 +1,16 @@
 """How a user's connection travels from the server to the node. The single tunnel: to the node's overlay address,
 through the server's own TUN, where the kernel multiplexes."""
 
+import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import anyio
 
 from overlay.carrier.port import Stream
 from overlay.carrier.stream import connect
-from overlay.wire.endpoint import Endpoint
+from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
 CONNECT_TIMEOUT: Final = 10.0  # s; three SYNs: a user waits no longer
 
@@ -22,13 +24,26 @@ class TunnelError(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A user's connection, by its two ends as the user sees them."""
+
+    source: Endpoint
+    local: Endpoint
+
+    @classmethod
+    def of(cls, user: socket.socket, source: Endpoint) -> "Visitor":
+        own = user.getsockname()
+        return cls(source, canonical_endpoint(own[0], own[1]))
+
+
 class Tunnel(Protocol):
     """One exposure's way to its target."""
 
     def online(self) -> bool:
         """Whether the node is there."""
 
-    async def open(self) -> Stream:
+    async def open(self, visitor: Visitor) -> Stream:
         """A connection for one user. Raises `TunnelError`."""
 
     def endpoint(self) -> Endpoint | None:
@@ -44,7 +59,7 @@ class SingleTunnel:
     def online(self) -> bool:
         return self.endpoint() is not None
 
-    async def open(self) -> Stream:
+    async def open(self, visitor: Visitor) -> Stream:
         target = self.endpoint()
         if target is None:
             raise TunnelError(502, "target_offline")

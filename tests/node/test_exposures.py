@@ -4,6 +4,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -13,7 +14,9 @@ from anyio.abc import SocketAttribute, SocketStream
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
-from overlay.node.exposures import FILE, Exposures
+from overlay.node.exposures import Exposures
+from overlay.node.kept import FILE
+from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.wire.control.messages import (
     Done,
     Expose,
@@ -25,6 +28,7 @@ from overlay.wire.control.messages import (
     Unexpose,
     Watch,
 )
+from overlay.wire.control.terms import Limits, Terms
 
 SERVER, NODE, STRANGER, PEER = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.4"
 
@@ -36,6 +40,7 @@ class Server:
         self.exposures: dict[str, Exposure] = {}
         self.requests: list[Message] = []
         self.failure: UserError | None = None
+        self.is_old = False  # it does not know terms
 
     async def request(self, make: Callable[[int], Message]) -> Answer:
         message = make(len(self.requests) + 1)
@@ -59,6 +64,7 @@ class Server:
                     known_as=message.known_as,
                     service=message.service,
                     direct=message.direct,
+                    terms=Terms() if self.is_old else message.terms,
                 )
                 return Exposed(seq=message.seq, exposure=self.exposures[name])
             case Unexpose():
@@ -78,6 +84,13 @@ class Setup:
         self.server = Server()
         self.state = StateDir(folder).open()
         self.exposures = self.make()
+
+    async def add(
+        self, target: str, public: str, known_as: tuple[str, ...] = (), service: str = "", **wish: Any
+    ) -> ExposureStatus:
+        return await self.exposures.add(
+            ExposeWish(target=target, public=public, known_as=known_as, service=service, **wish)
+        )
 
     def make(self) -> Exposures:
         return Exposures(
@@ -125,7 +138,7 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures), tcp_service(shout) as port:
-            shown = await setup.exposures.add(str(port), "9000")
+            shown = await setup.add(str(port), "9000")
             assert msgspec.to_builtins(shown) == {
                 "id": "x1",
                 "public": "192.0.2.1:9000",
@@ -136,6 +149,7 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "known_as": (),
                 "service": "",
                 "direct": False,
+                "terms": {},
             }
             listening = setup.server.exposures["x1"].port
             assert await ask(listening, SERVER, b"hello" * 100_000) == b"HELLO" * 100_000
@@ -148,7 +162,7 @@ def test_only_the_server_may_connect(tmp_path: Path) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures), tcp_service(shout) as port:
-            await setup.exposures.add(f"tcp://127.0.0.1:{port}", "")
+            await setup.add(f"tcp://127.0.0.1:{port}", "")
             with pytest.raises((anyio.BrokenResourceError, OSError)):
                 await ask(setup.server.exposures["x1"].port, STRANGER, b"hello")
             assert setup.exposures.drops == {"exposure_not_the_server": 1}
@@ -164,7 +178,7 @@ def test_udp_by_name_and_only_from_the_server(tmp_path: Path) -> None:
             await anyio.create_udp_socket(socket.AF_INET, local_host="127.0.0.1") as service,
         ):
             port = service.extra(SocketAttribute.local_port)
-            await setup.exposures.add(f"udp://127.0.0.1:{port}", "")
+            await setup.add(f"udp://127.0.0.1:{port}", "")
             listening = setup.server.exposures["x1"].port
             async with await anyio.create_connected_udp_socket(NODE, listening, local_host=STRANGER) as stranger:
                 await stranger.send(b"let me in")
@@ -187,7 +201,7 @@ def test_a_target_that_does_not_answer_resets_the_user(tmp_path: Path) -> None:
         async with tcp_service(shout) as port:
             pass  # nobody listens there any more
         async with serving(setup.exposures):
-            await setup.exposures.add(str(port), "")
+            await setup.add(str(port), "")
             with pytest.raises((anyio.BrokenResourceError, OSError)):
                 await ask(setup.server.exposures["x1"].port, SERVER, b"hello")
             assert setup.exposures.drops == {"exposure_target_unreachable": 1}
@@ -201,7 +215,7 @@ def test_what_the_server_refuses_is_not_kept_and_does_not_listen(tmp_path: Path)
         setup.server.failure = UserError("port-taken", "Held by node 'b'.")
         async with serving(setup.exposures):
             with pytest.raises(UserError) as caught:
-                await setup.exposures.add("8080", "9000")
+                await setup.add("8080", "9000")
             assert caught.value.code == "port-taken"
             assert setup.exposures.status() == ()
             request = setup.server.requests[0]
@@ -225,11 +239,11 @@ def test_by_name_and_who_watches_hears_of_requests(tmp_path: Path) -> None:
         async with serving(setup.exposures):
             for public, target in (("9000", "3000"), ("", "tcp://127.0.0.1:1"), ("", "udp://127.0.0.1:1")):
                 with pytest.raises(UserError) as caught:
-                    await setup.exposures.add(target, public, host="app.test")
+                    await setup.add(target, public, host="app.test")
                 assert caught.value.exit_code == Exit.USAGE
-            shown = await setup.exposures.add("3000", "", host="app.test")
+            shown = await setup.add("3000", "", host="app.test")
             assert (shown.target, shown.url) == ("http://127.0.0.1:3000", "https://app.test/")
-            ports = await setup.exposures.add("22", "9022")
+            ports = await setup.add("22", "9022")
             for name, code in ((ports.id, "exposure-not-http"), ("x99", "exposure-unknown")):
                 with pytest.raises(UserError) as caught:
                     setup.exposures.watch(name)
@@ -251,7 +265,7 @@ def test_by_name_and_who_watches_hears_of_requests(tmp_path: Path) -> None:
 def test_before_the_network_is_up(tmp_path: Path) -> None:
     async def main() -> None:
         with pytest.raises(UserError) as caught:
-            await Setup(tmp_path).exposures.add("8080", "")
+            await Setup(tmp_path).add("8080", "")
         assert (caught.value.code, caught.value.exit_code) == ("not-up", Exit.NOT_RUNNING)
 
     anyio.run(main)
@@ -261,7 +275,7 @@ def test_giving_back(tmp_path: Path) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures):
-            await setup.exposures.add("8080", "")
+            await setup.add("8080", "")
             port = setup.server.exposures["x1"].port
             with pytest.raises(UserError) as caught:
                 await setup.exposures.remove("x9")
@@ -287,7 +301,7 @@ def test_restart_keeps_the_port_and_asks_for_nothing(tmp_path: Path) -> None:
         setup = Setup(tmp_path)
         async with tcp_service(shout) as port:
             async with serving(setup.exposures):
-                shown = await setup.exposures.add(str(port), "9000")
+                shown = await setup.add(str(port), "9000")
             again = setup.make()
             setup.server.requests.clear()
             async with serving(again):
@@ -304,7 +318,7 @@ def test_restart_with_the_port_taken_renews_with_another(tmp_path: Path, tunnel:
     async def main() -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures):
-            await setup.exposures.add("8080", "", tunnel=tunnel)
+            await setup.add("8080", "", tunnel=tunnel)
         before = setup.server.exposures["x1"].port
         again = setup.make()
         async with await anyio.create_tcp_listener(local_host=NODE, local_port=before):
@@ -322,7 +336,7 @@ def test_what_the_server_has_forgotten_is_dropped_and_what_we_have_is_given_back
     async def main() -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures):
-            await setup.exposures.add("8080", "")
+            await setup.add("8080", "")
             del setup.server.exposures["x1"]
             theirs = Exposure(id="x7", protocol="tcp", public="192.0.2.1:1", target="tcp://127.0.0.1:22", port=1)
             setup.server.exposures["x7"] = theirs
@@ -337,7 +351,7 @@ def test_an_exposure_survives_a_server_that_is_away_while_it_is_renewed(tmp_path
     async def main() -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures):
-            await setup.exposures.add("8080", "")
+            await setup.add("8080", "")
             setup.server.failure = UserError("server-unreachable", "Away.", "", Exit.UNREACHABLE)
             await setup.exposures.reconcile(())
             assert len(setup.exposures.status()) == 1
@@ -349,8 +363,8 @@ def test_what_an_administrator_takes_away_is_gone(tmp_path: Path) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures):
-            await setup.exposures.add("8080", "")
-            await setup.exposures.add("8081", "")
+            await setup.add("8080", "")
+            await setup.add("8081", "")
             await setup.exposures.retain(setup.server.list()[1:])
             assert [each.target for each in setup.exposures.status()] == ["http://127.0.0.1:8081"]
 
@@ -361,14 +375,14 @@ def test_peers_reach_one_with_a_name_at_its_public_port(tmp_path: Path) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures), tcp_service(shout) as port, tcp_service(shout) as free:
-            public = await setup.exposures.add(f"127.0.0.1:{port}", "", ("app.example.org",))
+            public = await setup.add(f"127.0.0.1:{port}", "", ("app.example.org",))
             assert (public.known_as, public.direct) == (("app.example.org",), True)
             assert setup.server.exposures["x1"].direct
             number = int(public.public.rpartition(":")[2])
             assert await ask(number, PEER, b"hello") == b"HELLO"
             with pytest.raises((OSError, anyio.BrokenResourceError)):
                 await ask(number, STRANGER, b"hello")
-            own = await setup.exposures.add(f"127.0.0.1:{free}", str(free), ("app.example.org",))
+            own = await setup.add(f"127.0.0.1:{free}", str(free), ("app.example.org",))
             assert not own.direct  # the service listens at loopback alone, and its port is left to it
             with pytest.raises(OSError):
                 await ask(free, PEER, b"hello")
@@ -387,8 +401,25 @@ def test_what_it_is_follows_from_the_targets_port_or_is_said(tmp_path: Path) -> 
     async def main() -> None:
         setup = Setup(tmp_path)
         async with serving(setup.exposures):
-            assert (await setup.exposures.add("22", "")).service == "ssh"
-            assert (await setup.exposures.add("2222", "", service="SSH")).service == "ssh"
-            assert (await setup.exposures.add("2222", "")).service == ""
+            assert (await setup.add("22", "")).service == "ssh"
+            assert (await setup.add("2222", "", service="SSH")).service == "ssh"
+            assert (await setup.add("2222", "")).service == ""
+
+    anyio.run(main)
+
+
+def test_a_server_that_does_not_know_the_terms_gets_no_exposure(tmp_path: Path) -> None:
+    terms = Terms(limits=Limits(connections=3))
+
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures):
+            assert (await setup.add("8080", "", terms=terms)).terms == terms
+            setup.server.is_old = True
+            with pytest.raises(UserError) as caught:
+                await setup.add("8081", "", terms=terms)
+            assert caught.value.code == "server-older" and len(setup.server.exposures) == 1
+            await setup.exposures.reconcile(())
+            assert setup.exposures.status() == ()  # what an older server would open to everybody
 
     anyio.run(main)

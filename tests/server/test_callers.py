@@ -22,7 +22,7 @@ from overlay.carrier.tcp import serve
 from overlay.node.calls import Calls
 from overlay.server import callers as module
 from overlay.server.callers import Callers, DynamicTunnel
-from overlay.server.tunnels import TunnelError
+from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.door import WebDoor, make_room
 from overlay.server.web.guests import WebGuests
 from overlay.server.web.sites import Sites
@@ -34,6 +34,7 @@ from tests.carrier.streams import Certificate
 pytestmark = pytest.mark.anyio
 
 HOST = "127.0.0.1"
+VISITOR = Visitor((HOST, 5), (HOST, 80))
 CARRIERS: tuple[TunnelCarrier, ...] = get_args(TunnelCarrier)
 
 
@@ -133,7 +134,7 @@ async def test_both_ways_with_half_closes(certificate: Certificate, carrier: Tun
     data = os.urandom(3_000_000)
     async with bench(certificate) as it:
         for _ in range(3):
-            stream = await it.tunnel(carrier).open()
+            stream = await it.tunnel(carrier).open(VISITOR)
             assert await asked(stream, data) == hashlib.sha256(data).digest() * 100_000
         assert not it.drops
         await it.ready(module.READY, carrier)
@@ -144,7 +145,7 @@ async def test_many_at_once_and_every_token_counts_once(certificate: Certificate
         answers: list[bytes] = []
 
         async def one(number: int) -> None:
-            answers.append(await asked(await it.tunnel("tcp").open(), b"%d" % number))
+            answers.append(await asked(await it.tunnel("tcp").open(VISITOR), b"%d" % number))
 
         async with anyio.create_task_group() as tasks:
             for number in range(100):
@@ -162,12 +163,14 @@ async def test_many_at_once_and_every_token_counts_once(certificate: Certificate
 
 async def test_a_ready_connection_that_has_died_is_not_used(certificate: Certificate) -> None:
     async with bench(certificate) as it:
-        await asked(await it.tunnel("tcp").open(), b"first")
+        await asked(await it.tunnel("tcp").open(VISITOR), b"first")
         await it.ready(module.READY)
         for stream in it.callers._pools[2, "tcp"].ready:
             assert isinstance(stream, TcpStream)
             stream.close()
-        assert await asked(await it.tunnel("tcp").open(), b"second") == hashlib.sha256(b"second").digest() * 100_000
+        assert (
+            await asked(await it.tunnel("tcp").open(VISITOR), b"second") == hashlib.sha256(b"second").digest() * 100_000
+        )
 
 
 async def test_a_node_that_is_away_or_does_not_call(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,16 +182,16 @@ async def test_a_node_that_is_away_or_does_not_call(certificate: Certificate, mo
     async with bench(certificate) as it:
         it.online = False
         with pytest.raises(TunnelError) as caught:
-            await it.tunnel("tcp").open()
+            await it.tunnel("tcp").open(VISITOR)
         assert status(caught) == (502, "target_offline")
         it.online, port, it.port = True, it.port, 1
         with pytest.raises(TunnelError) as caught:
-            await it.tunnel("tcp").open()
+            await it.tunnel("tcp").open(VISITOR)
         assert status(caught) == (504, "node_does_not_call")
         assert it.drops["call_failed"] > 0
         it.port = port
         it.callers.forget_node(2)
-        assert await asked(await it.tunnel("tcp").open(), b"x")
+        assert await asked(await it.tunnel("tcp").open(VISITOR), b"x")
 
 
 async def test_a_certificate_of_somebody_else_is_not_taken(
@@ -199,5 +202,5 @@ async def test_a_certificate_of_somebody_else_is_not_taken(
         wrong: Callable[[], bytes] = lambda: bytes(32)  # noqa: E731
         it.callers = Callers(it._tell, wrong, os.urandom, it.drops)
         with pytest.raises(TunnelError):
-            await it.tunnel("tls").open()
+            await it.tunnel("tls").open(VISITOR)
         assert it.drops["call_failed"] > 0

@@ -17,13 +17,15 @@ from overlay.errors import UserError
 from overlay.node.interface import Machine
 from overlay.server import exposures as module
 from overlay.server.admission import add_node
-from overlay.server.exposures import Exposures, Surroundings, parse_public
+from overlay.server.claims import PICKED_PORTS, Surroundings, parse_public
+from overlay.server.exposures import Exposures
 from overlay.server.founding import found
 from overlay.server.ingress import bind_public
 from overlay.server.keys import ServerKeys
 from overlay.server.registry import Registry
 from overlay.server.settings import ServerSettings
 from overlay.wire.control.messages import Expose
+from overlay.wire.control.terms import Limits, Terms
 
 HOST = "127.0.0.1"
 NAMES = {2: "a", 3: "b"}
@@ -268,7 +270,7 @@ def test_a_taken_port_names_its_holder(tmp_path: Path) -> None:
 def test_a_port_that_nobody_asked_for_is_picked(tmp_path: Path) -> None:
     async def test(it: Bench) -> None:
         ports = [int((await it.expose(2)).public.rpartition(":")[2]) for _ in range(3)]
-        assert len(set(ports)) == 3 and set(ports) <= set(module.PICKED_PORTS)
+        assert len(set(ports)) == 3 and set(ports) <= set(PICKED_PORTS)
 
     on_bench(tmp_path, test)
 
@@ -396,3 +398,37 @@ def test_whatever_is_written_as_the_public_side(text: str) -> None:
         assert error.code == "public-invalid"
     else:
         assert (port == 0) == (text == "")
+
+
+def test_terms_hold_for_who_comes_and_can_be_changed(tmp_path: Path) -> None:
+    async def first(it: Bench) -> None:
+        async with await anyio.create_tcp_listener(local_host=HOST) as target, anyio.create_task_group() as tasks:
+            tasks.start_soon(target.serve, hold)
+            port, terms = await it.free_port(), Terms(limits=Limits(connections=1))
+            inner = target.extra(SocketAttribute.local_port)
+            lease = await it.expose(2, public=f"{HOST}:{port}", port=inner, terms=terms)
+            assert lease.terms == terms
+            async with await anyio.connect_tcp(HOST, port) as user:
+                assert await user.receive() == b"hello"
+                async with await anyio.connect_tcp(HOST, port) as second:
+                    with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                        await second.receive()
+                assert it.exposures.drops["too_many_users"] == 1
+                more = Terms(limits=Limits(connections=2))
+                await it.expose(2, id=lease.id, port=inner, terms=more)
+                async with await anyio.connect_tcp(HOST, port) as second:
+                    assert await second.receive() == b"hello"
+            tasks.cancel_scope.cancel()
+
+    async def second(it: Bench) -> None:  # after a restart
+        assert [each.terms for each in it.exposures.of_node(2)] == [Terms(limits=Limits(connections=2))]
+        assert (await it.refusal(2, terms=Terms(limits=Limits(connections=-1)))).code == "terms-invalid"
+
+    on_bench(tmp_path, first, second)
+
+
+async def hold(stream: SocketStream) -> None:
+    async with stream:
+        await stream.send(b"hello")
+        with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+            await stream.receive()

@@ -113,6 +113,17 @@ def add_exposure(
             show_default=False,
         ),
     ] = "",
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=8192,
+            envvar="OVERLAY_MAX_CONNECTIONS",
+            help="So many users at once; more are turned away. [default: what the server allows, 1024]",
+            show_default=False,
+        ),
+    ] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -128,6 +139,7 @@ def add_exposure(
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
+        "terms": {"limits": {"connections": max_connections}},
     }
     with output.working("Asking the server…", quiet=quiet or json):
         exposure = client.request("POST", "/v1/exposures", wish, timeout=30)

@@ -16,12 +16,11 @@ from overlay.carrier.http import answer, say
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import reset_on_close
-from overlay.server.tunnels import TunnelError
+from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat, raw_socket
 from overlay.server.web.incoming import Incoming
 from overlay.server.web.sites import Site
 from overlay.wire.control.messages import RequestEntry
-from overlay.wire.endpoint import Endpoint
 from overlay.wire.ingress.forwarding import request_to_target
 from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
 
@@ -49,16 +48,16 @@ class WebDoor:
         self._wall = wall
         self._room = make_room() if room is None else room
 
-    async def serve(self, guest: Guest, source: Endpoint, find: Find) -> None:
+    async def serve(self, guest: Guest, visitor: Visitor, find: Find) -> None:
         """Until the connection ends, which the caller closes. `find`: whose a request is."""
-        network = network_of(source[0])
+        network = network_of(visitor.source[0])
         if self._room.full_for(network):
             self._drops["too_many_users"] += 1
             reset_on_close(raw_socket(guest.stream))
             return
         visit = self._room.enter(network)
         try:
-            await _Connection(guest, source, find, self._drops, self._wall).run()
+            await _Connection(guest, visitor, find, self._drops, self._wall).run()
         finally:
             visit.leave()
 
@@ -67,14 +66,15 @@ class _Connection:
     def __init__(
         self,
         guest: Guest,
-        source: Endpoint,
+        visitor: Visitor,
         find: Find,
         drops: Counter[str],
         wall: Callable[[], float],
     ) -> None:
         self._user = Incoming(guest.stream, guest.begun)
         self._scheme = "https" if guest.secure else "http"
-        self._source = source[0]
+        self._visitor = visitor
+        self._source = visitor.source[0]
         self._find = find
         self._drops = drops
         self._wall = wall
@@ -137,7 +137,7 @@ class _Connection:
         if site is self._site:
             return True
         self._leave_site()
-        if site.connections >= MAX_PER_SITE:
+        if site.connections >= (site.terms.limits.connections or MAX_PER_SITE):
             return False
         site.users.add(self._scope)
         self._site = site
@@ -207,7 +207,7 @@ class _Connection:
                     raise
             self._drop_target()
         try:
-            self._target = Incoming(await site.tunnel.open())
+            self._target = Incoming(await site.tunnel.open(self._visitor))
         except TunnelError as error:
             raise Unanswered(error.status, error.reason) from error
         await exchange.run(head, self._target)

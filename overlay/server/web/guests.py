@@ -2,7 +2,9 @@
 
 from overlay.carrier.port import Caller, Guest, TlsGuest
 from overlay.server.callers import Callers
+from overlay.server.tunnels import Visitor
 from overlay.server.web.door import WebDoor
+from overlay.server.web.exchange import raw_socket
 from overlay.server.web.sites import Site, Sites
 from overlay.server.web.tls_door import TlsDoor
 from overlay.wire.endpoint import Endpoint
@@ -25,10 +27,11 @@ class WebGuests:
         return self._sites.find_tls(host) is not None
 
     async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
+        visitor = Visitor.of(raw_socket(guest.stream), source)
         if isinstance(guest, TlsGuest):
-            await self._tls_door.serve(guest, source, self._sites.find_tls(guest.name))
+            await self._tls_door.serve(guest, visitor, self._sites.find_tls(guest.name))
         else:
-            await self._door.serve(guest, source, self._find)
+            await self._door.serve(guest, visitor, self._find)
 
     def take_caller(self, caller: Caller) -> None:
         self._callers.take(caller)

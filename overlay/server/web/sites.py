@@ -10,6 +10,7 @@ import anyio
 
 from overlay.server.tunnels import Tunnel
 from overlay.wire.control.messages import RequestEntry
+from overlay.wire.control.terms import NO_TERMS, Terms
 
 LOG_SIZE: Final = 200  # requests of one exposure that are remembered
 
@@ -22,6 +23,7 @@ class Site:
     tunnel: Tunnel
     log: deque[RequestEntry] = field(default_factory=lambda: deque(maxlen=LOG_SIZE))
     count: int = 0  # requests so far
+    terms: Terms = NO_TERMS
     on_request: Callable[[RequestEntry], None] | None = None
 
     users: set[anyio.CancelScope] = field(default_factory=set)

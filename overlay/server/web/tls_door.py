@@ -9,11 +9,10 @@ from overlay.carrier.forward import forward_streams
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import TlsGuest
 from overlay.carrier.stream import reset_on_close
-from overlay.server.tunnels import TunnelError
+from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.door import MAX_PER_SITE
 from overlay.server.web.exchange import raw_socket
 from overlay.server.web.sites import Site
-from overlay.wire.endpoint import Endpoint
 
 
 class TlsDoor:
@@ -23,25 +22,28 @@ class TlsDoor:
         self._drops = drops
         self._room = room
 
-    async def serve(self, guest: TlsGuest, source: Endpoint, site: Site | None) -> None:
+    async def serve(self, guest: TlsGuest, visitor: Visitor, site: Site | None) -> None:
         """Until the connection ends, which the caller closes. `site`: whose it is; None: it was given back just now."""
-        network = network_of(source[0])
-        if site is None or self._room.full_for(network) or site.connections >= MAX_PER_SITE:
-            self._turn_away(guest, "tls_stranger" if site is None else "too_many_users")
+        network = network_of(visitor.source[0])
+        if site is None:
+            self._turn_away(guest, "tls_stranger")
+            return
+        if self._room.full_for(network) or site.connections >= (site.terms.limits.connections or MAX_PER_SITE):
+            self._turn_away(guest, "too_many_users")
             return
         visit = self._room.enter(network)
         scope = anyio.CancelScope()
         site.users.add(scope)
         try:
             with scope:
-                await self._forward(guest, site)
+                await self._forward(guest, visitor, site)
         finally:
             site.users.discard(scope)
             visit.leave()
 
-    async def _forward(self, guest: TlsGuest, site: Site) -> None:
+    async def _forward(self, guest: TlsGuest, visitor: Visitor, site: Site) -> None:
         try:
-            inside = await site.tunnel.open()
+            inside = await site.tunnel.open(visitor)
         except TunnelError as error:
             self._turn_away(guest, error.reason)
         else:

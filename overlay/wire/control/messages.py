@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from overlay.wire.control.terms import Terms
+
 CONTROL_VERSION = 1
 
 TunnelCarrier = Literal["tcp", "tls", "ws", "wss"]
@@ -64,6 +66,7 @@ class Expose(Message, frozen=True, kw_only=True, tag="expose"):
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""  # what it is, as "ssh" (RFC 6335 section 5.1)
     direct: bool = False  # the public port at the node's overlay address leads to it as well
+    terms: Terms = Terms()
 
 
 class Unexpose(Message, frozen=True, kw_only=True, tag="unexpose"):
@@ -132,6 +135,7 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     known_as: tuple[str, ...] = ()  # this and the next two: as in `Expose`, those that the server takes
     service: str = ""
     direct: bool = False
+    terms: Terms = Terms()  # as the server keeps them
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):

@@ -11,7 +11,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
-from overlay.server.tunnels import SingleTunnel
+from overlay.server.tunnels import SingleTunnel, Visitor
 from overlay.server.web.door import WebDoor
 from overlay.server.web.sites import Site, Sites
 from overlay.wire.endpoint import Endpoint
@@ -107,9 +107,9 @@ async def serving(handler: Handler) -> AsyncIterator[Served]:
             except (anyio.EndOfStream, anyio.BrokenResourceError):
                 return
 
-    async def serve_user(stream: TcpStream, source: Endpoint) -> None:
+    async def serve_user(stream: TcpStream, visitor: Visitor) -> None:
         try:
-            await door.serve(Guest(stream, b"", secure=False), source, lambda head: sites.find(head.host, head.path))
+            await door.serve(Guest(stream, b"", secure=False), visitor, lambda head: sites.find(head.host, head.path))
         except (anyio.EndOfStream, anyio.BrokenResourceError):
             served.drops["broken"] += 1
         finally:
@@ -119,7 +119,7 @@ async def serving(handler: Handler) -> AsyncIterator[Served]:
         while True:
             await anyio.wait_readable(public)
             accepted, address = public.accept()
-            tasks.start_soon(serve_user, TcpStream(accepted), address)
+            tasks.start_soon(serve_user, TcpStream(accepted), Visitor.of(accepted, address))
 
     with anyio.fail_after(PATIENCE):
         async with listener, anyio.create_task_group() as tasks:

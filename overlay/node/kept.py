@@ -1,0 +1,57 @@
+"""This node's exposures as its state folder has them, and what is said of them to the server."""
+
+from typing import Final
+
+import msgspec
+
+from overlay.node.targets import Target
+from overlay.wire.control.messages import Expose, Exposure, TunnelKind
+from overlay.wire.control.terms import Terms
+
+FILE: Final = "exposures.json"
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """One exposure as the state folder has it."""
+
+    id: str
+    public: str
+    url: str = ""
+    target: str  # canonical
+    port: int  # on the overlay address
+    tunnel: TunnelKind = "single"
+    known_as: tuple[str, ...] = ()  # names that users know it by
+    service: str = ""
+    terms: Terms = Terms()
+
+
+class KeptFile(msgspec.Struct, frozen=True, kw_only=True):
+    exposures: tuple[Kept, ...] = ()
+
+
+def asked(kept: Kept, seq: int, *, host: str = "", direct: bool = False) -> Expose:
+    """What asks for an exposure, or renews it."""
+    return Expose(
+        seq=seq,
+        id=kept.id,
+        protocol=Target.parse(kept.target).protocol,
+        public=kept.public,
+        host=host,
+        target=kept.target,
+        port=kept.port,
+        tunnel=kept.tunnel,
+        known_as=kept.known_as,
+        service=kept.service,
+        direct=direct,
+        terms=kept.terms,
+    )
+
+
+def agree(theirs: Exposure, ours: Kept) -> bool:
+    return (theirs.port, theirs.target, theirs.known_as, theirs.service, theirs.terms) == (
+        ours.port,
+        ours.target,
+        ours.known_as,
+        ours.service,
+        ours.terms,
+    )

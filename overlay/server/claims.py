@@ -1,0 +1,205 @@
+"""What a node may have of what the server's public side has: ports and names, asked for or picked. Who came first holds
+it, until it is given back.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from overlay.errors import Exit, UserError
+from overlay.server.callers import Tell
+from overlay.server.ingress import PublicPort, bind_public
+from overlay.server.schema import ExposureRecord
+from overlay.server.web.hosts import parse_host, tls_port
+from overlay.wire.control.messages import Expose, Message
+from overlay.wire.endpoint import format_endpoint, parse_endpoint
+
+PICKED_PORTS: Final = range(20000, 30000)
+"""Below the kernel's own (net.ipv4.ip_local_port_range), above the known services."""
+_PICK_TRIES: Final = 64
+_LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"
+_PICKED_LETTERS: Final = 6  # of a host that nobody asked for: 30 bits, so that it is not guessed at once
+_WILDCARDS: Final = frozenset({"0.0.0.0", "::"})
+
+
+async def _nobody(_node: int, _message: Message) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What exposures must know of the rest of the server."""
+
+    public_hosts: tuple[str, ...]  # as users know the server, best first
+    own_ports: frozenset[tuple[str, int]]  # (protocol, port) of the server itself
+    address_of: Callable[[int], str | None]  # a node's overlay address; None while it is offline
+    name_of: Callable[[int], str]
+    wall: Callable[[], float]  # Unix time, s
+    randbelow: Callable[[int], int]
+    tunnel: bool = True  # whether the server has a TUN of its own to carry users
+    tell: Tell = _nobody  # to a node
+    pin: Callable[[], bytes] = bytes  # of the server's certificate now
+    random_bytes: Callable[[int], bytes] = os.urandom
+    web_ports: tuple[int, ...] = ()  # the shared ones, for URLs
+    web_domain: str = ""  # below which hosts are picked; "": none are
+    domains: tuple[str, ...] = ()  # the network's
+    direct: bool = True  # whether peers may be led past the server
+    on_names: Callable[[], None] = lambda: None  # what is said of some exposure has changed
+    leads_here: Callable[[str], Awaitable[bool]] | None = None
+    """Whether a name of the public DNS leads to this server. None: no exposure has names."""
+
+
+class Claims:
+    """`records`: the leases there are, by number; theirs who grants them."""
+
+    def __init__(self, around: Surroundings, records: Mapping[int, ExposureRecord], drops: Counter[str]) -> None:
+        self._around = around
+        self._records = records
+        self._drops = drops
+
+    def wanted(self, node: int, request: Expose) -> ExposureRecord:
+        tls = request.protocol == "tls"
+        by_name = (
+            request.protocol in ("http", "tls")
+            and not request.public
+            and (request.host or (self._around.web_domain and not request.known_as))
+        )
+        if by_name:
+            host, path = parse_host(request.host) if request.host else (self._pick_host(node), "/")
+            port = 0
+            if tls and path != "/":
+                raise UserError(
+                    "host-invalid",
+                    "Who comes by TLS shows a name and no path.",
+                    f"Expose it with --host {host}.",
+                    Exit.USAGE,
+                )
+        elif tls:
+            raise UserError(
+                "host-invalid",
+                "Users who come by TLS are told apart by the name that they ask for, and there is none.",
+                "Name it with --host db.example.com, or expose tcp://… at a port of its own.",
+                Exit.USAGE,
+            )
+        else:
+            (host, port), path = parse_public(request.public, self._around.public_hosts), ""
+        return ExposureRecord(
+            id=0,
+            node=node,
+            protocol=request.protocol,
+            host=host,
+            public_port=port,
+            path=path,
+            target=request.target,
+            port=request.port,
+            tunnel=request.tunnel,
+            terms=request.terms,
+            created=self._around.wall(),
+        )
+
+    def _pick_host(self, node: int) -> str:
+        held = {record.host for record in self._records.values()}
+        name = self._around.name_of(node)
+        while True:
+            letters = "".join(_LETTERS[self._around.randbelow(len(_LETTERS))] for _ in range(_PICKED_LETTERS))
+            host = f"{name}-{letters}.{self._around.web_domain}"
+            if host not in held:
+                return host
+
+    def check_host(self, wanted: ExposureRecord) -> None:
+        if wanted.host in self._around.public_hosts:
+            raise UserError("host-taken", f"{wanted.host} is the server's own name.", "Choose another host.")
+        for record in self._records.values():
+            tls = [each.protocol == "tls" for each in (record, wanted)]
+            if not record.path or record.host != wanted.host or not (any(tls) or record.path == wanted.path):
+                continue
+            holder = f"node '{self._around.name_of(record.node)}' (exposure {record.name})"
+            if all(tls) or not any(tls):
+                sentence = f"{wanted.host + wanted.path.rstrip('/')} is held by {holder}."
+            elif tls[0]:
+                sentence = f"All that comes for {wanted.host} by TLS, https too, goes to {holder}."
+            else:
+                sentence = f"{wanted.host} is exposed by http, and with it its https: it is held by {holder}."
+            raise UserError(
+                "host-taken",
+                sentence,
+                f"Choose another host{'' if any(tls) else ' or path'}, or have that exposure given back: "
+                "'overlay expose rm' on that node.",
+            )
+
+    def open_any(self, wanted: ExposureRecord) -> tuple[ExposureRecord, PublicPort]:
+        held = {record.public_port for record in self._records.values() if record.transport == wanted.transport}
+        free = [port for port in PICKED_PORTS if port not in held]
+        for _ in range(min(_PICK_TRIES, len(free))):
+            port = free.pop(self._around.randbelow(len(free)))
+            record = msgspec.structs.replace(wanted, public_port=port)
+            try:
+                return record, self.open(record)
+            except UserError as error:
+                if error.code != "port-taken":
+                    raise
+        raise UserError(
+            "no-free-port",
+            f"The server found no free public port from {PICKED_PORTS.start} to {PICKED_PORTS.stop - 1}.",
+            "Name one with --public, or give exposures back.",
+        )
+
+    def open(self, wanted: ExposureRecord) -> PublicPort:
+        protocol = wanted.transport
+        where = f"{protocol} port {wanted.public_port}"
+        for record in self._records.values():
+            if record.id != wanted.id and _collide(record, wanted):
+                holder = self._around.name_of(record.node)
+                raise UserError(
+                    "port-taken",
+                    f"The public {where} is held by node '{holder}' (exposure {record.name}).",
+                    "Choose another port, or have that exposure given back: 'overlay expose rm' on that node.",
+                )
+        if (protocol, wanted.public_port) in self._around.own_ports:
+            raise UserError(
+                "port-taken", f"The public {where} is the server's own, which nodes connect to.", "Choose another port."
+            )
+        return PublicPort(protocol, bind_public(protocol, wanted.host, wanted.public_port), self._drops)
+
+    def public(self, record: ExposureRecord) -> str:
+        """Where users reach it: "203.0.113.1:9000", or "docs.example.com/prefix", or "db.example.com:443" by TLS."""
+        if record.protocol == "tls":
+            return format_endpoint((record.host, tls_port(self._around.web_ports)))
+        if record.path:
+            return record.host + record.path.rstrip("/")
+        host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")
+        return format_endpoint((host, record.public_port))
+
+
+def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:
+    """What a node wrote as the public side → address to bind ("" for all) and port (0 to have one picked).
+
+    One of the server's public addresses stands for all: behind a NAT the host does not have it itself. Raises
+    `UserError` ("public-invalid").
+    """
+    if not text:
+        return "", 0
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536:
+        return "", int(text)
+    host, _, port = text.rpartition(":")
+    if host in public_hosts:
+        return parse_public(port or "-", ())
+    try:
+        address, number = parse_endpoint(text[:100])
+    except ValueError as error:
+        raise UserError("public-invalid", f"{error}.", "Write a port, as in 9000.", Exit.USAGE) from error
+    return ("" if address in _WILDCARDS or address in public_hosts else address), number
+
+
+def _collide(one: ExposureRecord, other: ExposureRecord) -> bool:
+    return (
+        one.transport == other.transport
+        and not one.path
+        and not other.path
+        and one.public_port == other.public_port
+        and (one.host == other.host or not one.host or not other.host)
+    )

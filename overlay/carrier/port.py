@@ -2,8 +2,8 @@
 
     00 60           a Noise message of 96 bytes, the first one: tcp, or tls within TLS
     00 10           a one-time token of 16 bytes: a connection that the server has asked a node for, on any carrier
-    16 03           a TLS record with a ClientHello: of a user of a name that is exposed by TLS, not touched; else once
-                    more within, by the server's certificate
+    16 03           a TLS record with a ClientHello: of a user of a name that is exposed by TLS, not looked into; else
+                    once more within, by the server's certificate
     GET, POST, …    HTTP: a user of what is exposed under that name, WebSocket's upgrade, or an answer such as any web
                     server gives
     00 01           a Binding request of STUN
@@ -31,12 +31,15 @@ from overlay.carrier.tls import server_handshake
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import INITIATION_SIZE
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.ingress.client_hello import RECORD_HEADER, ClientHello, parse_client_hello
+from overlay.wire.ingress.client_hello import NO_HELLO, RECORD_HEADER, ClientHello, parse_client_hello
 from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
 from overlay.wire.stream.websocket import WebSocket
 
 Spoken = Literal["noise", "token", "tls", "http", "stun"]
 Stream = TcpStream | CodecStream
+TlsPlace = Literal["here", "beyond"]
+ShowCertificate = Callable[[ClientHello, tuple[str, ...]], ssl.SSLContext]
+"""For the answer to a ClientHello, and the protocols that are spoken here (ALPN, RFC 7301), best first."""
 HttpAnswer = Callable[[str], bytes | None]
 """Path below `CHALLENGES` → body; None: not known. Called for every stranger who asks: it must be quick."""
 
@@ -52,10 +55,11 @@ class Guest:
 
 @dataclass(frozen=True, slots=True)
 class TlsGuest:
-    """A user who speaks TLS to a name that is exposed by it. What he has said is all still to be read."""
+    """A user who came by TLS to a name that is exposed by it: all of what he has said and says, or, where TLS ends
+    here, what was in it."""
 
     stream: Stream
-    name: str  # of the server, as he asked for it: in lower case
+    name: str  # as he asked for it, in lower case
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,8 @@ class Guests(Protocol):
     def exposes(self, host: str) -> bool:
         """Whether users of this host, in lower case, are served by HTTP here."""
 
-    def exposes_tls(self, host: str) -> bool:
-        """Whether users who ask for this host by TLS are taken elsewhere, as they come."""
+    def tls_end(self, host: str) -> TlsPlace | None:
+        """Where the TLS of users ends who ask for this host, whatever they say in it; None: they are not taken so."""
 
     async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
         """Until the stream ends. Closing stays the caller's."""
@@ -86,18 +90,18 @@ class Guests(Protocol):
 class Services:
     """What there is behind the port beside the control channel."""
 
-    tls: Callable[[], ssl.SSLContext] | None = None  # asked for each connection anew
+    tls: ShowCertificate | None = None  # asked for each connection anew
     http_answer: HttpAnswer | None = None
     guests: Guests | None = None
 
     def exposes(self, host: str) -> bool:
         return self.guests is not None and bool(host) and self.guests.exposes(host)
 
-    def exposes_tls(self, host: str) -> bool:
-        return self.guests is not None and bool(host) and self.guests.exposes_tls(host)
+    def tls_end(self, host: str) -> TlsPlace | None:
+        return self.guests.tls_end(host) if self.guests is not None and host else None
 
 
-_NO_HELLO: Final = ClientHello("", ())
+ALPN_HTTP: Final = ("http/1.1",)
 CHALLENGES: Final = "/.well-known/acme-challenge/"  # RFC 8555 §8.3
 NOISE: Final = INITIATION_SIZE.to_bytes(2, "big")
 TOKEN_SIZE: Final = 16
@@ -144,15 +148,18 @@ async def greet(
         return tcp
     if speaks != "tls":
         return await _within(tcp, b"", speaks, "tcp", "ws", services, enter, random_bytes)
-    hello = await _client_hello(tcp)
-    if services.exposes_tls(hello.name):
-        return TlsGuest(tcp, hello.name)
     if services.tls is None:
         raise RemoteProtocolError("unknown_protocol", "TLS, and there is no certificate")
+    hello = await _client_hello(tcp)
+    tls_end = services.tls_end(hello.name)
+    if tls_end == "beyond":
+        return TlsGuest(tcp, hello.name)
+    if tls_end == "here":
+        return TlsGuest(await server_handshake(tcp, services.tls(hello, _whatever(hello))), hello.name)
     entered = not services.exposes(hello.name)
     if entered:
         enter()
-    secured = await server_handshake(tcp, services.tls())
+    secured = await server_handshake(tcp, services.tls(hello, ALPN_HTTP))
     start = b""
     while (speaks := spoken(start)) is None:
         start += await secured.receive()
@@ -201,6 +208,15 @@ async def _caller(stream: Stream, start: bytes) -> Caller:
     return Caller(stream, start[len(TOKEN) : size])
 
 
+def _whatever(hello: ClientHello) -> tuple[str, ...]:
+    """The protocol that is agreed where the target knows which it speaks, and we do not: HTTP/1.1, if that is among
+    them, since HTTP/2 is offered by whoever speaks both."""
+    if not hello.protocols or b"http/1.1" in hello.protocols:
+        return ALPN_HTTP
+    first = hello.protocols[0]
+    return (first.decode("ascii"),) if first.isascii() else ()
+
+
 async def _client_hello(tcp: TcpStream) -> ClientHello:
     needed, data = RECORD_HEADER, b""
     while True:
@@ -211,7 +227,7 @@ async def _client_hello(tcp: TcpStream) -> ClientHello:
         try:
             found = parse_client_hello(data)
         except RemoteProtocolError:
-            return _NO_HELLO  # the handshake says what is wrong, to the client too
+            return NO_HELLO  # the handshake says what is wrong, to the client too
         if isinstance(found, ClientHello):
             return found
         needed = found

@@ -19,11 +19,12 @@ import anyio.to_thread
 from overlay.carrier.verification import public_key_sha256
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
-from overlay.server.certificate import Certificate, is_name, self_signed
+from overlay.server.certificate import ALPN_HTTP, Certificate, Contexts, is_name, self_signed
 from overlay.server.certificate_files import CertificateFiles, day, keep, load_kept, load_or_make_key
 from overlay.server.challenges import Challenges
 from overlay.server.pace import DEFAULT_PACE, Pace
 from overlay.server.settings import LETS_ENCRYPT, ServerSettings
+from overlay.wire.ingress.client_hello import NO_HELLO, ClientHello
 
 if TYPE_CHECKING:
     from overlay.server.acme_renewal import AcmeRenewal
@@ -111,7 +112,7 @@ class Certificates:
             if settings.acme_email:
                 self._authority = self._open_authority(settings)
                 self._current = self._best()
-        self._make_contexts()
+        self._contexts = Contexts(self._current)
 
     # what the carriers ask for
 
@@ -126,10 +127,10 @@ class Certificates:
         the files may change the key, and a pin would lock nodes out."""
         return b"" if self._files is not None else public_key_sha256(self._key.public_key())
 
-    def context(self) -> SSLContext:
-        """For the next connection: ask for each one anew. TLS 1.2 and up; ALPN http/1.1, and acme-tls/1 when an
-        authority is to see that."""
-        return self._watching if self._challenges.pending else self._ordinary
+    def context(self, hello: ClientHello = NO_HELLO, protocols: tuple[str, ...] = (ALPN_HTTP,)) -> SSLContext:
+        """For the connection that began so: ask for each one anew. TLS 1.2 and up, with one of these `protocols`
+        (ALPN); or acme-tls/1, when an authority comes to see that."""
+        return self._challenges.context(hello) or self._contexts.get(protocols)
 
     def chain_and_key(self) -> tuple[bytes, bytes]:
         """PEM, for QUIC: the chain, this server's own certificate first, and the private key."""
@@ -246,10 +247,5 @@ class Certificates:
         if certificate.chain == self._current.chain:
             return False
         self._current = certificate
-        self._make_contexts()
+        self._contexts = Contexts(certificate)
         return True
-
-    def _make_contexts(self) -> None:
-        self._ordinary = self._current.context()
-        self._watching = self._current.context()
-        self._challenges.watch(self._watching, self._ordinary)

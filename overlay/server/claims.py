@@ -175,6 +175,20 @@ class Claims:
         return format_endpoint((host, record.public_port))
 
 
+def check_tls_end(request: Expose) -> None:
+    """Raises `UserError` ("terms-invalid", exit 2): where TLS ends is set for what has TLS alone."""
+    ends = {"http": ("", "server"), "tls": ("", "target", "server", "node")}.get(request.protocol, ("",))
+    if request.terms.tls_end not in ends or (request.public and request.terms.tls_end):
+        raise UserError(
+            "terms-invalid",
+            f"Of {request.protocol} at a port of its own the server ends no TLS."
+            if request.public or len(ends) == 1
+            else "Users who come by http have their TLS ended by the server or by the node.",
+            "Leave out --tls-end, or expose tls://HOST:PORT --host NAME.",
+            Exit.USAGE,
+        )
+
+
 def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:
     """What a node wrote as the public side → address to bind ("" for all) and port (0 to have one picked).
 

@@ -17,7 +17,7 @@ from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
 from overlay.server.callers import Callers, DynamicTunnel
-from overlay.server.claims import Claims, Surroundings
+from overlay.server.claims import Claims, Surroundings, check_tls_end
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
 from overlay.server.ingress import PublicPort, ServeUser
 from overlay.server.registry import Registry
@@ -59,7 +59,7 @@ class Exposures:
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
-        self._by_name = Sites()
+        self._by_name = Sites(around.public_hosts)
         room = make_room()
         self._web = WebDoor(self.drops, around.wall, room)
         self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
@@ -108,6 +108,7 @@ class Exposures:
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
         check_terms(request.terms)
+        check_tls_end(request)
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.

@@ -21,6 +21,7 @@ from overlay.server.certificates import Certificates
 from overlay.server.challenges import Challenges
 from overlay.server.pace import Pace
 from overlay.server.settings import ServerSettings
+from overlay.wire.ingress.client_hello import ClientHello
 from tests.programs import program
 from tests.server.pebble import BLOCKED, LIFETIME, Pebble, pebble
 from tests.server.test_certificates import Wall, pin_of, until
@@ -56,8 +57,8 @@ class Server:
     def http_answer(self, path: str) -> bytes | None:
         return self.certificates.http_answer(path)
 
-    def context(self) -> Any:
-        return self.certificates.context()
+    def context(self, hello: ClientHello) -> Any:
+        return self.certificates.context(hello)
 
 
 def with_authority(

@@ -205,14 +205,19 @@ def test_names_by_tls_on_the_shared_port(tmp_path: Path) -> None:
         assert "no path" in (await it.refusal(2, **TLS, host="a.test/b")).message
         for nameless in ({}, {"public": "9000"}):
             assert "--host db.example.com" in (await it.refusal(2, **TLS, **nameless)).hint
+        ended = Terms(tls_end="server")
+        assert (await it.refusal(2, terms=ended)).code == "terms-invalid"
+        assert (await it.refusal(2, **{**WEB, "terms": Terms(tls_end="target")}, host="a.test")).code == "terms-invalid"
+        assert (await it.expose(2, **TLS, host="inside.test", terms=ended)).terms == ended
 
     async def kept(it: Bench) -> None:
         guests = it.exposures.guests
-        assert guests.exposes_tls("db.test") and guests.exposes_tls("any.db.test")
-        assert not guests.exposes_tls("docs.test") and not guests.exposes("db.test")
+        assert guests.tls_end("db.test") == guests.tls_end("any.db.test") == "beyond"
+        assert guests.tls_end("inside.test") == "here"
+        assert guests.tls_end("docs.test") is None and not guests.exposes("db.test")
         await it.exposures.unexpose(2, "x1")
         await it.exposures.unexpose(3, "x2")
-        assert not guests.exposes_tls("db.test")
+        assert guests.tls_end("db.test") is None
 
     on_bench(tmp_path, grant, kept, public_hosts=("vpn.test",), web_ports=(8443,))
 

@@ -85,6 +85,16 @@ def add_exposure(
             "or each by a connection of its own to the server.",
         ),
     ] = "single",
+    tls_end: Annotated[
+        Literal["target", "server"] | None,
+        typer.Option(
+            "--tls-end",
+            envvar="OVERLAY_TLS_END",
+            help="Where the TLS of users ends who come by a name. With http: at the server. With tls: at the target, "
+            "and the server has no key to it; or at the server, and the target gets what was in it.",
+            show_default=False,
+        ),
+    ] = None,
     foreground: Annotated[
         bool | None,
         typer.Option(
@@ -139,7 +149,7 @@ def add_exposure(
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
-        "terms": {"limits": {"connections": max_connections}},
+        "terms": {"limits": {"connections": max_connections}, "tls_end": tls_end or ""},
     }
     with output.working("Asking the server…", quiet=quiet or json):
         exposure = client.request("POST", "/v1/exposures", wish, timeout=30)

@@ -1,6 +1,6 @@
 """Who comes to the server's shared port and does not want to talk to the server: users, and nodes' calls for users."""
 
-from overlay.carrier.port import Caller, Guest, TlsGuest
+from overlay.carrier.port import Caller, Guest, TlsGuest, TlsPlace
 from overlay.server.callers import Callers
 from overlay.server.tunnels import Visitor
 from overlay.server.web.door import WebDoor
@@ -23,8 +23,11 @@ class WebGuests:
     def exposes(self, host: str) -> bool:
         return self._sites.exposes(host)
 
-    def exposes_tls(self, host: str) -> bool:
-        return self._sites.find_tls(host) is not None
+    def tls_end(self, host: str) -> TlsPlace | None:
+        site = self._sites.find_tls(host)
+        if site is None:
+            return None
+        return "here" if site.terms.tls_end == "server" else "beyond"
 
     async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
         visitor = Visitor.of(raw_socket(guest.stream), source)

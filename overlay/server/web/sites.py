@@ -2,7 +2,7 @@
 of the last requests."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -49,7 +49,9 @@ class Sites:
     """By host, and the path prefix that is longest. A host `*.example.com` stands for every one label before it; what
     is exposed under a name itself goes before that, by TLS as by HTTP."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_hosts: Iterable[str] = ()) -> None:
+        """`own_hosts`: the server's own names, which no wildcard may take from it: nodes find it by them."""
+        self._own_hosts = frozenset(host.lower() for host in own_hosts)
         self._hosts: dict[str, list[tuple[str, Site]]] = {}
         self._tls: dict[str, Site] = {}
 
@@ -73,23 +75,23 @@ class Sites:
 
     def exposes(self, host: str) -> bool:
         """By HTTP."""
-        return host in self._hosts or _wildcard(host) in self._hosts
+        return any(name in self._hosts for name in self._names(host))
 
     def find_tls(self, host: str) -> Site | None:
         """Where a user goes as he comes who asks for this host by TLS; None: nowhere, or TLS is ended to see what he
         wants by HTTP."""
-        for name in (host, _wildcard(host)):
+        for name in self._names(host):
             if name in self._tls or name in self._hosts:
                 return self._tls.get(name)
         return None
 
     def find(self, host: str, path: str) -> Site | None:
-        for name in (host, _wildcard(host)):
+        for name in self._names(host):
             for prefix, site in self._hosts.get(name, ()):
                 if path.startswith(prefix) or path == prefix[:-1]:
                     return site
         return None
 
-
-def _wildcard(host: str) -> str:
-    return f"*.{host.partition('.')[2]}"
+    def _names(self, host: str) -> tuple[str, ...]:
+        """Under which it may be exposed, the one that counts most first."""
+        return () if host in self._own_hosts else (host, f"*.{host.partition('.')[2]}")

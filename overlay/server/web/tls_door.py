@@ -1,5 +1,5 @@
 """Users by TLS to a name that is exposed by it: carried to the target as they come, ClientHello and all, so that the
-server holds no key and learns nothing but the name."""
+server holds no key and learns nothing but the name; or, where their TLS has been ended here, what was in it."""
 
 from collections import Counter
 

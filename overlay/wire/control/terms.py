@@ -5,13 +5,16 @@ lease and tells it back. A server that knows less than was asked for is noticed 
 are missing from its answer. Everything here is checked where it comes in (`check_terms`).
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from overlay.errors import Exit, UserError
 
 MOST_CONNECTIONS: Final = 8192
+
+TlsEnd = Literal["", "target", "server", "node"]
+"""Where the TLS of users ends that come by a name; "": at the server by http, at the target by tls."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -22,6 +25,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     limits: Limits = Limits()
+    tls_end: TlsEnd = ""
 
 
 NO_TERMS: Final = Terms()

@@ -1,13 +1,18 @@
 """Users by TLS to names that are exposed by it: real handshakes with the target, through a server that has no key."""
 
+import hashlib
 import os
 import socket
 import ssl
 
 import anyio
 import pytest
-from anyio.streams.tls import TLSStream
+from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.tls import TLSAttribute, TLSStream
 
+from overlay.server.web.sites import Sites
+from overlay.wire.control.terms import Terms
+from tests.carrier.streams import NAME as OWN_NAME
 from tests.carrier.streams import Certificate
 from tests.server.web.shared_port import HOST, SharedPort, TlsTarget, shared_port, site_to
 
@@ -20,6 +25,15 @@ SIZE = 3_000_000
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return Certificate(tmp_path_factory.mktemp("tls"))
+
+
+async def digest(stream: SocketStream) -> None:
+    """Reads up to "end", and says what it was."""
+    async with stream:
+        data = b""
+        while not data.endswith(b"end"):
+            data += await stream.receive()
+        await stream.send(hashlib.sha256(data).digest())
 
 
 async def shout(stream: TLSStream) -> None:
@@ -117,6 +131,35 @@ async def test_who_asks_for_nothing_that_is_exposed_learns_nothing(certificate: 
                     await absurd.receive()
         await port.dropped("tls_failed")
         assert await asked(port, NAME, target.client()) == b"HELLO"
+
+
+async def test_ended_here_the_target_gets_what_was_in_it(certificate: Certificate) -> None:
+    """By the server's certificate, with the protocol that the target is likely to speak."""
+    async with shared_port(certificate) as port, await anyio.create_tcp_listener(local_host=HOST) as target:
+        site = site_to(target.extra(SocketAttribute.local_port))
+        site.terms = Terms(tls_end="server")
+        port.sites.add_tls(OWN_NAME, site)
+        trusting = ssl.create_default_context(cafile=certificate.ca_file)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(target.serve, digest)
+            for offered, agreed in (((), None), (("h2", "http/1.1"), "http/1.1"), (("postgresql",), "postgresql")):
+                trusting.set_alpn_protocols(list(offered))
+                stream = await anyio.connect_tcp(HOST, port.port, ssl_context=trusting, tls_hostname=OWN_NAME)
+                await stream.send(b"a" * SIZE)
+                assert stream.extra(TLSAttribute.alpn_protocol) == agreed
+                await stream.send(b"end")
+                assert await stream.receive() == hashlib.sha256(b"a" * SIZE + b"end").digest()
+                await stream.aclose()
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_wildcard_does_not_take_the_servers_own_name(certificate: Certificate) -> None:
+    """Nodes find the server by it."""
+    sites = Sites(["VPN.test"])
+    for add in (sites.add_tls, lambda host, site: sites.add(host, "/", site)):
+        add("*.test", site_to(1))
+        assert sites.find_tls("vpn.test") is None and not sites.exposes("vpn.test")
+        assert sites.find("vpn.test", "/") is None
 
 
 async def test_an_exposure_that_is_given_back_takes_its_users_along(certificate: Certificate) -> None:

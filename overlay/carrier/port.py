@@ -4,6 +4,7 @@
     00 10           a one-time token of 16 bytes: a connection that the server has asked a node for, on any carrier
     16 03           a TLS record with a ClientHello: of a user of a name that is exposed by TLS, not looked into; else
                     once more within, by the server's certificate
+    PRI             HTTP/2, within TLS alone: a user of what is exposed
     GET, POST, …    HTTP: a user of what is exposed under that name, WebSocket's upgrade, or an answer such as any web
                     server gives
     00 01           a Binding request of STUN
@@ -35,7 +36,7 @@ from overlay.wire.ingress.client_hello import NO_HELLO, RECORD_HEADER, ClientHel
 from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
 from overlay.wire.stream.websocket import WebSocket
 
-Spoken = Literal["noise", "token", "tls", "http", "stun"]
+Spoken = Literal["noise", "token", "tls", "http", "http2", "stun"]
 Stream = TcpStream | CodecStream
 TlsPlace = Literal["here", "beyond"]
 ShowCertificate = Callable[[ClientHello, tuple[str, ...]], ssl.SSLContext]
@@ -51,6 +52,7 @@ class Guest:
     stream: Stream
     begun: bytes
     secure: bool
+    http2: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +104,20 @@ class Services:
 
 
 ALPN_HTTP: Final = ("http/1.1",)
+ALPN_EXPOSED: Final = ("h2", "http/1.1")
 CHALLENGES: Final = "/.well-known/acme-challenge/"  # RFC 8555 §8.3
 NOISE: Final = INITIATION_SIZE.to_bytes(2, "big")
 TOKEN_SIZE: Final = 16
 TOKEN: Final = TOKEN_SIZE.to_bytes(2, "big")
 TLS: Final = b"\x16\x03"  # handshake, version 3.x (RFC 8446 §5.1)
+HTTP2: Final = b"PRI "  # RFC 9113 §3.4
 METHODS: Final = tuple(f"{name} ".encode() for name in "GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT".split())
 _STARTS: Final[dict[bytes, Spoken]] = {
     NOISE: "noise",
     TOKEN: "token",
     TLS: "tls",
     STUN: "stun",
+    HTTP2: "http2",
     **dict.fromkeys(METHODS, "http"),
 }
 
@@ -156,17 +161,19 @@ async def greet(
         return TlsGuest(tcp, hello.name)
     if tls_end == "here":
         return TlsGuest(await server_handshake(tcp, services.tls(hello, _whatever(hello))), hello.name)
-    entered = not services.exposes(hello.name)
-    if entered:
+    exposed = services.exposes(hello.name)
+    if not exposed:
         enter()
-    secured = await server_handshake(tcp, services.tls(hello, ALPN_HTTP))
+    secured = await server_handshake(tcp, services.tls(hello, ALPN_EXPOSED if exposed else ALPN_HTTP))
     start = b""
     while (speaks := spoken(start)) is None:
         start += await secured.receive()
     if speaks in ("stun", "tls"):
         raise RemoteProtocolError("unknown_protocol", f"{speaks} within TLS")
+    if speaks == "http2" and exposed:
+        return Guest(secured, start, secure=True, http2=True)
     return await _within(
-        secured, start, speaks, "tls", "wss", services, (lambda: None) if entered else enter, random_bytes
+        secured, start, speaks, "tls", "wss", services, enter if exposed else (lambda: None), random_bytes
     )
 
 
@@ -187,6 +194,8 @@ async def _within(
         return stream, carrier
     if speaks == "token":
         return await _caller(stream, start)
+    if speaks == "http2":
+        raise RemoteProtocolError("unknown_protocol", "HTTP/2 where nothing is exposed by it")
     opened = await _serve_http(stream, start, services, enter, random_bytes)
     if opened is None or isinstance(opened, Guest):
         return opened

@@ -1,4 +1,5 @@
-"""Users by HTTP/1.1: one connection after the other, and on each one request after the other.
+"""Users by HTTP/1.1: one connection after the other, and on each one request after the other; each stream of HTTP/2 is
+served as such a connection, too.
 
 A user's connection has its own to the target, which is kept for the next request to the same exposure and never shared
 with another user, so that nobody can get what was meant for somebody else. What users may cost is bounded here: how
@@ -8,18 +9,19 @@ many there are, how long a head may take, how long nothing may happen.
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import anyio
 
 from overlay.carrier.http import answer, say
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
-from overlay.carrier.stream import reset_on_close
 from overlay.server.tunnels import TunnelError, Visitor
-from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat, raw_socket
-from overlay.server.web.incoming import Incoming
+from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat
+from overlay.server.web.http2 import Http2Connection, Http2Stream
+from overlay.server.web.incoming import Incoming, cut
 from overlay.server.web.sites import Site
+from overlay.server.web.targets import KeptTargets
 from overlay.wire.control.messages import RequestEntry
 from overlay.wire.ingress.forwarding import request_to_target
 from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
@@ -32,6 +34,7 @@ MAX_PER_SITE: Final = 1024
 _LONGEST_PATH: Final = 256  # characters in the log
 _ABORTED: Final = 499  # in the log: the user went away before the answer (nginx's number for it)
 
+Scheme = Literal["http", "https"]
 Find = Callable[[RequestHead], Site | None]
 
 
@@ -53,26 +56,46 @@ class WebDoor:
         network = network_of(visitor.source[0])
         if self._room.full_for(network):
             self._drops["too_many_users"] += 1
-            reset_on_close(raw_socket(guest.stream))
+            cut(guest.stream)
             return
         visit = self._room.enter(network)
         try:
-            await _Connection(guest, visitor, find, self._drops, self._wall).run()
+            if guest.http2:
+                await self._serve_streams(guest, visitor, find)
+            else:
+                user = Incoming(guest.stream, guest.begun)
+                scheme: Scheme = "https" if guest.secure else "http"
+                await _Connection(user, scheme, visitor, find, self._drops, self._wall).run()
         finally:
             visit.leave()
+
+    async def _serve_streams(self, guest: Guest, visitor: Visitor, find: Find) -> None:
+        targets = KeptTargets()
+
+        async def serve(stream: Http2Stream) -> None:
+            await _Connection(Incoming(stream), "https", visitor, find, self._drops, self._wall, targets).run()
+
+        try:
+            await Http2Connection(guest.stream, guest.begun, serve, self._drops).run()
+        finally:
+            targets.close()
 
 
 class _Connection:
     def __init__(
         self,
-        guest: Guest,
+        user: Incoming,
+        scheme: Scheme,
         visitor: Visitor,
         find: Find,
         drops: Counter[str],
         wall: Callable[[], float],
+        targets: KeptTargets | None = None,
     ) -> None:
-        self._user = Incoming(guest.stream, guest.begun)
-        self._scheme = "https" if guest.secure else "http"
+        """`targets`: of the same user, for streams that come one after the other."""
+        self._user = user
+        self._scheme = scheme
+        self._targets = targets
         self._visitor = visitor
         self._source = visitor.source[0]
         self._find = find
@@ -88,7 +111,7 @@ class _Connection:
                 while await self._one():
                     pass
             if self._scope.cancelled_caught:
-                reset_on_close(raw_socket(self._user.stream))
+                cut(self._user.stream)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             return
         finally:
@@ -141,9 +164,14 @@ class _Connection:
             return False
         site.users.add(self._scope)
         self._site = site
+        if self._targets is not None:
+            self._target = self._targets.take(site)
         return True
 
     def _leave_site(self) -> None:
+        if self._targets is not None and self._site is not None and self._target is not None:
+            self._targets.put(self._site, self._target)
+            self._target = None
         self._drop_target()
         if self._site is not None:
             self._site.users.discard(self._scope)
@@ -167,7 +195,7 @@ class _Connection:
         except TargetGone as error:
             exchange.keep_user = False
             self._drops[error.reason] += 1
-            reset_on_close(raw_socket(self._user.stream))
+            cut(self._user.stream)
         finally:
             if not (exchange.keep_user and exchange.keep_target) or refusal is not None:
                 self._drop_target()
@@ -177,7 +205,7 @@ class _Connection:
             return exchange.keep_user
         self._drops[refusal.reason] += 1
         if exchange.began:
-            reset_on_close(raw_socket(self._user.stream))
+            cut(self._user.stream)
         else:
             await say(self._user.stream, answer(refusal.status, with_body=request.method != b"HEAD"))
         return False

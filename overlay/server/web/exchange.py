@@ -5,17 +5,14 @@ arrive when they happen. A body goes to the target while the answer is awaited a
 early refusals work by themselves.
 """
 
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import anyio
-from anyio.abc import SocketAttribute
 
 from overlay.carrier.forward import forward_streams
 from overlay.carrier.port import Stream
-from overlay.carrier.stream import reset_on_close
-from overlay.server.web.incoming import Incoming
+from overlay.server.web.incoming import Incoming, cut
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
 from overlay.wire.ingress.http1 import Framing, HttpError, RequestHead, ResponseHead, parse_response
@@ -111,11 +108,11 @@ class Exchange:
                     return
         except HttpError as error:
             # The target must not take what it has for a whole request.
-            reset_on_close(raw_socket(target.stream))
+            cut(target.stream)
             self._body_error = Unanswered(error.status, error.reason)
             scope.cancel()
         except UserGone as error:
-            reset_on_close(raw_socket(target.stream))
+            cut(target.stream)
             self._body_error = error
             scope.cancel()
         except (Unanswered, TargetGone):
@@ -202,13 +199,14 @@ class Exchange:
             raise TargetGone("answer_cut") from error
 
     async def _upgrade(self, response: ResponseHead, target: Incoming) -> None:
-        if not wants_upgrade(self.request):
+        user, other = self._user.stream, target.stream
+        if not wants_upgrade(self.request) or not isinstance(user, Stream) or not isinstance(other, Stream):
             raise Unanswered(502, "bad_answer")
         self.began = self.upgraded = True
         await self._to_user(response_to_user(response, 0, close=False) + target.take_ahead())
         if early := self._user.take_ahead():
             await self._send_to_target(target, early)
-        forwarded = await forward_streams(self._user.stream, target.stream)
+        forwarded = await forward_streams(user, other)
         self.sent = forwarded.b_to_a
 
     # sending and waiting
@@ -292,8 +290,3 @@ class Exchange:
 def may_repeat(request: RequestHead) -> bool:
     """Whether a request may be sent again on a new connection, when the old one was closed as it came."""
     return request.method in _IDEMPOTENT and request.framing == 0
-
-
-def raw_socket(stream: Stream) -> socket.socket:
-    found: socket.socket = stream.extra(SocketAttribute.raw_socket)
-    return found

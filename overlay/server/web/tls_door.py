@@ -8,10 +8,9 @@ import anyio
 from overlay.carrier.forward import forward_streams
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import TlsGuest
-from overlay.carrier.stream import reset_on_close
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.door import MAX_PER_SITE
-from overlay.server.web.exchange import raw_socket
+from overlay.server.web.incoming import cut
 from overlay.server.web.sites import Site
 
 
@@ -51,4 +50,4 @@ class TlsDoor:
 
     def _turn_away(self, guest: TlsGuest, reason: str) -> None:
         self._drops[reason] += 1
-        reset_on_close(raw_socket(guest.stream))
+        cut(guest.stream)

@@ -4,6 +4,7 @@
 environment leave open.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ import typer
 from overlay.errors import Exit, UserError
 
 CONFIG_NAME = "config.toml"
+LONGEST_INVITE = 65536  # characters read of standard input: far beyond any invite, not endless
 
 
 def _load_config(context: typer.Context, state: Path) -> Path:
@@ -164,6 +166,21 @@ def way_settings(carrier: str, proxy: str | None, ca: Path | None) -> dict[str, 
         "no_proxy": os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or "",
         "ca_file": str(ca.absolute()) if ca is not None else "",
     }
+
+
+def read_invite(given: str | None) -> str:
+    """The invite as text; "" if there is none. Raises `UserError` ("invite-empty") for an empty standard input."""
+    if given != "-":
+        return (given or "").strip()
+    text = sys.stdin.read(LONGEST_INVITE).strip()
+    if not text:
+        raise UserError(
+            "invite-empty",
+            "There is no invite on standard input.",
+            "Pipe it in, as in: overlay up - < invite.txt",
+            Exit.USAGE,
+        )
+    return text
 
 
 def verbosity(verbose: int, quiet: bool) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import anyio
+from anyio.abc import TaskGroup
 
 from overlay import __version__
 from overlay.carrier.carriers import DialOptions
@@ -85,7 +86,7 @@ class NodeDaemon:
         self._memory = Memory(state)
         check_ways(settings.carriers, settings.proxy)
         self._start = plan_start(self._memory.joined, settings.invite, settings.name)
-        if start_engine is None:
+        if start_engine is None and settings.tun:
             check_tun()
         target = _target(settings, self._start.joined, load_or_make_key(state))
         self._ciphers: tuple[Cipher, ...] = measure()
@@ -93,7 +94,7 @@ class NodeDaemon:
         self._member = Member(
             MemberSettings(
                 private_key=target.private_key,
-                interface=settings.interface or "overlay%d",
+                interface=(settings.interface or "overlay%d") if settings.tun else None,
                 port=settings.port,
                 copy_dscp=settings.dscp == "copy",
                 udp="udp" in target.carriers,
@@ -118,7 +119,7 @@ class NodeDaemon:
             self._reach_changed,
             lambda endpoint: self._member.post(SetMapping(endpoint)),
         )
-        self._udp = "udp" in target.carriers
+        self._udp = "udp" in target.carriers and settings.tun  # for packets
         self._port_mapper = PortMapper(
             lambda: self._member.port,
             lambda: self._member.set_outside("mapped", self._port_mapper.endpoints),
@@ -391,18 +392,22 @@ class NodeDaemon:
             assert identity is not None
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._member.run, identity)
-                await tasks.start(self._exposures.run, str(identity.addresses[0]))
+                await tasks.start(self._exposures.run, str(identity.addresses[0]) if self._settings.tun else "")
                 tasks.start_soon(self._calls.run)
-                tasks.start_soon(self._links.run)
-                tasks.start_soon(self._reflexive.run)
-                tasks.start_soon(self._punching.run, Own(identity.number, identity.networks))
-                if self._maps_port:
-                    tasks.start_soon(self._port_mapper.run)
+                if self._settings.tun:
+                    self._look_for_paths(tasks, identity)
                 self._up.set()
                 self._server_exposures_changed.set()
                 await self._identity_changed.wait()
                 _log.info("this node's place in the network changed")
                 tasks.cancel_scope.cancel()
+
+    def _look_for_paths(self, tasks: TaskGroup, identity: Identity) -> None:
+        tasks.start_soon(self._links.run)
+        tasks.start_soon(self._reflexive.run)
+        tasks.start_soon(self._punching.run, Own(identity.number, identity.networks))
+        if self._maps_port:
+            tasks.start_soon(self._port_mapper.run)
 
     async def _keep_exposures(self) -> None:
         while True:

@@ -14,11 +14,10 @@ from contextlib import suppress
 import anyio
 import anyio.to_thread
 import msgspec
-from anyio.abc import SocketAttribute, TaskGroup, TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
 from overlay.carrier.port import Stream
-from overlay.carrier.stream import reset_on_close
 from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
@@ -28,7 +27,7 @@ from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
 from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, Unexpose, Watch
+from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
 WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
@@ -70,11 +69,15 @@ class Exposures:
         self._address = ""
 
     async def run(self, address: str, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Serve on this overlay address until cancelled. Signals `started` once all exposures are listened for."""
+        """Serve on this overlay address ("": by dynamic tunnels alone) until cancelled. Signals `started` once all
+        exposures are listened for."""
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks, self._address = tasks, address
                 for kept in tuple(self._kept.values()):
+                    if self._rests(kept):
+                        _log.warning("exposure %s rests until the network is up on this machine", kept.id)
+                        continue
                     await self._open_kept(kept)
                 task_status.started()
                 while True:
@@ -120,15 +123,12 @@ class Exposures:
                     public=wish.public,
                     target=target.text,
                     port=end.port,
-                    tunnel=wish.tunnel,
+                    tunnel=self._tunnel_of(wish),
                     known_as=wish.known_as,
                     service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
                     terms=wish.terms,
                 )
-                answer = await self._request(lambda seq: asked(wanted, seq, host=wish.host))
-                if not isinstance(answer, Exposed):
-                    raise UserError("bad-answer", "The server answered something that does not fit the request.")
-                exposure = answer.exposure
+                exposure = await self._ask(wanted, wish)
                 kept = msgspec.structs.replace(
                     wanted,
                     id=exposure.id,
@@ -177,6 +177,8 @@ class Exposures:
             theirs = {exposure.id: exposure for exposure in exposures}
             for name, kept in tuple(self._kept.items()):
                 known = theirs.pop(name, None)
+                if self._rests(kept):
+                    continue
                 if known is not None and agree(known, kept):
                     self._note_direct(known, known.direct)
                     await self._tell_direct(kept)
@@ -232,7 +234,7 @@ class Exposures:
         # What goes by the overlay alone is not to be had in another way.
         if end is None or self._kept[name].tunnel == "single":
             self.drops["exposure_unknown"] += 1
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            stream.cut()
             stream.close()
             return
         await end.serve(stream)
@@ -245,6 +247,33 @@ class Exposures:
                     sending.send_nowait(entry)
 
     # inside ----------------------------------------------------------------------------------------------------------
+
+    def _rests(self, kept: Kept) -> bool:
+        """What was exposed while there was a TUN, and goes by it."""
+        return kept.tunnel == "single" and not self._address
+
+    def _tunnel_of(self, wish: ExposeWish) -> TunnelKind:
+        if wish.tunnel == "single" and not self._address:
+            raise UserError(
+                "no-tunnel",
+                "Without 'overlay up' this machine has no address in the network that users could be carried to.",
+                "Leave out --tunnel single, or run 'sudo overlay up'.",
+                Exit.USAGE,
+            )
+        if wish.tunnel == "auto":
+            return "single" if self._address else "tls"
+        return wish.tunnel
+
+    async def _ask(self, wanted: Kept, wish: ExposeWish) -> Exposure:
+        try:
+            answer = await self._request(lambda seq: asked(wanted, seq, host=wish.host))
+        except UserError as error:
+            if (error.code, wish.tunnel, wanted.tunnel) != ("no-tunnel", "auto", "single"):
+                raise
+            return await self._ask(msgspec.structs.replace(wanted, tunnel="tls"), wish)  # the server has no TUN
+        if not isinstance(answer, Exposed):
+            raise UserError("bad-answer", "The server answered something that does not fit the request.")
+        return answer.exposure
 
     async def _tell_server(self, name: str, *, wanted: bool) -> None:
         try:

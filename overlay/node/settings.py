@@ -16,6 +16,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     state: str  # the state folder, absolute
     invite: str = ""  # needed the first time
     name: str = ""  # for this machine; "": its host name
+    tun: bool = True  # False: only publish, by dynamic tunnels; that needs no rights on this machine
     interface: str = ""  # "": the first free overlay0, overlay1, …
     port: int = 0  # of the engine, UDP; 0: the kernel picks
     endpoints: tuple[str, ...] = ()  # where a person says that `port` is reached from outside

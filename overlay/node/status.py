@@ -60,7 +60,7 @@ class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     public: str = ""  # "9000", "203.0.113.1:9000"
     host: str = ""  # "docs.example.com/prefix"
-    tunnel: TunnelKind = "single"
+    tunnel: TunnelKind | Literal["auto"] = "auto"  # auto: single where both ends have a TUN, else tls
     known_as: tuple[str, ...] = ()  # names that users know a port by
     service: str = ""  # what it is; "": what the target's port says
     terms: Terms = Terms()

@@ -1,4 +1,5 @@
-"""One exposure's socket on the overlay address: takes what comes from the server, and nobody else, to the target."""
+"""One exposure's socket on the overlay address: takes what comes from the server, and nobody else, to the target.
+Without an overlay address (no TUN) there is none, and users come by dynamic tunnels alone."""
 
 import logging
 import socket
@@ -8,10 +9,11 @@ from ipaddress import ip_address
 from typing import Final
 
 import anyio
-from anyio.abc import SocketAttribute
 
 from overlay.carrier.flows import UdpFlows
-from overlay.carrier.forward import TcpSocketStream, forward_streams
+from overlay.carrier.forward import forward_streams
+from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet, join
+from overlay.carrier.port import Stream
 from overlay.carrier.stream import TcpStream, connect, reset_on_close
 from overlay.errors import UserError
 from overlay.node.targets import Target
@@ -35,7 +37,7 @@ class TunnelEnd:
     def __init__(
         self, target: Target, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
     ) -> None:
-        """Raises `UserError` ("port-taken") if `address` does not have `port` free; port 0 picks one."""
+        """At `address`, or nowhere (""); port 0 picks one. Raises `UserError` ("port-taken") if that is taken."""
         self._target = target
         self._is_server = is_server
         self._drops = drops
@@ -46,14 +48,14 @@ class TunnelEnd:
         self._endpoint: Endpoint | None = None  # of a UDP target
         self._failing = False  # the target did not answer the last time: say it once
         try:
-            self._socket = _bind(target, address, port)
+            self._socket = _bind(target, address, port) if address else None
         except OSError as error:
             raise UserError(
                 "port-taken",
                 f"Port {port} of the overlay address {address} cannot be used: {error.strerror}.",
                 "End the program that has it, or expose the target again.",
             ) from error
-        self.port: int = self._socket.getsockname()[1]
+        self.port: int = self._socket.getsockname()[1] if self._socket is not None else 0
 
     @property
     def connections(self) -> int:
@@ -65,7 +67,7 @@ class TunnelEnd:
         self._scope.cancel()
         for scope in tuple(self._dynamic):
             scope.cancel()
-        if self._socket.fileno() >= 0:
+        if self._socket is not None and self._socket.fileno() >= 0:
             anyio.notify_closing(self._socket)
             self._socket.close()
 
@@ -74,19 +76,21 @@ class TunnelEnd:
         try:
             with self._scope:
                 if self._target.protocol == "udp":
-                    await self._run_udp()
+                    await self._run_udp(self._socket)
+                elif self._socket is None:
+                    await anyio.sleep_forever()
                 else:
-                    await self._run_tcp()
+                    await self._run_tcp(self._socket)
         finally:
             self.close()
 
-    async def _run_tcp(self) -> None:
+    async def _run_tcp(self, listening: socket.socket) -> None:
         async with anyio.create_task_group() as tasks:
             while True:
                 try:
-                    accepted, source = self._socket.accept()
+                    accepted, source = listening.accept()
                 except BlockingIOError:
-                    await anyio.wait_readable(self._socket)
+                    await anyio.wait_readable(listening)
                     continue
                 except OSError as error:
                     # The caller has gone already, or descriptors ran out: either way the exposure stays open.
@@ -104,12 +108,12 @@ class TunnelEnd:
                 self._streams += 1
                 tasks.start_soon(self._forward, accepted)
 
-    async def serve(self, stream: TcpSocketStream) -> None:
+    async def serve(self, stream: Stream) -> None:
         """A user whom the server sends by a dynamic tunnel; closes the stream."""
         if self._streams >= CONNECTION_LIMIT:
             self._drops["exposure_limit"] += 1
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
-            await stream.aclose()
+            stream.cut()
+            stream.close()
             return
         self._streams += 1
         scope = anyio.CancelScope()
@@ -133,13 +137,28 @@ class TunnelEnd:
         finally:
             self._streams -= 1
 
-    async def _forward_to_target(self, stream: TcpSocketStream) -> None:
+    async def _forward_to_target(self, stream: Stream) -> None:
+        if self._target.protocol == "udp":
+            await self._carry_datagrams(stream)
+            return
         inside = await self._connect()
         if inside is None:
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
-            await stream.aclose()
+            stream.cut()
+            stream.close()
             return
         await forward_streams(stream, inside)
+
+    async def _carry_datagrams(self, stream: Stream) -> None:
+        """Of one user, whose flow the server ends."""
+        target = self._outlet()
+        if target is None:
+            stream.close()
+            return
+
+        async def given() -> Stream:
+            return stream
+
+        await join(StreamOutlet(given, self._drops), target)
 
     async def _connect(self) -> TcpStream | None:
         problem = "no answer"
@@ -162,16 +181,14 @@ class TunnelEnd:
         self._failing = True
         return None
 
-    async def _run_udp(self) -> None:
-        self._flows = UdpFlows(
-            self._socket,
-            lambda: self._endpoint,
-            limit=CONNECTION_LIMIT,
-            accepts=lambda source: self._is_server(source[0]),
-            drops=self._drops,
-        )
+    def _outlet(self) -> Outlet | None:
+        return SocketOutlet.open(lambda: self._endpoint, self._drops)
+
+    async def _run_udp(self, bound: socket.socket | None) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._flows.run)
+            if bound is not None:
+                self._flows = self._make_flows(bound)
+                tasks.start_soon(self._flows.run)
             while True:
                 try:
                     found = await _resolve(self._target)
@@ -180,6 +197,15 @@ class TunnelEnd:
                 except OSError as error:
                     _log.warning("%s: its name cannot be found: %s", self._target.text, error)
                 await anyio.sleep(LOOKUP_INTERVAL)
+
+    def _make_flows(self, bound: socket.socket) -> UdpFlows:
+        return UdpFlows(
+            bound,
+            lambda source, local: self._outlet(),
+            limit=CONNECTION_LIMIT,
+            accepts=lambda source: self._is_server(source[0]),
+            drops=self._drops,
+        )
 
 
 def _bind(target: Target, address: str, port: int) -> socket.socket:

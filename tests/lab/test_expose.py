@@ -1,48 +1,54 @@
 """What a node publishes, by HTTP and by ports, with real programs: nginx behind it and curl before it."""
 
 import hashlib
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from tests.lab.conftest import tracked
 from tests.lab.netns import Lab, Namespace, wait_for
-from tests.lab.topology import OVERLAY, SERVER_ADDRESS, Machine, Network, build_internet
+from tests.lab.topology import OVERLAY, SERVER_ADDRESS, Machine, Network, build_internet, start_dns
 
 pytestmark = pytest.mark.lab
 
 NAME = "app.test"
 PORT = 3000  # of nginx on the node
+DNS_PORT = 5300  # of dnsmasq there
 SIZE = 100_000_000
+NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
     """A server, a node with nginx on it, and a user without anything of ours."""
     with Lab() as lab:
-        spaces = {name: lab.namespace(name) for name in ("server", "a", "user")}
-        public = {"server": SERVER_ADDRESS, "a": "198.51.100.21", "user": "198.51.100.90"}
+        spaces = {name: lab.namespace(name) for name in ("server", "a", "b", "user")}
+        public = {"server": SERVER_ADDRESS, "a": "198.51.100.21", "b": "198.51.100.22", "user": "198.51.100.90"}
         made = Network(lab, build_internet(lab, [(spaces[name], address) for name, address in public.items()]))
-        for name in ("server", "a"):
+        for name in ("server", "a", "b"):
             made.machine(spaces[name])
         with tracked(made):
             made.start_server("--listen", "0.0.0.0:443", "--listen", "0.0.0.0:80")
             made.join("a")
             start_nginx(lab, spaces["a"])
+            start_dns(spaces["a"], "127.0.0.1", DNS_PORT, "lan.test", "192.0.2.9")
             wait_for(lambda: made["a"].run("curl", "-s", f"127.0.0.1:{PORT}/", check=False).stdout, "nginx answers")
             yield made
             made.stop_all()
 
 
 def start_nginx(lab: Lab, space: Namespace) -> None:
-    """A file of random bytes at /large, /up that takes a body and forgets it, /who that tells what it was told."""
+    """Random bytes at /large and /medium, /up that takes a body and forgets it, /who that tells what it was told."""
     folder = lab.directory / "nginx"
     (folder / "www").mkdir(parents=True)
     (folder / "www" / "large").write_bytes(os.urandom(SIZE))
+    (folder / "www" / "medium").write_bytes(os.urandom(SIZE // 16))
     (folder / "www" / "sink").write_text("taken\n")
     configuration = folder / "nginx.conf"
     configuration.write_text(f"""
@@ -125,17 +131,21 @@ def test_100_mb_both_ways(network: Network, published: str, scheme: str) -> None
         taken.unlink()
 
 
-@pytest.mark.parametrize("tunnel", ["tcp", "tls", "ws", "wss"])
-def test_each_dynamic_tunnel_carries_a_site_and_a_port(network: Network, tunnel: str) -> None:
+@pytest.mark.parametrize("tunnel", ["udp", "tcp", "tls", "ws", "wss"])
+def test_each_dynamic_tunnel_carries_a_site_and_ports(network: Network, tunnel: str) -> None:
     a = network["a"]
     site = a.overlay_json("expose", str(PORT), "--host", NAME, "--tunnel", tunnel)
     assert site["tunnel"] == tunnel
     copy = network.lab.directory / "copy"
-    curl(network, "-o", str(copy), f"http://{NAME}/large")
-    assert digest(copy) == digest(network.lab.directory / "nginx" / "www" / "large")
+    file = "medium" if tunnel == "udp" else "large"  # QUIC in Python takes its time
+    curl(network, "-o", str(copy), f"http://{NAME}/{file}")
+    assert digest(copy) == digest(network.lab.directory / "nginx" / "www" / file)
     port = a.overlay_json("expose", f"tcp://127.0.0.1:{PORT}", "--public", "9000", "--tunnel", tunnel)
     assert curl(network, f"http://{SERVER_ADDRESS}:9000/") == "home\n"
-    for each in (site, port):
+    names = a.overlay_json("expose", f"udp://127.0.0.1:{DNS_PORT}", "--public", "5353", "--tunnel", tunnel)
+    asked = network.lab.namespaces["user"].run(["dig", "+short", f"@{SERVER_ADDRESS}", "-p", "5353", "lan.test"])
+    assert asked.stdout == "192.0.2.9\n"
+    for each in (site, port, names):
         a.overlay("expose", "rm", each["id"])
 
 
@@ -177,3 +187,39 @@ def test_the_name_outlives_a_restart_of_the_server(network: Network, published: 
     network.server.overlay("down", "--quiet")
     network.start_server("--listen", "0.0.0.0:443", "--listen", "0.0.0.0:80")
     wait_for(lambda: status_of(network, f"http://{NAME}/") == "200", "the site is back")
+
+
+def test_an_ordinary_user_publishes_without_the_network_being_up(network: Network) -> None:
+    """Nothing is on the machine beforehand; what was started for the exposure ends with it."""
+    b = network["b"]
+    www = network.lab.directory / "www-of-b"
+    www.mkdir()
+    (www / "index.html").write_text("b's home\n")
+    b.state.mkdir(mode=0o700)
+    os.chown(b.state, NOBODY, NOBODY)
+    user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all")
+    target = b.namespace.popen([sys.executable, "-m", "http.server", "-b", "127.0.0.1", "-d", str(www), "3000"])
+    try:
+        wait_for(lambda: b.run("curl", "-s", "127.0.0.1:3000", check=False).stdout, "the target answers")
+        bare = b.run(*user, OVERLAY, "expose", "3000", check=False)
+        assert bare.returncode == 3 and "--invite" in bare.stderr
+        log = network.lab.directory / "requests-of-b"
+        with log.open("w") as file:
+            expose = ("expose", "3000", "--host", "b.test", "--foreground", "--invite", network.invite())
+            staying = b.popen(*user, OVERLAY, *expose, stdout=file, stderr=subprocess.STDOUT)
+        wait_for(lambda: "→" in log.read_text(), "it is published")
+        asked = ("--resolve", f"b.test:443:{SERVER_ADDRESS}", "https://b.test/")
+        assert curl(network, *asked) == "b's home\n"
+        shown = json.loads(b.run(*user, OVERLAY, "status", "--json").stdout)
+        assert shown["interface"] is None and shown["exposures"][0]["tunnel"] == "tls"
+        staying.send_signal(signal.SIGINT)
+        assert staying.wait(10) == 130
+        wait_for(b.is_still, "what was started for it has ended")
+        again = json.loads(b.run(*user, OVERLAY, "expose", "3000", "--host", "b.test", "--json").stdout)
+        assert again["tunnel"] == "tls", "without an invite: it has joined"
+        assert curl(network, *asked) == "b's home\n"
+        b.run(*user, OVERLAY, "down")
+        wait_for(b.is_still, "it ends")
+    finally:
+        target.terminate()
+        target.wait()

@@ -41,6 +41,7 @@ class Server:
         self.requests: list[Message] = []
         self.failure: UserError | None = None
         self.is_old = False  # it does not know terms
+        self.has_tun = True
 
     async def request(self, make: Callable[[int], Message]) -> Answer:
         message = make(len(self.requests) + 1)
@@ -50,6 +51,8 @@ class Server:
             raise self.failure
         match message:
             case Expose():
+                if message.tunnel == "single" and not self.has_tun:
+                    raise UserError("no-tunnel", "No.")
                 if message.id and message.id not in self.exposures:
                     raise UserError("exposure-unknown", "Gone.")
                 name = message.id or f"x{len(self.requests)}"
@@ -99,9 +102,9 @@ class Setup:
 
 
 @asynccontextmanager
-async def serving(exposures: Exposures) -> AsyncIterator[None]:
+async def serving(exposures: Exposures, address: str = NODE) -> AsyncIterator[None]:
     async with anyio.create_task_group() as tasks:
-        await tasks.start(exposures.run, NODE)
+        await tasks.start(exposures.run, address)
         yield
         tasks.cancel_scope.cancel()
 
@@ -421,5 +424,31 @@ def test_a_server_that_does_not_know_the_terms_gets_no_exposure(tmp_path: Path) 
             assert caught.value.code == "server-older" and len(setup.server.exposures) == 1
             await setup.exposures.reconcile(())
             assert setup.exposures.status() == ()  # what an older server would open to everybody
+
+    anyio.run(main)
+
+
+def test_without_a_tun_at_either_end_users_come_by_tls(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures):
+            assert (await setup.add("8080", "")).tunnel == "single"
+            setup.server.has_tun = False
+            assert (await setup.add("8081", "")).tunnel == "tls"
+            with pytest.raises(UserError):
+                await setup.add("8082", "", tunnel="single")
+        setup.exposures = setup.make()
+        async with serving(setup.exposures, ""):
+            shown = await setup.add("8083", "")
+            assert shown.tunnel == "tls" and setup.server.exposures[shown.id].port == 0
+            with pytest.raises(UserError) as caught:
+                await setup.add("8084", "", tunnel="single")
+            assert caught.value.code == "no-tunnel" and "overlay up" in caught.value.hint
+            before = len(setup.server.requests)
+            await setup.exposures.reconcile(setup.server.list())
+            assert setup.server.requests[before:] == [], "what goes by the overlay rests, and is not lost"
+        setup.exposures = setup.make()
+        async with serving(setup.exposures):
+            assert [each.tunnel for each in setup.exposures.status()] == ["single", "tls", "tls"]
 
     anyio.run(main)

@@ -4,7 +4,7 @@ import difflib
 import json as jsonlib
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -12,7 +12,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from overlay.errors import Exit, UserError
 from overlay_cli import output
-from overlay_cli.options import Json, NodeState, Quiet
+from overlay_cli.commands import expose_options as options
+from overlay_cli.options import CaFile, Carrier, Json, NodeState, Proxy, Quiet, read_invite, way_settings
 
 if TYPE_CHECKING:
     from overlay.daemon.client import LocalClient
@@ -47,101 +48,31 @@ expose_app = typer.Typer(
 
 @expose_app.command(_ADD, cls=_AddCommand, epilog="Example: overlay expose 3000 --host app.example.com")
 def add_exposure(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="TARGET",
-            help="PORT, HOST:PORT, http://HOST:PORT, tls://HOST:PORT, tcp://HOST:PORT or udp://HOST:PORT. Without a "
-            "scheme: http, or tcp if --public is given.",
-        ),
-    ],
+    target: options.Target,
     state: NodeState,
-    public: Annotated[
-        str,
-        typer.Option(
-            metavar="[HOST:]PORT",
-            envvar="OVERLAY_PUBLIC",
-            help="A port of its own on the server; without this, and without --host, the server picks one.",
-            show_default=False,
-        ),
-    ] = "",
-    host: Annotated[
-        str,
-        typer.Option(
-            "--host",
-            metavar="NAME[/PATH]",
-            envvar="OVERLAY_HOST",
-            help="For http: the name, and the path below it, that users type; for tls: the name alone. It must lead to "
-            "the server; *.example.com stands for all names of one label below.",
-            show_default=False,
-        ),
-    ] = "",
-    tunnel: Annotated[
-        Literal["single", "tcp", "tls", "ws", "wss"],
-        typer.Option(
-            "--tunnel",
-            envvar="OVERLAY_TUNNEL",
-            help="How users' connections travel to this machine: by the overlay itself, encrypted from end to end, "
-            "or each by a connection of its own to the server.",
-        ),
-    ] = "single",
-    tls_end: Annotated[
-        Literal["target", "server"] | None,
-        typer.Option(
-            "--tls-end",
-            envvar="OVERLAY_TLS_END",
-            help="Where the TLS of users ends who come by a name. With http: at the server. With tls: at the target, "
-            "and the server has no key to it; or at the server, and the target gets what was in it.",
-            show_default=False,
-        ),
-    ] = None,
-    foreground: Annotated[
-        bool | None,
-        typer.Option(
-            "--foreground/--background",
-            help="Show users' requests as they come and end with Ctrl-C, or return at once and stay published. "
-            "[default: in the foreground for http on a terminal]",
-            show_default=False,
-        ),
-    ] = None,
-    known_as: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            envvar="OVERLAY_KNOWN_AS",
-            help="A name of the public DNS that leads to the server and is this exposure's alone; may be repeated. "
-            "Peers who ask for it come straight to this machine, at the same port.",
-            show_default=False,
-        ),
-    ] = None,
-    service: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            envvar="OVERLAY_SERVICE",
-            help="What it is, for peers who look for _NAME._tcp in the network's domain. [default: by TARGET's port]",
-            show_default=False,
-        ),
-    ] = "",
-    max_connections: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            max=8192,
-            envvar="OVERLAY_MAX_CONNECTIONS",
-            help="So many users at once; more are turned away. [default: what the server allows, 1024]",
-            show_default=False,
-        ),
-    ] = 0,
+    public: options.Public = "",
+    host: options.Host = "",
+    tunnel: options.Tunnel = "auto",
+    tls_end: options.TlsEnd = None,
+    foreground: options.Foreground = None,
+    known_as: options.KnownAs = None,
+    service: options.Service = "",
+    max_connections: options.MaxConnections = 0,
+    invite: options.Invite = None,
+    carrier: Carrier = "auto",
+    proxy: Proxy = None,
+    ca: CaFile = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Publish TARGET, a service that this machine can reach."""
     _reject_mistyped_command(target)
-    from overlay.daemon.client import LocalClient
+    from overlay.node.settings import check_ways
+    from overlay_cli.publisher import end_publisher, find_publisher
 
-    client = LocalClient(state)
+    ways = way_settings(carrier, proxy, ca)
+    check_ways(ways["carriers"], ways["proxy"])
+    client, started = find_publisher(state, read_invite(invite), ways, quiet=quiet or json)
     wish = {
         "target": target,
         "public": public,
@@ -149,10 +80,15 @@ def add_exposure(
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
-        "terms": {"limits": {"connections": max_connections}, "tls_end": tls_end or ""},
+        "terms": options.terms(max_connections=max_connections, tls_end=tls_end),
     }
-    with output.working("Asking the server…", quiet=quiet or json):
-        exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
+    try:
+        with output.working("Asking the server…", quiet=quiet or json):
+            exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
+    except UserError:
+        if started:
+            end_publisher(client)
+        raise
     if json:
         output.print_json(exposure)
     elif quiet:
@@ -160,9 +96,13 @@ def add_exposure(
     else:
         output.print_line(f"{exposure['id']}  {exposure['url'] or exposure['public']} → {exposure['target']}")
     if foreground is None:
-        foreground = bool(exposure["url"]) and sys.stdout.isatty() and not (json or quiet)
+        foreground = (bool(exposure["url"]) or started) and sys.stdout.isatty() and not (json or quiet)
     if foreground:
-        _stay(client, exposure, json=json, quiet=quiet)
+        try:
+            _stay(client, exposure, json=json, quiet=quiet)
+        finally:
+            if started:
+                end_publisher(client)
 
 
 def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool) -> None:

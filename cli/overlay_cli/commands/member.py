@@ -1,12 +1,11 @@
 """`overlay up | down | status`: this machine's part in the network."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from overlay.errors import Exit, UserError
+from overlay.errors import UserError
 from overlay_cli import output
 from overlay_cli.options import (
     CaFile,
@@ -18,6 +17,7 @@ from overlay_cli.options import (
     Proxy,
     Quiet,
     Verbose,
+    read_invite,
     verbosity,
     way_settings,
 )
@@ -25,7 +25,6 @@ from overlay_cli.options import (
 START_TIMEOUT = 60.0
 """Seconds for the daemon to say that it is connected, or why not: its own patience with a silent server is shorter."""
 STOP_TIMEOUT = 15.0
-LONGEST_INVITE = 65536  # characters read of standard input: far beyond any invite, not endless
 
 
 def up(
@@ -108,7 +107,7 @@ def up(
     parse_upstreams(tuple(upstream or ()))
     settings = NodeSettings(
         state=str(state.absolute()),
-        invite=_read_invite(invite),
+        invite=read_invite(invite),
         name=name or "",
         interface=interface or "",
         port=port,
@@ -168,21 +167,6 @@ def _print_status(document: dict[str, Any], *, json: bool, verbose: bool) -> Non
     # `--state` may name a server's folder: its document has no peers.
     summary = node_summary if "peers" in document else server_summary
     output.show(summary(document, verbose=verbose))
-
-
-def _read_invite(given: str | None) -> str:
-    """The invite as text; "" if there is none. Raises `UserError` ("invite-empty") for an empty standard input."""
-    if given != "-":
-        return (given or "").strip()
-    text = sys.stdin.read(LONGEST_INVITE).strip()
-    if not text:
-        raise UserError(
-            "invite-empty",
-            "There is no invite on standard input.",
-            "Pipe it in, as in: overlay up - < invite.txt",
-            Exit.USAGE,
-        )
-    return text
 
 
 def _wait_until_gone(state: Path) -> None:

@@ -19,7 +19,7 @@ from overlay.carrier.port import Guest
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat
 from overlay.server.web.http2 import Http2Connection, Http2Stream
-from overlay.server.web.incoming import Incoming, cut
+from overlay.server.web.incoming import Incoming
 from overlay.server.web.sites import Site
 from overlay.server.web.targets import KeptTargets
 from overlay.wire.control.messages import RequestEntry
@@ -56,7 +56,7 @@ class WebDoor:
         network = network_of(visitor.source[0])
         if self._room.full_for(network):
             self._drops["too_many_users"] += 1
-            cut(guest.stream)
+            guest.stream.cut()
             return
         visit = self._room.enter(network)
         try:
@@ -111,7 +111,7 @@ class _Connection:
                 while await self._one():
                     pass
             if self._scope.cancelled_caught:
-                cut(self._user.stream)
+                self._user.stream.cut()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             return
         finally:
@@ -195,7 +195,7 @@ class _Connection:
         except TargetGone as error:
             exchange.keep_user = False
             self._drops[error.reason] += 1
-            cut(self._user.stream)
+            self._user.stream.cut()
         finally:
             if not (exchange.keep_user and exchange.keep_target) or refusal is not None:
                 self._drop_target()
@@ -205,7 +205,7 @@ class _Connection:
             return exchange.keep_user
         self._drops[refusal.reason] += 1
         if exchange.began:
-            cut(self._user.stream)
+            self._user.stream.cut()
         else:
             await say(self._user.stream, answer(refusal.status, with_body=request.method != b"HEAD"))
         return False

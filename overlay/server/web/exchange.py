@@ -5,14 +5,17 @@ arrive when they happen. A body goes to the target while the answer is awaited a
 early refusals work by themselves.
 """
 
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import anyio
+from anyio.abc import SocketAttribute
 
 from overlay.carrier.forward import forward_streams
-from overlay.carrier.port import Stream
-from overlay.server.web.incoming import Incoming, cut
+from overlay.carrier.port import UserStream
+from overlay.server.web.http2 import Http2Stream
+from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
 from overlay.wire.ingress.http1 import Framing, HttpError, RequestHead, ResponseHead, parse_response
@@ -108,11 +111,11 @@ class Exchange:
                     return
         except HttpError as error:
             # The target must not take what it has for a whole request.
-            cut(target.stream)
+            target.stream.cut()
             self._body_error = Unanswered(error.status, error.reason)
             scope.cancel()
         except UserGone as error:
-            cut(target.stream)
+            target.stream.cut()
             self._body_error = error
             scope.cancel()
         except (Unanswered, TargetGone):
@@ -200,7 +203,7 @@ class Exchange:
 
     async def _upgrade(self, response: ResponseHead, target: Incoming) -> None:
         user, other = self._user.stream, target.stream
-        if not wants_upgrade(self.request) or not isinstance(user, Stream) or not isinstance(other, Stream):
+        if not wants_upgrade(self.request) or isinstance(user, Http2Stream) or isinstance(other, Http2Stream):
             raise Unanswered(502, "bad_answer")
         self.began = self.upgraded = True
         await self._to_user(response_to_user(response, 0, close=False) + target.take_ahead())
@@ -290,3 +293,8 @@ class Exchange:
 def may_repeat(request: RequestHead) -> bool:
     """Whether a request may be sent again on a new connection, when the old one was closed as it came."""
     return request.method in _IDEMPOTENT and request.framing == 0
+
+
+def raw_socket(stream: UserStream) -> socket.socket:
+    found: socket.socket = stream.extra(SocketAttribute.raw_socket)
+    return found

@@ -4,7 +4,7 @@ from overlay.carrier.port import Caller, Guest, TlsGuest, TlsPlace
 from overlay.server.callers import Callers
 from overlay.server.tunnels import Visitor
 from overlay.server.web.door import WebDoor
-from overlay.server.web.incoming import raw_socket
+from overlay.server.web.exchange import raw_socket
 from overlay.server.web.sites import Site, Sites
 from overlay.server.web.tls_door import TlsDoor
 from overlay.wire.endpoint import Endpoint

@@ -1,14 +1,11 @@
 """A stream's bytes with what was read of it ahead."""
 
-import socket
 from typing import Final
 
 import anyio
-from anyio.abc import SocketAttribute
 
 from overlay.carrier.http import read_head
 from overlay.carrier.port import Stream
-from overlay.carrier.stream import reset_on_close
 from overlay.server.web.http2 import Http2Stream
 from overlay.wire.ingress.http1 import HEAD_END
 
@@ -16,13 +13,13 @@ MAX_AHEAD: Final = 64 * 1024
 _READ_SIZE: Final = 64 * 1024
 
 
-UserStream = Stream | Http2Stream
+AnyStream = Stream | Http2Stream
 
 
 class Incoming:
     """One task receives at a time. Cancelled at any point, nothing is lost."""
 
-    def __init__(self, stream: UserStream, begun: bytes = b"") -> None:
+    def __init__(self, stream: AnyStream, begun: bytes = b"") -> None:
         self.stream = stream
         self._ahead = begun
 
@@ -63,16 +60,3 @@ class Incoming:
         while len(self._ahead) < MAX_AHEAD:
             self._ahead += await self.stream.receive(_READ_SIZE)
         await anyio.sleep_forever()
-
-
-def cut(stream: UserStream) -> None:
-    """Make the coming close tell the other side that what it has got is not whole."""
-    if isinstance(stream, Http2Stream):
-        stream.cut()
-    else:
-        reset_on_close(raw_socket(stream))
-
-
-def raw_socket(stream: Stream) -> socket.socket:
-    found: socket.socket = stream.extra(SocketAttribute.raw_socket)
-    return found

@@ -10,7 +10,6 @@ from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import TlsGuest
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.door import MAX_PER_SITE
-from overlay.server.web.incoming import cut
 from overlay.server.web.sites import Site
 
 
@@ -50,4 +49,4 @@ class TlsDoor:
 
     def _turn_away(self, guest: TlsGuest, reason: str) -> None:
         self._drops[reason] += 1
-        cut(guest.stream)
+        guest.stream.cut()

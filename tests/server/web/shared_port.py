@@ -60,7 +60,7 @@ async def shared_port(certificate: Certificate) -> AsyncIterator[SharedPort]:
 
 
 def site_to(port: int) -> Site:
-    return Site("x1", SingleTunnel(lambda: (HOST, port)))
+    return Site("x1", SingleTunnel(lambda: (HOST, port), Counter()))
 
 
 class TlsTarget:

@@ -1,0 +1,135 @@
+"""The options of `overlay expose TARGET`, by what they are about, and the terms that come of them.
+
+Those about one thing stand in one panel of the help. A new option is declared here, and stands in the signature of
+`overlay_cli.commands.expose.add_exposure` with the same name.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+import typer
+
+PLACE: Final = "Where"
+WHO: Final = "Who"
+HOW_MUCH: Final = "How much"
+TOLD: Final = "What the target is told"
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="PORT, HOST:PORT, http://HOST:PORT, tls://HOST:PORT, tcp://HOST:PORT or udp://HOST:PORT. Without a "
+        "scheme: http, or tcp if --public is given.",
+    ),
+]
+
+# where ----------------------------------------------------------------------------------------------------------------
+
+Public = Annotated[
+    str,
+    typer.Option(
+        metavar="[HOST:]PORT",
+        envvar="OVERLAY_PUBLIC",
+        help="A port of its own on the server; without this, and without --host, the server picks one.",
+        show_default=False,
+        rich_help_panel=PLACE,
+    ),
+]
+Host = Annotated[
+    str,
+    typer.Option(
+        "--host",
+        metavar="NAME[/PATH]",
+        envvar="OVERLAY_HOST",
+        help="For http: the name, and the path below it, that users type; for tls: the name alone. It must lead to "
+        "the server; *.example.com stands for all names of one label below.",
+        show_default=False,
+        rich_help_panel=PLACE,
+    ),
+]
+Tunnel = Annotated[
+    Literal["auto", "single", "udp", "tcp", "tls", "ws", "wss"],
+    typer.Option(
+        "--tunnel",
+        envvar="OVERLAY_TUNNEL",
+        help="How users' connections travel to this machine: by the overlay itself (single), encrypted from end to "
+        "end, or each by a connection of its own to the server; auto: single where the network is up at both ends, "
+        "else tls.",
+        rich_help_panel=PLACE,
+    ),
+]
+TlsEnd = Annotated[
+    Literal["target", "server"] | None,
+    typer.Option(
+        "--tls-end",
+        envvar="OVERLAY_TLS_END",
+        help="Where the TLS of users ends who come by a name. With http: at the server. With tls: at the target, and "
+        "the server has no key to it; or at the server, and the target gets what was in it.",
+        show_default=False,
+        rich_help_panel=PLACE,
+    ),
+]
+KnownAs = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        envvar="OVERLAY_KNOWN_AS",
+        help="A name of the public DNS that leads to the server and is this exposure's alone; may be repeated. "
+        "Peers who ask for it come straight to this machine, at the same port.",
+        show_default=False,
+        rich_help_panel=PLACE,
+    ),
+]
+Service = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        envvar="OVERLAY_SERVICE",
+        help="What it is, for peers who look for _NAME._tcp in the network's domain.",
+        show_default="by TARGET's port",
+        rich_help_panel=PLACE,
+    ),
+]
+
+# how much -------------------------------------------------------------------------------------------------------------
+
+MaxConnections = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        max=8192,
+        envvar="OVERLAY_MAX_CONNECTIONS",
+        help="So many users at once; more are turned away.",
+        show_default="what the server allows, 1024",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+
+# without 'overlay up' -------------------------------------------------------------------------------------------------
+
+Invite = Annotated[
+    str | None,
+    typer.Option(
+        metavar="INVITE",
+        envvar="OVERLAY_INVITE",
+        help="Publish without 'overlay up' and without root: what 'overlay invite' printed on the server; - reads it "
+        "from standard input. Needed the first time. --carrier, --proxy and --ca are of use here alone.",
+        show_default=False,
+    ),
+]
+
+# this command --------------------------------------------------------------------------------------------------------
+
+Foreground = Annotated[
+    bool | None,
+    typer.Option(
+        "--foreground/--background",
+        help="Show users' requests as they come and end with Ctrl-C, or return at once and stay published.",
+        show_default="in the foreground for http on a terminal",
+    ),
+]
+
+
+def terms(*, max_connections: int, tls_end: str | None) -> dict[str, Any]:
+    """`overlay.wire.control.terms.Terms` as the local API takes them."""
+    return {"limits": {"connections": max_connections}, "tls_end": tls_end or ""}

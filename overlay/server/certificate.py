@@ -182,6 +182,12 @@ def self_signed(
     return Certificate((builder.sign(key, hashes.SHA256()),), key)
 
 
+def is_for(certificate: Certificate, name: str) -> bool:
+    """Whether it is for this name, in lower case; `*.` stands for one label (RFC 6125 §6.4.3)."""
+    names = {each.lower() for each in certificate.names}
+    return name in names or f"*.{name.partition('.')[2]}" in names
+
+
 def is_name(host: str) -> bool:
     """A host name, not an address."""
     try:

@@ -5,7 +5,7 @@ again.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
 
@@ -141,6 +141,13 @@ class Exposures:
             for record in [record for record in self._records.values() if record.node == node]:
                 self._forget(record.id)
             self._callers.forget_node(node)
+
+    def host_of(self, name: str) -> str | None:
+        """As `overlay.server.certificates.Leases` has it, with the next one."""
+        return self._by_name.ended_here(name)
+
+    def hosts(self) -> Iterable[str]:
+        return self._by_name.all_ended_here()
 
     def said(self) -> list[tuple[ExposureRecord, Said]]:
         """Each exposure, with what its node has said of it."""

@@ -85,6 +85,19 @@ class Sites:
                 return self._tls.get(name)
         return None
 
+    def ended_here(self, host: str) -> str | None:
+        """The exposed name that this one belongs to, if TLS for it is ended here."""
+        for name in self._names(host):
+            if name in self._tls:
+                return name if self._tls[name].terms.tls_end == "server" else None
+            if name in self._hosts:
+                return name
+        return None
+
+    def all_ended_here(self) -> Iterable[str]:
+        yield from self._hosts
+        yield from (name for name, site in self._tls.items() if site.terms.tls_end == "server")
+
     def find(self, host: str, path: str) -> Site | None:
         for name in self._names(host):
             for prefix, site in self._hosts.get(name, ()):

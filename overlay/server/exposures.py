@@ -16,6 +16,8 @@ from anyio.abc import TaskGroup
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
+from overlay.server.access.credentials import Desk
+from overlay.server.access.gate import Gate
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.claims import Claims, Surroundings, check_tls_end
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
@@ -59,6 +61,8 @@ class Exposures:
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
+        self._gates: dict[int, Gate] = {}
+        self._desk = Desk()
         self._by_name = Sites(around.public_hosts)
         room = make_room()
         self._web = WebDoor(self.drops, around.wall, room)
@@ -104,7 +108,7 @@ class Exposures:
                 "This server runs without a network interface and cannot carry users to nodes.",
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
-        check_terms(request.terms)
+        check_terms(request.terms, request.protocol)
         check_tls_end(request)
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
@@ -183,7 +187,8 @@ class Exposures:
             async with self._registry.transaction() as transaction:
                 await transaction.set_exposure(renewed)
             self._records[record.id] = renewed
-            self._apply(renewed)
+            if gate := self._gates.get(record.id):
+                gate.terms = renewed.terms
         return renewed
 
     async def _grant(self, node: int, request: Expose) -> ExposureRecord:
@@ -230,9 +235,10 @@ class Exposures:
         self._records[lease.id] = lease
         self._problems.pop(lease.id, None)
         tunnel = self._tunnel(lease)
+        gate = self._gates[lease.id] = Gate(lease.terms, lease.name, lease.path or "/", self._desk)
         serve_user: ServeUser | None = None
         if lease.protocol in ("http", "tls"):
-            site = self._sites[lease.id] = Site(lease.name, tunnel)
+            site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)
             if lease.protocol == "tls":
                 self._by_name.add_tls(lease.host, site)
             else:
@@ -240,15 +246,9 @@ class Exposures:
                 if public is None:
                     self._by_name.add(lease.host, lease.path, site)
         if public is not None:
+            public.gate = gate
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
-        self._apply(lease)
-
-    def _apply(self, lease: ExposureRecord) -> None:
-        """Its terms hold for users who come from now on."""
-        for each in (self._ports.get(lease.id), self._sites.get(lease.id)):
-            if each is not None:
-                each.terms = lease.terms
 
     def _tunnel(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
@@ -276,6 +276,7 @@ class Exposures:
     def _forget(self, number: int) -> None:
         self._records.pop(number, None)
         self._problems.pop(number, None)
+        self._gates.pop(number, None)
         if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
             self._around.on_names()
         site, public = self._sites.pop(number, None), self._ports.pop(number, None)

@@ -27,7 +27,7 @@ class WebGuests:
         site = self._sites.find_tls(host)
         if site is None:
             return None
-        return "here" if site.terms.tls_end == "server" else "beyond"
+        return "here" if site.gate.terms.tls_end == "server" else "beyond"
 
     async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
         visitor = Visitor.of(raw_socket(guest.stream), source)

@@ -8,9 +8,9 @@ from typing import Final
 
 import anyio
 
+from overlay.server.access.gate import Gate
 from overlay.server.tunnels import Tunnel
 from overlay.wire.control.messages import RequestEntry
-from overlay.wire.control.terms import NO_TERMS, Terms
 
 LOG_SIZE: Final = 200  # requests of one exposure that are remembered
 
@@ -23,7 +23,7 @@ class Site:
     tunnel: Tunnel
     log: deque[RequestEntry] = field(default_factory=lambda: deque(maxlen=LOG_SIZE))
     count: int = 0  # requests so far
-    terms: Terms = NO_TERMS
+    gate: Gate = field(default_factory=Gate)
     on_request: Callable[[RequestEntry], None] | None = None
 
     users: set[anyio.CancelScope] = field(default_factory=set)
@@ -89,14 +89,14 @@ class Sites:
         """The exposed name that this one belongs to, if TLS for it is ended here."""
         for name in self._names(host):
             if name in self._tls:
-                return name if self._tls[name].terms.tls_end == "server" else None
+                return name if self._tls[name].gate.terms.tls_end == "server" else None
             if name in self._hosts:
                 return name
         return None
 
     def all_ended_here(self) -> Iterable[str]:
         yield from self._hosts
-        yield from (name for name, site in self._tls.items() if site.terms.tls_end == "server")
+        yield from (name for name, site in self._tls.items() if site.gate.terms.tls_end == "server")
 
     def find(self, host: str, path: str) -> Site | None:
         for name in self._names(host):

@@ -26,7 +26,10 @@ class TlsDoor:
         if site is None:
             self._turn_away(guest, "tls_stranger")
             return
-        if self._room.full_for(network) or site.connections >= (site.terms.limits.connections or MAX_PER_SITE):
+        if not site.gate.admits(visitor.source[0]):
+            self._turn_away(guest, "source_refused")
+            return
+        if self._room.full_for(network) or site.connections >= (site.gate.terms.limits.connections or MAX_PER_SITE):
             self._turn_away(guest, "too_many_users")
             return
         visit = self._room.enter(network)

@@ -11,7 +11,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from overlay.server.web.sites import Sites
-from overlay.wire.control.terms import Terms
+from overlay.wire.control.terms import Access, Terms
 from tests.carrier.streams import NAME as OWN_NAME
 from tests.carrier.streams import Certificate
 from tests.server.web.shared_port import HOST, SharedPort, TlsTarget, shared_port, site_to
@@ -137,7 +137,7 @@ async def test_ended_here_the_target_gets_what_was_in_it(certificate: Certificat
     """By the server's certificate, with the protocol that the target is likely to speak."""
     async with shared_port(certificate) as port, await anyio.create_tcp_listener(local_host=HOST) as target:
         site = site_to(target.extra(SocketAttribute.local_port))
-        site.terms = Terms(tls_end="server")
+        site.gate.terms = Terms(tls_end="server")
         port.sites.add_tls(OWN_NAME, site)
         trusting = ssl.create_default_context(cafile=certificate.ca_file)
         async with anyio.create_task_group() as tasks:
@@ -187,3 +187,13 @@ async def test_too_many_users_are_turned_away(certificate: Certificate, monkeypa
             with pytest.raises(OSError):
                 await asked(port, NAME, target.client())
             await port.dropped("too_many_users")
+
+
+async def test_whom_the_terms_keep_out(certificate: Certificate) -> None:
+    async with shared_port(certificate) as port, TlsTarget(NAME).serving(shout) as target:
+        site = site_to(target.port)
+        site.gate.terms = Terms(access=Access(deny=("127.0.0.0/8",)))
+        port.sites.add_tls(NAME, site)
+        with pytest.raises(OSError):
+            await asked(port, NAME, target.client())
+        await port.dropped("source_refused")

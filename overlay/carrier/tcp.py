@@ -20,7 +20,7 @@ from overlay.carrier.carriers import CarrierName, CarrierStream
 from overlay.carrier.connection import ConnectionLost, ControlConnection, broken_by
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
-from overlay.carrier.port import NOISE, TOKEN, Caller, Guest, Services, greet, take_caller
+from overlay.carrier.port import NOISE, TOKEN, Caller, Guest, Services, TlsGuest, greet, take_caller
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.silence import Silence, take_token
@@ -36,7 +36,7 @@ __all__ = ["DEFAULT_LIMITS", "ConnectionLost", "ControlConnection", "Limits", "d
 logger = logging.getLogger(__name__)
 
 _Greeted = tuple[CarrierStream, CarrierName]
-_Served = Guest | Caller | TcpStream
+_Served = Guest | TlsGuest | Caller | TcpStream
 _Greeting = Callable[["_Arrival"], Awaitable[_Greeted | _Served | None]]
 """Finds out what a connection runs over, and sets that up: as `overlay.carrier.port.greet`."""
 

@@ -109,11 +109,18 @@ class Exposures:
         """
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
         target = Target.parse(wish.target, "tcp" if wish.public else "http")
-        if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
+        if wish.host and (wish.public or wish.known_as or target.protocol not in ("http", "tls")):
             raise UserError(
                 "bad-target",
-                "Only a target that speaks http can be reached by a host's name on the shared port.",
+                "Only a target that speaks http or tls can be reached by a host's name on the shared port.",
                 "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
+                Exit.USAGE,
+            )
+        if target.protocol == "tls" and (wish.public or wish.known_as):
+            raise UserError(
+                "bad-target",
+                "A target by tls is reached by a host's name on the shared port.",
+                "Give --host db.example.com alone, or write tcp:// to have a port that carries TLS as all else.",
                 Exit.USAGE,
             )
         wish.options.check(target)

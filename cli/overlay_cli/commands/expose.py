@@ -54,6 +54,7 @@ def add_exposure(
     public: options.Public = "",
     host: options.Host = "",
     tunnel: options.Tunnel = "auto",
+    tls_end: options.TlsEnd = None,
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",
@@ -92,7 +93,9 @@ def add_exposure(
         "known_as": known_as or [],
         "service": service,
         "options": options.target_options(listing=listing, insecure=insecure_target, ca=target_ca),
-        "terms": options.terms(allow=allow, deny=deny, credentials=made.access, max_connections=max_connections),
+        "terms": options.terms(
+            allow=allow, deny=deny, credentials=made.access, max_connections=max_connections, tls_end=tls_end
+        ),
     }
     try:
         with output.working("Asking the server…", quiet=quiet or json):

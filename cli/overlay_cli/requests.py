@@ -1,7 +1,29 @@
 """How a user's request looks in the terminal."""
 
+import json as jsonlib
+import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from overlay_cli import output
+
+if TYPE_CHECKING:
+    from overlay.daemon.client import LocalClient
+
+
+def show_requests(client: "LocalClient", name: str, *, json: bool, quiet: bool = False, entry: str = "") -> None:
+    """Users' requests to the exposure of this id as they come, until it is given back; `entry`: what it is called."""
+    waiting = b""
+    with client.stream("GET", f"/v1/exposures/{quote(name, safe='')}/requests") as chunks:
+        for data in chunks:
+            *lines, waiting = (waiting + data).split(b"\n")
+            for line in filter(None, lines):
+                if json:
+                    output.print_line(line.decode())
+                elif not quiet:
+                    output.print_line((f"{entry}  " if entry else "") + request_line(jsonlib.loads(line)))
+            sys.stdout.flush()
 
 
 def request_line(entry: dict[str, Any]) -> str:

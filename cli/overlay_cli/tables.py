@@ -199,10 +199,13 @@ def record_table(records: list[dict[str, Any]]) -> RenderableType:
 
 
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
-    table = _table("id", "public", "target", "tunnel", "connections")
+    named = any(exposure.get("entry") for exposure in exposures)
+    table = _table("id", *(("name",) if named else ()), "public", "target", "tunnel", "connections")
     for exposure in exposures:
+        entry = exposure.get("entry")
         table.add_row(
             Text(exposure["id"]),
+            *((Text(entry["name"] if entry else ""),) if named else ()),
             Text("\n".join((exposure.get("url") or exposure["public"], *exposure.get("known_as", ())))),
             Text(exposure["target"]),
             Text(exposure["tunnel"]),

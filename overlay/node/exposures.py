@@ -23,9 +23,9 @@ from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
-from overlay.node.direct_end import WELL_KNOWN, DirectEnd
-from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
-from overlay.node.status import ExposeWish, ExposureStatus
+from overlay.node.direct_end import DirectEnd
+from overlay.node.kept import FILE, Kept, KeptFile, agree, asked, service_of, target_of
+from overlay.node.status import Entry, ExposeWish, ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
@@ -96,19 +96,16 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(self, wish: ExposeWish) -> ExposureStatus:
+    def declared(self, file: str) -> dict[str, Kept]:
+        """What the entries of a file have asked for, by their names."""
+        return {
+            kept.entry.name: kept for kept in self._kept.values() if kept.entry is not None and kept.entry.file == file
+        }
+
+    async def add(self, wish: ExposeWish, entry: Entry | None = None) -> ExposureStatus:
         """Expose a target. Raises `UserError`: "bad-target", "not-up", "server-unreachable", "server-older", and what
         the server answers."""
-        # A port of its own carries whatever is said there; a name needs a protocol that tells it.
-        target = Target.parse(wish.target, "tcp" if wish.public else "http")
-        if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
-            raise UserError(
-                "bad-target",
-                "Only a target that speaks http can be reached by a host's name on the shared port.",
-                "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
-                Exit.USAGE,
-            )
-        transport = "udp" if target.protocol == "udp" else "tcp"
+        target = _checked_target(wish)
         async with self._lock:
             end = self._open(target, 0)
             try:
@@ -119,8 +116,10 @@ class Exposures:
                     port=end.port,
                     tunnel=self._tunnel_of(wish),
                     known_as=wish.known_as,
-                    service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
+                    service=service_of(wish),
                     terms=wish.terms,
+                    entry=entry,
+                    wish=wish,
                 )
                 exposure = await self._ask(wanted, wish)
                 kept = msgspec.structs.replace(
@@ -133,12 +132,7 @@ class Exposures:
                     service=exposure.service,
                 )
                 try:
-                    if exposure.terms != wish.terms:
-                        raise UserError(
-                            "server-older",
-                            "The server is older than this machine's overlay and does not know all that was asked for.",
-                            "Bring the server up to date, or leave out the options that it does not know.",
-                        )
+                    _check_heard(exposure, wish)
                     await self._save({**self._kept, kept.id: kept})
                 except UserError:
                     await self._give_back(kept.id)
@@ -149,6 +143,50 @@ class Exposures:
             self._serve(kept.id, end)
             await self._tell_direct(kept)
             return self._show(kept)
+
+    async def change(self, name: str, wish: ExposeWish) -> ExposureStatus:
+        """Have an exposure lead elsewhere, or on other terms, in its place (`kept.is_renewable`). Users stay connected
+        where the target is the same. Raises as `add` does; it is as it was then."""
+        target = _checked_target(wish)
+        async with self._lock:
+            kept = self._kept.get(name)
+            if kept is None:
+                raise _unknown(name)
+            end = self._open(target, 0) if target.text != kept.target else None
+            wanted = msgspec.structs.replace(
+                kept,
+                target=target.text,
+                port=kept.port if end is None else end.port,
+                known_as=wish.known_as,
+                service=service_of(wish),
+                terms=wish.terms,
+                wish=wish,
+            )
+            try:
+                exposure = await self._ask(wanted, wish)
+                try:
+                    _check_heard(exposure, wish)
+                    await self._save(
+                        {
+                            **self._kept,
+                            name: msgspec.structs.replace(wanted, known_as=exposure.known_as, service=exposure.service),
+                        }
+                    )
+                except UserError:
+                    await self._renew(kept)
+                    raise
+            except BaseException:
+                if end is not None:
+                    end.close()
+                raise
+            self._note_direct(exposure, False)
+            if end is not None:
+                for old in (self._ends.pop(name, None), self._direct.pop(name, None)):
+                    if old is not None:
+                        old.close()
+                self._serve(name, end)
+            await self._tell_direct(self._kept[name])
+            return self._show(self._kept[name])
 
     async def remove(self, name: str) -> None:
         """Give an exposure back. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
@@ -398,6 +436,28 @@ class Exposures:
             service=kept.service,
             direct=kept.id in self._led,
             terms=kept.terms,
+            entry=kept.entry,
+        )
+
+
+def _checked_target(wish: ExposeWish) -> Target:
+    target = target_of(wish)
+    if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
+        raise UserError(
+            "bad-target",
+            "Only a target that speaks http can be reached by a host's name on the shared port.",
+            "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
+            Exit.USAGE,
+        )
+    return target
+
+
+def _check_heard(exposure: Exposure, wish: ExposeWish) -> None:
+    if exposure.terms != wish.terms:
+        raise UserError(
+            "server-older",
+            "The server is older than this machine's overlay and does not know all that was asked for.",
+            "Bring the server up to date, or leave out the options that it does not know.",
         )
 
 

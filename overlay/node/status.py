@@ -66,6 +66,13 @@ class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
     terms: Terms = Terms()
 
 
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person wrote in a file of exposures: the table `[exposures.NAME]` of `file`."""
+
+    file: str  # absolute
+    name: str
+
+
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     public: str
@@ -77,6 +84,7 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     service: str = ""  # what it is, as the zone has it
     direct: bool = False  # peers who ask for one of `known_as` come straight here
     terms: Terms = Terms()
+    entry: Entry | None = None  # which asked for it; None: a command did
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

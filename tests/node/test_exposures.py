@@ -153,6 +153,7 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "service": "",
                 "direct": False,
                 "terms": {},
+                "entry": None,
             }
             listening = setup.server.exposures["x1"].port
             assert await ask(listening, SERVER, b"hello" * 100_000) == b"HELLO" * 100_000

@@ -1,24 +1,48 @@
 """The options of `overlay expose TARGET`, by what they are about, and the terms that come of them.
 
 Those about one thing stand in one panel of the help. A new option is declared here, and stands in the signature of
-`overlay_cli.commands.expose.add_exposure` with the same name.
+`overlay_cli.commands.expose.add_exposure` with the same name; with that, it is a key of files of exposures, too.
 """
 
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import typer
 
+MANY: Final = "Many at once"
 PLACE: Final = "Where"
 WHO: Final = "Who"
 HOW_MUCH: Final = "How much"
 TOLD: Final = "What the target is told"
 
 Target = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="TARGET",
         help="PORT, HOST:PORT, http://HOST:PORT, tcp://HOST:PORT or udp://HOST:PORT. Without a scheme: http, or "
         "tcp if --public is given.",
+        show_default=False,
+    ),
+]
+
+# many at once --------------------------------------------------------------------------------------------------------
+
+File = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Publish what this TOML file says instead of TARGET, and follow its changes: for each a table "
+        '[exposures.NAME], with target = "3000" and any of the options here by their long names.',
+        show_default=False,
+        rich_help_panel=MANY,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", "--check", help="With --file: say what would be done, and do nothing.", rich_help_panel=MANY
     ),
 ]
 
@@ -117,6 +141,26 @@ Foreground = Annotated[
         show_default="in the foreground for http on a terminal",
     ),
 ]
+
+
+NOT_OF_AN_EXPOSURE: Final = frozenset(
+    "context state file dry_run foreground invite carrier proxy ca json quiet help".split()
+)
+"""Parameters of the command that say how it is run; all others say what is exposed."""
+
+
+def wish(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """`overlay.node.status.ExposeWish` as the local API takes it. `given`: at least all parameters of the command that
+    say what is exposed, by their names; paths start from `folder`."""
+    return {
+        "target": given["target"],
+        "public": given["public"],
+        "host": given["host"],
+        "tunnel": given["tunnel"],
+        "known_as": given["known_as"] or [],
+        "service": given["service"],
+        "terms": terms(**{name: given[name] for name in inspect.signature(terms).parameters}),
+    }
 
 
 def terms(*, max_connections: int) -> dict[str, Any]:

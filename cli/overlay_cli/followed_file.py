@@ -71,6 +71,8 @@ def follow(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> 
         applied = seen = file.signature()
         log.follow(_applied(client, file, wishes, json=json, quiet=quiet))
         if not (json or quiet):
+            if any(wish["inspect"] for wish in wishes.values()):
+                output.note(f"Inspector: {client.request('POST', '/v1/inspector')['url']}")
             output.note(f"Following {file.path}; Ctrl-C ends it.")
         while True:
             time.sleep(LOOK_INTERVAL)

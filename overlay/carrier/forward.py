@@ -16,10 +16,11 @@ from overlay.carrier.flows import UdpFlows
 from overlay.carrier.splice import WORTHWHILE, make_pipe, splice
 from overlay.carrier.stream import TcpStream, reset_on_close, set_options
 from overlay.carrier.streams import CodecStream
+from overlay.carrier.tapped import TappedStream
 
 __all__ = ["Forwarded", "TcpSocketStream", "UdpFlows", "forward_streams"]
 
-TcpSocketStream = SocketStream | TcpStream | CodecStream
+TcpSocketStream = SocketStream | TcpStream | CodecStream | TappedStream
 
 _CHUNK: Final = 64 * 1024  # bytes held per direction: what one side has sent and the other not yet taken
 

@@ -173,6 +173,7 @@ class NodeDaemon:
             tasks.start_soon(functools.partial(self._control.run, patient=self._identity is not None))
             tasks.start_soon(self._be_member)
             tasks.start_soon(self._keep_exposures)
+            tasks.start_soon(self._exposures.inspector.run)
             tasks.start_soon(self._say_ready)
             await self._stopping.wait()
             self._stopped = True
@@ -297,7 +298,7 @@ class NodeDaemon:
     # inside ----------------------------------------------------------------------------------------------------------
 
     def _api(self) -> Starlette:
-        return make_api(self, self._member, self._member, self._exposure_files)
+        return make_api(self, self._member, self._member, self._exposure_files, self._exposures.inspector)
 
     def _hello(self, map_version: int, map_mark: bytes) -> Hello:
         chosen = self._start.joined.name

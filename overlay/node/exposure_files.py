@@ -20,8 +20,9 @@ from overlay.daemon.launch import error_document
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.exposures import Exposures
-from overlay.node.kept import Kept, is_renewable
+from overlay.node.kept import Kept
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
+from overlay.node.wishes import is_renewable
 
 FILE: Final = "exposure-files.json"
 MOST_FILES: Final = 16

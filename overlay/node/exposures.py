@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -18,16 +19,18 @@ from anyio.abc import SocketAttribute, TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
 from overlay.carrier.port import Stream
-from overlay.carrier.stream import reset_on_close
+from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.direct_end import DirectEnd
-from overlay.node.kept import FILE, Kept, KeptFile, agree, asked, service_of, target_of
+from overlay.node.inspector.inspector import Inspector
+from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
+from overlay.node.wishes import check_heard, checked_inspect, checked_target, service_of
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
@@ -55,6 +58,7 @@ class Exposures:
         """
         stored = state.read_struct(FILE, KeptFile) or KeptFile()
         self.drops: Counter[str] = Counter()
+        self.inspector = Inspector(self._connect_to_target)
         self._kept = {kept.id: kept for kept in stored.exposures}
         self._state = state
         self._request = request
@@ -105,7 +109,7 @@ class Exposures:
     async def add(self, wish: ExposeWish, entry: Entry | None = None) -> ExposureStatus:
         """Expose a target. Raises `UserError`: "bad-target", "not-up", "server-unreachable", "server-older", and what
         the server answers."""
-        target = _checked_target(wish)
+        target = checked_target(wish)
         async with self._lock:
             end = self._open(target, 0)
             try:
@@ -118,6 +122,7 @@ class Exposures:
                     known_as=wish.known_as,
                     service=service_of(wish),
                     terms=wish.terms,
+                    inspect=checked_inspect(wish, target),
                     entry=entry,
                     wish=wish,
                 )
@@ -132,7 +137,7 @@ class Exposures:
                     service=exposure.service,
                 )
                 try:
-                    _check_heard(exposure, wish)
+                    check_heard(exposure, wish)
                     await self._save({**self._kept, kept.id: kept})
                 except UserError:
                     await self._give_back(kept.id)
@@ -147,7 +152,7 @@ class Exposures:
     async def change(self, name: str, wish: ExposeWish) -> ExposureStatus:
         """Have an exposure lead elsewhere, or on other terms, in its place (`kept.is_renewable`). Users stay connected
         where the target is the same. Raises as `add` does; it is as it was then."""
-        target = _checked_target(wish)
+        target = checked_target(wish)
         async with self._lock:
             kept = self._kept.get(name)
             if kept is None:
@@ -160,12 +165,13 @@ class Exposures:
                 known_as=wish.known_as,
                 service=service_of(wish),
                 terms=wish.terms,
+                inspect=checked_inspect(wish, target),
                 wish=wish,
             )
             try:
                 exposure = await self._ask(wanted, wish)
                 try:
-                    _check_heard(exposure, wish)
+                    check_heard(exposure, wish)
                     await self._save(
                         {
                             **self._kept,
@@ -185,6 +191,9 @@ class Exposures:
                     if old is not None:
                         old.close()
                 self._serve(name, end)
+            self._inspect(self._ends.get(name), self._kept[name])
+            if not wish.inspect:
+                self.inspector.forget(name)
             await self._tell_direct(self._kept[name])
             return self._show(self._kept[name])
 
@@ -344,7 +353,17 @@ class Exposures:
             end.close()
             return
         self._ends[name] = end
+        self._inspect(end, self._kept[name])
         self._tasks.start_soon(end.run)
+
+    def _inspect(self, end: TunnelEnd | None, kept: Kept) -> None:
+        """The inspector looks at users who come from now on, if it is to."""
+        if end is not None:
+            end.tap = partial(self.inspector.tapped, exposure=kept.id, limit=kept.inspect) if kept.inspect else None
+
+    async def _connect_to_target(self, name: str) -> TcpStream | None:
+        end = self._ends.get(name)
+        return await end.connect() if end is not None else None
 
     async def _look_again(self) -> None:
         async with self._lock:
@@ -365,6 +384,7 @@ class Exposures:
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:
+            self._inspect(end, kept)
             self._tasks.start_soon(end.run)
         return direct.leads()
 
@@ -405,6 +425,7 @@ class Exposures:
     async def _drop(self, name: str) -> None:
         self._told.pop(name, None)
         self._led.discard(name)
+        self.inspector.forget(name)
         for end in (self._ends.pop(name, None), self._direct.pop(name, None)):
             if end is not None:
                 end.close()
@@ -437,27 +458,7 @@ class Exposures:
             direct=kept.id in self._led,
             terms=kept.terms,
             entry=kept.entry,
-        )
-
-
-def _checked_target(wish: ExposeWish) -> Target:
-    target = target_of(wish)
-    if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
-        raise UserError(
-            "bad-target",
-            "Only a target that speaks http can be reached by a host's name on the shared port.",
-            "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
-            Exit.USAGE,
-        )
-    return target
-
-
-def _check_heard(exposure: Exposure, wish: ExposeWish) -> None:
-    if exposure.terms != wish.terms:
-        raise UserError(
-            "server-older",
-            "The server is older than this machine's overlay and does not know all that was asked for.",
-            "Bring the server up to date, or leave out the options that it does not know.",
+            inspect=kept.inspect,
         )
 
 

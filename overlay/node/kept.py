@@ -4,7 +4,6 @@ from typing import Final
 
 import msgspec
 
-from overlay.node.direct_end import WELL_KNOWN
 from overlay.node.status import Entry, ExposeWish
 from overlay.node.targets import Target
 from overlay.wire.control.messages import Expose, Exposure, TunnelKind
@@ -26,6 +25,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     service: str = ""
     terms: Terms = Terms()
     entry: Entry | None = None
+    inspect: int = 0
     wish: ExposeWish | None = None  # what was asked for; None: by a version that did not keep it
 
 
@@ -59,29 +59,3 @@ def agree(theirs: Exposure, ours: Kept) -> bool:
         ours.service,
         ours.terms,
     )
-
-
-def is_renewable(old: ExposeWish | None, new: ExposeWish) -> bool:
-    """Whether what was exposed for `old` can become `new` and keep its name or port: users' way there is the same, and
-    they speak the same. Raises `UserError` for a target that is none."""
-    if old is None or _spoken(old) != _spoken(new):
-        return False
-    mended = msgspec.structs.replace(
-        old, target=new.target, known_as=new.known_as, service=new.service, terms=new.terms
-    )
-    return mended == new
-
-
-def _spoken(wish: ExposeWish) -> str:
-    return target_of(wish).protocol
-
-
-def target_of(wish: ExposeWish) -> Target:
-    """A port of its own carries whatever is said there; a name needs a protocol that tells it. Raises `UserError`."""
-    return Target.parse(wish.target, "tcp" if wish.public else "http")
-
-
-def service_of(wish: ExposeWish) -> str:
-    target = target_of(wish)
-    transport = "udp" if target.protocol == "udp" else "tcp"
-    return wish.service.lower() or WELL_KNOWN.get((transport, target.port), "")

@@ -64,6 +64,7 @@ class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
     known_as: tuple[str, ...] = ()  # names that users know a port by
     service: str = ""  # what it is; "": what the target's port says
     terms: Terms = Terms()
+    inspect: int = 0  # of http: keep the last requests, and so many bytes of each body; 0: no
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +86,7 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     direct: bool = False  # peers who ask for one of `known_as` come straight here
     terms: Terms = Terms()
     entry: Entry | None = None  # which asked for it; None: a command did
+    inspect: int = 0  # bytes of a body that the inspector keeps; 0: it does not look
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from anyio.abc import SocketAttribute
 from overlay.carrier.flows import UdpFlows
 from overlay.carrier.forward import TcpSocketStream, forward_streams
 from overlay.carrier.stream import TcpStream, connect, reset_on_close
+from overlay.carrier.tapped import TappedStream
 from overlay.errors import UserError
 from overlay.node.targets import Target
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
@@ -37,6 +38,7 @@ class TunnelEnd:
         self, target: Target, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
     ) -> None:
         """At `address`, or nowhere (""); port 0 picks one. Raises `UserError` ("port-taken") if that is taken."""
+        self.tap: Callable[[TcpStream], TappedStream] | None = None  # who looks at what goes to the target
         self._target = target
         self._is_server = is_server
         self._drops = drops
@@ -137,14 +139,15 @@ class TunnelEnd:
             self._streams -= 1
 
     async def _forward_to_target(self, stream: TcpSocketStream) -> None:
-        inside = await self._connect()
+        inside = await self.connect()
         if inside is None:
             reset_on_close(stream.extra(SocketAttribute.raw_socket))
             await stream.aclose()
             return
-        await forward_streams(stream, inside)
+        await forward_streams(stream, inside if self.tap is None else self.tap(inside))
 
-    async def _connect(self) -> TcpStream | None:
+    async def connect(self) -> TcpStream | None:
+        """To the target; None: it is not reachable, which is counted."""
         problem = "no answer"
         with anyio.move_on_after(CONNECT_TIMEOUT):
             try:

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def curl(network: Network, host: str, *arguments: str, path: str = "/") -> str:
 
 
 def entries(a: Machine) -> dict[str, Any]:
-    return {each["entry"]["name"]: each for each in a.status()["exposures"]}
+    return {each["entry"]["name"]: each for each in a.status()["exposures"] if each["entry"] is not None}
 
 
 def entry(name: str, host: str, target: str = "3000") -> str:
@@ -111,3 +113,57 @@ def test_the_daemon_follows_a_file_and_remembers_it(network: Network) -> None:
     a.overlay("expose", "rm", "more")
     assert a.overlay_json("expose", "rm", str(file))["entries"] == []
     assert a.overlay_json("expose", "ls") == {"exposures": [], "files": []}
+
+
+class Terminal:
+    """A terminal of 40 lines, and what a program wrote there."""
+
+    def __init__(self, machine: Machine, *command: str) -> None:
+        self._ours, theirs = os.openpty()
+        termios.tcsetwinsize(theirs, (40, 80))
+        self.process = machine.popen(*command, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        os.set_blocking(self._ours, False)
+        self._said = b""
+
+    def said(self) -> str:
+        with suppress(OSError):  # nothing new, or the program has ended
+            while data := os.read(self._ours, 65536):
+                self._said += data
+        return self._said.decode(errors="replace")
+
+    def type(self, keys: str) -> None:
+        self._said = b""
+        os.write(self._ours, keys.encode())
+
+    def end(self) -> int:
+        wait_for(lambda: self.said() is None or self.process.poll() is not None, "the program ends")
+        os.close(self._ours)
+        return self.process.wait()
+
+
+def test_requests_are_inspected_and_sent_again(network: Network) -> None:
+    a = network["a"]
+    terminal = Terminal(a, OVERLAY, "expose", "3000", "--host", "web.test", "--inspect")
+    wait_for(lambda: "No requests yet." in terminal.said(), "the inspector is there")
+    assert curl(network, "web.test", "-H", "Authorization: Bearer s3cret", path="/?first") == "home\n"
+    wait_for(lambda: "/?first" in terminal.said(), "the request is shown")
+    terminal.type("\r")
+    wait_for(lambda: "Bearer ••••••" in terminal.said() and "home" in terminal.said(), "its details are shown")
+    assert "s3cret" not in terminal.said()
+    terminal.type("r")
+    wait_for(lambda: "was sent again" in terminal.said(), "it was sent again")
+
+    (exposure,) = a.status()["exposures"]
+    listed = a.overlay_json("expose", "inspect", exposure["id"])
+    first, second = listed["exchanges"]
+    assert (first["target"], first["source"], second["replay_of"]) == ("/?first", "198.51.100.90", first["id"])
+    page = a.run("curl", "-sS", "--max-time", "20", listed["url"]).stdout
+    assert "<title>overlay inspector</title>" in page
+    again = a.overlay_json("expose", "replay", first["id"])
+    assert again["summary"]["status"] == 200 and again["answer"]["body"]["text"] == "home\n"
+    assert "X-Overlay-Replay: 1" in a.overlay("expose", "replay", first["id"]).stdout
+
+    terminal.type("q")
+    assert terminal.end() == 0
+    assert a.status()["exposures"] == [] and a.overlay("expose", "replay", first["id"], check=False).returncode == 1

@@ -1,12 +1,14 @@
 """`overlay expose TARGET`, `overlay expose ls | rm | logs`: what this node publishes to the outside."""
 
 import difflib
-import inspect
 import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -65,6 +67,9 @@ def add_exposure(
     known_as: options.KnownAs = None,
     service: options.Service = "",
     max_connections: options.MaxConnections = 0,
+    inspect: options.Inspect = False,
+    inspect_body: options.InspectBody = "64kB",
+    show_secrets: options.ShowSecrets = False,
     invite: options.Invite = None,
     carrier: Carrier = "auto",
     proxy: Proxy = None,
@@ -85,7 +90,7 @@ def add_exposure(
         from overlay_cli import followed_file
         from overlay_cli.exposure_file import ExposureFile
 
-        exposure_file = ExposureFile(file, context, inspect.signature(add_exposure), options.wish)
+        exposure_file = ExposureFile(file, context, signature(add_exposure), options.wish)
         if dry_run:
             raise typer.Exit(followed_file.check(exposure_file, state, json=json, quiet=quiet))
         if foreground is False:
@@ -111,13 +116,13 @@ def add_exposure(
         foreground = (bool(exposure["url"]) or started) and sys.stdout.isatty() and not (json or quiet)
     if foreground:
         try:
-            _stay(client, exposure, json=json, quiet=quiet)
+            _stay(client, exposure, json=json, quiet=quiet, show_secrets=show_secrets)
         finally:
             if started:
                 end_publisher(client)
 
 
-def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool) -> None:
+def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool, show_secrets: bool) -> None:
     """Show requests until somebody ends it, and then give the exposure back."""
 
     def end(_number: int, _frame: object) -> None:
@@ -125,7 +130,11 @@ def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet:
 
     signal.signal(signal.SIGTERM, end)
     try:
-        if exposure["url"]:
+        if exposure["inspect"] and not (json or quiet):
+            from overlay_cli.inspect_terminal import inspect as inspect_requests
+
+            inspect_requests(client, exposure, show_secrets=show_secrets)
+        elif exposure["url"]:
             if sys.stdout.isatty() and not (json or quiet):
                 import segno
 
@@ -135,9 +144,9 @@ def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet:
         else:
             while True:
                 signal.pause()
-    except KeyboardInterrupt:
-        client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
-        raise
+    finally:
+        with _suppress_unknown():  # somebody else has given it back
+            client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
 
 
 @expose_app.command("logs", epilog="Example: overlay expose logs x1")
@@ -151,6 +160,45 @@ def show_log(
 
     client = LocalClient(state)
     show_requests(client, _id_of(client, id), json=json)
+
+
+@expose_app.command("inspect", epilog="Example: overlay expose inspect x1   (after: overlay expose 3000 --inspect)")
+def inspect_exposure(
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it, or its name there.")],
+    state: NodeState,
+    show_secrets: options.ShowSecrets = False,
+    json: Json = False,
+) -> None:
+    """Look at the last requests to what is exposed with --inspect; with --json, list them."""
+    from overlay.daemon.client import LocalClient
+
+    client = LocalClient(state)
+    name = _id_of(client, id)
+    shown = [each for each in client.request("GET", "/v1/exposures")["exposures"] if each["id"] == name]
+    if not shown or not shown[0]["inspect"]:
+        what = f"{id} is not inspected" if shown else f"This node has no exposure '{id}'"
+        raise UserError("not-inspected", f"{what}.", "Expose it with --inspect; see 'overlay expose ls'.")
+    if json:
+        page = client.request("POST", "/v1/inspector")["url"]
+        output.print_json({"url": page, **client.request("GET", f"/v1/exchanges?exposure={name}")})
+        return
+    from overlay_cli.inspect_terminal import inspect as inspect_requests
+
+    inspect_requests(client, shown[0], show_secrets=show_secrets)
+
+
+@expose_app.command("replay", epilog="Example: overlay expose replay r7 --json")
+def replay_request(
+    id: Annotated[str, typer.Argument(metavar="ID", help="Of a request, as the inspector shows it.")],
+    state: NodeState,
+    show_secrets: options.ShowSecrets = False,
+    json: Json = False,
+) -> None:
+    """Send a request that was inspected to the target once more, and show the answer."""
+    from overlay.daemon.client import LocalClient
+    from overlay_cli.inspect_terminal import replay
+
+    replay(LocalClient(state), id, show_secrets=show_secrets, json=json)
 
 
 @expose_app.command("ls", epilog="Example: overlay expose ls --json")
@@ -202,6 +250,15 @@ def remove_exposure(
         output.note(f"{id} is no longer published.")
 
 
+@contextmanager
+def _suppress_unknown() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        if error.code != "exposure-unknown":
+            raise
+
+
 def _id_of(client: "LocalClient", word: str) -> str:
     """The id of what is called so: by its id, or by its name in a file. Raises `UserError`."""
     if re.fullmatch("x[0-9]+", word):
@@ -244,7 +301,7 @@ def _usage(message: str, hint: str) -> UserError:
 
 def _reject_mistyped_command(word: str) -> None:
     """`lss` is a command mistyped, not a target: nothing with a colon or a slash in it is."""
-    near = difflib.get_close_matches(word, ("ls", "rm", "logs"), 1)
+    near = difflib.get_close_matches(word, ("ls", "rm", "logs", "inspect", "replay"), 1)
     if near and ":" not in word and "/" not in word:
         message = f"No such command '{word}'. Did you mean '{near[0]}'?"
         raise UserError("unknown-command", message, "See 'overlay expose --help'.", Exit.USAGE)

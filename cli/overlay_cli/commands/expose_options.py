@@ -11,10 +11,13 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from overlay_cli.sizes import parse_size
+
 MANY: Final = "Many at once"
 PLACE: Final = "Where"
 WHO: Final = "Who"
 HOW_MUCH: Final = "How much"
+LOOK: Final = "Looking at requests"
 TOLD: Final = "What the target is told"
 
 Target = Annotated[
@@ -118,6 +121,30 @@ MaxConnections = Annotated[
     ),
 ]
 
+# looking at it --------------------------------------------------------------------------------------------------------
+
+Inspect = Annotated[
+    bool,
+    typer.Option(
+        "--inspect",
+        help="For http: keep the last requests with their bodies in this machine's memory, show them here and on a "
+        "local web page, and send them again at a key press.",
+        rich_help_panel=LOOK,
+    ),
+]
+InspectBody = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE",
+        help="So much of each body is kept, as in 64kB or 2MB.",
+        rich_help_panel=LOOK,
+    ),
+]
+ShowSecrets = Annotated[
+    bool,
+    typer.Option("--show-secrets", help="Show what fields like Authorization and Cookie hold.", rich_help_panel=LOOK),
+]
+
 # without 'overlay up' -------------------------------------------------------------------------------------------------
 
 Invite = Annotated[
@@ -144,7 +171,7 @@ Foreground = Annotated[
 
 
 NOT_OF_AN_EXPOSURE: Final = frozenset(
-    "context state file dry_run foreground invite carrier proxy ca json quiet help".split()
+    "context state file dry_run foreground show_secrets invite carrier proxy ca json quiet help".split()
 )
 """Parameters of the command that say how it is run; all others say what is exposed."""
 
@@ -159,6 +186,7 @@ def wish(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "tunnel": given["tunnel"],
         "known_as": given["known_as"] or [],
         "service": given["service"],
+        "inspect": parse_size(given["inspect_body"]) if given["inspect"] else 0,
         "terms": terms(**{name: given[name] for name in inspect.signature(terms).parameters}),
     }
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 import typer
 
 from overlay.errors import Exit, UserError
-from overlay_cli.commands.expose_options import NOT_OF_AN_EXPOSURE
+from overlay_cli.commands.expose_options import NOT_OF_AN_EXPOSURE, Wish
 
 _TABLE: Final = "exposures"
 _LARGEST: Final = 1 << 20  # bytes
@@ -30,8 +30,8 @@ _LIKE_AN_ID: Final = re.compile(r"x[0-9]+")
 _EXAMPLE: Final = 'Write, as in: [exposures.web], and below it: target = "3000"'
 _KINDS: Final = {bool: "true or false", int: "a number", float: "a number", str: "a text in quotes", list: "a list"}
 
-Wish = dict[str, Any]
-"""`overlay.node.status.ExposeWish` as the local API takes it."""
+Values = dict[str, Any]
+"""Of the command's options, by the names of its parameters."""
 
 
 class ExposureFile:
@@ -42,13 +42,17 @@ class ExposureFile:
         path: Path,
         context: typer.Context,
         signature: inspect.Signature,
-        wish: Callable[[Mapping[str, Any], Path], Wish],
+        wish: Callable[..., Wish],
+        *,
+        may_make_secrets: bool = True,
     ) -> None:
         """`context`, `signature`: of the command whose options are keys here; `wish` makes one of their values, by the
-        names of the signature, and of the folder that paths start from."""
+        names of the signature, of the folder that paths start from, and of the terms that hold already.
+        `may_make_secrets`: somebody is there to read them."""
         self.path = Path(os.path.abspath(path))
         self._context = context
         self._wish = wish
+        self._may_make_secrets = may_make_secrets
         self._keys = {
             key: parameter
             for parameter in context.command.params
@@ -69,8 +73,8 @@ class ExposureFile:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
 
-    def read(self) -> dict[str, Wish]:
-        """Wishes by the names of their entries. Raises `UserError`: "file-unreadable", "file-malformed",
+    def read(self) -> dict[str, Values]:
+        """What the options of each entry are, by its name. Raises `UserError`: "file-unreadable", "file-malformed",
         "file-invalid" (exit 2), which name file, entry and key."""
         import tomllib
 
@@ -88,6 +92,11 @@ class ExposureFile:
         if not isinstance(tables, dict):
             raise self._invalid(f"has something in '{_TABLE}' that is no table", f"{_EXAMPLE}.")
         return {name: self._entry(name, table) for name, table in tables.items()}
+
+    def wishes(self, entries: Mapping[str, Values], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Wish]:
+        """What comes of that. `known`: the terms on which entries are exposed already. Raises `UserError`
+        ("file-invalid")."""
+        return {name: self._wish_of(name, values, known.get(name)) for name, values in entries.items()}
 
     # inside ----------------------------------------------------------------------------------------------------------
 
@@ -114,7 +123,17 @@ class ExposureFile:
                 "file-malformed", f"{self.path} is not UTF-8: {error}.", "Save it as UTF-8.", Exit.USAGE
             ) from error
 
-    def _entry(self, name: str, table: Any) -> Wish:
+    def _wish_of(self, name: str, values: Values, known: Mapping[str, Any] | None) -> Wish:
+        try:
+            made = self._wish(values, self.path.parent, known=known)
+        except UserError as error:
+            raise self._invalid(f"cannot be used: {error.message.rstrip('.')}", error.hint, name) from error
+        if made.made.shown and not self._may_make_secrets:
+            hint = f"Have it made once with: overlay expose --file {self.path} --background"
+            raise self._invalid("has a secret made, which nobody would see", hint, name)
+        return made
+
+    def _entry(self, name: str, table: Any) -> Values:
         if not _NAME.fullmatch(name) or _LIKE_AN_ID.fullmatch(name):
             why = "is what IDs look like" if _LIKE_AN_ID.fullmatch(name) else "is no name"
             raise self._invalid(
@@ -135,10 +154,7 @@ class ExposureFile:
             values[parameter.name] = self._value(name, key, parameter, value)
         if not values["target"]:
             raise self._invalid("has no target", 'Write what is to be exposed, as in: target = "3000"', name)
-        try:
-            return self._wish(values, self.path.parent)
-        except UserError as error:
-            raise self._invalid(f"cannot be used: {error.message.rstrip('.')}", error.hint, name) from error
+        return values
 
     def _value(self, name: str, key: str, parameter: Any, value: Any) -> Any:
         """As the command line would have it, which is a text or several."""

@@ -5,12 +5,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from overlay.errors import Exit, UserError
 from overlay_cli import output
+from overlay_cli.commands.expose_options import Wish
+from overlay_cli.credentials import with_link
 from overlay_cli.exposure_file import ExposureFile
 from overlay_cli.requests import show_requests
 
@@ -27,9 +29,10 @@ _WORDS: Final = {"kept": "=", "added": "+", "changed": "~", "replaced": "~", "re
 
 def apply_once(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> int:
     """In the background: the daemon follows the file from now on. → exit code"""
-    wishes = file.read()
+    entries = file.read()
     client, started = connect()
     try:
+        wishes = file.wishes(entries, _known(client, file))
         document = _apply(client, file, wishes, watch=True)
     except UserError:
         if started:
@@ -42,23 +45,26 @@ def check(file: ExposureFile, state: Path, *, json: bool, quiet: bool) -> int:
     """Say what would be done. → exit code"""
     from overlay.daemon.client import LocalClient
 
-    wishes = file.read()
+    entries, client = file.read(), LocalClient(state)
     try:
-        document = _apply(LocalClient(state), file, wishes, dry=True)
+        wishes = file.wishes(entries, _known(client, file))
+        document = _apply(client, file, wishes, dry=True)
     except UserError as error:
         if error.code != "not-running":
             raise
+        wishes = file.wishes(entries, {})
         document = {"file": str(file.path), "entries": [_unborn(name) for name in wishes]}
     for each in document["entries"]:
         if each["action"] in ("added", "changed", "replaced"):
-            each["wish"] = wishes[each["entry"]]
+            each["wish"] = wishes[each["entry"]].document
+        each.pop("secrets", None)  # others are made when it is done
     return _tell(document, json=json, quiet=quiet, dry=True)
 
 
 def follow(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> None:
     """In the foreground, until interrupted: then all is given back. Raises `UserError` for a file that is wrong at the
     start; later that is said, and nothing changes."""
-    wishes = file.read()
+    entries = file.read()
     client, started = connect()
     _refuse_if_watched(client, file)
 
@@ -69,9 +75,10 @@ def follow(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> 
     log = _RequestLog(client, json=json, quiet=quiet)
     try:
         applied = seen = file.signature()
-        log.follow(_applied(client, file, wishes, json=json, quiet=quiet))
+        document = _applied(client, file, entries, json=json, quiet=quiet)
+        log.follow(document)
         if not (json or quiet):
-            if any(wish["inspect"] for wish in wishes.values()):
+            if any(each["exposure"] and each["exposure"]["inspect"] for each in document["entries"]):
                 output.note(f"Inspector: {client.request('POST', '/v1/inspector')['url']}")
             output.note(f"Following {file.path}; Ctrl-C ends it.")
         while True:
@@ -81,12 +88,15 @@ def follow(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> 
                 continue
             applied = seen
             try:
-                wishes = file.read()
+                entries = file.read()
+                document = _applied(client, file, entries, json=json, quiet=quiet)
             except UserError as error:
+                if error.exit_code != Exit.USAGE:
+                    raise
                 output.report_error(error, as_json=False)
                 output.note("Nothing was changed.")
                 continue
-            log.follow(_applied(client, file, wishes, json=json, quiet=quiet))
+            log.follow(document)
     finally:
         _end(client, file, started=started)
 
@@ -123,9 +133,9 @@ class _RequestLog:
 
 
 def _applied(
-    client: "LocalClient", file: ExposureFile, wishes: dict[str, Any], *, json: bool, quiet: bool
+    client: "LocalClient", file: ExposureFile, entries: dict[str, Any], *, json: bool, quiet: bool
 ) -> dict[str, Any]:
-    document = _apply(client, file, wishes)
+    document = _apply(client, file, file.wishes(entries, _known(client, file)))
     if json:
         output.print_line(jsonlib.dumps(document, ensure_ascii=False))
     else:
@@ -134,10 +144,27 @@ def _applied(
     return document
 
 
-def _apply(client: "LocalClient", file: ExposureFile, wishes: dict[str, Any], **how: bool) -> dict[str, Any]:
-    body = {"file": str(file.path), "entries": wishes, **how}
+def _known(client: "LocalClient", file: ExposureFile) -> dict[str, Any]:
+    """The terms on which entries of the file are exposed already."""
+    return {
+        each["entry"]["name"]: each["terms"]
+        for each in client.request("GET", "/v1/exposures")["exposures"]
+        if each["entry"] is not None and each["entry"]["file"] == str(file.path)
+    }
+
+
+def _apply(client: "LocalClient", file: ExposureFile, wishes: Mapping[str, Wish], **how: bool) -> dict[str, Any]:
+    """What became of each entry; and secrets that were made for some, which nobody can show later."""
+    body = {"file": str(file.path), "entries": {name: wish.document for name, wish in wishes.items()}, **how}
     with output.working("Asking the server…", quiet=not sys.stdout.isatty()):
-        return client.request("PUT", "/v1/exposure-files", body, timeout=APPLY_TIMEOUT)
+        document = client.request("PUT", "/v1/exposure-files", body, timeout=APPLY_TIMEOUT)
+    for each in document["entries"]:
+        shown = dict(wishes[each["entry"]].made.shown) if each["entry"] in wishes else {}
+        if shown and each["exposure"] is not None:
+            if "link" in shown:
+                shown["link"] = with_link(each["exposure"]["url"], shown["link"])
+            each["secrets"] = shown
+    return document
 
 
 def _refuse_if_watched(client: "LocalClient", file: ExposureFile) -> None:
@@ -173,6 +200,9 @@ def _tell(document: dict[str, Any], *, json: bool, quiet: bool, dry: bool = Fals
                 output.note(f"! {each['entry']:{width}}  {error['message']} {error['hint']}".rstrip())
         elif not json and not quiet and (dry or each["action"] != "kept"):
             output.print_line(f"{_WORDS[each['action']]} {each['entry']:{width}}  {_what(each, dry=dry)}".rstrip())
+        if not json:
+            for name, secret in each.get("secrets", {}).items():
+                output.note(f"  {each['entry']:{width}}  {name:<9}{secret}")
     return code
 
 

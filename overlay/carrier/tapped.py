@@ -46,6 +46,9 @@ class TappedStream(ByteStream):
     async def send_eof(self) -> None:
         await self._stream.send_eof()
 
+    def cut(self) -> None:
+        self._stream.cut()
+
     async def aclose(self) -> None:
         beside, self._beside = self._beside, None
         if beside is not None:

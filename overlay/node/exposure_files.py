@@ -92,10 +92,12 @@ class ExposureFiles:
             for file in sorted(named | set(self._watched))
         )
 
-    async def apply(self, file: str, entries: Mapping[str, ExposeWish], *, dry: bool) -> tuple[Outcome, ...]:
-        """Make what this file asked for before what it asks for now. An entry that fails leaves the others alone; what
-        was there for it stays where that can be. `dry`: only say what would be done. Raises `UserError`
-        ("bad-request")."""
+    async def apply(
+        self, file: str, entries: Mapping[str, ExposeWish], owner: int = 0, *, dry: bool = False
+    ) -> tuple[Outcome, ...]:
+        """Make what this file asked for before what it asks for now, for the user of this uid. An entry that fails
+        leaves the others alone; what was there for it stays where that can be. `dry`: only say what would be done.
+        Raises `UserError` ("bad-request")."""
         _check_path(file)
         if len(entries) > MOST_ENTRIES:
             raise _bad(f"A file of exposures has {MOST_ENTRIES} entries at most")
@@ -109,7 +111,7 @@ class ExposureFiles:
                     Outcome(entry=name, action=action, exposure=shown.get(there[name].id) if name in there else None)
                     for name, action in plan.items()
                 )
-            return await self._carry_out(file, entries, there, plan)
+            return await self._carry_out(file, entries, owner, there, plan)
 
     async def watch(self, file: str, owner: int) -> None:
         """Go on applying this file as it changes, after a restart too. Raises `UserError`."""
@@ -140,7 +142,7 @@ class ExposureFiles:
         await self._save({name: each for name, each in self._watched.items() if name != file})
         for kept in (self._problems, self._seen, self._applied, self._retry_at):
             kept.pop(file, None)
-        return await self.apply(file, {}, dry=False)
+        return await self.apply(file, {})
 
     async def run(self) -> None:
         """Look after the watched files until cancelled."""
@@ -152,7 +154,12 @@ class ExposureFiles:
     # inside ----------------------------------------------------------------------------------------------------------
 
     async def _carry_out(
-        self, file: str, entries: Mapping[str, ExposeWish], there: Mapping[str, Kept], plan: Mapping[str, Action]
+        self,
+        file: str,
+        entries: Mapping[str, ExposeWish],
+        owner: int,
+        there: Mapping[str, Kept],
+        plan: Mapping[str, Action],
     ) -> tuple[Outcome, ...]:
         """Names and ports are freed before others take them."""
         exposures, failed = self._exposures, dict[str, UserError]()
@@ -174,14 +181,14 @@ class ExposureFiles:
             if wish is None or action == "kept" or name in failed:
                 continue
             if action == "changed":
-                await attempt(name, exposures.change(there[name].id, wish))
+                await attempt(name, exposures.change(there[name].id, wish, owner))
             else:
-                await attempt(name, exposures.add(wish, Entry(file=file, name=name)))
+                await attempt(name, exposures.add(wish, owner, Entry(file=file, name=name)))
         for name in freed & set(failed):
             before = there[name].wish
             if before is not None:
                 try:
-                    await exposures.add(before, Entry(file=file, name=name))
+                    await exposures.add(before, there[name].owner, Entry(file=file, name=name))
                 except UserError as error:
                     _log.warning("exposure %s of %s is gone: %s", name, file, error)
         now = {name: kept.id for name, kept in exposures.declared(file).items()}
@@ -221,7 +228,16 @@ class ExposureFiles:
 
     async def _read(self, watched: WatchedFile) -> str:
         """Have it read and applied. → what went wrong"""
-        command = [sys.executable, "-m", "overlay_cli", "expose", "--file", watched.file, "--background", "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "overlay_cli",
+            "expose",
+            "--file",
+            watched.file,
+            "--background",
+            "--unattended",
+        ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERLAY_")}
         try:
             user, group, groups = _rights(watched.owner)

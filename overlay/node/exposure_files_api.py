@@ -35,7 +35,7 @@ def exposure_file_routes(files: ExposureFiles) -> list[Route]:
         wishes = await _wishes(request)
         if wishes.watch and not wishes.dry:
             await files.watch(wishes.file, caller(request))
-        outcomes = await files.apply(wishes.file, wishes.entries, dry=wishes.dry)
+        outcomes = await files.apply(wishes.file, wishes.entries, caller(request), dry=wishes.dry)
         return JSONResponse({"file": wishes.file, "entries": msgspec.to_builtins(outcomes)})
 
     async def forget(request: Request) -> Response:

@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 import msgspec
-from anyio.abc import SocketAttribute, TaskGroup, TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
 from overlay.carrier.port import Stream
-from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
@@ -28,7 +28,8 @@ from overlay.node.direct_end import DirectEnd
 from overlay.node.inspector.inspector import Inspector
 from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
-from overlay.node.targets import Target
+from overlay.node.target_end import TargetEnd, TargetStream
+from overlay.node.targets import Target, TargetOptions
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.node.wishes import check_heard, checked_inspect, checked_target, service_of
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
@@ -66,6 +67,7 @@ class Exposures:
         self._is_member = is_member
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
+        self._inside: dict[str, TargetEnd] = {}
         self._watchers: dict[str, set[MemoryObjectSendStream[RequestEntry]]] = {}
         self._direct: dict[str, DirectEnd] = {}
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
@@ -93,6 +95,9 @@ class Exposures:
                 end.close()
             for direct in self._direct.values():
                 direct.close()
+            for inside in self._inside.values():
+                inside.close()
+            self._inside.clear()
             self._ends.clear()
             self._direct.clear()
             self._tasks = None
@@ -106,12 +111,21 @@ class Exposures:
             kept.entry.name: kept for kept in self._kept.values() if kept.entry is not None and kept.entry.file == file
         }
 
-    async def add(self, wish: ExposeWish, entry: Entry | None = None) -> ExposureStatus:
-        """Expose a target. Raises `UserError`: "bad-target", "not-up", "server-unreachable", "server-older", and what
-        the server answers."""
+    async def add(self, wish: ExposeWish, owner: int = 0, entry: Entry | None = None) -> ExposureStatus:
+        """Expose a target. `owner`: uid of who asks, with whose rights files are opened.
+
+        Raises `UserError`: "bad-target", "target-forbidden", "target-missing", "not-up", "server-unreachable",
+        "server-older", and what the server answers.
+        """
         target = checked_target(wish)
         async with self._lock:
-            end = self._open(target, 0)
+            inside = self._target_end(target, wish.options, owner)
+            try:
+                await inside.check()
+                end = self._open(inside, 0)
+            except BaseException:
+                inside.close()
+                raise
             try:
                 wanted = Kept(
                     id="",
@@ -121,6 +135,8 @@ class Exposures:
                     tunnel=self._tunnel_of(wish),
                     known_as=wish.known_as,
                     service=service_of(wish),
+                    owner=owner,
+                    options=wish.options,
                     terms=wish.terms,
                     inspect=checked_inspect(wish, target),
                     entry=entry,
@@ -144,58 +160,69 @@ class Exposures:
                     raise
             except BaseException:
                 end.close()
+                inside.close()
                 raise
-            self._serve(kept.id, end)
+            self._serve(kept, end, inside)
             await self._tell_direct(kept)
             return self._show(kept)
 
-    async def change(self, name: str, wish: ExposeWish) -> ExposureStatus:
-        """Have an exposure lead elsewhere, or on other terms, in its place (`kept.is_renewable`). Users stay connected
-        where the target is the same. Raises as `add` does; it is as it was then."""
+    async def change(self, name: str, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+        """Have an exposure lead elsewhere, or on other terms, in its place (`wishes.is_renewable`). Users stay
+        connected where the target is the same. Raises as `add` does; it is as it was then."""
         target = checked_target(wish)
         async with self._lock:
             kept = self._kept.get(name)
             if kept is None:
                 raise _unknown(name)
-            end = self._open(target, 0) if target.text != kept.target else None
             wanted = msgspec.structs.replace(
                 kept,
                 target=target.text,
-                port=kept.port if end is None else end.port,
                 known_as=wish.known_as,
                 service=service_of(wish),
                 terms=wish.terms,
                 inspect=checked_inspect(wish, target),
                 wish=wish,
             )
+            inside = end = None
             try:
-                exposure = await self._ask(wanted, wish)
-                try:
-                    check_heard(exposure, wish)
-                    await self._save(
-                        {
-                            **self._kept,
-                            name: msgspec.structs.replace(wanted, known_as=exposure.known_as, service=exposure.service),
-                        }
-                    )
-                except UserError:
-                    await self._renew(kept)
-                    raise
+                if (target.text, wish.options) != (kept.target, kept.options):
+                    inside = self._target_end(target, wish.options, owner)
+                    await inside.check()
+                    end = self._open(inside, 0)
+                    wanted = msgspec.structs.replace(wanted, port=end.port, owner=owner, options=wish.options)
+                await self._renew_as(wanted, kept, wish)
             except BaseException:
-                if end is not None:
-                    end.close()
+                for each in (end, inside):
+                    if each is not None:
+                        each.close()
                 raise
-            self._note_direct(exposure, False)
-            if end is not None:
-                for old in (self._ends.pop(name, None), self._direct.pop(name, None)):
-                    if old is not None:
-                        old.close()
-                self._serve(name, end)
-            self._inspect(self._ends.get(name), self._kept[name])
-            if not wish.inspect:
+            before, kept = kept, self._kept[name]
+            gone: list[TunnelEnd | DirectEnd | TargetEnd | None] = []
+            if end is not None or kept.terms != before.terms:
+                gone.append(self._direct.pop(name, None))
+            if end is not None and inside is not None:
+                gone += [self._ends.pop(name, None), self._inside.pop(name, None)]
+                self._serve(kept, end, inside)
+            for old in gone:
+                if old is not None:
+                    old.close()
+            self._inspect(self._ends.get(name), kept)
+            if not kept.inspect:
                 self.inspector.forget(name)
-            await self._tell_direct(self._kept[name])
-            return self._show(self._kept[name])
+            await self._tell_direct(kept)
+            return self._show(kept)
+
+    async def _renew_as(self, wanted: Kept, kept: Kept, wish: ExposeWish) -> None:
+        """Have the server and the state folder know it as it is wanted, or as it was."""
+        exposure = await self._ask(wanted, wish)
+        try:
+            check_heard(exposure, wish)
+            renewed = msgspec.structs.replace(wanted, known_as=exposure.known_as, service=exposure.service)
+            await self._save({**self._kept, kept.id: renewed})
+        except UserError:
+            await self._renew(kept)
+            raise
+        self._note_direct(exposure, False)
 
     async def remove(self, name: str) -> None:
         """Give an exposure back. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
@@ -275,7 +302,7 @@ class Exposures:
         # What goes by the overlay alone is not to be had in another way.
         if end is None or self._kept[name].tunnel == "single":
             self.drops["exposure_unknown"] += 1
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            stream.cut()
             stream.close()
             return
         await end.serve(stream)
@@ -323,22 +350,24 @@ class Exposures:
             _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
-        target = Target.parse(kept.target)
+        inside = self._target_end(Target.parse(kept.target), kept.options, kept.owner)
         try:
-            end = self._open(target, kept.port)
+            end = self._open(inside, kept.port)
         except UserError as error:
             # Another program took the port while we were away: any other does, once the server knows (`reconcile`).
             _log.info("exposure %s gets another port: %s", kept.id, error)
             try:
-                end = self._open(target, 0)
+                end = self._open(inside, 0)
             except UserError as failure:
+                inside.close()
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
                 return
             self._kept[kept.id] = msgspec.structs.replace(kept, port=end.port)
-        self._serve(kept.id, end)
+        self._serve(kept, end, inside)
         self._leads_directly(kept)
 
-    def _open(self, target: Target, port: int) -> TunnelEnd:
+    def _target_end(self, target: Target, options: TargetOptions, owner: int) -> TargetEnd:
+        """It runs from now on, until it is closed."""
         if self._tasks is None:
             raise UserError(
                 "not-up",
@@ -346,14 +375,21 @@ class Exposures:
                 "Try again when 'overlay status' says 'connected'.",
                 Exit.NOT_RUNNING,
             )
-        return TunnelEnd(target, self._address, port, self._is_server, self.drops)
+        inside = TargetEnd(target, options, owner=owner)
+        self._tasks.start_soon(inside.run)
+        return inside
 
-    def _serve(self, name: str, end: TunnelEnd) -> None:
+    def _open(self, inside: TargetEnd, port: int) -> TunnelEnd:
+        return TunnelEnd(inside, self._address, port, self._is_server, self.drops)
+
+    def _serve(self, kept: Kept, end: TunnelEnd, inside: TargetEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start
             end.close()
+            inside.close()
             return
-        self._ends[name] = end
-        self._inspect(end, self._kept[name])
+        inside.prefix = urlsplit(kept.url).path or "/"
+        self._ends[kept.id], self._inside[kept.id] = end, inside
+        self._inspect(end, kept)
         self._tasks.start_soon(end.run)
 
     def _inspect(self, end: TunnelEnd | None, kept: Kept) -> None:
@@ -361,7 +397,7 @@ class Exposures:
         if end is not None:
             end.tap = partial(self.inspector.tapped, exposure=kept.id, limit=kept.inspect) if kept.inspect else None
 
-    async def _connect_to_target(self, name: str) -> TcpStream | None:
+    async def _connect_to_target(self, name: str) -> TargetStream | None:
         end = self._ends.get(name)
         return await end.connect() if end is not None else None
 
@@ -375,12 +411,13 @@ class Exposures:
 
     def _leads_directly(self, kept: Kept) -> bool:
         """Whether peers reach it at this node, which listens for them if need be."""
-        if not kept.known_as or self._tasks is None or kept.tunnel != "single":
+        inside = self._inside.get(kept.id)
+        if not kept.known_as or self._tasks is None or inside is None or kept.tunnel != "single":
             return False
         direct = self._direct.get(kept.id)
         if direct is None:
             port = int(kept.public.rpartition(":")[2])  # its host may be a name
-            direct = DirectEnd(Target.parse(kept.target), self._address, port, self._is_member, self.drops)
+            direct = DirectEnd(inside, self._address, port, self._is_member, self.drops, kept.terms)
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:
@@ -426,7 +463,7 @@ class Exposures:
         self._told.pop(name, None)
         self._led.discard(name)
         self.inspector.forget(name)
-        for end in (self._ends.pop(name, None), self._direct.pop(name, None)):
+        for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
         for sending in self._watchers.pop(name, ()):
@@ -456,6 +493,7 @@ class Exposures:
             known_as=kept.known_as,
             service=kept.service,
             direct=kept.id in self._led,
+            trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
             terms=kept.terms,
             entry=kept.entry,
             inspect=kept.inspect,

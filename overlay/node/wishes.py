@@ -20,7 +20,13 @@ def is_renewable(old: ExposeWish | None, new: ExposeWish) -> bool:
     if old is None or _spoken(old) != _spoken(new):
         return False
     mended = msgspec.structs.replace(
-        old, target=new.target, known_as=new.known_as, service=new.service, terms=new.terms, inspect=new.inspect
+        old,
+        target=new.target,
+        known_as=new.known_as,
+        service=new.service,
+        terms=new.terms,
+        options=new.options,
+        inspect=new.inspect,
     )
     return mended == new
 
@@ -50,6 +56,7 @@ def checked_target(wish: ExposeWish) -> Target:
             "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
             Exit.USAGE,
         )
+    wish.options.check(target)
     return target
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,19 @@ from overlay_cli.main import main
 TABLE = '[exposures.web]\ntarget = "3000"\n'
 
 
-def exposure_file(path: Path) -> ExposureFile:
+def exposure_file(path: Path, *, may_make_secrets: bool = True) -> ExposureFile:
     group: Any = get_command(expose_app)
     context = typer.Context(group.commands["TARGET"])
-    return ExposureFile(path, context, inspect.signature(add_exposure), wish)
+    return ExposureFile(path, context, inspect.signature(add_exposure), wish, may_make_secrets=may_make_secrets)
 
 
 def read(folder: Path, text: str) -> dict[str, dict[str, Any]]:
     (folder / "e.toml").write_text(text)
-    return exposure_file(folder / "e.toml").read()
+    return documents(exposure_file(folder / "e.toml"))
+
+
+def documents(file: ExposureFile, known: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    return {name: each.document for name, each in file.wishes(file.read(), known or {}).items()}
 
 
 def refusal(folder: Path, text: str) -> UserError:
@@ -97,6 +102,51 @@ def test_what_is_wrong_is_said_with_file_entry_and_key(text: str, says: str, hin
     assert says in error.message and hint in error.hint
 
 
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    (folder / "dist").mkdir(parents=True)
+    (folder / "ca.pem").write_text("a certificate")
+    (folder / "users").write_text("anna:secret\n")
+    found = read(
+        folder,
+        """
+        [exposures.a]
+        target = "dist"
+        listing = true
+        users = "users"
+        [exposures.b]
+        target = "unix:./app.sock"
+        [exposures.c]
+        target = "https://127.0.0.1:8443"
+        target-ca = "ca.pem"
+        allow = "10.0.0.0/8"
+        """,
+    )
+    assert (found["a"]["target"], found["a"]["options"]["listing"]) == (f"{folder}/dist", True)
+    assert found["b"]["target"] == f"unix:{folder}/app.sock"
+    assert found["c"]["options"]["ca"] == "a certificate" and found["c"]["terms"]["access"]["allow"] == ["10.0.0.0/8"]
+    missing = refusal(folder, TABLE + 'users = "none"\n')
+    assert "[exposures.web] cannot be used: Cannot read" in missing.message
+
+
+def test_secrets_stay_as_they_are_while_the_file_changes(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text("anna:secret\nben:other\n")
+    path = tmp_path / "e.toml"
+    path.write_text(TABLE + 'users = "users"\nbearer = "new"\nsecret-link = true\n')
+    file = exposure_file(path)
+    (first,) = file.wishes(file.read(), {}).values()
+    assert set(first.made.shown) == {"bearer", "link"}
+    (again,) = file.wishes(file.read(), {"web": first.document["terms"]}).values()
+    assert again.document == first.document and not again.made.shown, "one sees no change"
+    (tmp_path / "users").write_text("anna:changed\nben:other\n")
+    (changed,) = file.wishes(file.read(), {"web": first.document["terms"]}).values()
+    before, after = (each.document["terms"]["access"]["users"] for each in (first, changed))
+    assert before[0] != after[0] and before[1] == after[1]
+    with pytest.raises(UserError, match="has a secret made, which nobody would see"):
+        unseen = exposure_file(path, may_make_secrets=False)
+        unseen.wishes(unseen.read(), {})
+
+
 def test_what_is_no_file_of_text(tmp_path: Path) -> None:
     path = tmp_path / "e.toml"
     os.mkfifo(path)
@@ -116,7 +166,7 @@ def test_whatever_stands_there_is_read_or_refused(tmp_path_factory: pytest.TempP
     path = tmp_path_factory.getbasetemp() / "whatever.toml"
     path.write_text(text, encoding="utf-8", errors="replace")
     try:
-        exposure_file(path).read()
+        documents(exposure_file(path))
     except UserError as error:
         assert error.message and error.hint
 

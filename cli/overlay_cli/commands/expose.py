@@ -24,6 +24,7 @@ from overlay_cli.requests import show_requests
 
 if TYPE_CHECKING:
     from overlay.daemon.client import LocalClient
+    from overlay_cli.credentials import Made
 
 _ADD = "TARGET"
 """The name of the command that takes a target: what the help of `overlay expose` shows beside `ls` and `rm`."""
@@ -60,12 +61,21 @@ def add_exposure(
     target: options.Target = None,
     file: options.File = None,
     dry_run: options.DryRun = False,
+    unattended: options.Unattended = False,
     public: options.Public = "",
     host: options.Host = "",
     tunnel: options.Tunnel = "auto",
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",
+    listing: options.Listing = False,
+    insecure_target: options.InsecureTarget = False,
+    target_ca: options.TargetCa = None,
+    allow: options.Allow = None,
+    deny: options.Deny = None,
+    users: options.Users = "",
+    bearer: options.Bearer = "",
+    secret_link: options.SecretLink = False,
     max_connections: options.MaxConnections = 0,
     inspect: options.Inspect = False,
     inspect_body: options.InspectBody = "64kB",
@@ -90,28 +100,25 @@ def add_exposure(
         from overlay_cli import followed_file
         from overlay_cli.exposure_file import ExposureFile
 
-        exposure_file = ExposureFile(file, context, signature(add_exposure), options.wish)
+        exposure_file = ExposureFile(
+            file, context, signature(add_exposure), options.wish, may_make_secrets=not unattended
+        )
         if dry_run:
             raise typer.Exit(followed_file.check(exposure_file, state, json=json, quiet=quiet))
         if foreground is False:
-            raise typer.Exit(followed_file.apply_once(exposure_file, connect, json=json, quiet=quiet))
+            raise typer.Exit(followed_file.apply_once(exposure_file, connect, json=json, quiet=quiet or unattended))
         followed_file.follow(exposure_file, connect, json=json, quiet=quiet)
         return
-    wish = options.wish(given, Path.cwd())
+    wish = options.wish(given, Path())
     client, started = connect()
     try:
         with output.working("Asking the server…", quiet=quiet or json):
-            exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
+            exposure = client.request("POST", "/v1/exposures", wish.document, timeout=30)
     except UserError:
         if started:
             end_publisher(client)
         raise
-    if json:
-        output.print_json(exposure)
-    elif quiet:
-        output.print_line(exposure["url"] or exposure["public"])
-    else:
-        output.print_line(f"{exposure['id']}  {exposure['url'] or exposure['public']} → {exposure['target']}")
+    _show_exposed(exposure, wish.made, json=json, quiet=quiet)
     if foreground is None:
         foreground = (bool(exposure["url"]) or started) and sys.stdout.isatty() and not (json or quiet)
     if foreground:
@@ -120,6 +127,23 @@ def add_exposure(
         finally:
             if started:
                 end_publisher(client)
+
+
+def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool) -> None:
+    """And what was made for users, which nobody can show later."""
+    from overlay_cli.credentials import with_link
+
+    shown = dict(made.shown)
+    if "link" in shown:
+        exposure["url"] = shown["link"] = with_link(exposure["url"], shown["link"])
+    if json:
+        output.print_json({**exposure, **({"secrets": shown} if shown else {})})
+        return
+    place = exposure["url"] or exposure["public"]
+    output.print_line(place if quiet else f"{exposure['id']}  {place} → {exposure['target']}")
+    for name, secret in shown.items():
+        if name != "link":
+            output.note(f"{name:<9}{secret}")
 
 
 def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool, show_secrets: bool) -> None:

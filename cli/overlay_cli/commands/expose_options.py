@@ -1,22 +1,28 @@
 """The options of `overlay expose TARGET`, by what they are about, and the terms that come of them.
 
 Those about one thing stand in one panel of the help. A new option is declared here, and stands in the signature of
-`overlay_cli.commands.expose.add_exposure` with the same name; with that, it is a key of files of exposures, too.
+`overlay_cli.commands.expose.add_exposure` with the same name; with that, it is a key of files of exposures, too, if
+`wish` makes something of it.
 """
 
-import inspect
+import os.path
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from overlay.errors import Exit, UserError
+from overlay_cli.credentials import NEW, Made, make_credentials
 from overlay_cli.sizes import parse_size
+from overlay_cli.targets import absolute_target
 
 MANY: Final = "Many at once"
 PLACE: Final = "Where"
 WHO: Final = "Who"
 HOW_MUCH: Final = "How much"
+WAY: Final = "The way to the target"
 LOOK: Final = "Looking at requests"
 TOLD: Final = "What the target is told"
 
@@ -24,8 +30,8 @@ Target = Annotated[
     str | None,
     typer.Argument(
         metavar="TARGET",
-        help="PORT, HOST:PORT, http://HOST:PORT, tcp://HOST:PORT or udp://HOST:PORT. Without a scheme: http, or "
-        "tcp if --public is given.",
+        help="PORT, HOST:PORT, http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT, unix:PATH of a "
+        "socket, or a folder (./dist). Without a scheme, and for unix: http, or tcp if --public is given.",
         show_default=False,
     ),
 ]
@@ -48,6 +54,7 @@ DryRun = Annotated[
         "--dry-run", "--check", help="With --file: say what would be done, and do nothing.", rich_help_panel=MANY
     ),
 ]
+Unattended = Annotated[bool, typer.Option("--unattended", hidden=True, help="Nobody sees what this prints.")]
 
 # where ----------------------------------------------------------------------------------------------------------------
 
@@ -74,7 +81,7 @@ Host = Annotated[
     ),
 ]
 Tunnel = Annotated[
-    Literal["auto", "single", "tcp", "tls", "ws", "wss"],
+    Literal["auto", "single", "udp", "tcp", "tls", "ws", "wss"],
     typer.Option(
         "--tunnel",
         envvar="OVERLAY_TUNNEL",
@@ -103,6 +110,95 @@ Service = Annotated[
         help="What it is, for peers who look for _NAME._tcp in the network's domain.",
         show_default="by TARGET's port",
         rich_help_panel=PLACE,
+    ),
+]
+
+# the way to the target ------------------------------------------------------------------------------------------------
+
+Listing = Annotated[
+    bool,
+    typer.Option(
+        "--listing",
+        envvar="OVERLAY_LISTING",
+        help="Of a folder: show what is in it where there is no index.html.",
+        rich_help_panel=WAY,
+    ),
+]
+
+InsecureTarget = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-target",
+        envvar="OVERLAY_INSECURE_TARGET",
+        help="Of a target by https: take any certificate.",
+        rich_help_panel=WAY,
+    ),
+]
+TargetCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-ca",
+        metavar="FILE",
+        envvar="OVERLAY_TARGET_CA",
+        help="Of a target by https: certificates (PEM) that it is verified by, instead of the system's.",
+        show_default=False,
+        rich_help_panel=WAY,
+    ),
+]
+
+# who -----------------------------------------------------------------------------------------------------------------
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NETWORK",
+        envvar="OVERLAY_ALLOW",
+        help="An address or network, such as 192.0.2.0/24, from which users may come; may be repeated.",
+        show_default="from everywhere",
+        rich_help_panel=WHO,
+    ),
+]
+Deny = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NETWORK",
+        envvar="OVERLAY_DENY",
+        help="One from which nobody may come, whatever --allow says; may be repeated.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+Users = Annotated[
+    str,
+    typer.Option(
+        "--users",
+        metavar="FILE|new",
+        envvar="OVERLAY_USERS",
+        help="For http: a file of NAME:PASSWORD, one a line, of whom one must be (basic authentication); 'new' makes "
+        "a user and a password. Of this, --bearer and --secret-link any one suffices.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+Bearer = Annotated[
+    str,
+    typer.Option(
+        "--bearer",
+        metavar="FILE|new",
+        envvar="OVERLAY_BEARER",
+        help="For http: a file of tokens, one a line, of which programs must send one ('Authorization: Bearer'); "
+        "'new' makes one.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+SecretLink = Annotated[
+    bool,
+    typer.Option(
+        "--secret-link",
+        envvar="OVERLAY_SECRET_LINK",
+        help="For http: whoever has opened the link that this prints may come, by a cookie.",
+        rich_help_panel=WHO,
     ),
 ]
 
@@ -171,26 +267,77 @@ Foreground = Annotated[
 
 
 NOT_OF_AN_EXPOSURE: Final = frozenset(
-    "context state file dry_run foreground show_secrets invite carrier proxy ca json quiet help".split()
+    "context state file dry_run unattended foreground show_secrets invite carrier proxy ca json quiet help".split()
 )
 """Parameters of the command that say how it is run; all others say what is exposed."""
 
 
-def wish(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """`overlay.node.status.ExposeWish` as the local API takes it. `given`: at least all parameters of the command that
-    say what is exposed, by their names; paths start from `folder`."""
-    return {
-        "target": given["target"],
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """`document`: `overlay.node.status.ExposeWish` as the local API takes it; `made`: secrets that were made for it."""
+
+    document: dict[str, Any]
+    made: Made
+
+
+def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | None = None) -> Wish:
+    """`given`: at least all parameters of the command that say what is exposed, by their names; paths start from
+    `folder`. `known`: the terms on which it is exposed already: secrets stay as they are there. Raises `UserError`
+    (exit 2)."""
+    made = make_credentials(
+        users=_secrets_file(given["users"], folder),
+        bearer=_secrets_file(given["bearer"], folder),
+        link=given["secret_link"],
+        known=(known or {}).get("access", {}),
+    )
+    document = {
+        "target": absolute_target(given["target"], folder),
         "public": given["public"],
         "host": given["host"],
         "tunnel": given["tunnel"],
         "known_as": given["known_as"] or [],
         "service": given["service"],
         "inspect": parse_size(given["inspect_body"]) if given["inspect"] else 0,
-        "terms": terms(**{name: given[name] for name in inspect.signature(terms).parameters}),
+        "options": target_options(listing=given["listing"], insecure=given["insecure_target"], ca=given["target_ca"]),
+        "terms": terms(
+            allow=given["allow"],
+            deny=given["deny"],
+            credentials=made.access,
+            max_connections=given["max_connections"],
+        ),
     }
+    return Wish(document, made)
 
 
-def terms(*, max_connections: int) -> dict[str, Any]:
+def _secrets_file(name: str, folder: Path) -> str:
+    return name if name in ("", "-", NEW) else os.path.join(folder, name)
+
+
+def target_options(*, listing: bool, insecure: bool, ca: Path | None) -> dict[str, Any]:
+    """`overlay.node.targets.TargetOptions` as the local API takes them. Files are read here, with the rights of who
+    calls. Raises `UserError` (exit 2)."""
+    return {"listing": listing, "insecure": insecure, "ca": "" if ca is None else _read(ca, "--target-ca")}
+
+
+def _read(path: Path, option: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(
+            "file-unreadable", f"{path}, which {option} names, cannot be read: {why}.", "Name another file.", Exit.USAGE
+        ) from error
+
+
+def terms(
+    *,
+    allow: list[str] | None,
+    deny: list[str] | None,
+    credentials: dict[str, Any],
+    max_connections: int,
+) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
-    return {"limits": {"connections": max_connections}}
+    return {
+        "access": {"allow": allow or [], "deny": deny or [], **credentials},
+        "limits": {"connections": max_connections},
+    }

@@ -15,9 +15,9 @@ import anyio
 from overlay.carrier.http import answer, say
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
-from overlay.carrier.stream import reset_on_close
+from overlay.server.access.gate import Asker, Reply
 from overlay.server.tunnels import TunnelError, Visitor
-from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat, raw_socket
+from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat
 from overlay.server.web.incoming import Incoming
 from overlay.server.web.sites import Site
 from overlay.wire.control.messages import RequestEntry
@@ -48,7 +48,7 @@ class WebDoor:
         network = network_of(visitor.source[0])
         if self._room.full_for(network):
             self._drops["too_many_users"] += 1
-            reset_on_close(raw_socket(guest.stream))
+            guest.stream.cut()
             return
         visit = self._room.enter(network)
         try:
@@ -70,6 +70,7 @@ class _Connection:
         self._scheme = "https" if guest.secure else "http"
         self._visitor = visitor
         self._source = visitor.source[0]
+        self._asker = Asker(self._source, guest.secure)
         self._find = find
         self._drops = drops
         self._wall = wall
@@ -83,7 +84,7 @@ class _Connection:
                 while await self._one():
                     pass
             if self._scope.cancelled_caught:
-                reset_on_close(raw_socket(self._user.stream))
+                self._user.stream.cut()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             return
         finally:
@@ -103,12 +104,21 @@ class _Connection:
             await say(self._user.stream, answer(405))
             return False
         site = self._find(request)
-        if site is None or not self._enter(site):
-            status = 404 if site is None else 503
-            self._drops["http_stranger" if site is None else "too_many_users"] += 1
-            await say(self._user.stream, answer(status, with_body=request.method != b"HEAD"))
-            return False
-        return await self._serve(request, site)
+        if site is None:
+            return await self._reply(request, Reply(404, "http_stranger"))
+        admitted = await site.gate.admit(request, self._asker)
+        if isinstance(admitted, Reply):
+            return await self._reply(request, admitted)
+        if not self._enter(site):
+            return await self._reply(request, Reply(503, "too_many_users"))
+        return await self._serve(admitted, site)
+
+    async def _reply(self, request: RequestHead, reply: Reply) -> bool:
+        if reply.reason:
+            self._drops[reply.reason] += 1
+        whole = answer(reply.status, with_body=request.method != b"HEAD", extra=reply.fields)
+        await say(self._user.stream, whole)
+        return False
 
     async def _request(self) -> RequestHead | None:
         """The next one; None: there is none."""
@@ -132,7 +142,7 @@ class _Connection:
         if site is self._site:
             return True
         self._leave_site()
-        if site.connections >= (site.terms.limits.connections or MAX_PER_SITE):
+        if site.connections >= (site.gate.terms.limits.connections or MAX_PER_SITE):
             return False
         site.users.add(self._scope)
         self._site = site
@@ -162,7 +172,7 @@ class _Connection:
         except TargetGone as error:
             exchange.keep_user = False
             self._drops[error.reason] += 1
-            reset_on_close(raw_socket(self._user.stream))
+            self._user.stream.cut()
         finally:
             if not (exchange.keep_user and exchange.keep_target) or refusal is not None:
                 self._drop_target()
@@ -172,7 +182,7 @@ class _Connection:
             return exchange.keep_user
         self._drops[refusal.reason] += 1
         if exchange.began:
-            reset_on_close(raw_socket(self._user.stream))
+            self._user.stream.cut()
         else:
             await say(self._user.stream, answer(refusal.status, with_body=request.method != b"HEAD"))
         return False

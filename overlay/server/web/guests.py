@@ -24,8 +24,11 @@ class WebGuests:
     async def serve_user(self, guest: Guest, source: Endpoint) -> None:
         await self._door.serve(guest, Visitor.of(raw_socket(guest.stream), source), self._find)
 
-    def take_caller(self, caller: Caller) -> None:
-        self._callers.take(caller)
+    def take_caller(self, caller: Caller, host: str) -> None:
+        self._callers.take(caller, host)
+
+    def expects(self, host: str) -> bool:
+        return self._callers.expects(host)
 
     def _find(self, request: RequestHead) -> Site | None:
         return self._sites.find(request.host, request.path)

@@ -17,6 +17,7 @@ import anyio
 
 from overlay.carrier.outlets import Outlet, StreamOutlet
 from overlay.carrier.port import TOKEN_SIZE, Caller, Stream
+from overlay.carrier.stream import TcpStream
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.wire.control.messages import Message, Supply, TunnelCarrier
 
@@ -94,15 +95,19 @@ class Callers:
                 return
         pool.ready.append(caller.stream)
 
-    async def open(self, node: int, number: int, carrier: TunnelCarrier) -> Stream:
-        """A connection to the target of exposure `number`. Raises `TunnelError`."""
+    async def open(self, node: int, number: int, carrier: TunnelCarrier, *, more: bool = False) -> Stream:
+        """A connection to the target of exposure `number`. `more` is sent on it at once. Raises `TunnelError`."""
         pool = self._pools.setdefault((node, carrier), _Pool())
         stream = self._ready(pool)
         if stream is None:
             stream = await self._wait(node, carrier, pool)
         start = number.to_bytes(START_SIZE, "big")
         try:
-            if (taken := stream.send_now(start)) < START_SIZE:
+            if isinstance(stream, TcpStream):
+                taken = stream.send_now(start, more=more)
+            else:
+                taken = stream.send_now(start)
+            if taken < START_SIZE:
                 await stream.send(start[taken:])
             await self._ask(node, carrier, pool)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
@@ -220,7 +225,7 @@ class DynamicTunnel:
     async def open(self, visitor: Visitor) -> Stream:
         if not self.online():
             raise TunnelError(502, "target_offline")
-        return await self._callers.open(self._node, self._number, self._carrier)
+        return await self._callers.open(self._node, self._number, self._carrier, more=visitor.has_spoken)
 
     def outlet(self, visitor: Visitor) -> Outlet | None:
         drops = self._callers.drops

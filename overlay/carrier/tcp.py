@@ -21,7 +21,7 @@ from overlay.carrier.carriers import CarrierName, CarrierStream
 from overlay.carrier.connection import ConnectionLost, ControlConnection, broken_by
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
-from overlay.carrier.port import NOISE, TOKEN, Caller, Guest, Services, greet, take_caller
+from overlay.carrier.port import NOISE, TOKEN, Caller, Guest, Services, TlsGuest, greet, take_caller
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.silence import Silence, take_token
@@ -37,7 +37,7 @@ __all__ = ["DEFAULT_LIMITS", "ConnectionLost", "ControlConnection", "Limits", "d
 logger = logging.getLogger(__name__)
 
 _Greeted = tuple[CarrierStream, CarrierName]
-_Served = Guest | Caller | TcpStream
+_Served = Guest | TlsGuest | Caller | TcpStream
 _Greeting = Callable[["_Arrival"], Awaitable[_Greeted | _Served | None]]
 """Finds out what a connection runs over, and sets that up: as `overlay.carrier.port.greet`."""
 
@@ -61,6 +61,7 @@ async def serve(
     quic: QuicDoor | None = None,
     services: Services = _NO_SERVICES,
     stun: Answer | None = None,
+    door: Door | None = None,
 ) -> None:
     """Serve nodes until cancelled, all under one set of limits. `listeners`: one or several of those that
     `anyio.create_tcp_listener` gives; they stay the caller's.
@@ -69,12 +70,13 @@ async def serve(
     returns: what it sent last still arrives. It must send `Welcome` within `Limits.admission`, which ends the peer's
     time as a stranger. It learns of the connection's end from `receive` or `send`. A `ConnectionLost` that it lets out
     is expected; any other error is logged, and ends that connection alone.
-    `services`: what else there is on the port. `stun` answers Binding requests there.
+    `services`: what else there is on the port. `stun` answers Binding requests there. `door`: one of the caller's, who
+    has the limits in it.
     `drops` counts every connection that was not let in, or was closed for cause, by reason; each reason is logged
     once as a warning, and after that only at debug level. `quic` is served besides, under the same limits.
     """
     counted = Counter() if drops is None else drops
-    server = _Server(private_key, handler, limits, counted, random_bytes, services, stun)
+    server = _Server(private_key, handler, limits, counted, random_bytes, services, stun, door)
     await server.run(_listening_sockets(listeners), quic)
 
 
@@ -97,6 +99,7 @@ class _Server:
         random_bytes: Callable[[int], bytes],
         services: Services,
         stun: Answer | None,
+        door: Door | None,
     ) -> None:
         self._private_key = private_key
         self._handler = handler
@@ -105,7 +108,7 @@ class _Server:
         self._random_bytes = random_bytes
         self._services = services
         self._stun = None if stun is None else StunRoom(stun)
-        self.door = Door(limits)
+        self.door = Door(limits) if door is None else door
         self._streams: set[CarrierStream] = set()
         self._silences: dict[Silence, tuple[TcpStream, _Arrival]] = {}
         self._tasks: TaskGroup

@@ -23,10 +23,10 @@ from overlay.wire.control.messages import Message, Supply, TunnelCarrier
 
 READY: Final = 4  # connections that wait for users, of one node by one carrier, once there was a user; at least
 MOST_READY: Final = 64  # where users come fast
-MOST_WAITING: Final = 256  # users who wait for one node
+MOST_WAITING: Final = 1024  # users who wait for one node
 MOST_TOKENS: Final = 64  # in one message
-PATIENCE: Final = 5.0  # s that a user waits for the node's connection
-TOKEN_LIFE: Final = 10.0  # s
+PATIENCE: Final = 10.0  # s that a user waits for the node's connection, as by the single tunnel
+TOKEN_LIFE: Final = 15.0  # s
 START_SIZE: Final = 8  # bytes: the exposure's number, big-endian
 
 Key = tuple[int, TunnelCarrier]

@@ -27,9 +27,10 @@ from overlay.node.calls import Calls
 from overlay.server import callers as module
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.tunnels import TunnelError, Visitor
-from overlay.server.web.door import WebDoor
+from overlay.server.web.door import WebDoor, make_room
 from overlay.server.web.guests import WebGuests
 from overlay.server.web.sites import Sites
+from overlay.server.web.tls_door import TlsDoor
 from overlay.wire.control.messages import Message, Supply, TunnelCarrier
 from overlay.wire.endpoint import Endpoint
 from tests.carrier.ends import SERVER, answer_pings
@@ -130,7 +131,7 @@ async def bench(certificate: Certificate, limits: Limits = DEFAULT_LIMITS) -> As
     ):
         it = Bench(listener.extra(SocketAttribute.local_port), certificate.pin)
         it.target = target.extra(SocketAttribute.local_port)
-        guests = WebGuests(Sites(), WebDoor(it.drops), it.callers)
+        guests = WebGuests(Sites(), WebDoor(it.drops), TlsDoor(it.drops, make_room()), it.callers)
         services = Services(tls=certificate.context, guests=guests)
 
         async def run() -> None:

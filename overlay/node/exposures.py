@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import anyio
@@ -24,7 +25,8 @@ from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.direct_end import WELL_KNOWN, DirectEnd
-from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
+from overlay.node.kept import FILE, Kept, KeptFile, agree, asked, host_of, url_of
+from overlay.node.own_tls import NO_TLS_OPTIONS, OwnTls
 from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.node.target_end import TargetEnd
 from overlay.node.targets import Target, TargetOptions
@@ -48,6 +50,7 @@ class Exposures:
         request: Request,
         is_server: Callable[[str], bool],
         is_member: Callable[[str], bool] = lambda address: False,
+        tls: OwnTls | None = None,
     ) -> None:
         """`request` asks the server; `is_server` says whether an overlay address is the server's, `is_member` whether
         it is of this network.
@@ -68,6 +71,7 @@ class Exposures:
         self._direct: dict[str, DirectEnd] = {}
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
         self._led: set[str] = set()  # to which the server has peers led
+        self._tls = OwnTls(state) if tls is None else tls
         self._tasks: TaskGroup | None = None
         self._address = ""
 
@@ -77,6 +81,7 @@ class Exposures:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks, self._address = tasks, address
+                tasks.start_soon(self._tls.run)
                 for kept in tuple(self._kept.values()):
                     if self._rests(kept):
                         _log.warning("exposure %s rests until the network is up on this machine", kept.id)
@@ -116,19 +121,23 @@ class Exposures:
                 "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
                 Exit.USAGE,
             )
-        if target.protocol == "tls" and (wish.public or wish.known_as):
+        ends_here = wish.terms.tls_end == "node"
+        if (target.protocol == "tls" or ends_here) and (wish.public or wish.known_as):
             raise UserError(
                 "bad-target",
                 "A target by tls is reached by a host's name on the shared port.",
                 "Give --host db.example.com alone, or write tcp:// to have a port that carries TLS as all else.",
                 Exit.USAGE,
             )
+        _check_tls(target, wish)
         wish.options.check(target)
         transport = "udp" if target.protocol == "udp" else "tcp"
         async with self._lock:
             inside = self._target_end(target, wish.options, owner)
             try:
                 await inside.check()
+                if ends_here:
+                    self._tls.prepare(wish.tls)
                 end = self._open(inside, 0)
             except BaseException:
                 inside.close()
@@ -144,6 +153,7 @@ class Exposures:
                     service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
                     owner=owner,
                     options=wish.options,
+                    tls=wish.tls,
                     terms=wish.terms,
                 )
                 exposure = await self._ask(wanted, wish)
@@ -151,7 +161,7 @@ class Exposures:
                     wanted,
                     id=exposure.id,
                     public=exposure.public,
-                    url=exposure.url,
+                    url=url_of(exposure, wanted),
                     tunnel=exposure.tunnel,
                     known_as=exposure.known_as,
                     service=exposure.service,
@@ -201,8 +211,9 @@ class Exposures:
                 if known is not None and agree(known, kept):
                     self._note_direct(known, known.direct)
                     await self._tell_direct(kept)
-                    if (known.public, known.url) != (kept.public, kept.url):
-                        changed = msgspec.structs.replace(kept, public=known.public, url=known.url)
+                    url = url_of(known, kept)
+                    if (known.public, url) != (kept.public, kept.url):
+                        changed = msgspec.structs.replace(kept, public=known.public, url=url)
                         await self._save({**self._kept, name: changed})
                     continue
                 await self._renew(kept)
@@ -225,6 +236,10 @@ class Exposures:
         kept = self._kept.get(name)
         if kept is None:
             raise _unknown(name)
+        if kept.terms.tls_end == "node":
+            raise UserError(
+                "exposure-not-http", f"The TLS of {name} ends at this machine: the server sees no requests to tell of."
+            )
         if Target.parse(kept.target).protocol != "http":
             raise UserError("exposure-not-http", f"{name} is not exposed by http: there are no requests to tell of.")
 
@@ -339,6 +354,9 @@ class Exposures:
             inside.close()
             return
         inside.prefix = urlsplit(kept.url).path or "/"
+        if kept.terms.tls_end == "node":
+            self._tls.add(kept.id, host_of(kept.public), kept.tls)
+            end.tls = partial(self._tls.end, kept.id)
         self._ends[kept.id], self._inside[kept.id] = end, inside
         self._tasks.start_soon(end.run)
 
@@ -390,7 +408,7 @@ class Exposures:
                 await self._drop(kept.id)
                 return
             self._note_direct(answer.exposure, direct)
-            renewed = msgspec.structs.replace(kept, public=answer.exposure.public, url=answer.exposure.url)
+            renewed = msgspec.structs.replace(kept, public=answer.exposure.public, url=url_of(answer.exposure, kept))
             await self._save({**self._kept, kept.id: renewed})
 
     async def _give_back(self, name: str) -> None:
@@ -402,6 +420,7 @@ class Exposures:
     async def _drop(self, name: str) -> None:
         self._told.pop(name, None)
         self._led.discard(name)
+        self._tls.remove(name)
         for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
@@ -432,9 +451,33 @@ class Exposures:
             known_as=kept.known_as,
             service=kept.service,
             direct=kept.id in self._led,
-            trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
+            trouble=(inside.trouble if (inside := self._inside.get(kept.id)) is not None else "")
+            or self._tls.trouble(kept.id),
+            certificate=self._tls.source(kept.id),
             terms=kept.terms,
         )
+
+
+def _check_tls(target: Target, wish: ExposeWish) -> None:
+    if wish.terms.tls_end != "node":
+        if wish.tls != NO_TLS_OPTIONS:
+            raise UserError(
+                "bad-target",
+                "--acme-email is for TLS that ends at this machine.",
+                "Add --tls-end node, or leave it out.",
+                Exit.USAGE,
+            )
+        return
+    wish.tls.check()
+    if target.protocol not in ("http", "tls"):
+        raise UserError(
+            "bad-target",
+            f"Of {target.protocol} there is no TLS to end.",
+            "Write tls://HOST:PORT --host NAME: what is in the users' TLS goes to that port.",
+            Exit.USAGE,
+        )
+    if wish.tunnel == "udp":
+        raise UserError("no-tunnel", "With --tls-end node users come by tls, tcp, ws or wss.", "Leave out --tunnel.")
 
 
 def _unknown(name: str) -> UserError:

@@ -55,6 +55,8 @@ def add_exposure(
     host: options.Host = "",
     tunnel: options.Tunnel = "auto",
     tls_end: options.TlsEnd = None,
+    acme_email: options.AcmeEmail = "",
+    acme_directory: options.AcmeDirectory = "",
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",
@@ -93,6 +95,7 @@ def add_exposure(
         "known_as": known_as or [],
         "service": service,
         "options": options.target_options(listing=listing, insecure=insecure_target, ca=target_ca),
+        "tls": {"acme_email": acme_email, "acme_directory": acme_directory},
         "terms": options.terms(
             allow=allow, deny=deny, credentials=made.access, max_connections=max_connections, tls_end=tls_end
         ),
@@ -127,6 +130,8 @@ def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: 
         return
     place = exposure["url"] or exposure["public"]
     output.print_line(place if quiet else f"{exposure['id']}  {place} → {exposure['target']}")
+    if exposure["certificate"] == "self-signed" and not quiet:
+        output.note("Its certificate is self-signed; 'overlay expose ls --json' says when an authority's is there.")
     for name, secret in shown.items():
         if name != "link":
             output.note(f"{name:<9}{secret}")
@@ -140,16 +145,17 @@ def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet:
 
     signal.signal(signal.SIGTERM, end)
     try:
+        blind = exposure["terms"].get("tls_end") == "node"  # the server sees no requests
         if exposure["url"]:
             if sys.stdout.isatty() and not (json or quiet):
                 import segno
 
                 segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
                 output.note("Ctrl-C ends it.")
+        if exposure["url"] and not blind:
             _show_requests(client, exposure["id"], json=json, quiet=quiet)
-        else:
-            while True:
-                signal.pause()
+        while True:
+            signal.pause()
     except KeyboardInterrupt:
         client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
         raise

@@ -66,12 +66,12 @@ class Http2Stream:
 
     # as a byte stream
 
-    async def receive(self, max_bytes: int = _READ_SIZE) -> bytes:
-        """Raises `EndOfStream` when the answer has gone, or the user has."""
-        while not self._incoming:
-            if self._gone or self.answered:
-                raise anyio.EndOfStream
-            await self._changed.wait()
+    async def receive(self, max_bytes: int = _READ_SIZE, within: float | None = None) -> bytes:
+        """Raises `EndOfStream` when the answer has gone, or the user has; `TimeoutError` if nothing comes `within` so
+        many seconds."""
+        if not self._incoming:
+            with anyio.fail_after(within):
+                await self._more()
         data, credit = self._incoming.popleft()
         if len(data) > max_bytes:
             self._incoming.appendleft((data[max_bytes:], credit))
@@ -81,6 +81,12 @@ class Http2Stream:
             data, credit = data + more, credit + and_credit
         self._connection.taken(self, credit)
         return data
+
+    async def _more(self) -> None:
+        while not self._incoming:
+            if self._gone or self.answered:
+                raise anyio.EndOfStream
+            await self._changed.wait()
 
     async def send(self, item: bytes) -> None:
         while len(self.waiting) >= MAX_WAITING and not self._gone:

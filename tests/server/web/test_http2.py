@@ -379,7 +379,7 @@ async def test_streams_that_are_reset_as_soon_as_they_are_opened(certificate: Ce
         await user.end()
         await it.port.dropped("http2_rapid_reset")
         await it.until(lambda: it.site.connections == 0 and it.open == 0)
-        assert it.connections <= module.RESETS
+        assert it.connections < 2 * module.RESETS
 
 
 async def test_frames_that_bring_nothing(certificate: Certificate) -> None:

@@ -5,6 +5,7 @@ from typing import Final
 import msgspec
 
 from overlay.node.own_tls import NO_TLS_OPTIONS, TlsOptions
+from overlay.node.status import Entry, ExposeWish
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.wire.control.messages import Expose, Exposure, TunnelKind
 from overlay.wire.control.terms import Terms
@@ -27,6 +28,9 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     options: TargetOptions = NO_OPTIONS
     tls: TlsOptions = NO_TLS_OPTIONS
     terms: Terms = Terms()
+    entry: Entry | None = None
+    inspect: int = 0
+    wish: ExposeWish | None = None  # what was asked for; None: by a version that did not keep it
 
 
 class KeptFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,6 +68,14 @@ class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
     options: TargetOptions = NO_OPTIONS
     tls: TlsOptions = NO_TLS_OPTIONS
     terms: Terms = Terms()
+    inspect: int = 0  # of http: keep the last requests, and so many bytes of each body; 0: no
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person wrote in a file of exposures: the table `[exposures.NAME]` of `file`."""
+
+    file: str  # absolute
+    name: str
 
 
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +91,8 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str = ""  # why the target was not reached the last time; "": it was
     certificate: Source | None = None  # of TLS that ends here: whom it is from now
     terms: Terms = Terms()
+    entry: Entry | None = None  # which asked for it; None: a command did
+    inspect: int = 0  # bytes of a body that the inspector keeps; 0: it does not look
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from overlay.carrier.forward import forward_streams
 from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
 from overlay.carrier.stream import TcpStream, reset_on_close
+from overlay.carrier.tapped import TappedStream
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
@@ -39,6 +40,7 @@ class TunnelEnd:
         self, inside: TargetEnd, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
     ) -> None:
         """At `address`, or nowhere (""); port 0 picks one. Raises `UserError` ("port-taken") if that is taken."""
+        self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
         self.tls: EndTls | None = None  # for users whose TLS ends here
         self._inside = inside
         self._target = inside.target
@@ -151,12 +153,12 @@ class TunnelEnd:
                 stream.close()
                 return
             stream = secured
-        inside = await self._connect()
+        inside = await self.connect()
         if inside is None:
             stream.cut()
             stream.close()
             return
-        await forward_streams(stream, inside)
+        await forward_streams(stream, inside if self.tap is None else self.tap(inside))
 
     async def _end_tls(self, stream: Stream, tls: EndTls) -> Stream | None:
         try:
@@ -178,7 +180,8 @@ class TunnelEnd:
 
         await join(StreamOutlet(given, self._drops), target)
 
-    async def _connect(self) -> TargetStream | None:
+    async def connect(self) -> TargetStream | None:
+        """To the target; None: it is not reachable, which is counted."""
         try:
             stream = await self._inside.open()
         except OSError:  # TimeoutError is one

@@ -71,7 +71,7 @@ class Http2Stream:
         many seconds."""
         if not self._incoming:
             with anyio.fail_after(within):
-                await self._more()
+                await self._something()
         data, credit = self._incoming.popleft()
         if len(data) > max_bytes:
             self._incoming.appendleft((data[max_bytes:], credit))
@@ -82,7 +82,7 @@ class Http2Stream:
         self._connection.taken(self, credit)
         return data
 
-    async def _more(self) -> None:
+    async def _something(self) -> None:
         while not self._incoming:
             if self._gone or self.answered:
                 raise anyio.EndOfStream

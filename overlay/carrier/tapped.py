@@ -50,10 +50,14 @@ class TappedStream(ByteStream):
         self._stream.cut()
 
     async def aclose(self) -> None:
+        self.close()
+        await anyio.lowlevel.checkpoint()
+
+    def close(self) -> None:
         beside, self._beside = self._beside, None
         if beside is not None:
             beside.closed()
-        await self._stream.aclose()
+        self._stream.close()
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

@@ -49,11 +49,18 @@ def service_of(wish: ExposeWish) -> str:
 def checked_target(wish: ExposeWish) -> Target:
     """Raises `UserError` ("bad-target") for what does not fit together."""
     target = target_of(wish)
-    if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
+    if wish.host and (wish.public or wish.known_as or target.protocol not in ("http", "tls")):
         raise UserError(
             "bad-target",
-            "Only a target that speaks http can be reached by a host's name on the shared port.",
+            "Only a target that speaks http or tls can be reached by a host's name on the shared port.",
             "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
+            Exit.USAGE,
+        )
+    if target.protocol == "tls" and (wish.public or wish.known_as):
+        raise UserError(
+            "bad-target",
+            "A target by tls is reached by a host's name on the shared port.",
+            "Give --host db.example.com alone, or write tcp:// to have a port that carries TLS as all else.",
             Exit.USAGE,
         )
     wish.options.check(target)

@@ -69,6 +69,7 @@ def add_exposure(
     public: options.Public = "",
     host: options.Host = "",
     tunnel: options.Tunnel = "auto",
+    tls_end: options.TlsEnd = None,
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",

@@ -30,8 +30,9 @@ Target = Annotated[
     str | None,
     typer.Argument(
         metavar="TARGET",
-        help="PORT, HOST:PORT, http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT, unix:PATH of a "
-        "socket, or a folder (./dist). Without a scheme, and for unix: http, or tcp if --public is given.",
+        help="PORT, HOST:PORT, http://HOST:PORT, https://HOST:PORT, tls://HOST:PORT, tcp://HOST:PORT, "
+        "udp://HOST:PORT, unix:PATH of a socket, or a folder (./dist). Without a scheme, and for unix: http, or tcp if "
+        "--public is given.",
         show_default=False,
     ),
 ]
@@ -74,8 +75,8 @@ Host = Annotated[
         "--host",
         metavar="NAME[/PATH]",
         envvar="OVERLAY_HOST",
-        help="For http: the name, and the path below it, that users type. It must lead to the server; "
-        "*.example.com stands for all names of one label below.",
+        help="For http: the name, and the path below it, that users type; for tls: the name alone. It must lead to "
+        "the server; *.example.com stands for all names of one label below.",
         show_default=False,
         rich_help_panel=PLACE,
     ),
@@ -88,6 +89,17 @@ Tunnel = Annotated[
         help="How users' connections travel to this machine: by the overlay itself (single), encrypted from end to "
         "end, or each by a connection of its own to the server; auto: single where the network is up at both ends, "
         "else tls.",
+        rich_help_panel=PLACE,
+    ),
+]
+TlsEnd = Annotated[
+    Literal["target", "server"] | None,
+    typer.Option(
+        "--tls-end",
+        envvar="OVERLAY_TLS_END",
+        help="Where the TLS of users ends who come by a name. With http: at the server. With tls: at the target, and "
+        "the server has no key to it; or at the server, and the target gets what was in it.",
+        show_default=False,
         rich_help_panel=PLACE,
     ),
 ]
@@ -304,6 +316,7 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
             deny=given["deny"],
             credentials=made.access,
             max_connections=given["max_connections"],
+            tls_end=given["tls_end"],
         ),
     }
     return Wish(document, made)
@@ -335,9 +348,11 @@ def terms(
     deny: list[str] | None,
     credentials: dict[str, Any],
     max_connections: int,
+    tls_end: str | None,
 ) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
     return {
         "access": {"allow": allow or [], "deny": deny or [], **credentials},
         "limits": {"connections": max_connections},
+        "tls_end": tls_end or "",
     }

@@ -6,16 +6,20 @@ import anyio
 
 from overlay.carrier.http import read_head
 from overlay.carrier.port import Stream
+from overlay.server.web.http2 import Http2Stream
 from overlay.wire.ingress.http1 import HEAD_END
 
 MAX_AHEAD: Final = 64 * 1024
 _READ_SIZE: Final = 64 * 1024
 
 
+AnyStream = Stream | Http2Stream
+
+
 class Incoming:
     """One task receives at a time. Cancelled at any point, nothing is lost."""
 
-    def __init__(self, stream: Stream, begun: bytes = b"") -> None:
+    def __init__(self, stream: AnyStream, begun: bytes = b"") -> None:
         self.stream = stream
         self._ahead = begun
 
@@ -36,14 +40,14 @@ class Incoming:
         data, self._ahead = self._ahead, b""
         return data
 
-    async def receive(self) -> bytes:
+    async def receive(self, within: float | None = None) -> bytes:
         """As the stream's own."""
-        return self.take_ahead() or await self.stream.receive(_READ_SIZE)
+        return self.take_ahead() or await self.stream.receive(_READ_SIZE, within)
 
-    async def wait(self) -> None:
+    async def wait(self, within: float | None = None) -> None:
         """Until something is there. Raises as `receive`."""
         if not self._ahead:
-            self._ahead = await self.stream.receive(_READ_SIZE)
+            self._ahead = await self.stream.receive(_READ_SIZE, within)
 
     async def head(self) -> bytes:
         """The next message's head. Raises as `overlay.carrier.http.read_head`; then, or cancelled, the stream is of no

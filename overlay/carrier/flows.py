@@ -47,7 +47,9 @@ class UdpFlows:
     """Forwards between the users of a bound UDP socket and a target.
 
     `listening` is a non-blocking socket that stays the caller's. `target` says where datagrams go now, None for
-    nowhere; a flow whose target changes goes on to the new one. `accepts` tells whose datagrams are taken, by source.
+    nowhere; a flow whose target changes goes on to the new one. `accepts` tells whose datagrams are taken, by source;
+    `begins` whether one who has no flow may have one; `passes` whether so many bytes may go to the target (True) or the
+    user (False) now.
     An answer leaves from the local address that the user wrote to, also on a host with several.
     """
 
@@ -59,6 +61,8 @@ class UdpFlows:
         limit: int = FLOW_LIMIT,
         idle: float = FLOW_IDLE,
         accepts: Callable[[Endpoint], bool] | None = None,
+        begins: Callable[[Endpoint], bool] | None = None,
+        passes: Callable[[int, bool], bool] | None = None,
         drops: Counter[str] | None = None,
     ) -> None:
         self.drops: Counter[str] = Counter() if drops is None else drops
@@ -71,6 +75,8 @@ class UdpFlows:
         self._limit = limit
         self._idle = idle
         self._accepts = accepts
+        self._begins = begins
+        self._passes = passes
         self._flows: OrderedDict[_Key, _Flow] = OrderedDict()  # the longest silent first
         self._buffer = bytearray(_LARGEST_DATAGRAM)  # shared: never held across an await
         ask_for_local_address(listening)
@@ -79,6 +85,11 @@ class UdpFlows:
     def count(self) -> int:
         """Flows at this moment."""
         return len(self._flows)
+
+    def end_all(self) -> None:
+        """End all flows; others may begin."""
+        for key in tuple(self._flows):
+            self._close(key)
 
     async def run(self) -> None:
         """Forward until cancelled, or until the listening socket is closed."""
@@ -124,10 +135,16 @@ class UdpFlows:
             self._close(key)
             flow = None
         if flow is None:
+            if self._begins is not None and not self._begins(canonical_endpoint(user[0], user[1])):
+                self.drops["flow_refused"] += 1
+                return
             flow = self._open(key, user, answer_from(local), target, tasks)
             if flow is None:
                 return
         self._touch(key, flow)
+        if self._passes is not None and not self._passes(len(datagram), True):
+            self.drops["over_bandwidth"] += 1
+            return
         try:
             _send(flow.socket, datagram)
         except BlockingIOError:
@@ -184,6 +201,9 @@ class UdpFlows:
                 self._answer(memoryview(self._buffer)[:size], flow)
 
     def _answer(self, datagram: memoryview, flow: _Flow) -> None:
+        if self._passes is not None and not self._passes(len(datagram), False):
+            self.drops["over_bandwidth"] += 1
+            return
         try:
             self._listening.sendmsg([datagram], flow.answer_with, 0, flow.user)
         except BlockingIOError:

@@ -7,7 +7,7 @@ the server and the target. Nothing here knows whom it forwards for.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
@@ -24,6 +24,16 @@ TcpSocketStream = SocketStream | TcpStream | CodecStream
 _CHUNK: Final = 64 * 1024  # bytes held per direction: what one side has sent and the other not yet taken
 
 
+class Pace(Protocol):
+    """How fast bytes may go in one direction."""
+
+    piece: int
+    """The most bytes that go at once."""
+
+    async def passed(self, size: int) -> None:
+        """So many have gone: wait until the next ones may."""
+
+
 @dataclass(slots=True)
 class Forwarded:
     """What became of a pair of streams; counts grow while it runs. `error` is None if both sides ended in order."""
@@ -33,13 +43,18 @@ class Forwarded:
     error: str | None = None
 
 
-async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: Forwarded | None = None) -> Forwarded:
+async def forward_streams(
+    a: TcpSocketStream,
+    b: TcpSocketStream,
+    forwarded: Forwarded | None = None,
+    paces: tuple[Pace, Pace] | None = None,
+) -> Forwarded:
     """Copy both ways until both have ended, and close both, whatever happens.
 
     The end of one direction (FIN) is passed on and leaves the other open. A reset or error on one side, or our being
     cancelled, resets both: neither must take a stream cut short for a whole one. Network errors are not raised; they
     are in the result. Memory: one chunk per direction, and none is read before the last one was taken. Between two
-    plain sockets what is long goes through a pipe in the kernel.
+    plain sockets what is long goes through a pipe in the kernel, unless `paces` (of a to b, and of b to a) are kept to.
     """
     result = Forwarded() if forwarded is None else forwarded
     whole = False
@@ -48,9 +63,11 @@ async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: For
             set_options(stream.extra(SocketAttribute.raw_socket))
         async with anyio.create_task_group() as tasks:
 
-            async def copy(source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None]) -> None:
+            async def copy(
+                source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None], pace: Pace | None
+            ) -> None:
                 try:
-                    await _copy(source, sink, count)
+                    await (_copy(source, sink, count) if pace is None else _copy_slowly(source, sink, count, pace))
                 except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
                     result.error = result.error or (str(error.__cause__ or error) or "connection reset")
                     tasks.cancel_scope.cancel()
@@ -61,8 +78,9 @@ async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: For
             def count_b(size: int) -> None:
                 result.b_to_a += size
 
-            tasks.start_soon(copy, a, b, count_a)
-            tasks.start_soon(copy, b, a, count_b)
+            there, back = paces or (None, None)
+            tasks.start_soon(copy, a, b, count_a, there)
+            tasks.start_soon(copy, b, a, count_b, back)
         whole = result.error is None
     except OSError as error:  # a socket that was dead before we began
         result.error = str(error)
@@ -105,3 +123,17 @@ async def _copy_some(source: TcpSocketStream, sink: TcpSocketStream, count: Call
         count(len(data))
         copied += len(data)
     return True
+
+
+async def _copy_slowly(
+    source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None], pace: Pace
+) -> None:
+    while True:
+        try:
+            data = await source.receive(pace.piece)
+        except anyio.EndOfStream:
+            await sink.send_eof()
+            return
+        await sink.send(data)
+        count(len(data))
+        await pace.passed(len(data))

@@ -154,6 +154,7 @@ class ServerDaemon:
                 if self._network is not None:
                     self._network.exposures.close()
                     with anyio.CancelScope(shield=True):
+                        await self._network.exposures.save()
                         await self._network.save()
 
     def shut_down(self) -> None:

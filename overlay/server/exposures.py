@@ -18,6 +18,7 @@ from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
 from overlay.server.access.credentials import Desk
 from overlay.server.access.gate import Gate
+from overlay.server.access.usage import Usage
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.claims import Claims, Surroundings
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
@@ -36,6 +37,7 @@ from overlay.wire.control.messages import (
     RequestEntry,
     TunnelCarrier,
     TunnelKind,
+    Withdrawn,
 )
 from overlay.wire.control.terms import check_terms
 from overlay.wire.endpoint import Endpoint
@@ -62,6 +64,8 @@ class Exposures:
         self._sites: dict[int, Site] = {}  # of what is exposed by http
         self._gates: dict[int, Gate] = {}
         self._desk = Desk()
+        self._usage = Usage(registry, around.wall)
+        self._news = anyio.Event()  # a lease may end sooner than all others
         self._by_name = Sites()
         self._web = WebDoor(self.drops, around.wall)
         self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
@@ -74,13 +78,23 @@ class Exposures:
         """Open the ports of the leases that the registry holds."""
         async with self._registry.transaction() as transaction:
             self._records.update({record.id: record for record in await transaction.exposures()})
+        await self._usage.start()
+        await self._end_expired()
         self._open_missing()
 
     async def run(self) -> None:
-        """Go on trying to open what could not be opened."""
-        while True:
-            await anyio.sleep(RETRY_INTERVAL)
-            self._open_missing()
+        """Go on trying to open what could not be opened, end what is over, and look after what is used."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._usage.run)
+            tasks.start_soon(self._expire)
+            while True:
+                await anyio.sleep(RETRY_INTERVAL)
+                self._open_missing()
+
+    async def save(self) -> None:
+        """Keep what was counted."""
+        self._usage.look()
+        await self._usage.save()
 
     def close(self) -> None:
         """Close all ports; the leases stay. The task group may have been cancelled before a port was served."""
@@ -111,6 +125,10 @@ class Exposures:
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
         check_terms(request.terms, request.protocol)
+        if 0 < request.terms.expires <= self._around.wall():
+            raise UserError(
+                "exposure-expired", "The time of the exposure is over.", "Give it a longer one with --expires."
+            )
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
@@ -122,6 +140,7 @@ class Exposures:
                 if self._said.get(record.id, NOTHING_SAID) != said:
                     self._said[record.id] = said
                     self._around.on_names()
+        self._news.set()
         return self._show(record)
 
     async def unexpose(self, node: int, name: str) -> None:
@@ -146,6 +165,7 @@ class Exposures:
             for record in [record for record in self._records.values() if record.node == node]:
                 self._forget(record.id)
             self._callers.forget_node(node)
+            self._usage.forget_node(node)
 
     def said(self) -> list[tuple[ExposureRecord, Said]]:
         """Each exposure, with what its node has said of it."""
@@ -165,6 +185,7 @@ class Exposures:
                 "target": record.target,
                 "tunnel": record.tunnel,
                 "connections": self._connections(record.id),
+                "bytes": self._usage.of_exposure(record.id),
                 "problem": self._problems.get(record.id),
             }
             for record in self._records.values()
@@ -173,6 +194,37 @@ class Exposures:
     def public(self, record: ExposureRecord) -> str:
         """As `Claims.public`."""
         return self._claims.public(record)
+
+    async def _expire(self) -> None:
+        while True:
+            ends = min((record.terms.expires for record in self._records.values() if record.terms.expires), default=0.0)
+            self._news = anyio.Event()
+            with anyio.move_on_after(max(0.0, ends - self._around.wall()) if ends else None):
+                await self._news.wait()
+            await self._end_expired()
+
+    async def _end_expired(self) -> None:
+        now = self._around.wall()
+        for record in tuple(self._records.values()):
+            if 0 < record.terms.expires <= now:
+                await self._end(record, "its time is over")
+
+    async def _end(self, record: ExposureRecord, why: str) -> None:
+        """Take a lease away, and let its node know."""
+        async with self._lock:
+            if self._records.get(record.id) != record:
+                return  # changed or given back meanwhile
+            try:
+                async with self._registry.transaction() as transaction:
+                    await transaction.remove_exposure(record.id)
+            except UserError as error:
+                _log.error("exposure %s cannot be ended, as %s: %s", record.name, why, error.message)
+                await anyio.sleep(RETRY_INTERVAL)
+                return
+            self._forget(record.id)
+        holder = self._around.name_of(record.node)
+        _log.info("exposure %s of '%s' at %s has ended: %s", record.name, holder, self.public(record), why)
+        await self._around.tell(record.node, Withdrawn(id=record.name, why=why))
 
     async def _renew(self, node: int, request: Expose) -> ExposureRecord:
         record = self._owned(node, request.id)
@@ -240,6 +292,14 @@ class Exposures:
             public.gate = gate
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
+        self._usage.watch(lease.id, lease.node, gate, partial(self._cut_off, lease.id))
+
+    def _cut_off(self, number: int) -> None:
+        site, public = self._sites.get(number), self._ports.get(number)
+        if site is not None:
+            site.close()
+        if public is not None:
+            public.cut_off()
 
     def _tunnel(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
@@ -276,6 +336,7 @@ class Exposures:
             site.close()
         if public is not None:
             public.close()
+        self._usage.forget(number)
 
     def _owned(self, node: int, name: str) -> ExposureRecord:
         number = exposure_id(name)

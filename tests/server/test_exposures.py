@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from overlay.server.ingress import bind_public
 from overlay.server.keys import ServerKeys
 from overlay.server.registry import Registry
 from overlay.server.settings import ServerSettings
-from overlay.wire.control.messages import Expose
+from overlay.wire.control.messages import Expose, Message, Withdrawn
 from overlay.wire.control.terms import Limits, Terms
 
 HOST = "127.0.0.1"
@@ -396,8 +396,82 @@ def test_terms_hold_for_who_comes_and_can_be_changed(tmp_path: Path) -> None:
     on_bench(tmp_path, first, second)
 
 
+def test_an_exposure_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    told: list[tuple[int, Message]] = []
+    now = [5.0]
+
+    async def tell(node: int, message: Message) -> bool:
+        told.append((node, message))
+        return True
+
+    async def first(it: Bench) -> None:
+        async with await anyio.create_tcp_listener(local_host=HOST) as target, anyio.create_task_group() as tasks:
+            tasks.start_soon(target.serve, hold)
+            tasks.start_soon(it.exposures.run)
+            port, inner = await it.free_port(), target.extra(SocketAttribute.local_port)
+            lease = await it.expose(2, public=f"{HOST}:{port}", port=inner, terms=Terms(expires=1000.0))
+            async with await anyio.connect_tcp(HOST, port) as user:
+                assert await user.receive() == b"hello"
+                now[0] = 999.99
+                await it.expose(2)  # the next look at the clock
+                with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                    now[0] = 1000.0
+                    await user.receive()
+            while not told:
+                await anyio.lowlevel.checkpoint()
+            assert told == [(2, Withdrawn(id=lease.id, why="its time is over"))]
+            assert (await it.refusal(2, terms=Terms(expires=999.0))).code == "exposure-expired"
+            await it.expose(3, terms=Terms(expires=2000.0))
+            tasks.cancel_scope.cancel()
+
+    async def second(it: Bench) -> None:  # after a restart, meanwhile over
+        assert [status["node"] for status in it.exposures.status()] == ["a"]
+
+    on_bench(tmp_path, first, tell=tell, wall=lambda: now[0])
+    now[0] = 2000.0
+    on_bench(tmp_path, second, tell=tell, wall=lambda: now[0])
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "http"])
+def test_a_quota_cuts_users_off_and_is_kept(tmp_path: Path, protocol: str) -> None:
+    async def first(it: Bench) -> None:
+        async with await anyio.create_tcp_listener(local_host=HOST) as target, anyio.create_task_group() as tasks:
+            tasks.start_soon(target.serve, swallow)
+            port, inner = await it.free_port(), target.extra(SocketAttribute.local_port)
+            wanted = {"protocol": protocol, "target": f"{protocol}://127.0.0.1:80"}
+            await it.expose(2, **wanted, public=f"{HOST}:{port}", port=inner, terms=Terms(limits=Limits(quota=5)))
+            async with await anyio.connect_tcp(HOST, port) as user:
+                await user.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+                while not it.exposures.status()[0]["bytes"]:
+                    await it.exposures.save()
+                    await anyio.lowlevel.checkpoint()
+                with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                    while True:
+                        await user.receive()
+            tasks.cancel_scope.cancel()
+
+    async def second(it: Bench) -> None:
+        (status,) = it.exposures.status()
+        assert status["bytes"] >= 5
+        port = int(status["public"].rpartition(":")[2])
+        if protocol == "http":
+            assert (await web(port)).startswith(b"HTTP/1.1 503 ")
+        else:
+            assert not await ask(port)
+        assert it.exposures.drops == {"quota_used_up": 1}
+
+    on_bench(tmp_path, first, second)
+
+
 async def hold(stream: SocketStream) -> None:
     async with stream:
         await stream.send(b"hello")
         with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
             await stream.receive()
+
+
+async def swallow(stream: SocketStream) -> None:
+    async with stream:
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            while True:
+                await stream.receive()

@@ -63,6 +63,11 @@ def add_exposure(
     bearer: options.Bearer = "",
     secret_link: options.SecretLink = False,
     max_connections: options.MaxConnections = 0,
+    connection_rate: options.ConnectionRate = "",
+    request_rate: options.RequestRate = "",
+    bandwidth: options.Bandwidth = "",
+    quota: options.Quota = "",
+    expires: options.Expires = "",
     invite: options.Invite = None,
     carrier: Carrier = "auto",
     proxy: Proxy = None,
@@ -87,7 +92,17 @@ def add_exposure(
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
-        "terms": options.terms(allow=allow, deny=deny, credentials=made.access, max_connections=max_connections),
+        "terms": options.terms(
+            allow=allow,
+            deny=deny,
+            credentials=made.access,
+            max_connections=max_connections,
+            connection_rate=connection_rate,
+            request_rate=request_rate,
+            bandwidth=bandwidth,
+            quota=quota,
+            expires=expires,
+        ),
     }
     try:
         with output.working("Asking the server…", quiet=quiet or json):

@@ -4,6 +4,7 @@ Those about one thing stand in one panel of the help. A new option is declared h
 `overlay_cli.commands.expose.add_exposure` with the same name.
 """
 
+import time
 from typing import Annotated, Any, Final, Literal
 
 import typer
@@ -162,6 +163,61 @@ Invite = Annotated[
         show_default=False,
     ),
 ]
+ConnectionRate = Annotated[
+    str,
+    typer.Option(
+        "--connection-rate",
+        metavar="N/s|m|h",
+        envvar="OVERLAY_CONNECTION_RATE",
+        help="So many new connections from each address, as in 10/s; of UDP, new flows.",
+        show_default="any",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+RequestRate = Annotated[
+    str,
+    typer.Option(
+        "--request-rate",
+        metavar="N/s|m|h",
+        envvar="OVERLAY_REQUEST_RATE",
+        help="For http: so many requests from each address, as in 100/m; more are answered 429.",
+        show_default="any",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+Bandwidth = Annotated[
+    str,
+    typer.Option(
+        "--bandwidth",
+        metavar="RATE",
+        envvar="OVERLAY_BANDWIDTH",
+        help="So much each way, of all users together: 800kbit, 10Mbit, 1Gbit per second.",
+        show_default="as much as the line takes",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+Quota = Annotated[
+    str,
+    typer.Option(
+        "--quota",
+        metavar="AMOUNT",
+        envvar="OVERLAY_QUOTA",
+        help="So much in a month (UTC), both ways together: 500MB, 10GB. Then nobody is let in until the next.",
+        show_default="any",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+Expires = Annotated[
+    str,
+    typer.Option(
+        "--expires",
+        metavar="TIME",
+        envvar="OVERLAY_EXPIRES",
+        help="After which it ends by itself: 90s, 30m, 2h, 7d.",
+        show_default="never",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
 
 # this command --------------------------------------------------------------------------------------------------------
 
@@ -181,9 +237,24 @@ def terms(
     deny: list[str] | None,
     credentials: dict[str, Any],
     max_connections: int,
+    connection_rate: str,
+    request_rate: str,
+    bandwidth: str,
+    quota: str,
+    expires: str,
 ) -> dict[str, Any]:
-    """`overlay.wire.control.terms.Terms` as the local API takes them."""
+    """`overlay.wire.control.terms.Terms` as the local API takes them. Raises `UserError` (exit 2)."""
+    from overlay.daemon.quantities import parse_amount, parse_rate
+    from overlay_cli.durations import parse_duration
+
     return {
         "access": {"allow": allow or [], "deny": deny or [], **credentials},
-        "limits": {"connections": max_connections},
+        "limits": {
+            "connections": max_connections,
+            "connection_rate": connection_rate,
+            "request_rate": request_rate,
+            "bandwidth": parse_rate(bandwidth) if bandwidth else 0.0,
+            "quota": parse_amount(quota) if quota else 0,
+        },
+        "expires": time.time() + parse_duration(expires) if expires else 0.0,
     }

@@ -148,8 +148,8 @@ def server(
     quiet: Quiet = False,
 ) -> None:
     """Run the server of a network. The first start makes the network and prints the first invite."""
+    from overlay.daemon.quantities import parse_rate
     from overlay.server.settings import ServerSettings
-    from overlay_cli.rates import parse_rate
 
     settings = ServerSettings(
         state=str(state.absolute()),

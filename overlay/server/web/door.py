@@ -107,7 +107,7 @@ class _Connection:
         site = self._find(request)
         if site is None:
             return await self._reply(request, Reply(404, "http_stranger"))
-        admitted = await site.gate.admit(request, self._asker)
+        admitted = await site.gate.admit(request, self._asker, first=site is not self._site)
         if isinstance(admitted, Reply):
             return await self._reply(request, admitted)
         if not self._enter(site):
@@ -162,7 +162,7 @@ class _Connection:
 
     async def _serve(self, request: RequestHead, site: Site) -> bool:
         started = anyio.current_time()
-        exchange = Exchange(request, self._user)
+        exchange = Exchange(request, self._user, site.gate.meter)
         refusal: Unanswered | None = None
         try:
             await self._exchange(exchange, site)

@@ -12,9 +12,10 @@ from typing import Final, TypeVar
 import anyio
 from anyio.abc import SocketAttribute
 
-from overlay.carrier.forward import forward_streams
+from overlay.carrier.forward import Forwarded, forward_streams
 from overlay.carrier.port import Stream
 from overlay.carrier.stream import reset_on_close
+from overlay.server.access.meter import Meter
 from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
@@ -53,7 +54,7 @@ class TargetGone(Exception):
 class Exchange:
     """See the module's docstring. `run` once."""
 
-    def __init__(self, request: RequestHead, user: Incoming) -> None:
+    def __init__(self, request: RequestHead, user: Incoming, meter: Meter) -> None:
         self.request = request
         self.status = 0  # of the final answer, once it is known
         self.sent = 0  # bytes of its body
@@ -62,6 +63,7 @@ class Exchange:
         self.keep_target = False
         self.upgraded = False
         self._user = user
+        self._meter = meter
         self._body = BodyReader(request.framing)
         self._body_sent = anyio.Event()
         self._body_error: Exception | None = None
@@ -208,29 +210,33 @@ class Exchange:
         await self._to_user(response_to_user(response, 0, close=False) + target.take_ahead())
         if early := self._user.take_ahead():
             await self._send_to_target(target, early)
-        forwarded = await forward_streams(self._user.stream, target.stream)
+        forwarded = Forwarded()
+        with self._meter.following(lambda: forwarded.a_to_b + forwarded.b_to_a):
+            await forward_streams(self._user.stream, target.stream, forwarded, self._meter.paces)
         self.sent = forwarded.b_to_a
 
     # sending and waiting
 
     async def _to_user(self, data: bytes) -> None:
+        self._meter.add(len(data))
         try:
             # Nearly always the kernel takes it at once, and a time limit costs more than the rest of it.
-            if (taken := self._user.stream.send_now(data)) == len(data):
-                return
-            data = data[taken:]
-            with anyio.fail_after(WRITE_TIMEOUT):
-                await self._user.stream.send(data)
+            if (taken := self._user.stream.send_now(data)) < len(data):
+                with anyio.fail_after(WRITE_TIMEOUT):
+                    await self._user.stream.send(data[taken:])
+            if self._meter.down is not None:
+                await self._meter.down.passed(len(data))
         except (TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise UserGone from error
 
     async def _send_to_target(self, target: Incoming, data: bytes) -> None:
+        self._meter.add(len(data))
         try:
-            if (taken := target.stream.send_now(data)) == len(data):
-                return
-            data = data[taken:]
-            with anyio.fail_after(WRITE_TIMEOUT):
-                await target.stream.send(data)
+            if (taken := target.stream.send_now(data)) < len(data):
+                with anyio.fail_after(WRITE_TIMEOUT):
+                    await target.stream.send(data[taken:])
+            if self._meter.up is not None:
+                await self._meter.up.passed(len(data))
         except TimeoutError as error:
             raise Unanswered(504, "target_slow") from error
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:

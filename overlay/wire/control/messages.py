@@ -206,6 +206,13 @@ class Exposures(Message, frozen=True, kw_only=True, tag="exposures"):
     exposures: tuple[Exposure, ...]
 
 
+class Withdrawn(Message, frozen=True, kw_only=True, tag="withdrawn"):
+    """The server has ended an exposure of this node."""
+
+    id: str
+    why: str  # the rest of a sentence: "its time is over"
+
+
 class RequestEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One request of a user by http, as the log has it."""
 
@@ -258,6 +265,7 @@ ServerMessage = (
     | SignedMap
     | Exposed
     | Exposures
+    | Withdrawn
     | Supply
     | Requests
     | Recorded

@@ -1,7 +1,7 @@
 import pytest
 
+from overlay.daemon.quantities import format_amount, format_rate, parse_amount, parse_rate
 from overlay.errors import UserError
-from overlay_cli.rates import format_rate, parse_rate
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,26 @@ def test_what_is_no_rate(text: str) -> None:
 )
 def test_format(rate: float, text: str) -> None:
     assert format_rate(rate) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"), [("10GB", 10**10), ("1.5 mb", 1_500_000), ("1kB", 1000), ("2TB", 2 * 10**12)]
+)
+def test_amounts(text: str, amount: int) -> None:
+    assert parse_amount(text) == amount
+
+
+@pytest.mark.parametrize("text", ["", "10", "0GB", "10GiB", "10Gbit", "-1GB", "0.0001kB"])
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(UserError, match="is not an amount"):
+        parse_amount(text)
+
+
+def test_amounts_as_people_read_them() -> None:
+    assert [format_amount(each) for each in (0, 999, 1500, 10**10, 2 * 10**15)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "10.0 GB",
+        "2000.0 TB",
+    ]

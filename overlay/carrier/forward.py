@@ -13,13 +13,14 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.flows import UdpFlows
+from overlay.carrier.quic import QuicStream
 from overlay.carrier.splice import WORTHWHILE, make_pipe, splice
 from overlay.carrier.stream import TcpStream, reset_on_close, set_options
 from overlay.carrier.streams import CodecStream
 
-__all__ = ["Forwarded", "TcpSocketStream", "UdpFlows", "forward_streams"]
+__all__ = ["Forwarded", "Forwardable", "UdpFlows", "forward_streams"]
 
-TcpSocketStream = SocketStream | TcpStream | CodecStream
+Forwardable = SocketStream | TcpStream | CodecStream | QuicStream
 
 _CHUNK: Final = 64 * 1024  # bytes held per direction: what one side has sent and the other not yet taken
 
@@ -44,8 +45,8 @@ class Forwarded:
 
 
 async def forward_streams(
-    a: TcpSocketStream,
-    b: TcpSocketStream,
+    a: Forwardable,
+    b: Forwardable,
     forwarded: Forwarded | None = None,
     paces: tuple[Pace, Pace] | None = None,
 ) -> Forwarded:
@@ -60,11 +61,12 @@ async def forward_streams(
     whole = False
     try:
         for stream in (a, b):
-            set_options(stream.extra(SocketAttribute.raw_socket))
+            if isinstance(stream, SocketStream):  # the others are made so
+                set_options(stream.extra(SocketAttribute.raw_socket))
         async with anyio.create_task_group() as tasks:
 
             async def copy(
-                source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None], pace: Pace | None
+                source: Forwardable, sink: Forwardable, count: Callable[[int], None], pace: Pace | None
             ) -> None:
                 try:
                     await (_copy(source, sink, count) if pace is None else _copy_slowly(source, sink, count, pace))
@@ -87,13 +89,20 @@ async def forward_streams(
     finally:
         for stream in (a, b):
             if not whole:
-                reset_on_close(stream.extra(SocketAttribute.raw_socket))
+                _cut(stream)
             with anyio.CancelScope(shield=True):  # one turn of the loop each
                 await stream.aclose()
     return result
 
 
-async def _copy(source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None]) -> None:
+def _cut(stream: Forwardable) -> None:
+    if isinstance(stream, SocketStream):
+        reset_on_close(stream.extra(SocketAttribute.raw_socket))
+    else:
+        stream.cut()
+
+
+async def _copy(source: Forwardable, sink: Forwardable, count: Callable[[int], None]) -> None:
     if not (isinstance(source, TcpStream) and isinstance(sink, TcpStream)):
         await _copy_some(source, sink, count, float("inf"))
         return
@@ -110,7 +119,7 @@ async def _copy(source: TcpSocketStream, sink: TcpSocketStream, count: Callable[
             os.close(end)
 
 
-async def _copy_some(source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None], most: float) -> bool:
+async def _copy_some(source: Forwardable, sink: Forwardable, count: Callable[[int], None], most: float) -> bool:
     """→ whether there may be more than `most` bytes; not: the end has been passed on"""
     copied = 0
     while copied < most:
@@ -125,9 +134,7 @@ async def _copy_some(source: TcpSocketStream, sink: TcpSocketStream, count: Call
     return True
 
 
-async def _copy_slowly(
-    source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None], pace: Pace
-) -> None:
+async def _copy_slowly(source: Forwardable, sink: Forwardable, count: Callable[[int], None], pace: Pace) -> None:
     while True:
         try:
             data = await source.receive(pace.piece)

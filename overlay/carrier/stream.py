@@ -26,7 +26,7 @@ KEEPALIVE_COUNT: Final = 3
 
 
 class TcpStream(ByteStream):
-    """Owns a connected, non-blocking TCP socket. Errors as of every anyio byte stream."""
+    """Owns a connected, non-blocking socket of TCP, or a unix one. Errors as of every anyio byte stream."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
@@ -130,6 +130,20 @@ class TcpStream(ByteStream):
             anyio.notify_closing(self._socket)
             self._socket.close()
 
+    def cut(self) -> None:
+        """Have `close` tell the peer that this is not all: it must not take a stream cut short for a whole one."""
+        reset_on_close(self._socket)
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come, and the peer has not gone."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def detach(self) -> Detached:
         """Give the socket away. This stream is closed then; whoever waits in another task is woken."""
         if self._closed:
@@ -144,7 +158,9 @@ class TcpStream(ByteStream):
 
 
 def set_options(connected: socket.socket) -> None:
-    """No waiting for more to send, and a peer that has silently gone is noticed."""
+    """No waiting for more to send, and a peer that has silently gone is noticed. A unix socket needs nothing."""
+    if connected.family == socket.AF_UNIX:
+        return
     try:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -19,7 +19,8 @@ from ipaddress import ip_address
 from typing import Final
 
 from overlay.errors import UserError
-from overlay.node.targets import Protocol, Target
+from overlay.node.target_end import TargetEnd
+from overlay.node.targets import Protocol
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.terms import NO_TERMS, Access, Limits, Terms
 from overlay.wire.networks import NetworkLists
@@ -50,7 +51,7 @@ class DirectEnd:
 
     def __init__(
         self,
-        target: Target,
+        inside: TargetEnd,
         address: str,
         port: int,
         is_member: Callable[[str], bool],
@@ -61,7 +62,7 @@ class DirectEnd:
         lists = NetworkLists(terms.access.allow, terms.access.deny)
         self._refuses_some = not lists.empty
         self._servers_alone = not _holds_here(terms) or not _admits_any(lists, address, is_member)
-        self._target, self._address, self._port = target, address, port
+        self._inside, self._target, self._address, self._port = inside, inside.target, address, port
         self._admits = is_member if lists.empty else (lambda host: is_member(host) and lists.admits(host))
         self._drops = drops
         self._end: TunnelEnd | None = None
@@ -75,7 +76,7 @@ class DirectEnd:
         if self._end is not None or self._servers_alone or self._is_the_targets_own():
             return None
         try:
-            self._end = TunnelEnd(self._target, self._address, self._port, self._admits, self._drops)
+            self._end = TunnelEnd(self._inside, self._address, self._port, self._admits, self._drops)
         except UserError:
             return None  # something else has the port: the next look may find it free
         return self._end
@@ -96,7 +97,7 @@ class DirectEnd:
             self._end = None
 
     def _is_the_targets_own(self) -> bool:
-        if self._target.port != self._port:
+        if self._target.kind != "host" or self._target.port != self._port:
             return False
         try:
             address = ip_address(self._target.host)

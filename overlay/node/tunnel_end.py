@@ -5,21 +5,20 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Final
 
 import anyio
-from anyio.abc import SocketAttribute
 
 from overlay.carrier.flows import UdpFlows
-from overlay.carrier.forward import TcpSocketStream, forward_streams
-from overlay.carrier.stream import TcpStream, connect, reset_on_close
+from overlay.carrier.forward import forward_streams
+from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet, join
+from overlay.carrier.port import Stream
+from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.errors import UserError
+from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
-CONNECT_TIMEOUT: Final = 10.0
-"""Seconds to reach the target, over all addresses of its name; three SYNs."""
 CONNECTION_LIMIT: Final = 1024
 """Of one exposure at once, as at the server's end: one exposure cannot take all descriptors."""
 LOOKUP_INTERVAL: Final = 30.0
@@ -34,10 +33,11 @@ class TunnelEnd:
     """Listens from its making on. `drops` counts by reason what did not get through."""
 
     def __init__(
-        self, target: Target, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
+        self, inside: TargetEnd, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
     ) -> None:
         """At `address`, or nowhere (""); port 0 picks one. Raises `UserError` ("port-taken") if that is taken."""
-        self._target = target
+        self._inside = inside
+        self._target = inside.target
         self._is_server = is_server
         self._drops = drops
         self._scope = anyio.CancelScope()
@@ -47,7 +47,7 @@ class TunnelEnd:
         self._endpoint: Endpoint | None = None  # of a UDP target
         self._failing = False  # the target did not answer the last time: say it once
         try:
-            self._socket = _bind(target, address, port) if address else None
+            self._socket = _bind(self._target, address, port) if address else None
         except OSError as error:
             raise UserError(
                 "port-taken",
@@ -74,10 +74,10 @@ class TunnelEnd:
         """Forward until `close`."""
         try:
             with self._scope:
-                if self._socket is None:
-                    await anyio.sleep_forever()
-                elif self._target.protocol == "udp":
+                if self._target.protocol == "udp":
                     await self._run_udp(self._socket)
+                elif self._socket is None:
+                    await anyio.sleep_forever()
                 else:
                     await self._run_tcp(self._socket)
         finally:
@@ -107,12 +107,12 @@ class TunnelEnd:
                 self._streams += 1
                 tasks.start_soon(self._forward, accepted)
 
-    async def serve(self, stream: TcpSocketStream) -> None:
+    async def serve(self, stream: Stream) -> None:
         """A user whom the server sends by a dynamic tunnel; closes the stream."""
         if self._streams >= CONNECTION_LIMIT:
             self._drops["exposure_limit"] += 1
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
-            await stream.aclose()
+            stream.cut()
+            stream.close()
             return
         self._streams += 1
         scope = anyio.CancelScope()
@@ -136,53 +136,70 @@ class TunnelEnd:
         finally:
             self._streams -= 1
 
-    async def _forward_to_target(self, stream: TcpSocketStream) -> None:
+    async def _forward_to_target(self, stream: Stream) -> None:
+        if self._target.protocol == "udp":
+            await self._carry_datagrams(stream)
+            return
         inside = await self._connect()
         if inside is None:
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
-            await stream.aclose()
+            stream.cut()
+            stream.close()
             return
         await forward_streams(stream, inside)
 
-    async def _connect(self) -> TcpStream | None:
-        problem = "no answer"
-        with anyio.move_on_after(CONNECT_TIMEOUT):
-            try:
-                for endpoint in await _resolve(self._target):
-                    try:
-                        stream = await connect(endpoint)
-                    except OSError as error:
-                        problem = error.strerror or str(error)
-                    else:
-                        self._failing = False
-                        return stream
-            except OSError as error:
-                problem = f"its name cannot be found ({error.strerror})"
-        self._drops["exposure_target_unreachable"] += 1
-        _log.log(
-            logging.DEBUG if self._failing else logging.WARNING, "%s is not reachable: %s", self._target.text, problem
-        )
-        self._failing = True
-        return None
+    async def _carry_datagrams(self, stream: Stream) -> None:
+        """Of one user, whose flow the server ends."""
+        target = self._outlet()
+        if target is None:
+            stream.close()
+            return
 
-    async def _run_udp(self, bound: socket.socket) -> None:
-        self._flows = UdpFlows(
+        async def given() -> Stream:
+            return stream
+
+        await join(StreamOutlet(given, self._drops), target)
+
+    async def _connect(self) -> TargetStream | None:
+        try:
+            stream = await self._inside.open()
+        except OSError:  # TimeoutError is one
+            self._drops["exposure_target_unreachable"] += 1
+            _log.log(
+                logging.DEBUG if self._failing else logging.WARNING,
+                "%s is not reachable: %s",
+                self._target.text,
+                self._inside.trouble,
+            )
+            self._failing = True
+            return None
+        self._failing = False
+        return stream
+
+    def _outlet(self) -> Outlet | None:
+        return SocketOutlet.open(lambda: self._endpoint, self._drops)
+
+    async def _run_udp(self, bound: socket.socket | None) -> None:
+        async with anyio.create_task_group() as tasks:
+            if bound is not None:
+                self._flows = self._make_flows(bound)
+                tasks.start_soon(self._flows.run)
+            while True:
+                try:
+                    found = await self._inside.resolve()
+                    if self._endpoint not in found:  # a name with several addresses: open flows stay where they are
+                        self._endpoint = found[0]
+                except OSError as error:
+                    _log.warning("%s: %s", self._target.text, error)
+                await anyio.sleep(LOOKUP_INTERVAL)
+
+    def _make_flows(self, bound: socket.socket) -> UdpFlows:
+        return UdpFlows(
             bound,
-            lambda: self._endpoint,
+            lambda source, local: self._outlet(),
             limit=CONNECTION_LIMIT,
             accepts=lambda source: self._is_server(source[0]),
             drops=self._drops,
         )
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._flows.run)
-            while True:
-                try:
-                    found = await _resolve(self._target)
-                    if self._endpoint not in found:  # a name with several addresses: open flows stay where they are
-                        self._endpoint = found[0]
-                except OSError as error:
-                    _log.warning("%s: its name cannot be found: %s", self._target.text, error)
-                await anyio.sleep(LOOKUP_INTERVAL)
 
 
 def _bind(target: Target, address: str, port: int) -> socket.socket:
@@ -199,13 +216,3 @@ def _bind(target: Target, address: str, port: int) -> socket.socket:
         bound.close()
         raise
     return bound
-
-
-async def _resolve(target: Target) -> list[Endpoint]:
-    """At least one endpoint, as the system orders them. Raises `OSError`."""
-    try:
-        return [(str(ip_address(target.host)), target.port)]
-    except ValueError:
-        kind = socket.SOCK_DGRAM if target.protocol == "udp" else socket.SOCK_STREAM
-        found = await anyio.getaddrinfo(target.host, target.port, type=kind)
-        return [canonical_endpoint(str(address[0]), target.port) for *_, address in found]

@@ -226,7 +226,7 @@ class PublicPort:
         gate = self.gate
         flows = UdpFlows(
             bound,
-            tunnel.endpoint,
+            lambda source, local: tunnel.outlet(Visitor(source, local)),
             accepts=lambda source: gate.admits(source[0]),
             begins=lambda source: gate.begins(source[0]),
             passes=gate.meter.takes,

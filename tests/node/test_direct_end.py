@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from overlay.node.direct_end import DirectEnd
+from overlay.node.target_end import TargetEnd
 from overlay.node.targets import Target
 from overlay.wire.control.terms import Access, Limits, Terms
 
@@ -14,7 +15,7 @@ NODE = "127.77.0.2"
 
 
 def end(target: str, port: int) -> DirectEnd:
-    return DirectEnd(Target.parse(target), NODE, port, lambda address: True, Counter())
+    return DirectEnd(TargetEnd(Target.parse(target)), NODE, port, lambda address: True, Counter())
 
 
 def service(protocol: str, address: str, port: int = 0) -> socket.socket:
@@ -75,7 +76,7 @@ def test_lists_of_networks_hold_for_peers(terms: Terms, *, leads: bool) -> None:
     async def main() -> None:
         with service("tcp", NODE) as taken:
             port = taken.getsockname()[1]
-        target = Target.parse("tcp://127.0.0.1:1")
+        target = TargetEnd(Target.parse("tcp://127.0.0.1:1"))
         direct = DirectEnd(target, NODE, port, lambda address: address.startswith("127.77."), Counter(), terms)
         assert (direct.open() is not None) is leads and direct.leads() is leads
         direct.close()
@@ -86,6 +87,6 @@ def test_lists_of_networks_hold_for_peers(terms: Terms, *, leads: bool) -> None:
 def test_a_target_that_peers_reach_themselves_knows_no_lists() -> None:
     with service("tcp", "0.0.0.0") as bound:
         port = bound.getsockname()[1]
-        target = Target.parse(f"tcp://127.0.0.1:{port}")
+        target = TargetEnd(Target.parse(f"tcp://127.0.0.1:{port}"))
         terms = Terms(access=Access(deny=("127.77.0.9",)))
         assert not DirectEnd(target, NODE, port, lambda address: True, Counter(), terms).leads()

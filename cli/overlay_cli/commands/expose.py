@@ -57,6 +57,9 @@ def add_exposure(
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",
+    listing: options.Listing = False,
+    insecure_target: options.InsecureTarget = False,
+    target_ca: options.TargetCa = None,
     allow: options.Allow = None,
     deny: options.Deny = None,
     users: options.Users = "",
@@ -80,18 +83,20 @@ def add_exposure(
     from overlay.node.settings import check_ways
     from overlay_cli.credentials import make_credentials
     from overlay_cli.publisher import end_publisher, find_publisher
+    from overlay_cli.targets import absolute_target
 
     ways = way_settings(carrier, proxy, ca)
     check_ways(ways["carriers"], ways["proxy"])
     made = make_credentials(users=users, bearer=bearer, link=secret_link)
     client, started = find_publisher(state, read_invite(invite), ways, quiet=quiet or json)
     wish = {
-        "target": target,
+        "target": absolute_target(target),
         "public": public,
         "host": host,
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
+        "options": options.target_options(listing=listing, insecure=insecure_target, ca=target_ca),
         "terms": options.terms(
             allow=allow,
             deny=deny,

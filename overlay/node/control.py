@@ -206,7 +206,10 @@ class ControlClient:
         if pending.answer is None:
             raise _unreachable()
         if isinstance(pending.answer, Failed):
-            raise UserError(pending.answer.code, pending.answer.message, pending.answer.hint)
+            failed = pending.answer
+            # Others are about the way to the server, which is known here.
+            exit_code = Exit(failed.exit_code) if failed.exit_code in (Exit.USAGE, Exit.REFUSED) else Exit.FAILED
+            raise UserError(failed.code, failed.message, failed.hint, exit_code)
         return pending.answer
 
     async def leave(self) -> None:

@@ -5,7 +5,7 @@ again.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
+from overlay.server.access.bandwidth import Bandwidth
 from overlay.server.access.credentials import Desk
 from overlay.server.access.gate import Gate
 from overlay.server.access.usage import Usage
@@ -43,6 +44,7 @@ from overlay.wire.control.terms import check_terms
 from overlay.wire.endpoint import Endpoint
 
 MAX_PER_NODE = 64
+_FORBIDDEN = "the server's policy does not allow it any more"
 RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds
 _LONGEST_TARGET = 256  # characters
 _log = logging.getLogger(__name__)
@@ -64,7 +66,8 @@ class Exposures:
         self._sites: dict[int, Site] = {}  # of what is exposed by http
         self._gates: dict[int, Gate] = {}
         self._desk = Desk()
-        self._usage = Usage(registry, around.wall)
+        self._usage = Usage(registry, around.wall, lambda node: around.rights(node).quota)
+        self._shares: dict[int, tuple[Bandwidth, Bandwidth]] = {}  # of nodes that have a bandwidth
         self._news = anyio.Event()  # a lease may end sooner than all others
         self._by_name = Sites()
         self._web = WebDoor(self.drops, around.wall)
@@ -80,6 +83,7 @@ class Exposures:
             self._records.update({record.id: record for record in await transaction.exposures()})
         await self._usage.start()
         await self._end_expired()
+        await self.policy_changed()
         self._open_missing()
 
     async def run(self) -> None:
@@ -89,7 +93,24 @@ class Exposures:
             tasks.start_soon(self._expire)
             while True:
                 await anyio.sleep(RETRY_INTERVAL)
+                await self.policy_changed()  # nodes change their names
                 self._open_missing()
+
+    async def policy_changed(self) -> None:
+        """End what nodes may not have any more: of too many, the last."""
+        held: Counter[int] = Counter()
+        for record in tuple(self._records.values()):
+            rights = self._around.rights(record.node)
+            try:
+                self._claims.check(record, self._said.get(record.id, NOTHING_SAID).known_as)
+            except UserError:
+                await self._end(record, _FORBIDDEN)
+                continue
+            held[record.node] += 1
+            if rights.exposures is not None and held[record.node] > rights.exposures:
+                await self._end(record, _FORBIDDEN)
+            elif gate := self._gates.get(record.id):
+                gate.share(self._share(record.node))
 
     async def save(self) -> None:
         """Keep what was counted."""
@@ -195,7 +216,9 @@ class Exposures:
         while True:
             ends = min((record.terms.expires for record in self._records.values() if record.terms.expires), default=0.0)
             self._news = anyio.Event()
-            with anyio.move_on_after(max(0.0, ends - self._around.wall()) if ends else None):
+            # What is over already could not be ended just now.
+            left = ends - self._around.wall()
+            with anyio.move_on_after((left if left > 0 else RETRY_INTERVAL) if ends else None):
                 await self._news.wait()
             await self._end_expired()
 
@@ -215,8 +238,7 @@ class Exposures:
                     await transaction.remove_exposure(record.id)
             except UserError as error:
                 _log.error("exposure %s cannot be ended, as %s: %s", record.name, why, error.message)
-                await anyio.sleep(RETRY_INTERVAL)
-                return
+                return  # tried again
             self._forget(record.id)
         holder = self._around.name_of(record.node)
         _log.info("exposure %s of '%s' at %s has ended: %s", record.name, holder, self.public(record), why)
@@ -224,6 +246,7 @@ class Exposures:
 
     async def _renew(self, node: int, request: Expose) -> ExposureRecord:
         record = self._owned(node, request.id)
+        self._check(record, request.known_as)
         renewed = msgspec.structs.replace(record, target=request.target, port=request.port, terms=request.terms)
         if renewed != record:
             async with self._registry.transaction() as transaction:
@@ -233,15 +256,19 @@ class Exposures:
                 gate.terms = renewed.terms
         return renewed
 
+    def _check(self, wanted: ExposureRecord, names: Iterable[str]) -> None:
+        try:
+            self._claims.check(wanted, names)
+        except UserError:
+            self.drops["policy_forbids"] += 1
+            raise
+
     async def _grant(self, node: int, request: Expose) -> ExposureRecord:
-        if len([record for record in self._records.values() if record.node == node]) >= MAX_PER_NODE:
-            raise UserError(
-                "too-many-exposures",
-                f"A node may hold {MAX_PER_NODE} exposures at once.",
-                "Give some back with 'overlay expose rm ID'.",
-                Exit.REFUSED,
-            )
+        if error := self._claims.too_many(node, MAX_PER_NODE):
+            self.drops["policy_forbids"] += 1
+            raise error
         wanted = self._claims.wanted(node, request)
+        self._check(wanted, request.known_as)
         public: PublicPort | None = None
         if wanted.path:
             record = wanted
@@ -278,6 +305,7 @@ class Exposures:
         self._problems.pop(lease.id, None)
         tunnel = self._tunnel(lease)
         gate = self._gates[lease.id] = Gate(lease.terms, lease.name, lease.path or "/", self._desk)
+        gate.share(self._share(lease.node))
         serve_user: ServeUser | None = None
         if lease.protocol == "http":
             site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)
@@ -289,6 +317,14 @@ class Exposures:
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
         self._usage.watch(lease.id, lease.node, gate, partial(self._cut_off, lease.id))
+
+    def _share(self, node: int) -> tuple[Bandwidth, Bandwidth] | None:
+        rate = self._around.rights(node).bandwidth
+        if not rate:
+            self._shares.pop(node, None)
+        elif node not in self._shares or self._shares[node][0].rate != rate:
+            self._shares[node] = (Bandwidth(rate), Bandwidth(rate))
+        return self._shares.get(node)
 
     def _cut_off(self, number: int) -> None:
         site, public = self._sites.get(number), self._ports.get(number)

@@ -13,7 +13,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay.errors import UserError
+from overlay.errors import Exit, UserError
 from overlay.node.interface import Machine
 from overlay.server import exposures as module
 from overlay.server.admission import add_node
@@ -22,6 +22,7 @@ from overlay.server.exposures import Exposures
 from overlay.server.founding import found
 from overlay.server.ingress import bind_public
 from overlay.server.keys import ServerKeys
+from overlay.server.policy import EVERYTHING, Policy, Rights, Rule
 from overlay.server.registry import Registry
 from overlay.server.settings import ServerSettings
 from overlay.wire.control.messages import Expose, Message, Withdrawn
@@ -474,3 +475,96 @@ async def swallow(stream: SocketStream) -> None:
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             while True:
                 await stream.receive()
+
+
+def test_what_policy_forbids_is_refused_and_counted(tmp_path: Path) -> None:
+    policy = Policy(
+        (
+            Rule(("a",), frozenset(), Rights(protocols=frozenset(("http", "tcp")), hosts=("a.test",), exposures=2)),
+            Rule((), frozenset(("tagged",)), Rights(ports=(range(20003, 20005), range(1, 1024)))),
+        )
+    )
+
+    async def test(it: Bench) -> None:
+        refusals = [
+            await it.refusal(2, protocol="udp", target="udp://127.0.0.1:53"),
+            await it.refusal(2, **WEB, host="b.test"),
+            await it.refusal(2, **WEB, host="*.a.test"),
+            await it.refusal(3, public="9000"),
+        ]
+        assert {(error.code, error.exit_code) for error in refusals} == {("policy-forbids", Exit.REFUSED)}
+        assert "'a'" in refusals[0].message and "'b' have the public port 9000" in refusals[3].message
+        picked = [int((await it.expose(3)).public.rpartition(":")[2]) for _ in range(2)]
+        assert sorted(picked) == [20003, 20004]
+        assert (await it.refusal(3)).code == "no-free-port"
+        await it.expose(2, **WEB, host="a.test")
+        await it.expose(2)
+        many = await it.refusal(2)
+        assert (many.code, many.exit_code) == (
+            "too-many-exposures",
+            Exit.REFUSED,
+        ) and "lets node 'a' hold 2" in many.message
+        assert it.exposures.drops == {"policy_forbids": 5}
+
+    on_bench(tmp_path, test, rights=lambda number: policy.rights(NAMES[number], ("tagged",) if number == 3 else ()))
+
+
+def test_what_a_changed_policy_forbids_is_taken_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rights = {2: EVERYTHING, 3: EVERYTHING}
+    told: list[tuple[int, str]] = []
+
+    async def tell(node: int, message: Message) -> bool:
+        assert isinstance(message, Withdrawn) and message.why == "the server's policy does not allow it any more"
+        told.append((node, message.id))
+        return True
+
+    async def first(it: Bench) -> None:
+        port = await it.free_port()
+        for node, wanted in ((2, WEB | {"host": "a.test"}), (2, {"public": str(port)}), (2, {}), (3, {})):
+            await it.expose(node, **wanted)
+        await it.exposures.policy_changed()
+        assert not told
+        rights[2] = Rights(ports=(range(port, port + 1),))
+        await it.exposures.policy_changed()
+        assert told == [(2, "x3")]
+        rights[2] = Rights(exposures=1)
+        await it.exposures.policy_changed()
+        assert told == [(2, "x3"), (2, "x2")]  # the last one
+        with pytest.raises(UserError):
+            await it.expose(2, id="x2")
+        rights[3] = Rights(protocols=frozenset(("http",)))
+
+    async def second(it: Bench) -> None:  # changed while the server was not there
+        assert told[2:] == [(3, "x4")] and [each["id"] for each in it.exposures.status()] == ["x1"]
+
+    on_bench(tmp_path, first, second, tell=tell, rights=rights.__getitem__)
+
+
+def test_a_lease_that_two_nodes_fight_over_is_the_firsts(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        port = await it.free_port()
+        won: list[int] = []
+        lost: list[UserError] = []
+
+        async def claim(node: int, wanted: dict[str, Any]) -> None:
+            try:
+                await it.expose(node, **wanted)
+            except UserError as error:
+                lost.append(error)
+            else:
+                won.append(node)
+
+        for wanted in ({"public": f"{HOST}:{port}"}, WEB | {"host": "fought.test"}):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    for node in (2, 3):
+                        tasks.start_soon(claim, node, wanted)
+        assert len(won) == 2 and len(lost) == 18
+        assert {error.code for error in lost} == {"port-taken", "host-taken"}
+        assert all(f"node '{NAMES[won[0]]}'" in error.message for error in lost if error.code == "port-taken")
+        with pytest.raises(UserError, match="no exposure of that id"):
+            await it.exposures.unexpose(5 - won[0], "x1")
+        await it.exposures.unexpose(won[0], "x1")
+        await it.expose(5 - won[0], public=f"{HOST}:{port}")  # the other's turn
+
+    on_bench(tmp_path, test)

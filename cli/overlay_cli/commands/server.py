@@ -97,6 +97,18 @@ def server(
             help="Peers who ask for the public name of an exposure come here, too, and not straight to its node.",
         ),
     ] = False,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            envvar="OVERLAY_POLICY",
+            help="Which node may expose what: rules by node or tag, each [[rule]] as in: tags = ['web'], "
+            "hosts = ['*.example.com'], ports = ['9000-9099'], protocols = ['http', 'tcp'], exposures = 4, "
+            "quota = '100GB', bandwidth = '50Mbit'; [default] is for all others. Read again when it changes.",
+            show_default="policy.toml in the state folder, if there is one",
+        ),
+    ] = None,
     dscp: Dscp = "hide",
     tls_cert: Annotated[
         Path | None,
@@ -161,6 +173,7 @@ def server(
         tun=not no_tun,
         relay_rate=parse_rate(relay_rate) if relay_rate else 0.0,
         direct_names=not no_direct_names,
+        policy=str(policy.absolute()) if policy else "",
         dscp=dscp,
         web_domain=(web_domain or "").lower().strip("."),
         tls_cert=str(tls_cert.absolute()) if tls_cert else "",

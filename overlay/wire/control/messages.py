@@ -252,6 +252,7 @@ class Failed(Message, frozen=True, kw_only=True, tag="failed"):
     code: str
     message: str
     hint: str = ""
+    exit_code: int = 1
 
 
 class Pong(Message, frozen=True, kw_only=True, tag="pong"):

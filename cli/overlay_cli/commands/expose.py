@@ -71,6 +71,12 @@ def add_exposure(
     bandwidth: options.Bandwidth = "",
     quota: options.Quota = "",
     expires: options.Expires = "",
+    forwarded: options.Forwarded = "set",
+    host_header: options.HostHeader = "",
+    request_header: options.RequestHeader = None,
+    remove_request_header: options.RemoveRequestHeader = None,
+    response_header: options.ResponseHeader = None,
+    remove_response_header: options.RemoveResponseHeader = None,
     invite: options.Invite = None,
     carrier: Carrier = "auto",
     proxy: Proxy = None,
@@ -107,6 +113,14 @@ def add_exposure(
             bandwidth=bandwidth,
             quota=quota,
             expires=expires,
+            headers=options.headers(
+                forwarded=forwarded,
+                host=host_header,
+                request=request_header,
+                request_remove=remove_request_header,
+                response=response_header,
+                response_remove=remove_response_header,
+            ),
         ),
     }
     try:

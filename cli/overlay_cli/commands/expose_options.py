@@ -256,6 +256,74 @@ Expires = Annotated[
     ),
 ]
 
+# what the target is told ---------------------------------------------------------------------------------------------
+
+Forwarded = Annotated[
+    Literal["set", "append", "remove"],
+    typer.Option(
+        "--forwarded",
+        envvar="OVERLAY_FORWARDED",
+        help="For http: whether X-Forwarded-For, -Host, -Proto and Forwarded say what is known here, say it behind "
+        "what users' own proxies have said (let in only those then: --allow), or are left out.",
+        rich_help_panel=TOLD,
+    ),
+]
+HostHeader = Annotated[
+    str,
+    typer.Option(
+        "--host-header",
+        metavar="NAME[:PORT]",
+        envvar="OVERLAY_HOST_HEADER",
+        help="For http: the host that TARGET is asked for.",
+        show_default="what the user asked for",
+        rich_help_panel=TOLD,
+    ),
+]
+RequestHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--request-header",
+        metavar="'NAME: VALUE'",
+        envvar="OVERLAY_REQUEST_HEADER",
+        help="For http: a field to set in each request, in the place of the user's; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
+RemoveRequestHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remove-request-header",
+        metavar="NAME",
+        envvar="OVERLAY_REMOVE_REQUEST_HEADER",
+        help="One to leave out of each request; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
+ResponseHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--response-header",
+        metavar="'NAME: VALUE'",
+        envvar="OVERLAY_RESPONSE_HEADER",
+        help="One to set in each answer, in the place of TARGET's; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
+RemoveResponseHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remove-response-header",
+        metavar="NAME",
+        envvar="OVERLAY_REMOVE_RESPONSE_HEADER",
+        help="One to leave out of each answer; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
+
 # this command --------------------------------------------------------------------------------------------------------
 
 Foreground = Annotated[
@@ -284,6 +352,26 @@ def _read(path: Path, option: str) -> str:
         ) from error
 
 
+def headers(
+    *,
+    forwarded: str,
+    host: str,
+    request: list[str] | None,
+    request_remove: list[str] | None,
+    response: list[str] | None,
+    response_remove: list[str] | None,
+) -> dict[str, Any]:
+    """Those of `terms`."""
+    return {
+        "forwarded": forwarded,
+        "host": host,
+        "request": request or [],
+        "request_remove": request_remove or [],
+        "response": response or [],
+        "response_remove": response_remove or [],
+    }
+
+
 def terms(
     *,
     allow: list[str] | None,
@@ -295,6 +383,7 @@ def terms(
     bandwidth: str,
     quota: str,
     expires: str,
+    headers: dict[str, Any],
 ) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them. Raises `UserError` (exit 2)."""
     from overlay.daemon.quantities import parse_amount, parse_rate
@@ -309,5 +398,6 @@ def terms(
             "bandwidth": parse_rate(bandwidth) if bandwidth else 0.0,
             "quota": parse_amount(quota) if quota else 0,
         },
+        "headers": headers,
         "expires": time.time() + parse_duration(expires) if expires else 0.0,
     }

@@ -11,6 +11,7 @@ from overlay.server.access.meter import Meter
 from overlay.server.access.rates import Rates
 from overlay.wire.control.terms import NO_TERMS, Terms, parse_frequency
 from overlay.wire.ingress.http1 import RequestHead
+from overlay.wire.ingress.rewrite import NO_REWRITE
 from overlay.wire.networks import NetworkLists
 
 __all__ = ["Asker", "Gate", "Reply"]
@@ -54,6 +55,7 @@ class Gate:
         self._connections = Rates(*parse_frequency(limits.connection_rate)) if limits.connection_rate else None
         self._requests = Rates(*parse_frequency(limits.request_rate)) if limits.request_rate else None
         self.meter.limit(limits.bandwidth, self._shared)
+        self.rewrite = NO_REWRITE if terms.headers == NO_TERMS.headers else terms.headers.rewrite()
         self._credentials: Credentials | None = None
         if terms.access.is_secret:
             self._desk = self._desk or Desk()

@@ -161,7 +161,7 @@ class _Connection:
 
     async def _serve(self, request: RequestHead, site: Site) -> bool:
         started = anyio.current_time()
-        exchange = Exchange(request, self._user, site.gate.meter)
+        exchange = Exchange(request, self._user, site.gate)
         refusal: Unanswered | None = None
         try:
             await self._exchange(exchange, site)
@@ -201,7 +201,7 @@ class _Connection:
 
     async def _exchange(self, exchange: Exchange, site: Site) -> None:
         request = exchange.request
-        head = request_to_target(request, source=self._source, scheme=self._scheme)
+        head = request_to_target(request, source=self._source, scheme=self._scheme, rewrite=site.gate.rewrite)
         if self._target is not None:
             try:
                 await exchange.run(head, self._target)

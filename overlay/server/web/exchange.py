@@ -14,7 +14,7 @@ from anyio.abc import SocketAttribute
 
 from overlay.carrier.forward import Forwarded, forward_streams
 from overlay.carrier.port import UserStream
-from overlay.server.access.meter import Meter
+from overlay.server.access.gate import Gate
 from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
@@ -53,7 +53,7 @@ class TargetGone(Exception):
 class Exchange:
     """See the module's docstring. `run` once."""
 
-    def __init__(self, request: RequestHead, user: Incoming, meter: Meter) -> None:
+    def __init__(self, request: RequestHead, user: Incoming, gate: Gate) -> None:
         self.request = request
         self.status = 0  # of the final answer, once it is known
         self.sent = 0  # bytes of its body
@@ -62,7 +62,8 @@ class Exchange:
         self.keep_target = False
         self.upgraded = False
         self._user = user
-        self._meter = meter
+        self._meter = gate.meter
+        self._rewrite = gate.rewrite
         self._body = BodyReader(request.framing)
         self._body_sent = anyio.Event()
         self._body_error: Exception | None = None
@@ -173,7 +174,7 @@ class Exchange:
             framing = "chunked" if self.request.version == 1 else "close"
         self.keep_user = self.request.keep_alive and framing != "close"
         reader = BodyReader(response.framing, extensions=True)
-        waiting = response_to_user(response, framing, close=not self.keep_user)
+        waiting = response_to_user(response, framing, close=not self.keep_user, rewrite=self._rewrite)
         while True:
             if not reader.done and (not waiting or target.ahead):
                 payload = await self._payload(target, reader)

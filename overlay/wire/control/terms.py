@@ -12,6 +12,7 @@ import msgspec
 
 from overlay.errors import Exit, UserError
 from overlay.wire.credentials import is_digest, is_password_hash, is_user_name
+from overlay.wire.ingress.rewrite import Forwarding, Rewrite, make_rewrite
 from overlay.wire.networks import NetworkLists
 
 MOST_CONNECTIONS: Final = 8192
@@ -23,6 +24,7 @@ _PERIODS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _FREQUENCY: Final = re.compile(r"([0-9]{1,7})/([smhd])")
 LATEST: Final = 253402300800.0  # the year 10000, Unix time
 MOST_NETWORKS: Final = 256  # in a list
+MOST_FIELDS: Final = 32  # to set, or to remove, of requests or answers
 MOST_SECRETS: Final = 256  # users, or tokens
 
 
@@ -52,9 +54,32 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     quota: int = 0  # bytes both ways in a calendar month (UTC)
 
 
+class Headers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What targets and users are told by http: as `overlay.wire.ingress.rewrite.make_rewrite` takes it."""
+
+    forwarded: Forwarding = "set"
+    host: str = ""  # what the target is asked for
+    request: tuple[str, ...] = ()  # "Name: value"
+    request_remove: tuple[str, ...] = ()
+    response: tuple[str, ...] = ()
+    response_remove: tuple[str, ...] = ()
+
+    def rewrite(self) -> Rewrite:
+        """Raises `ValueError` with the rest of a sentence."""
+        return make_rewrite(
+            forwarding=self.forwarded,
+            host=self.host,
+            request=self.request,
+            request_remove=self.request_remove,
+            response=self.response,
+            response_remove=self.response_remove,
+        )
+
+
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     access: Access = Access()
     limits: Limits = Limits()
+    headers: Headers = Headers()
     expires: float = 0.0  # Unix time, s; 0: never
 
 
@@ -70,6 +95,7 @@ def check_terms(terms: Terms, protocol: str) -> None:
     _check_limits(terms.limits, protocol)
     _check_networks(terms.access)
     _check_secrets(terms.access, protocol)
+    _check_headers(terms.headers, protocol)
 
 
 def parse_frequency(text: str) -> tuple[int, float]:
@@ -93,6 +119,18 @@ def _check_limits(limits: Limits, protocol: str) -> None:
         raise _invalid("--bandwidth is from 64kbit to 1000Gbit")
     if not 0 <= limits.quota <= MOST_QUOTA:
         raise _invalid("--quota is an amount of data up to 1000000TB")
+
+
+def _check_headers(headers: Headers, protocol: str) -> None:
+    if headers != Headers() and protocol != "http":
+        raise _invalid("headers are of http alone")
+    lists = (headers.request, headers.request_remove, headers.response, headers.response_remove)
+    if max(map(len, lists)) > MOST_FIELDS:
+        raise _invalid(f"there are more than {MOST_FIELDS} fields of one kind to change")
+    try:
+        headers.rewrite()
+    except ValueError as error:
+        raise _invalid(str(error)) from error
 
 
 def _check_networks(access: Access) -> None:

@@ -3,7 +3,7 @@
 import anyio
 
 from overlay.server.access.bandwidth import BURST
-from overlay.wire.control.terms import Access, Limits, Terms
+from overlay.wire.control.terms import Access, Headers, Limits, Terms
 from overlay.wire.credentials import digest_of
 
 from .door import Served, Target, on_door
@@ -107,5 +107,23 @@ def test_a_bandwidth_holds_back_what_the_target_says() -> None:
         await (await served.user()).ask(CLOSE)
         await (await served.user()).ask(CLOSE)
         assert anyio.current_time() - began >= 100_000 / 200_000 - BURST - 50_000 / 200_000  # never faster
+
+    on_door(target, test)
+
+
+def test_heads_as_a_person_wants_them() -> None:
+    heads: list[bytes] = []
+
+    async def target(target: Target) -> None:
+        heads.append(await target.head())
+        await target.say(ok(b"", b"Server: secret", b"X-Kept: 1"))
+
+    async def test(served: Served) -> None:
+        served.site.gate.terms = Terms(
+            headers=Headers(forwarded="remove", host="inner.test", request=("X-Key: k",), response_remove=("server",))
+        )
+        answer = await (await served.user()).ask(CLOSE)
+        assert heads == [b"GET / HTTP/1.1\r\nHost: inner.test\r\nX-Key: k\r\n\r\n"]
+        assert b"secret" not in answer and b"X-Kept: 1\r\n" in answer
 
     on_door(target, test)

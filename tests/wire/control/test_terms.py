@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from overlay.errors import Exit, UserError
-from overlay.wire.control.terms import NO_TERMS, Access, Limits, Terms, check_terms, parse_frequency
+from overlay.wire.control.terms import NO_TERMS, Access, Headers, Limits, Terms, check_terms, parse_frequency
 from overlay.wire.credentials import digest_of, hash_password
 
 HASH = hash_password(b"secret", b"s" * 16)
@@ -76,6 +76,17 @@ def test_frequencies() -> None:
     for expires in (-1.0, float("nan"), 1e12):
         with pytest.raises(UserError, match="--expires"):
             check_terms(Terms(expires=expires), "tcp")
+
+
+def test_headers() -> None:
+    for headers, protocol, why in (
+        (Headers(host="x"), "tcp", "of http alone"),
+        (Headers(request=("X: y",) * 33), "http", "more than 32"),
+        (Headers(request=("Connection: close",)), "http", "of one connection"),
+    ):
+        with pytest.raises(UserError, match=why):
+            check_terms(Terms(headers=headers), protocol)
+    check_terms(Terms(headers=Headers(host="x", request=("X: y",))), "http")
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from overlay.daemon.quantities import format_amount, format_rate
 from overlay_cli.durations import format_duration
+from overlay_cli.terms import describe_terms
 
 _STATE_STYLES = {"connected": "green", "running": "green", "offline": "yellow", "starting": "yellow", "stopped": "red"}
 
@@ -199,14 +200,16 @@ def record_table(records: list[dict[str, Any]]) -> RenderableType:
 
 
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
-    table = _table("id", "public", "target", "tunnel", "connections")
-    for exposure in exposures:
+    set_for = [describe_terms(exposure.get("terms", {})) for exposure in exposures]
+    table = _table("id", "public", "target", "tunnel", "connections", *(["terms"] if any(set_for) else []))
+    for exposure, terms in zip(exposures, set_for, strict=True):
         table.add_row(
             Text(exposure["id"]),
             Text("\n".join((exposure.get("url") or exposure["public"], *exposure.get("known_as", ())))),
             Text(exposure["target"]),
             Text(exposure["tunnel"]),
             Text(str(exposure["connections"])),
+            *([Text(terms)] if any(set_for) else []),
         )
     return table
 

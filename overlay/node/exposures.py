@@ -458,7 +458,7 @@ class Exposures:
             service=kept.service,
             direct=kept.id in self._led,
             trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
-            terms=kept.terms,
+            terms=kept.terms.without_secrets(),
         )
 
 

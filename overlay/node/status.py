@@ -79,7 +79,7 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     service: str = ""  # what it is, as the zone has it
     direct: bool = False  # peers who ask for one of `known_as` come straight here
     trouble: str = ""  # why the target was not reached the last time; "": it was
-    terms: Terms = Terms()
+    terms: Terms = Terms()  # without secrets
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -203,6 +203,7 @@ class Exposures:
                 "tunnel": record.tunnel,
                 "connections": self._connections(record.id),
                 "bytes": self._usage.of_exposure(record.id),
+                "terms": msgspec.to_builtins(record.terms.without_secrets()),
                 "problem": self._problems.get(record.id),
             }
             for record in self._records.values()

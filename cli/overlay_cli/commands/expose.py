@@ -173,6 +173,7 @@ def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet:
                 segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
                 output.note("Ctrl-C ends it.")
             _show_requests(client, exposure["id"], json=json, quiet=quiet)
+            output.note(f"{exposure['id']} is no longer published; the log of overlay on this machine says why.")
         else:
             while True:
                 signal.pause()

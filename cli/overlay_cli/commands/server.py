@@ -103,9 +103,9 @@ def server(
             "--policy",
             metavar="FILE",
             envvar="OVERLAY_POLICY",
-            help="Which node may expose what: rules by node or tag, each [[rule]] as in: tags = ['web'], "
-            "hosts = ['*.example.com'], ports = ['9000-9099'], protocols = ['http', 'tcp'], exposures = 4, "
-            "quota = '100GB', bandwidth = '50Mbit'; [default] is for all others. Read again when it changes.",
+            help="Which node may expose what, in TOML: tables 'rule' for nodes or tags, and 'default' for the "
+            "others, with hosts, ports, protocols, exposures, quota and bandwidth; as in: tags = ['web'], "
+            "hosts = ['*.example.com'], ports = ['9000-9099'], quota = '100GB'. Read again when it changes.",
             show_default="policy.toml in the state folder, if there is one",
         ),
     ] = None,

@@ -15,6 +15,7 @@ import anyio
 from overlay.carrier.http import answer, say
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
+from overlay.server.access.credentials import without_secret
 from overlay.server.access.gate import Asker, Reply
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat
@@ -107,10 +108,11 @@ class _Connection:
         if site is None:
             return await self._reply(request, Reply(404, "http_stranger"))
         admitted = await site.gate.admit(request, self._asker, first=site is not self._site)
+        if not isinstance(admitted, Reply) and not self._enter(site):
+            admitted = Reply(503, "too_many_users")
         if isinstance(admitted, Reply):
+            site.note(self._refused(request, site.count + 1, admitted.status))
             return await self._reply(request, admitted)
-        if not self._enter(site):
-            return await self._reply(request, Reply(503, "too_many_users"))
         return await self._serve(admitted, site)
 
     async def _reply(self, request: RequestHead, reply: Reply) -> bool:
@@ -186,6 +188,18 @@ class _Connection:
         else:
             await say(self._user.stream, answer(refusal.status, with_body=request.method != b"HEAD"))
         return False
+
+    def _refused(self, request: RequestHead, number: int, status: int) -> RequestEntry:
+        return RequestEntry(
+            number=number,
+            at=self._wall(),
+            method=request.method.decode("ascii"),
+            path=without_secret(request.target.decode("ascii"))[:_LONGEST_PATH],
+            status=status,
+            took_ms=0.0,
+            sent=0,
+            source=self._source,
+        )
 
     def _entry(self, exchange: Exchange, number: int, refusal: Unanswered | None, took: float) -> RequestEntry:
         return RequestEntry(

@@ -52,7 +52,14 @@ def test_a_bearer_token_for_each_request_and_for_an_upgrade() -> None:
         refused = await (await served.user()).ask(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: echo\r\n\r\n")
         assert refused.startswith(b"HTTP/1.1 401 ")
         assert len(heads) == 2 and not any(b"uthorization" in head for head in heads)
-        assert served.drops == {"no_credentials": 2}
+        await (await served.user()).ask(GET.replace(b"/ ", b"/?a=1&overlay-link=secret&b=2 "))
+        assert [(entry.status, entry.path) for entry in served.site.log if entry.status != 101] == [
+            (401, "/"),
+            (200, "/"),
+            (401, "/"),
+            (401, "/?a=1&overlay-link=…&b=2"),
+        ]
+        assert served.drops == {"no_credentials": 3}
 
     on_door(target, test)
 

@@ -95,6 +95,7 @@ class Exposures:
                 await anyio.sleep(RETRY_INTERVAL)
                 await self.policy_changed()  # nodes change their names
                 self._open_missing()
+                self._callers.rest()
 
     async def policy_changed(self) -> None:
         """End what nodes may not have any more: of too many, the last."""

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from overlay.daemon.quantities import format_amount, format_rate
+from overlay.daemon.quantities import format_rate, format_size
 from overlay_cli.durations import format_duration
 from overlay_cli.terms import describe_terms
 
@@ -45,7 +45,7 @@ def server_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderab
         Text("addresses  " + "  ".join(status["addresses"])),
         Text("networks   " + "  ".join(status["networks"])),
         Text(f"nodes      {status['nodes']}, {status['online']} online"),
-        Text(f"relayed    {format_amount(status['relayed_bytes'])}{_rate(status['relay_rate_bit_s'])}"),
+        Text(f"relayed    {format_size(status['relayed_bytes'])}{_rate(status['relay_rate_bit_s'])}"),
         *_warnings(status),
     ]
     if status["exposures"]:
@@ -182,8 +182,8 @@ def peer_table(peers: list[dict[str, Any]]) -> Table:
             Text(_path(peer["path"])),
             Text("–" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms"),
             Text("–" if peer["last_handshake_s"] is None else f"{format_duration(peer['last_handshake_s'])} ago"),
-            Text(format_amount(peer["rx_bytes"])),
-            Text(format_amount(peer["tx_bytes"])),
+            Text(format_size(peer["rx_bytes"])),
+            Text(format_size(peer["tx_bytes"])),
         )
     return table
 
@@ -200,11 +200,15 @@ def record_table(records: list[dict[str, Any]]) -> RenderableType:
 
 
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
+    named = any(exposure.get("entry") for exposure in exposures)
     set_for = [describe_terms(exposure.get("terms", {})) for exposure in exposures]
-    table = _table("id", "public", "target", "tunnel", "connections", *(["terms"] if any(set_for) else []))
+    columns = ["id", *(["name"] if named else []), "public", "target", "tunnel", "connections"]
+    table = _table(*columns, *(["terms"] if any(set_for) else []))
     for exposure, terms in zip(exposures, set_for, strict=True):
+        entry = exposure.get("entry")
         table.add_row(
             Text(exposure["id"]),
+            *((Text(entry["name"] if entry else ""),) if named else ()),
             Text("\n".join((exposure.get("url") or exposure["public"], *exposure.get("known_as", ())))),
             Text(exposure["target"]),
             Text(exposure["tunnel"]),

@@ -7,8 +7,8 @@ from overlay.errors import Exit, UserError
 
 _BITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]bit)(?:/s)?")
-_BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]b)")
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?b?)", re.ASCII)
 
 LEAST = 64e3 / 8
 """Bytes per second. What is less would have one datagram in a quarter of a second."""
@@ -37,25 +37,25 @@ def format_rate(rate: float) -> str:
     return f"{bits / 1e3:g} kbit/s"
 
 
-def parse_amount(text: str) -> int:
-    """`10GB` → bytes. Raises `UserError` ("bad-amount", exit 2)."""
-    found = _AMOUNT.fullmatch(text.strip().lower())
-    amount = int(float(found[1]) * _BYTES[found[2]]) if found else 0
-    if amount <= 0:
+def parse_size(text: str) -> int:
+    """`64kB` → bytes, at least one. Raises `UserError` ("bad-size", exit 2)."""
+    found = _SIZE.fullmatch(text.strip().lower())
+    unit = found[2] if found else ""
+    size = int(float(found[1]) * _BYTES[unit if unit in _BYTES else f"{unit}b"]) if found else 0
+    if size < 1:
         raise UserError(
-            "bad-amount",
-            f"'{text}' is not an amount of data.",
-            "Write a number and a unit of kB, MB, GB or TB, as in 10GB.",
+            "bad-size",
+            f"'{text[:64]}' is not a size.",
+            "Write a number and a unit of kB, MB or GB, as in 64kB.",
             Exit.USAGE,
         )
-    return amount
+    return size
 
 
-def format_amount(count: int) -> str:
-    """`950 B`, `1.5 MB`."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
+def format_size(size: int) -> str:
+    """In the largest unit that gives at least 1: `1.2 kB`."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        amount = size / _BYTES[unit.lower()]
+        if amount >= 1:
+            return f"{amount:.1f} {unit}"
+    return f"{size} B"

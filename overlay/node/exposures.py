@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import anyio
@@ -24,12 +25,14 @@ from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
-from overlay.node.direct_end import WELL_KNOWN, DirectEnd
+from overlay.node.direct_end import DirectEnd
+from overlay.node.inspector.inspector import Inspector
 from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
-from overlay.node.status import ExposeWish, ExposureStatus
-from overlay.node.target_end import TargetEnd
+from overlay.node.status import Entry, ExposeWish, ExposureStatus
+from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target, TargetOptions
 from overlay.node.tunnel_end import TunnelEnd
+from overlay.node.wishes import check_heard, checked_inspect, checked_target, service_of
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
@@ -58,6 +61,7 @@ class Exposures:
         """
         stored = state.read_struct(FILE, KeptFile) or KeptFile()
         self.drops: Counter[str] = Counter()
+        self.inspector = Inspector(self._connect_to_target)
         self._kept = {kept.id: kept for kept in stored.exposures}
         self._state = state
         self._request = request
@@ -108,23 +112,19 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(self, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+    def declared(self, file: str) -> dict[str, Kept]:
+        """What the entries of a file have asked for, by their names."""
+        return {
+            kept.entry.name: kept for kept in self._kept.values() if kept.entry is not None and kept.entry.file == file
+        }
+
+    async def add(self, wish: ExposeWish, owner: int = 0, entry: Entry | None = None) -> ExposureStatus:
         """Expose a target. `owner`: uid of who asks, with whose rights files are opened.
 
         Raises `UserError`: "bad-target", "target-forbidden", "target-missing", "not-up", "server-unreachable",
         "server-older", and what the server answers.
         """
-        # A port of its own carries whatever is said there; a name needs a protocol that tells it.
-        target = Target.parse(wish.target, "tcp" if wish.public else "http")
-        if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
-            raise UserError(
-                "bad-target",
-                "Only a target that speaks http can be reached by a host's name on the shared port.",
-                "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
-                Exit.USAGE,
-            )
-        wish.options.check(target)
-        transport = "udp" if target.protocol == "udp" else "tcp"
+        target = checked_target(wish)
         async with self._lock:
             inside = self._target_end(target, wish.options, owner)
             try:
@@ -141,10 +141,13 @@ class Exposures:
                     port=end.port,
                     tunnel=self._tunnel_of(wish),
                     known_as=wish.known_as,
-                    service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
+                    service=service_of(wish),
                     owner=owner,
                     options=wish.options,
                     terms=wish.terms,
+                    inspect=checked_inspect(wish, target),
+                    entry=entry,
+                    wish=wish,
                 )
                 exposure = await self._ask(wanted, wish)
                 kept = msgspec.structs.replace(
@@ -157,12 +160,7 @@ class Exposures:
                     service=exposure.service,
                 )
                 try:
-                    if exposure.terms != wish.terms:
-                        raise UserError(
-                            "server-older",
-                            "The server is older than this machine's overlay and does not know all that was asked for.",
-                            "Bring the server up to date, or leave out the options that it does not know.",
-                        )
+                    check_heard(exposure, wish)
                     await self._save({**self._kept, kept.id: kept})
                 except UserError:
                     await self._give_back(kept.id)
@@ -175,6 +173,64 @@ class Exposures:
             self._news.set()
             await self._tell_direct(kept)
             return self._show(kept)
+
+    async def change(self, name: str, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+        """Have an exposure lead elsewhere, or on other terms, in its place (`wishes.is_renewable`). Users stay
+        connected where the target is the same. Raises as `add` does; it is as it was then."""
+        target = checked_target(wish)
+        async with self._lock:
+            kept = self._kept.get(name)
+            if kept is None:
+                raise _unknown(name)
+            wanted = msgspec.structs.replace(
+                kept,
+                target=target.text,
+                known_as=wish.known_as,
+                service=service_of(wish),
+                terms=wish.terms,
+                inspect=checked_inspect(wish, target),
+                wish=wish,
+            )
+            inside = end = None
+            try:
+                if (target.text, wish.options) != (kept.target, kept.options):
+                    inside = self._target_end(target, wish.options, owner)
+                    await inside.check()
+                    end = self._open(inside, 0)
+                    wanted = msgspec.structs.replace(wanted, port=end.port, owner=owner, options=wish.options)
+                await self._renew_as(wanted, kept, wish)
+            except BaseException:
+                for each in (end, inside):
+                    if each is not None:
+                        each.close()
+                raise
+            before, kept = kept, self._kept[name]
+            gone: list[TunnelEnd | DirectEnd | TargetEnd | None] = []
+            if end is not None or kept.terms != before.terms:
+                gone.append(self._direct.pop(name, None))
+            if end is not None and inside is not None:
+                gone += [self._ends.pop(name, None), self._inside.pop(name, None)]
+                self._serve(kept, end, inside)
+            for old in gone:
+                if old is not None:
+                    old.close()
+            self._inspect(self._ends.get(name), kept)
+            if not kept.inspect:
+                self.inspector.forget(name)
+            await self._tell_direct(kept)
+            return self._show(kept)
+
+    async def _renew_as(self, wanted: Kept, kept: Kept, wish: ExposeWish) -> None:
+        """Have the server and the state folder know it as it is wanted, or as it was."""
+        exposure = await self._ask(wanted, wish)
+        try:
+            check_heard(exposure, wish)
+            renewed = msgspec.structs.replace(wanted, known_as=exposure.known_as, service=exposure.service)
+            await self._save({**self._kept, kept.id: renewed})
+        except UserError:
+            await self._renew(kept)
+            raise
+        self._note_direct(exposure, False)
 
     async def remove(self, name: str) -> None:
         """Give an exposure back. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
@@ -365,7 +421,17 @@ class Exposures:
             return
         inside.prefix = urlsplit(kept.url).path or "/"
         self._ends[kept.id], self._inside[kept.id] = end, inside
+        self._inspect(end, kept)
         self._tasks.start_soon(end.run)
+
+    def _inspect(self, end: TunnelEnd | None, kept: Kept) -> None:
+        """The inspector looks at users who come from now on, if it is to."""
+        if end is not None:
+            end.tap = partial(self.inspector.tapped, exposure=kept.id, limit=kept.inspect) if kept.inspect else None
+
+    async def _connect_to_target(self, name: str) -> TargetStream | None:
+        end = self._ends.get(name)
+        return await end.connect() if end is not None else None
 
     async def _look_again(self) -> None:
         async with self._lock:
@@ -387,6 +453,7 @@ class Exposures:
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:
+            self._inspect(end, kept)
             self._tasks.start_soon(end.run)
         return direct.leads()
 
@@ -427,6 +494,7 @@ class Exposures:
     async def _drop(self, name: str) -> None:
         self._told.pop(name, None)
         self._led.discard(name)
+        self.inspector.forget(name)
         for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
@@ -458,7 +526,9 @@ class Exposures:
             service=kept.service,
             direct=kept.id in self._led,
             trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
-            terms=kept.terms.without_secrets(),
+            terms=kept.terms,
+            entry=kept.entry,
+            inspect=kept.inspect,
         )
 
 

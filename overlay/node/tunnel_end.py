@@ -14,6 +14,7 @@ from overlay.carrier.forward import forward_streams
 from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
 from overlay.carrier.stream import TcpStream, reset_on_close
+from overlay.carrier.tapped import TappedStream
 from overlay.errors import UserError
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
@@ -36,6 +37,7 @@ class TunnelEnd:
         self, inside: TargetEnd, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
     ) -> None:
         """At `address`, or nowhere (""); port 0 picks one. Raises `UserError` ("port-taken") if that is taken."""
+        self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
         self._inside = inside
         self._target = inside.target
         self._is_server = is_server
@@ -140,12 +142,12 @@ class TunnelEnd:
         if self._target.protocol == "udp":
             await self._carry_datagrams(stream)
             return
-        inside = await self._connect()
+        inside = await self.connect()
         if inside is None:
             stream.cut()
             stream.close()
             return
-        await forward_streams(stream, inside)
+        await forward_streams(stream, inside if self.tap is None else self.tap(inside))
 
     async def _carry_datagrams(self, stream: Stream) -> None:
         """Of one user, whose flow the server ends."""
@@ -159,7 +161,8 @@ class TunnelEnd:
 
         await join(StreamOutlet(given, self._drops), target)
 
-    async def _connect(self) -> TargetStream | None:
+    async def connect(self) -> TargetStream | None:
+        """To the target; None: it is not reachable, which is counted."""
         try:
             stream = await self._inside.open()
         except OSError:  # TimeoutError is one

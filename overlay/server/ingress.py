@@ -14,10 +14,11 @@ from typing import Literal
 import anyio
 from anyio.abc import TaskGroup
 
-from overlay.carrier.forward import Forwarded, UdpFlows, forward_streams
+from overlay.carrier.flows import UdpFlows
 from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.errors import Exit, UserError
 from overlay.server.access.gate import Gate
+from overlay.server.access.meter import forward_metered
 from overlay.server.tunnels import Tunnel, TunnelError, Visitor
 from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
 
@@ -194,14 +195,12 @@ class PublicPort:
         return self.gate.refuses(source[0]) if serve_user is None else ""
 
     async def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel) -> None:
-        forwarded, meter = Forwarded(), self.gate.meter
         scope = anyio.CancelScope()
         self._served.add(scope)
         try:
             with scope:
                 inside = await tunnel.open(visitor)
-                with meter.following(lambda: forwarded.a_to_b + forwarded.b_to_a):
-                    await forward_streams(TcpStream(user), inside, forwarded, meter.paces)
+                await forward_metered(TcpStream(user), inside, self.gate.meter)
             if scope.cancelled_caught:
                 reset_on_close(user)
         except TunnelError as error:

@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from overlay.daemon.quantities import parse_amount, parse_rate
+from overlay.daemon.quantities import parse_rate, parse_size
 from overlay.errors import Exit, UserError
 
 FILE: Final = "policy.toml"
@@ -135,7 +135,7 @@ def _parse_rights(given: _Default) -> Rights:
         hosts=None if given.hosts is None else tuple(host.lower() for host in given.hosts),
         ports=None if given.ports is None else tuple(map(_parse_ports, given.ports)),
         exposures=given.exposures,
-        quota=parse_amount(given.quota) if given.quota else 0,
+        quota=parse_size(given.quota) if given.quota else 0,
         bandwidth=parse_rate(given.bandwidth) if given.bandwidth else 0.0,
     )
 

@@ -1,6 +1,6 @@
 import pytest
 
-from overlay.daemon.quantities import format_amount, format_rate, parse_amount, parse_rate
+from overlay.daemon.quantities import format_rate, format_size, parse_rate, parse_size
 from overlay.errors import UserError
 
 
@@ -26,23 +26,25 @@ def test_format(rate: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "amount"), [("10GB", 10**10), ("1.5 mb", 1_500_000), ("1kB", 1000), ("2TB", 2 * 10**12)]
+    ("text", "size"),
+    [("64kB", 64_000), ("1.5 MB", 1_500_000), ("7", 7), ("2G", 2_000_000_000), ("10b", 10), (" 1KB ", 1000)],
 )
-def test_amounts(text: str, amount: int) -> None:
-    assert parse_amount(text) == amount
+def test_a_size(text: str, size: int) -> None:
+    assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "10", "0GB", "10GiB", "10Gbit", "-1GB", "0.0001kB"])
-def test_what_is_no_amount(text: str) -> None:
-    with pytest.raises(UserError, match="is not an amount"):
-        parse_amount(text)
+@pytest.mark.parametrize("text", ["", "0", "kB", "-1kB", "1XB", "1e9", "0.1B", "9" * 40, "١kB"])
+def test_what_is_none(text: str) -> None:
+    with pytest.raises(UserError, match="is not a size"):
+        parse_size(text)
 
 
-def test_amounts_as_people_read_them() -> None:
-    assert [format_amount(each) for each in (0, 999, 1500, 10**10, 2 * 10**15)] == [
+def test_how_it_is_shown() -> None:
+    assert [format_size(size) for size in (0, 999, 1000, 1_234_567, 7_000_000_000, 5 * 10**15)] == [
         "0 B",
         "999 B",
-        "1.5 kB",
-        "10.0 GB",
-        "2000.0 TB",
+        "1.0 kB",
+        "1.2 MB",
+        "7.0 GB",
+        "5000.0 TB",
     ]

@@ -109,7 +109,7 @@ def test_ports_and_protocols() -> None:
         (b"[default]\nports = ['9-8']", "'9-8'"),
         (b"[default]\nports = [70000]", "'70000'"),
         (b"[default]\nprotocols = ['ftp']", "protocols are"),
-        (b"[default]\nquota = '10'", "not an amount"),
+        (b"[default]\nquota = '10Gbit'", "not a size"),
         (b"[default]\nbandwidth = 'fast'", "not a rate"),
         (b"[default]\nexposures = -1", "less than none"),
         (b"[default]\nexposures = 'x'", "int"),

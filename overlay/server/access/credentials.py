@@ -11,7 +11,7 @@ import hmac
 import re
 import secrets
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from overlay.server.access.passwords import Passwords, TooBusy
@@ -33,10 +33,11 @@ Kind = Literal["basic", "bearer"]
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who sends a request: from where, and whether nobody could read along."""
+    """Who sends requests by one connection: from where, and whether nobody could read along."""
 
     source: str  # address
     secure: bool
+    begun: set[str] = field(default_factory=set)  # the exposures that they were for, by id
 
 
 @dataclass(frozen=True, slots=True)

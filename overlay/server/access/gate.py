@@ -75,16 +75,18 @@ class Gate:
             return "quota_used_up" if self.used_up else "source_refused"
         return "" if self.begins(host) else "connection_rate"
 
-    async def admit(self, request: RequestHead, asker: Asker, *, first: bool = False) -> RequestHead | Reply:
-        """→ the request as the target may have it, or what it is answered instead. `first`: of its connection."""
+    async def admit(self, request: RequestHead, asker: Asker) -> RequestHead | Reply:
+        """→ the request as the target may have it, or what it is answered instead."""
         if self.used_up:
             return Reply(503, "quota_used_up", _retry(self.opens_in))
         if not self._networks.empty and not self._networks.admits(asker.source):
             return Reply(403, "source_refused")
         if self._connections is not None or self._requests is not None:
             now = anyio.current_time()
-            if first and self._connections is not None and (wait := self._connections.take(asker.source, now)):
-                return Reply(429, "connection_rate", _retry(wait))
+            if self._connections is not None and self._name not in asker.begun:
+                if wait := self._connections.take(asker.source, now):
+                    return Reply(429, "connection_rate", _retry(wait))
+                asker.begun.add(self._name)
             if self._requests is not None and (wait := self._requests.take(asker.source, now)):
                 return Reply(429, "request_rate", _retry(wait))
         if self._credentials is not None:

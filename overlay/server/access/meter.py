@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from overlay.carrier.forward import Forwardable, Forwarded, forward_streams
 from overlay.server.access.bandwidth import Bandwidth, Pace
 
 
@@ -58,3 +59,10 @@ class Meter:
             passed += now - before
             self._followed[key] = (count, now)
         return passed
+
+
+async def forward_metered(user: Forwardable, target: Forwardable, meter: Meter) -> Forwarded:
+    """`forward_streams`, counted and held back."""
+    forwarded = Forwarded()
+    with meter.following(lambda: forwarded.a_to_b + forwarded.b_to_a):
+        return await forward_streams(user, target, forwarded, meter.paces)

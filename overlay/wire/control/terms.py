@@ -6,7 +6,7 @@ are missing from its answer. Everything here is checked where it comes in (`chec
 """
 
 import re
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -24,7 +24,6 @@ _PERIODS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _FREQUENCY: Final = re.compile(r"([0-9]{1,7})/([smhd])")
 LATEST: Final = 253402300800.0  # the year 10000, Unix time
 MOST_NETWORKS: Final = 256  # in a list
-HIDDEN: Final = "…"
 MOST_FIELDS: Final = 32  # to set, or to remove, of requests or answers
 MOST_SECRETS: Final = 256  # users, or tokens
 
@@ -43,6 +42,10 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_secret(self) -> bool:
         """Whether users have to show something."""
         return bool(self.users or self.bearers or self.link)
+
+
+TlsEnd = Literal["", "target", "server", "node"]
+"""Where the TLS of users ends that come by a name; "": at the server by http, at the target by tls."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,24 +85,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     limits: Limits = Limits()
     headers: Headers = Headers()
     expires: float = 0.0  # Unix time, s; 0: never
-
-    def without_secrets(self) -> "Terms":
-        """For show: hashes, and the values of fields, are replaced by `HIDDEN`."""
-        access, headers = self.access, self.headers
-        if not access.is_secret and not headers.request:
-            return self
-        return msgspec.structs.replace(
-            self,
-            access=msgspec.structs.replace(
-                access,
-                users=tuple(user.partition(":")[0] for user in access.users),
-                bearers=(HIDDEN,) * len(access.bearers),
-                link=HIDDEN if access.link else "",
-            ),
-            headers=msgspec.structs.replace(
-                headers, request=tuple(f"{field.partition(':')[0]}: {HIDDEN}" for field in headers.request)
-            ),
-        )
+    tls_end: TlsEnd = ""
 
 
 NO_TERMS: Final = Terms()

@@ -200,15 +200,48 @@ def record_table(records: list[dict[str, Any]]) -> RenderableType:
 
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
     table = _table("id", "public", "target", "tunnel", "connections")
-    for exposure in exposures:
+    for exposure in _joined(exposures):
+        trouble = exposure.get("trouble")
         table.add_row(
             Text(exposure["id"]),
             Text("\n".join((exposure.get("url") or exposure["public"], *exposure.get("known_as", ())))),
-            Text(exposure["target"]),
+            Text.assemble(exposure["target"], *(("\n", (f"not reached: {trouble}", "yellow")) if trouble else ())),
             Text(exposure["tunnel"]),
             Text(str(exposure["connections"])),
         )
     return table
+
+
+def _joined(exposures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A run of ports of one range is one row; where one was given back in between, there are more of them."""
+    runs: list[list[dict[str, Any]]] = []
+    for exposure in exposures:
+        last = runs[-1][-1] if runs else {}
+        if (
+            exposure.get("range")
+            and exposure["range"] == last.get("range")
+            and _port_pair(exposure, -1) == _port_pair(last)
+        ):
+            runs[-1].append(exposure)
+        else:
+            runs.append([exposure])
+    return [_run(each) if len(each) > 1 else each[0] for each in runs]
+
+
+def _port_pair(exposure: dict[str, Any], plus: int = 0) -> list[int]:
+    return [int(exposure[side].rpartition(":")[2]) + plus for side in ("public", "target")]
+
+
+def _run(run: list[dict[str, Any]]) -> dict[str, Any]:
+    public, target = _port_pair(run[-1])
+    return {
+        **run[0],
+        "id": run[0]["range"],
+        "public": f"{run[0]['public']}-{public}",
+        "target": f"{run[0]['target']}-{target}",
+        "connections": sum(each["connections"] for each in run),
+        "trouble": next((each["trouble"] for each in run if each["trouble"]), ""),
+    }
 
 
 def node_table(nodes: list[dict[str, Any]]) -> Table:

@@ -23,9 +23,10 @@ from overlay.carrier.stream import reset_on_close
 from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
+from overlay.node import ranges
 from overlay.node.control import Answer
 from overlay.node.direct_end import WELL_KNOWN, DirectEnd
-from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
+from overlay.node.kept import FILE, UNFINISHED, Kept, KeptFile, agree, asked
 from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.node.target_end import TargetEnd
 from overlay.node.targets import Target, TargetOptions
@@ -33,6 +34,7 @@ from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
+TAKING_BACK = 5.0  # s that giving back a range that did not become whole may take
 WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
 DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with names at this node
 _log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class Exposures:
         """
         stored = state.read_struct(FILE, KeptFile) or KeptFile()
         self.drops: Counter[str] = Counter()
-        self._kept = {kept.id: kept for kept in stored.exposures}
+        self._kept = {kept.id: kept for kept in stored.exposures if kept.range != UNFINISHED}
         self._state = state
         self._request = request
         self._is_server = is_server
@@ -103,11 +105,40 @@ class Exposures:
         return tuple(self._show(kept) for kept in self._kept.values())
 
     async def add(self, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
-        """Expose a target. `owner`: uid of who asks, with whose rights files are opened.
+        """Expose a target, or a range of ports: all of them or none. `owner`: uid of who asks, with whose rights files
+        are opened.
 
-        Raises `UserError`: "bad-target", "target-forbidden", "target-missing", "not-up", "server-unreachable",
-        "server-older", and what the server answers.
+        Raises `UserError`: "bad-target", "range-invalid", "target-forbidden", "target-missing", "ca-invalid", "not-up",
+        "server-unreachable", "server-older", and what the server answers.
         """
+        wishes = ranges.spread(wish)
+        if len(wishes) == 1:
+            return await self._add(wish, owner)
+        made: list[ExposureStatus] = []
+        try:
+            for one in wishes:
+                exposure = await self._add(one, owner, UNFINISHED)
+                made.append(exposure)
+            name = ranges.name_of(made)
+            async with self._lock:
+                ours = {each.id for each in made}
+                await self._save(
+                    {
+                        id: msgspec.structs.replace(kept, range=name) if id in ours else kept
+                        for id, kept in self._kept.items()
+                    }
+                )
+        except BaseException:
+            with anyio.move_on_after(TAKING_BACK, shield=True):
+                async with self._lock:
+                    for each in made:
+                        await self._drop(each.id)
+                    for each in made:  # what is left by then is given back after the next welcome
+                        await self._give_back(each.id)
+            raise
+        return ranges.whole([msgspec.structs.replace(each, range=name) for each in made])
+
+    async def _add(self, wish: ExposeWish, owner: int, range: str = "") -> ExposureStatus:
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
         target = Target.parse(wish.target, "tcp" if wish.public else "http")
         if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
@@ -138,6 +169,7 @@ class Exposures:
                     service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
                     owner=owner,
                     options=wish.options,
+                    range=range,
                     terms=wish.terms,
                 )
                 exposure = await self._ask(wanted, wish)
@@ -170,17 +202,22 @@ class Exposures:
             return self._show(kept)
 
     async def remove(self, name: str) -> None:
-        """Give an exposure back. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
+        """Give an exposure back, or a whole range. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
         async with self._lock:
-            if name not in self._kept:
+            names = [each.id for each in self._kept.values() if name in (each.id, each.range)]
+            if not names or name == UNFINISHED:
                 raise _unknown(name)
-            try:
-                await self._request(lambda seq: Unexpose(seq=seq, id=name))
-            except UserError as error:
-                if error.exit_code == Exit.UNREACHABLE:
-                    raise
-                _log.info("the server does not know exposure %s any more: %s", name, error)
-            await self._drop(name)
+            for each in names:
+                await self._remove(each)
+
+    async def _remove(self, name: str) -> None:
+        try:
+            await self._request(lambda seq: Unexpose(seq=seq, id=name))
+        except UserError as error:
+            if error.exit_code == Exit.UNREACHABLE:
+                raise
+            _log.info("the server does not know exposure %s any more: %s", name, error)
+        await self._drop(name)
 
     async def reconcile(self, exposures: tuple[Exposure, ...]) -> None:
         """After a welcome: make both lists agree; what fails for want of a server waits for the next welcome."""
@@ -426,6 +463,7 @@ class Exposures:
             known_as=kept.known_as,
             service=kept.service,
             direct=kept.id in self._led,
+            range=kept.range,
             trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
             terms=kept.terms,
         )

@@ -9,6 +9,8 @@ from overlay.wire.control.messages import Expose, Exposure, TunnelKind
 from overlay.wire.control.terms import Terms
 
 FILE: Final = "exposures.json"
+UNFINISHED: Final = "…"
+"""The range of those that are made before it is whole: after a crash they are given back."""
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +26,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     service: str = ""
     owner: int = 0  # uid of who exposed it: with this user's rights files are opened
     options: TargetOptions = NO_OPTIONS
+    range: str = ""  # the id of the whole range of ports that it is one of
     terms: Terms = Terms()
 
 

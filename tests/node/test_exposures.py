@@ -1,5 +1,6 @@
 """The node's end of the single tunnel on loopback: 127.77.0.2 is this node, 127.77.0.1 the server."""
 
+import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.exposures import Exposures
-from overlay.node.kept import FILE
+from overlay.node.kept import FILE, UNFINISHED
 from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.wire.control.messages import (
     Done,
@@ -152,6 +153,7 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "known_as": (),
                 "service": "",
                 "direct": False,
+                "range": "",
                 "trouble": "",
                 "terms": {},
             }
@@ -451,5 +453,70 @@ def test_without_a_tun_at_either_end_users_come_by_tls(tmp_path: Path) -> None:
         setup.exposures = setup.make()
         async with serving(setup.exposures):
             assert [each.tunnel for each in setup.exposures.status()] == ["single", "tls", "tls"]
+
+    anyio.run(main)
+
+
+def test_a_range_is_made_and_given_back_as_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            shown = await setup.exposures.add(
+                ExposeWish(target=f"tcp://127.0.0.1:{port}-{port + 2}", public="192.0.2.1:9000-9002")
+            )
+            assert (shown.id, shown.public, shown.target, shown.range) == (
+                "x1-x3",
+                "192.0.2.1:9000-9002",
+                f"tcp://127.0.0.1:{port}-{port + 2}",
+                "x1-x3",
+            )
+            each = setup.exposures.status()
+            assert [one.public for one in each] == [f"192.0.2.1:{9000 + number}" for number in range(3)]
+            assert {one.range for one in each} == {"x1-x3"}
+            assert await ask(setup.server.exposures["x1"].port, SERVER, b"hi") == b"HI"
+            await setup.exposures.remove("x2")
+            assert [one.id for one in setup.exposures.status()] == ["x1", "x3"]
+            again = setup.make()
+            assert [one.range for one in again.status()] == ["x1-x3"] * 2
+            await setup.exposures.remove("x1-x3")
+            assert setup.exposures.status() == () and not setup.server.exposures
+
+    anyio.run(main)
+
+
+def test_a_range_that_cannot_be_whole_is_not_made(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        request = setup.server.request
+
+        async def refuse_the_third(make: Callable[[int], Message]) -> Answer:
+            message = make(0)
+            if isinstance(message, Expose) and message.public == "9002":
+                raise UserError("port-taken", "Held by node 'b'.")
+            return await request(make)
+
+        setup.server.request = refuse_the_third  # type: ignore[method-assign]
+        setup.exposures = setup.make()
+        async with serving(setup.exposures):
+            with pytest.raises(UserError) as caught:
+                await setup.exposures.add(ExposeWish(target="udp://127.0.0.1:8000-8003", public="9000-9003"))
+            assert caught.value.code == "port-taken"
+            assert setup.exposures.status() == () and not setup.server.exposures
+
+    anyio.run(main)
+
+
+def test_a_range_cut_short_by_a_crash_is_given_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures):
+            await setup.exposures.add(ExposeWish(target="tcp://127.0.0.1:8000-8001", public="9000-9001"))
+        kept = (tmp_path / FILE).read_text()
+        (tmp_path / FILE).write_text(kept.replace('"x1-x2"', json.dumps(UNFINISHED)))
+        again = setup.make()
+        async with serving(again):
+            assert again.status() == ()
+            await again.reconcile(setup.server.list())
+            assert not setup.server.exposures
 
     anyio.run(main)

@@ -175,7 +175,12 @@ def list_exposures(state: NodeState, json: Json = False) -> None:
 
 @expose_app.command("rm", epilog="Example: overlay expose rm x1")
 def remove_exposure(
-    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it.")],
+    id: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", help="As 'overlay expose ls' shows it; x3-x13 is a whole range of ports, x4 one of them."
+        ),
+    ],
     state: NodeState,
     json: Json = False,
     quiet: Quiet = False,

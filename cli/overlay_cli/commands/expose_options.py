@@ -31,9 +31,10 @@ Target = Annotated[
 Public = Annotated[
     str,
     typer.Option(
-        metavar="[HOST:]PORT",
+        metavar="[HOST:]PORT[-PORT]",
         envvar="OVERLAY_PUBLIC",
-        help="A port of its own on the server; without this, and without --host, the server picks one.",
+        help="A port of its own on the server, or as many as TARGET has, as in tcp://localhost:8000-8010; without "
+        "this, and without --host, the server picks one.",
         show_default=False,
         rich_help_panel=PLACE,
     ),

@@ -217,19 +217,16 @@ def _joined(exposures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     runs: list[list[dict[str, Any]]] = []
     for exposure in exposures:
         last = runs[-1][-1] if runs else {}
-        if (
-            exposure.get("range")
-            and exposure["range"] == last.get("range")
-            and _port_pair(exposure, -1) == _port_pair(last)
-        ):
+        of_one = exposure.get("range") and exposure["range"] == last.get("range")
+        if of_one and _port_pair(exposure) == [port + 1 for port in _port_pair(last)]:
             runs[-1].append(exposure)
         else:
             runs.append([exposure])
     return [_run(each) if len(each) > 1 else each[0] for each in runs]
 
 
-def _port_pair(exposure: dict[str, Any], plus: int = 0) -> list[int]:
-    return [int(exposure[side].rpartition(":")[2]) + plus for side in ("public", "target")]
+def _port_pair(exposure: dict[str, Any]) -> list[int]:
+    return [int(exposure[side].rpartition(":")[2]) for side in ("public", "target")]
 
 
 def _run(run: list[dict[str, Any]]) -> dict[str, Any]:

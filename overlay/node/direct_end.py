@@ -17,8 +17,9 @@ from typing import Final
 
 from overlay.errors import UserError
 from overlay.node.target_end import TargetEnd
-from overlay.node.targets import Protocol
+from overlay.node.targets import Protocol, Transport
 from overlay.node.tunnel_end import TunnelEnd
+from overlay.wire.endpoint import Endpoint
 
 _UNUSED_LOOPBACK: Final = "127.215.97.3"
 """No service is bound to this address by name: where its port is taken, somebody has taken that of all addresses."""
@@ -66,6 +67,12 @@ class DirectEnd:
         except UserError:
             return None  # something else has the port: the next look may find it free
         return self._end
+
+    def listens_at(self, transport: Transport) -> Endpoint | None:
+        """Where its own listener is."""
+        if self._end is None or transport != self._target.transport:
+            return None
+        return self._address, self._port
 
     def leads(self) -> bool:
         """Whether peers reach the target there, as it is at this moment."""

@@ -25,12 +25,13 @@ from overlay.errors import Exit, UserError
 from overlay.node import ranges
 from overlay.node.control import Answer
 from overlay.node.direct_end import WELL_KNOWN, DirectEnd
-from overlay.node.kept import FILE, UNFINISHED, Kept, KeptFile, agree, asked
+from overlay.node.kept import FILE, UNFINISHED, Kept, KeptFile, agree, asked, leads_to_itself, places
 from overlay.node.status import ExposeWish, ExposureStatus
-from overlay.node.target_end import TargetEnd
-from overlay.node.targets import Target, TargetOptions
+from overlay.node.target_end import LookUp, NotInNetworkError, TargetEnd
+from overlay.node.targets import Target, TargetOptions, Transport
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
+from overlay.wire.endpoint import Endpoint
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
 TAKING_BACK = 5.0  # s that giving back a range that did not become whole may take
@@ -50,9 +51,10 @@ class Exposures:
         request: Request,
         is_server: Callable[[str], bool],
         is_member: Callable[[str], bool] = lambda address: False,
+        look_up: LookUp = lambda name: None,
     ) -> None:
         """`request` asks the server; `is_server` says whether an overlay address is the server's, `is_member` whether
-        it is of this network.
+        it is of this network; `look_up`: the network's names.
 
         Raises `UserError` ("state-corrupt").
         """
@@ -63,6 +65,7 @@ class Exposures:
         self._request = request
         self._is_server = is_server
         self._is_member = is_member
+        self._look_up = look_up
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
         self._inside: dict[str, TargetEnd] = {}
@@ -70,6 +73,8 @@ class Exposures:
         self._direct: dict[str, DirectEnd] = {}
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
         self._led: set[str] = set()  # to which the server has peers led
+        self._places: dict[tuple[Transport, str, int], str] = {}  # where our exposures are reached
+        self._places_of: dict[str, Kept] | None = None
         self._tasks: TaskGroup | None = None
         self._address = ""
 
@@ -148,7 +153,6 @@ class Exposures:
                 Exit.USAGE,
             )
         wish.options.check(target)
-        transport = "udp" if target.protocol == "udp" else "tcp"
         async with self._lock:
             inside = self._target_end(target, wish.options, owner)
             try:
@@ -165,7 +169,7 @@ class Exposures:
                     port=end.port,
                     tunnel=self._tunnel_of(wish),
                     known_as=wish.known_as,
-                    service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
+                    service=wish.service.lower() or WELL_KNOWN.get((target.transport, target.port), ""),
                     owner=owner,
                     options=wish.options,
                     range=range,
@@ -182,6 +186,7 @@ class Exposures:
                     service=exposure.service,
                 )
                 try:
+                    self._check_circle(target, kept)
                     if exposure.terms != wish.terms:
                         raise UserError(
                             "server-older",
@@ -313,6 +318,16 @@ class Exposures:
             return "single" if self._address else "tls"
         return wish.tunnel
 
+    def _check_circle(self, target: Target, kept: Kept) -> None:
+        """Whether what was granted just now leads to itself. Raises `UserError` ("target-loop")."""
+        if target.kind == "host" and leads_to_itself(target, kept):
+            raise UserError(
+                "target-loop",
+                f"{target.text} is where users would reach this exposure itself.",
+                "Name the service that is to be reached, not the place where it is published.",
+                Exit.USAGE,
+            )
+
     async def _ask(self, wanted: Kept, wish: ExposeWish) -> Exposure:
         try:
             answer = await self._request(lambda seq: asked(wanted, seq, host=wish.host))
@@ -343,7 +358,7 @@ class Exposures:
                 inside.close()
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
                 return
-            self._kept[kept.id] = msgspec.structs.replace(kept, port=end.port)
+            self._kept = {**self._kept, kept.id: msgspec.structs.replace(kept, port=end.port)}
         self._serve(kept, end, inside)
         self._leads_directly(kept)
 
@@ -356,9 +371,28 @@ class Exposures:
                 "Try again when 'overlay status' says 'connected'.",
                 Exit.NOT_RUNNING,
             )
-        inside = TargetEnd(target, options, owner=owner)
+        inside = TargetEnd(
+            target,
+            options,
+            owner=owner,
+            look_up=self._look_up_inside,
+            ours=lambda endpoint: self._ours(target.transport, endpoint),
+        )
         self._tasks.start_soon(inside.run)
         return inside
+
+    def _look_up_inside(self, name: str) -> tuple[str, ...] | None:
+        found = self._look_up(name)
+        if found and not self._address:
+            raise NotInNetworkError("it is in the network, which is reached after 'sudo overlay up' alone")
+        return found
+
+    def _ours(self, transport: Transport, endpoint: Endpoint) -> str:
+        """The exposure of this node that is reached there, "" if none is."""
+        if self._places_of is not self._kept:
+            self._places_of, self._places = self._kept, places(self._kept.values(), self._address)
+        direct = (id for id, each in self._direct.items() if each.listens_at(transport) == endpoint)
+        return self._places.get((transport, *endpoint)) or next(direct, "")
 
     def _open(self, inside: TargetEnd, port: int) -> TunnelEnd:
         return TunnelEnd(inside, self._address, port, self._is_server, self.drops)

@@ -1,12 +1,16 @@
 """This node's exposures as its state folder has them, and what is said of them to the server."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
-from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
+from overlay.node.targets import NO_OPTIONS, Target, TargetOptions, Transport
 from overlay.wire.control.messages import Expose, Exposure, TunnelKind
 from overlay.wire.control.terms import Terms
+from overlay.wire.endpoint import parse_endpoint
 
 FILE: Final = "exposures.json"
 UNFINISHED: Final = "…"
@@ -61,3 +65,25 @@ def agree(theirs: Exposure, ours: Kept) -> bool:
         ours.service,
         ours.terms,
     )
+
+
+def places(exposures: Iterable[Kept], address: str) -> dict[tuple[Transport, str, int], str]:
+    """Where exposures are reached → their ids: at the server, and at this node's overlay address ("": none)."""
+    found: dict[tuple[Transport, str, int], str] = {}
+    for kept in exposures:
+        transport = Target.parse(kept.target).transport
+        if address:
+            found[transport, address, kept.port] = kept.id
+        with suppress(ValueError):  # of http by name
+            found[transport, *parse_endpoint(kept.public)] = kept.id
+    return found
+
+
+def leads_to_itself(target: Target, kept: Kept) -> bool:
+    """Whether a target is, as it is written, the place where the server has published it."""
+    if f"{target.address}:{target.port}" == kept.public:
+        return True
+    url = urlsplit(kept.url)
+    port = url.port or {"https": 443, "http": 80}.get(url.scheme, 0)
+    # Users' requests go on with the name that they came with, so that it leads here from each port of the server.
+    return bool(url.hostname) and url.hostname == target.host.lower().rstrip(".") and target.port in (80, 443, port)

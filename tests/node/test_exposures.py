@@ -87,6 +87,7 @@ class Setup:
     def __init__(self, folder: Path) -> None:
         self.server = Server()
         self.state = StateDir(folder).open()
+        self.names: dict[str, tuple[str, ...]] = {}
         self.exposures = self.make()
 
     async def add(
@@ -98,7 +99,11 @@ class Setup:
 
     def make(self) -> Exposures:
         return Exposures(
-            self.state, self.server.request, lambda address: address == SERVER, lambda address: address == PEER
+            self.state,
+            self.server.request,
+            lambda address: address == SERVER,
+            lambda address: address == PEER,
+            self.names.get,
         )
 
 
@@ -518,5 +523,70 @@ def test_a_range_cut_short_by_a_crash_is_given_back(tmp_path: Path) -> None:
             assert again.status() == ()
             await again.reconcile(setup.server.list())
             assert not setup.server.exposures
+
+    anyio.run(main)
+
+
+def test_a_peers_service_is_found_by_the_networks_names(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            setup.names["b.nowhere.invalid"] = ()
+            await setup.add(f"tcp://b.nowhere.invalid:{port}", "")
+            with pytest.raises((anyio.BrokenResourceError, OSError)):
+                await ask(setup.server.exposures["x1"].port, SERVER, b"hello")
+            assert setup.exposures.status()[0].trouble == "the network has no b.nowhere.invalid"
+            setup.names["b.nowhere.invalid"] = ("127.0.0.1", "fd12::3")
+            assert await ask(setup.server.exposures["x1"].port, SERVER, b"hello") == b"HELLO"
+
+    anyio.run(main)
+
+
+def test_a_peers_service_needs_the_network(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        setup.names["b.nowhere.invalid"] = ("127.0.0.1",)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(setup.exposures.run, "")
+            with pytest.raises(UserError, match="reached after 'sudo overlay up' alone"):
+                await setup.add("tcp://b.nowhere.invalid:1", "")
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
+def test_a_target_that_is_one_of_our_own_places_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            shown = await setup.add(f"tcp://127.0.0.1:{port}", "9000", ("app.example.org",))
+            ours = setup.server.exposures["x1"].port
+            setup.names["me.nowhere.invalid"] = (NODE,)
+            for target in (f"tcp://{NODE}:{ours}", f"http://me.nowhere.invalid:{ours}", shown.public, f"{NODE}:9000"):
+                with pytest.raises(UserError, match="is where exposure x1 of this machine itself is reached") as caught:
+                    await setup.add(target, "")
+                assert (caught.value.code, caught.value.exit_code) == ("target-loop", Exit.USAGE)
+            await setup.add(f"udp://{NODE}:{ours}", "")  # another transport is another place
+            for target, public, host in (("192.0.2.1:9009", "9009", ""), ("https://app.test", "", "app.test")):
+                with pytest.raises(UserError, match="users would reach this exposure itself") as caught:
+                    await setup.add(target, public, host=host)
+                assert caught.value.code == "target-loop"
+            assert len(setup.exposures.status()) == len(setup.server.exposures) == 2
+
+    anyio.run(main)
+
+
+def test_a_target_that_becomes_one_of_our_own_places_is_not_reached(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        setup.names["b.nowhere.invalid"] = ("127.0.0.1",)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            await setup.add(f"tcp://127.0.0.1:{port}", "")
+            ours = setup.server.exposures["x1"].port
+            shown = await setup.add(f"tcp://b.nowhere.invalid:{ours}", "")
+            setup.names["b.nowhere.invalid"] = (NODE,)
+            with pytest.raises((anyio.BrokenResourceError, OSError)):
+                await ask(setup.server.exposures[shown.id].port, SERVER, b"hello")
+            assert setup.exposures.status()[1].trouble == "it is where exposure x1 of this machine itself is reached"
 
     anyio.run(main)

@@ -12,10 +12,9 @@ import pytest
 from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSListener
 
-from overlay.carrier.forward import Forwardable
 from overlay.errors import Exit, UserError
 from overlay.node import target_end
-from overlay.node.target_end import TargetEnd
+from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from tests.carrier.programs import nginx
 from tests.carrier.streams import Certificate
@@ -50,7 +49,7 @@ async def who_service(path: Path) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def said(stream: Forwardable) -> bytes:
+async def said(stream: TargetStream) -> bytes:
     data = b""
     with anyio.fail_after(5):
         async with stream:
@@ -209,6 +208,8 @@ def test_options_that_do_not_fit() -> None:
     for target, options in (
         ("3000", TargetOptions(listing=True)),
         ("3000", TargetOptions(insecure=True)),
+        ("udp://a:1", TargetOptions(proxy="socks5://p")),
+        ("unix:/run/s", TargetOptions(proxy="socks5://p")),
         ("/srv/www", TargetOptions(ca="x")),
         ("https://a", TargetOptions(ca="x", insecure=True)),
         ("https://a", TargetOptions(ca="x" * 600_000)),

@@ -48,6 +48,7 @@ expose_app = typer.Typer(
 
 @expose_app.command(_ADD, cls=_AddCommand, epilog="Example: overlay expose 3000 --host app.example.com")
 def add_exposure(
+    context: typer.Context,
     target: options.Target,
     state: NodeState,
     public: options.Public = "",
@@ -59,6 +60,8 @@ def add_exposure(
     listing: options.Listing = False,
     insecure_target: options.InsecureTarget = False,
     target_ca: options.TargetCa = None,
+    target_proxy: options.TargetProxy = "",
+    target_proxy_auth: options.TargetProxyAuth = None,
     max_connections: options.MaxConnections = 0,
     invite: options.Invite = None,
     carrier: Carrier = "auto",
@@ -83,7 +86,14 @@ def add_exposure(
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
-        "options": options.target_options(listing=listing, insecure=insecure_target, ca=target_ca),
+        "options": options.target_options(
+            context,
+            listing=listing,
+            insecure=insecure_target,
+            ca=target_ca,
+            proxy=target_proxy,
+            proxy_auth=target_proxy_auth,
+        ),
         "terms": options.terms(max_connections=max_connections),
     }
     try:

@@ -117,6 +117,30 @@ TargetCa = Annotated[
     ),
 ]
 
+TargetProxy = Annotated[
+    str,
+    typer.Option(
+        "--target-proxy",
+        metavar="URL",
+        envvar="OVERLAY_TARGET_PROXY",
+        help="Reach the target through this proxy, which looks its name up: socks5://HOST:PORT or http://HOST:PORT.",
+        show_default=False,
+        rich_help_panel=WAY,
+    ),
+]
+TargetProxyAuth = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-proxy-auth",
+        metavar="FILE",
+        envvar="OVERLAY_TARGET_PROXY_AUTH",
+        help="USER:PASSWORD for that proxy, in the first line. Or put the whole URL, with USER:PASSWORD@ before its "
+        "host, into the environment as OVERLAY_TARGET_PROXY.",
+        show_default=False,
+        rich_help_panel=WAY,
+    ),
+]
+
 # how much -------------------------------------------------------------------------------------------------------------
 
 MaxConnections = Annotated[
@@ -157,10 +181,43 @@ Foreground = Annotated[
 ]
 
 
-def target_options(*, listing: bool, insecure: bool, ca: Path | None) -> dict[str, Any]:
+def target_options(
+    context: typer.Context, *, listing: bool, insecure: bool, ca: Path | None, proxy: str, proxy_auth: Path | None
+) -> dict[str, Any]:
     """`overlay.node.targets.TargetOptions` as the local API takes them. Files are read here, with the rights of who
     calls. Raises `UserError` (exit 2)."""
-    return {"listing": listing, "insecure": insecure, "ca": "" if ca is None else _read(ca, "--target-ca")}
+    source = context.get_parameter_source("target_proxy")
+    if "@" in proxy and source is not None and source.name == "COMMANDLINE":
+        raise UserError(
+            "proxy-password",
+            "A password among the arguments is seen by every user of this machine.",
+            "Put USER:PASSWORD into a file and name that with --target-proxy-auth, or the whole URL into "
+            "OVERLAY_TARGET_PROXY.",
+            Exit.USAGE,
+        )
+    if proxy_auth is not None:
+        proxy = _with_password(proxy, _read(proxy_auth, "--target-proxy-auth"))
+    return {
+        "listing": listing,
+        "insecure": insecure,
+        "ca": "" if ca is None else _read(ca, "--target-ca"),
+        "proxy": proxy,
+    }
+
+
+def _with_password(proxy: str, text: str) -> str:
+    from urllib.parse import quote
+
+    user, colon, password = text.partition("\n")[0].rstrip("\r").partition(":")
+    scheme, separator, host = proxy.rpartition("://")
+    if not (colon and user and host) or "@" in host:
+        raise UserError(
+            "proxy-password",
+            "The file that --target-proxy-auth names must begin with USER:PASSWORD, and --target-proxy say where to.",
+            "As in: --target-proxy socks5://HOST:1080 --target-proxy-auth FILE",
+            Exit.USAGE,
+        )
+    return f"{scheme}{separator}{quote(user, safe='')}:{quote(password, safe='')}@{host}"
 
 
 def _read(path: Path, option: str) -> str:

@@ -422,7 +422,7 @@ class Exposures:
         direct = self._direct.get(kept.id)
         if direct is None:
             port = int(kept.public.rpartition(":")[2])  # its host may be a name
-            direct = DirectEnd(inside, self._address, port, self._is_member, self.drops)
+            direct = DirectEnd(inside, self._address, port, self._is_member, self.drops, kept.terms)
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:

@@ -16,6 +16,8 @@ from anyio.abc import TaskGroup
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
+from overlay.server.access.credentials import Desk
+from overlay.server.access.gate import Gate
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.claims import Claims, Surroundings
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
@@ -58,6 +60,8 @@ class Exposures:
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http
+        self._gates: dict[int, Gate] = {}
+        self._desk = Desk()
         self._by_name = Sites()
         self._web = WebDoor(self.drops, around.wall)
         self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
@@ -102,7 +106,7 @@ class Exposures:
                 "This server runs without a network interface and cannot carry users to nodes.",
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
-        check_terms(request.terms)
+        check_terms(request.terms, request.protocol)
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
@@ -173,7 +177,8 @@ class Exposures:
             async with self._registry.transaction() as transaction:
                 await transaction.set_exposure(renewed)
             self._records[record.id] = renewed
-            self._apply(renewed)
+            if gate := self._gates.get(record.id):
+                gate.terms = renewed.terms
         return renewed
 
     async def _grant(self, node: int, request: Expose) -> ExposureRecord:
@@ -220,22 +225,17 @@ class Exposures:
         self._records[lease.id] = lease
         self._problems.pop(lease.id, None)
         tunnel = self._tunnel(lease)
+        gate = self._gates[lease.id] = Gate(lease.terms, lease.name, lease.path or "/", self._desk)
         serve_user: ServeUser | None = None
         if lease.protocol == "http":
-            site = self._sites[lease.id] = Site(lease.name, tunnel)
+            site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)
             serve_user = self._server_of(site)
             if public is None:
                 self._by_name.add(lease.host, lease.path, site)
         if public is not None:
+            public.gate = gate
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
-        self._apply(lease)
-
-    def _apply(self, lease: ExposureRecord) -> None:
-        """Its terms hold for users who come from now on."""
-        for each in (self._ports.get(lease.id), self._sites.get(lease.id)):
-            if each is not None:
-                each.terms = lease.terms
 
     def _tunnel(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
@@ -263,6 +263,7 @@ class Exposures:
     def _forget(self, number: int) -> None:
         self._records.pop(number, None)
         self._problems.pop(number, None)
+        self._gates.pop(number, None)
         if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
             self._around.on_names()
         site, public = self._sites.pop(number, None), self._ports.pop(number, None)

@@ -67,17 +67,26 @@ class Deputy:
         async with self._lock:
             if self._closed.is_set():
                 raise OSError(errno.ESHUTDOWN, "it is no longer published")
-            if self._pair is None:
-                await anyio.to_thread.run_sync(self._start)
+            found = self._pair is not None
             try:
-                with anyio.fail_after(PATIENCE):
-                    opened = await self._ask(prefix)
+                opened = await self._ask_one(prefix)
             except (OSError, anyio.ClosedResourceError) as error:  # TimeoutError is one
-                self._let_go()
-                raise OSError(errno.EIO, "the process that opens it has ended") from error
+                if not found:
+                    raise OSError(errno.EIO, "the process that opens it ends at once") from error
+                opened = await self._ask_one(prefix)  # it may have been killed since the last time
         if isinstance(opened, OSError):
             raise opened
         return opened
+
+    async def _ask_one(self, prefix: str) -> socket.socket | OSError:
+        if self._pair is None:
+            await anyio.to_thread.run_sync(self._start)
+        try:
+            with anyio.fail_after(PATIENCE):
+                return await self._ask(prefix)
+        except (OSError, anyio.ClosedResourceError):
+            self._let_go()
+            raise
 
     async def _ask(self, prefix: str) -> socket.socket | OSError:
         """What the deputy answers. Raises `OSError` if it does not."""

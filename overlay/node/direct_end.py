@@ -77,7 +77,7 @@ class DirectEnd:
         if self._end is not None or self._servers_alone or self._is_the_targets_own():
             return None
         try:
-            self._end = TunnelEnd(self._inside, self._address, self._port, self._admits, self._drops)
+            self._end = TunnelEnd(self._inside, self._address, self._port, self._admits, self._drops, owners_alone=True)
         except UserError:
             return None  # something else has the port: the next look may find it free
         return self._end

@@ -51,6 +51,7 @@ class TargetEnd:
         self._look_up = look_up
         self._ours = ours
         self.trouble = ""
+        self.slow = False  # it did not refuse the last time: it said nothing
         self.prefix = "/"
         """The path under which a folder is published."""
         self._owner = owner
@@ -107,10 +108,10 @@ class TargetEnd:
             with anyio.fail_after(CONNECT_TIMEOUT):
                 stream = await self._open()
         except TimeoutError:
-            self.trouble = f"no answer within {CONNECT_TIMEOUT:g} s"
+            self.trouble, self.slow = f"no answer within {CONNECT_TIMEOUT:g} s", True
             raise
         except OSError as error:
-            self.trouble = error.strerror or str(error)
+            self.trouble, self.slow = error.strerror or str(error), False
             raise
         self.trouble = ""
         return stream

@@ -395,6 +395,7 @@ class ServerDaemon:
             direct=self._settings.direct_names,
             on_names=self._tell_records,
             leads_here=self._leads_here,
+            is_near=lambda number, source: self._network is not None and self._network.is_near(number, source),
         )
 
     async def _leads_here(self, host: str) -> bool:

@@ -228,7 +228,9 @@ class Exposures:
         gate = self._gates[lease.id] = Gate(lease.terms, lease.name, lease.path or "/", self._desk)
         serve_user: ServeUser | None = None
         if lease.protocol == "http":
-            site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)
+            site = self._sites[lease.id] = Site(
+                lease.name, tunnel, gate=gate, is_near=lambda source: self._around.is_near(lease.node, source)
+            )
             serve_user = self._server_of(site)
             if public is None:
                 self._by_name.add(lease.host, lease.path, site)

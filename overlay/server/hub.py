@@ -35,6 +35,7 @@ class Link(Protocol):
     """One connected node."""
 
     number: int
+    source: str  # the address that it comes from
 
     async def send(self, messages: Sequence[bytes]) -> None:
         """Queue encoded messages, without ever waiting. Who is gone or does not keep up gets nothing any more."""
@@ -92,6 +93,11 @@ class Hub:
 
     def is_connected(self, number: int) -> bool:
         return number in self._links
+
+    def source_of(self, number: int) -> str:
+        """Where a node comes from; "": it is not connected."""
+        link = self._links.get(number)
+        return link.source if link is not None else ""
 
     async def connect(self, link: Link, mark: bytes = b"") -> None:
         """The node has been welcomed: it gets what came after the update with this mark, or the map, and from now on

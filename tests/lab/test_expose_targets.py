@@ -173,6 +173,10 @@ def test_https_verified_and_not(network: Network, a: Machine) -> None:
         a.overlay("expose", "rm", shown["id"])
     a.overlay("expose", target, "--host", NAME)
     assert status_of(network, f"http://{NAME}/") == "502"
+    assert curl(network, f"http://{NAME}/") == "Bad Gateway\n"
+    for owner in (network["a"], network["b"]):  # a by the address that it has in any case, b is nobody to it
+        page = owner.run("curl", "-s", "--resolve", f"{NAME}:80:{SERVER_ADDRESS}", f"http://{NAME}/").stdout
+        assert ("certificate is not trusted" in page) == (owner is network["a"])
     (shown,) = a.overlay_json("expose", "ls")["exposures"]
     assert "not trusted" in shown["trouble"] and "--target-ca" in shown["trouble"]
     assert "not reached" in a.overlay("expose", "ls").stdout

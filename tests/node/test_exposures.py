@@ -14,6 +14,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
+from overlay.node import target_end
 from overlay.node.control import Answer
 from overlay.node.exposures import Exposures
 from overlay.node.kept import FILE, UNFINISHED
@@ -588,5 +589,37 @@ def test_a_target_that_becomes_one_of_our_own_places_is_not_reached(tmp_path: Pa
             with pytest.raises((anyio.BrokenResourceError, OSError)):
                 await ask(setup.server.exposures[shown.id].port, SERVER, b"hello")
             assert setup.exposures.status()[1].trouble == "it is where exposure x1 of this machine itself is reached"
+
+    anyio.run(main)
+
+
+def test_who_speaks_http_is_told_that_the_target_is_not_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_end, "CONNECT_TIMEOUT", 0.2)
+    get, head = (f"{method} / HTTP/1.1\r\nHost: a\r\n\r\n".encode() for method in ("GET", "HEAD"))
+
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with tcp_service(shout) as nobody:
+            pass  # nobody listens there any more
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+            async with serving(setup.exposures):
+                shown = await setup.add(f"http://127.0.0.1:{nobody}", "", ("app.example.org",))
+                port = setup.server.exposures["x1"].port
+                answer = await ask(port, SERVER, get)
+                refused = f"http://127.0.0.1:{nobody} is not reachable: connection refused"
+                assert answer.startswith(b"HTTP/1.1 502 ") and f"Overlay-Trouble: {refused}\r\n".encode() in answer
+                assert answer.endswith(b"\r\n\r\nBad Gateway\n")
+                assert (await ask(port, SERVER, head)).endswith(b"\r\n\r\n")
+                at_node = int(shown.public.rpartition(":")[2])
+                answer = await ask(at_node, PEER, get)
+                assert f"H{refused[1:]}.".encode() in answer and b"Overlay-Trouble" not in answer
+                with pytest.raises((anyio.BrokenResourceError, OSError)):
+                    await ask(port, SERVER, b"no http\n")
+                assert setup.exposures.status()[0].trouble == "connection refused"
+                slow = await setup.add(f"https://127.0.0.1:{full.getsockname()[1]}", "")
+                answer = await ask(setup.server.exposures[slow.id].port, SERVER, get)
+                assert answer.startswith(b"HTTP/1.1 504 ") and b"no answer within 0.2 s" in answer
 
     anyio.run(main)

@@ -153,57 +153,63 @@ class Exposures:
                 Exit.USAGE,
             )
         wish.options.check(target)
-        async with self._lock:
-            inside = self._target_end(target, wish.options, owner)
-            try:
-                await inside.check()
+        inside = self._target_end(target, wish.options, owner)
+        try:
+            await inside.check()
+            async with self._lock:
                 end = self._open(inside, 0)
-            except BaseException:
-                inside.close()
-                raise
-            try:
-                wanted = Kept(
-                    id="",
-                    public=wish.public,
-                    target=target.text,
-                    port=end.port,
-                    tunnel=self._tunnel_of(wish),
-                    known_as=wish.known_as,
-                    service=wish.service.lower() or WELL_KNOWN.get((target.transport, target.port), ""),
-                    owner=owner,
-                    options=wish.options,
-                    range=range,
-                    terms=wish.terms,
-                )
-                exposure = await self._ask(wanted, wish)
-                kept = msgspec.structs.replace(
-                    wanted,
-                    id=exposure.id,
-                    public=exposure.public,
-                    url=exposure.url,
-                    tunnel=exposure.tunnel,
-                    known_as=exposure.known_as,
-                    service=exposure.service,
-                )
                 try:
-                    self._check_circle(target, kept)
-                    if exposure.terms != wish.terms:
-                        raise UserError(
-                            "server-older",
-                            "The server is older than this machine's overlay and does not know all that was asked for.",
-                            "Bring the server up to date, or leave out the options that it does not know.",
-                        )
-                    await self._save({**self._kept, kept.id: kept})
-                except UserError:
-                    await self._give_back(kept.id)
+                    kept = await self._get(wish, inside, end.port, owner, range)
+                except BaseException:
+                    end.close()
                     raise
-            except BaseException:
-                end.close()
+                self._serve(kept, end, inside)
+                await self._tell_direct(kept)
+                return self._show(kept)
+        except BaseException:
+            if inside not in self._inside.values():
                 inside.close()
-                raise
-            self._serve(kept, end, inside)
-            await self._tell_direct(kept)
-            return self._show(kept)
+            raise
+
+    async def _get(self, wish: ExposeWish, inside: TargetEnd, port: int, owner: int, range: str) -> Kept:
+        """What the server grants, which is kept then."""
+        target = inside.target
+        wanted = Kept(
+            id="",
+            public=wish.public,
+            target=target.text,
+            port=port,
+            tunnel=self._tunnel_of(wish),
+            known_as=wish.known_as,
+            service=wish.service.lower() or WELL_KNOWN.get((target.transport, target.port), ""),
+            owner=owner,
+            options=wish.options,
+            range=range,
+            terms=wish.terms,
+        )
+        exposure = await self._ask(wanted, wish)
+        kept = msgspec.structs.replace(
+            wanted,
+            id=exposure.id,
+            public=exposure.public,
+            url=exposure.url,
+            tunnel=exposure.tunnel,
+            known_as=exposure.known_as,
+            service=exposure.service,
+        )
+        try:
+            self._check_circle(target, kept)
+            if exposure.terms != wish.terms:
+                raise UserError(
+                    "server-older",
+                    "The server is older than this machine's overlay and does not know all that was asked for.",
+                    "Bring the server up to date, or leave out the options that it does not know.",
+                )
+            await self._save({**self._kept, kept.id: kept})
+        except UserError:
+            await self._give_back(kept.id)
+            raise
+        return kept
 
     async def remove(self, name: str) -> None:
         """Give an exposure back, or a whole range. Raises `UserError`: "exposure-unknown", "server-unreachable"."""

@@ -20,9 +20,7 @@ from overlay.wire.endpoint import Endpoint, canonical_endpoint
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds to reach the target, over all addresses of its name; three SYNs."""
 CHECK_TIMEOUT: Final = 1.0  # s for a look before it is published
-_QUEUE_PAUSE: Final = (
-    0.05  # s between looks at a unix socket whose queue is full: the kernel does not tell when it is not
-)
+_QUEUE_PAUSE: Final = 0.05  # s between tries at a unix socket whose queue is full, which cannot be waited for
 
 TargetStream = TcpStream | CodecStream
 LookUp = Callable[[str], tuple[str, ...] | None]
@@ -111,7 +109,8 @@ class TargetEnd:
             self.trouble, self.slow = f"no answer within {CONNECT_TIMEOUT:g} s", True
             raise
         except OSError as error:
-            self.trouble, self.slow = error.strerror or str(error), False
+            words = error.strerror or str(error)
+            self.trouble, self.slow = words[:1].lower() + words[1:], False
             raise
         self.trouble = ""
         return stream

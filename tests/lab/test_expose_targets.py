@@ -1,7 +1,6 @@
 """What a node publishes beyond ports of its own, with real programs: nginx on a unix socket, on TLS, on a peer and on
 several ports, microsocks, and files; curl is the user."""
 
-import hashlib
 import os
 import signal
 from collections.abc import Iterator
@@ -12,11 +11,11 @@ import trustme
 
 from tests.lab.conftest import tracked
 from tests.lab.netns import Lab, Namespace, wait_for
+from tests.lab.test_expose import NAME, curl, digest, status_of
 from tests.lab.topology import SERVER_ADDRESS, Machine, Network, build_internet
 
 pytestmark = pytest.mark.lab
 
-NAME = "app.test"
 PLAIN, TLS = (3000, 3001, 3002), 3443
 PROXY = 1080
 SIZE = 20_000_000
@@ -87,16 +86,6 @@ def a(network: Network) -> Iterator[Machine]:
     yield network["a"]
     for exposure in network["a"].overlay_json("expose", "ls")["exposures"]:
         network["a"].overlay("expose", "rm", exposure["id"])
-
-
-def curl(network: Network, *arguments: str) -> str:
-    resolve = [each for port in (80, 443) for each in ("--resolve", f"{NAME}:{port}:{SERVER_ADDRESS}")]
-    done = network.lab.namespaces["user"].run(["curl", "-ksS", "--max-time", "30", *resolve, *arguments])
-    return str(done.stdout)
-
-
-def status_of(network: Network, *arguments: str) -> str:
-    return curl(network, "-o", "/dev/null", "-w", "%{http_code}", *arguments)
 
 
 def test_nginx_on_a_unix_socket_by_name_and_at_a_port(network: Network, a: Machine) -> None:
@@ -212,8 +201,3 @@ def test_through_socks(network: Network, a: Machine) -> None:
     daemon = a.daemon_pid()
     assert b"s3cret" not in Path(f"/proc/{daemon}/cmdline").read_bytes()
     assert "s3cret" not in a.run("cat", str(a.state / "overlay.log")).stdout
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

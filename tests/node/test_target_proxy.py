@@ -1,13 +1,12 @@
 """Targets through proxies: microsocks and tinyproxy, and such as are none."""
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import SocketStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,16 +16,9 @@ from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.target_proxy import connect_by, parse_target_proxy
 from overlay.node.targets import Target, TargetOptions
 from tests.carrier.programs import microsocks, tinyproxy
+from tests.node.test_exposures import tcp_service
 
 BANNER = b"SSH-2.0-test\r\n"
-
-
-@asynccontextmanager
-async def service(handle: Callable[[SocketStream], Awaitable[None]]) -> AsyncIterator[int]:
-    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, handle)
-        yield listener.extra(SocketAttribute.local_port)
-        tasks.cancel_scope.cancel()
 
 
 async def greeter(stream: SocketStream) -> None:
@@ -56,7 +48,7 @@ def end_of(port: int, proxy: str, host: str = "localhost") -> TargetEnd:
 
 def test_through_microsocks_without_and_with_a_password() -> None:
     async def main() -> None:
-        async with service(greeter) as port:
+        async with tcp_service(greeter) as port:
             async with microsocks() as proxy:
                 for host in ("localhost", "127.0.0.1"):
                     inside = end_of(port, f"socks5://127.0.0.1:{proxy}", host)
@@ -76,7 +68,7 @@ def test_through_microsocks_without_and_with_a_password() -> None:
 
 def test_through_tinyproxy_without_and_with_a_password(tmp_path: Path) -> None:
     async def main() -> None:
-        async with service(greeter) as port:
+        async with tcp_service(greeter) as port:
             async with tinyproxy(tmp_path) as proxy:
                 assert await talk(await end_of(port, f"http://127.0.0.1:{proxy}").open()) == ANSWER
             async with tinyproxy(tmp_path, "BasicAuth alice s3cret") as proxy:
@@ -121,7 +113,7 @@ def test_what_a_proxy_answers_is_a_connection_or_an_oserror(answer: bytes) -> No
                     pass
 
     async def main() -> None:
-        async with service(say_it) as port:
+        async with tcp_service(say_it) as port:
             try:
                 stream = await connect_by(Proxy("127.0.0.1", port, "a", "b", "socks5"), "target.test", 80)
             except OSError as error:

@@ -409,8 +409,8 @@ class Network:
             return False
         if address in self._ipv4 or address in self._ipv6:
             return True
-        of_node = self.hub.source_of(number)
-        return bool(of_node) and network_of(of_node) == network_of(source)
+        of_node = self.hub.host_of(number)
+        return of_node is not None and network_of(of_node) == network_of(source)
 
     def addresses(self, node: NodeRecord) -> tuple[str, str]:
         return addresses(self._ipv4, self._ipv6, node.host)

@@ -33,7 +33,7 @@ def trouble_in(response: ResponseHead) -> str | None:
 def trouble_page(sentence: str) -> bytes:
     """For the owner; text/plain."""
     lines = (
-        f"{sentence[:1].upper()}{sentence[1:].rstrip('.')}.",
+        f"{sentence.rstrip('.')}.",
         "",
         "Start the service, or see on the node what it leads to: overlay expose ls",
         "Only who comes from the network, or from the node's own address, is told this; others see the status alone.",

@@ -19,7 +19,7 @@ def test_a_sentence_travels_and_nothing_else_is_one() -> None:
     assert answered(trouble_field(sentence), 200) is None
     assert answered("Server: x") is None
     assert answered("overlay-trouble: it \xe9 is") == "it é is"
-    assert trouble_page(sentence).startswith(b"Http://127.0.0.1:3000 is not reachable: connection refused.\n")
+    assert trouble_page(sentence).startswith(b"http://127.0.0.1:3000 is not reachable: connection refused.\n")
 
 
 @given(st.text())

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import anyio
@@ -24,12 +25,14 @@ from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node import ranges
 from overlay.node.control import Answer
-from overlay.node.direct_end import WELL_KNOWN, DirectEnd
-from overlay.node.kept import FILE, UNFINISHED, Kept, KeptFile, agree, asked, leads_to_itself, places
-from overlay.node.status import ExposeWish, ExposureStatus
-from overlay.node.target_end import LookUp, NotInNetworkError, TargetEnd
+from overlay.node.direct_end import DirectEnd
+from overlay.node.inspector.inspector import Inspector
+from overlay.node.kept import FILE, UNFINISHED, Kept, KeptFile, agree, asked, check_circle, places
+from overlay.node.status import Entry, ExposeWish, ExposureStatus
+from overlay.node.target_end import LookUp, NotInNetworkError, TargetEnd, TargetStream
 from overlay.node.targets import Target, TargetOptions, Transport
 from overlay.node.tunnel_end import TunnelEnd
+from overlay.node.wishes import check_heard, checked_inspect, checked_target, service_of
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
 from overlay.wire.endpoint import Endpoint
 
@@ -60,6 +63,7 @@ class Exposures:
         """
         stored = state.read_struct(FILE, KeptFile) or KeptFile()
         self.drops: Counter[str] = Counter()
+        self.inspector = Inspector(self._connect_to_target)
         self._kept = {kept.id: kept for kept in stored.exposures if kept.range != UNFINISHED}
         self._state = state
         self._request = request
@@ -108,7 +112,13 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(self, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+    def declared(self, file: str) -> dict[str, Kept]:
+        """What the entries of a file have asked for, by their names."""
+        return {
+            kept.entry.name: kept for kept in self._kept.values() if kept.entry is not None and kept.entry.file == file
+        }
+
+    async def add(self, wish: ExposeWish, owner: int = 0, entry: Entry | None = None) -> ExposureStatus:
         """Expose a target, or a range of ports: all of them or none. `owner`: uid of who asks, with whose rights files
         are opened.
 
@@ -117,11 +127,13 @@ class Exposures:
         """
         wishes = ranges.spread(wish)
         if len(wishes) == 1:
-            return await self._add(wish, owner)
+            return await self._add(wish, owner, entry)
+        if entry is not None:
+            raise ranges.not_in_a_file()
         made: list[ExposureStatus] = []
         try:
             for one in wishes:
-                exposure = await self._add(one, owner, UNFINISHED)
+                exposure = await self._add(one, owner, None, UNFINISHED)
                 made.append(exposure)
             name = ranges.name_of(made)
             async with self._lock:
@@ -142,24 +154,31 @@ class Exposures:
             raise
         return ranges.whole([msgspec.structs.replace(each, range=name) for each in made])
 
-    async def _add(self, wish: ExposeWish, owner: int, range: str = "") -> ExposureStatus:
-        # A port of its own carries whatever is said there; a name needs a protocol that tells it.
-        target = Target.parse(wish.target, "tcp" if wish.public else "http")
-        if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
-            raise UserError(
-                "bad-target",
-                "Only a target that speaks http can be reached by a host's name on the shared port.",
-                "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
-                Exit.USAGE,
-            )
-        wish.options.check(target)
+    async def _add(self, wish: ExposeWish, owner: int, entry: Entry | None, range: str = "") -> ExposureStatus:
+        target = checked_target(wish)
         inside = self._target_end(target, wish.options, owner)
         try:
             await inside.check()
             async with self._lock:
                 end = self._open(inside, 0)
                 try:
-                    kept = await self._get(wish, inside, end.port, owner, range)
+                    wanted = Kept(
+                        id="",
+                        public=wish.public,
+                        target=target.text,
+                        port=end.port,
+                        tunnel=self._tunnel_of(wish),
+                        known_as=wish.known_as,
+                        service=service_of(wish),
+                        owner=owner,
+                        options=wish.options,
+                        range=range,
+                        terms=wish.terms,
+                        inspect=checked_inspect(wish, target),
+                        entry=entry,
+                        wish=wish,
+                    )
+                    kept = await self._get(wanted, wish)
                 except BaseException:
                     end.close()
                     raise
@@ -171,22 +190,8 @@ class Exposures:
                 inside.close()
             raise
 
-    async def _get(self, wish: ExposeWish, inside: TargetEnd, port: int, owner: int, range: str) -> Kept:
+    async def _get(self, wanted: Kept, wish: ExposeWish) -> Kept:
         """What the server grants, which is kept then."""
-        target = inside.target
-        wanted = Kept(
-            id="",
-            public=wish.public,
-            target=target.text,
-            port=port,
-            tunnel=self._tunnel_of(wish),
-            known_as=wish.known_as,
-            service=wish.service.lower() or WELL_KNOWN.get((target.transport, target.port), ""),
-            owner=owner,
-            options=wish.options,
-            range=range,
-            terms=wish.terms,
-        )
         exposure = await self._ask(wanted, wish)
         kept = msgspec.structs.replace(
             wanted,
@@ -198,18 +203,72 @@ class Exposures:
             service=exposure.service,
         )
         try:
-            self._check_circle(target, kept)
-            if exposure.terms != wish.terms:
-                raise UserError(
-                    "server-older",
-                    "The server is older than this machine's overlay and does not know all that was asked for.",
-                    "Bring the server up to date, or leave out the options that it does not know.",
-                )
+            check_heard(exposure, wish)
+            check_circle(kept)
             await self._save({**self._kept, kept.id: kept})
         except UserError:
             await self._give_back(kept.id)
             raise
         return kept
+
+    async def change(self, name: str, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+        """Have an exposure lead elsewhere, or on other terms, in its place (`wishes.is_renewable`). Users stay
+        connected where the target is the same. Raises as `add` does; it is as it was then."""
+        target = checked_target(wish)
+        async with self._lock:
+            kept = self._kept.get(name)
+            if kept is None:
+                raise _unknown(name)
+            wanted = msgspec.structs.replace(
+                kept,
+                target=target.text,
+                known_as=wish.known_as,
+                service=service_of(wish),
+                terms=wish.terms,
+                inspect=checked_inspect(wish, target),
+                wish=wish,
+            )
+            inside = end = None
+            try:
+                if (target.text, wish.options) != (kept.target, kept.options):
+                    inside = self._target_end(target, wish.options, owner)
+                    await inside.check()
+                    end = self._open(inside, 0)
+                    wanted = msgspec.structs.replace(wanted, port=end.port, owner=owner, options=wish.options)
+                await self._renew_as(wanted, kept, wish)
+            except BaseException:
+                for each in (end, inside):
+                    if each is not None:
+                        each.close()
+                raise
+            before, kept = kept, self._kept[name]
+            gone: list[TunnelEnd | DirectEnd | TargetEnd | None] = []
+            if end is not None or kept.terms != before.terms:
+                gone.append(self._direct.pop(name, None))
+            if end is not None and inside is not None:
+                gone += [self._ends.pop(name, None), self._inside.pop(name, None)]
+                self._serve(kept, end, inside)
+            for old in gone:
+                if old is not None:
+                    old.close()
+            self._inspect(self._ends.get(name), kept)
+            if not kept.inspect:
+                self.inspector.forget(name)
+            await self._tell_direct(kept)
+            return self._show(kept)
+
+    async def _renew_as(self, wanted: Kept, kept: Kept, wish: ExposeWish) -> None:
+        """Have the server and the state folder know it as it is wanted, or as it was."""
+        exposure = await self._ask(wanted, wish)
+        try:
+            check_heard(exposure, wish)
+            renewed = msgspec.structs.replace(wanted, known_as=exposure.known_as, service=exposure.service)
+            check_circle(renewed)
+            await self._save({**self._kept, kept.id: renewed})
+        except UserError:
+            await self._renew(kept)
+            raise
+        self._note_direct(exposure, False)
 
     async def remove(self, name: str) -> None:
         """Give an exposure back, or a whole range. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
@@ -324,16 +383,6 @@ class Exposures:
             return "single" if self._address else "tls"
         return wish.tunnel
 
-    def _check_circle(self, target: Target, kept: Kept) -> None:
-        """Whether what was granted just now leads to itself. Raises `UserError` ("target-loop")."""
-        if target.kind == "host" and leads_to_itself(target, kept):
-            raise UserError(
-                "target-loop",
-                f"{target.text} is where users would reach this exposure itself.",
-                "Name the service that is to be reached, not the place where it is published.",
-                Exit.USAGE,
-            )
-
     async def _ask(self, wanted: Kept, wish: ExposeWish) -> Exposure:
         try:
             answer = await self._request(lambda seq: asked(wanted, seq, host=wish.host))
@@ -410,7 +459,17 @@ class Exposures:
             return
         inside.prefix = urlsplit(kept.url).path or "/"
         self._ends[kept.id], self._inside[kept.id] = end, inside
+        self._inspect(end, kept)
         self._tasks.start_soon(end.run)
+
+    def _inspect(self, end: TunnelEnd | None, kept: Kept) -> None:
+        """The inspector looks at users who come from now on, if it is to."""
+        if end is not None:
+            end.tap = partial(self.inspector.tapped, exposure=kept.id, limit=kept.inspect) if kept.inspect else None
+
+    async def _connect_to_target(self, name: str) -> TargetStream | None:
+        end = self._ends.get(name)
+        return await end.connect() if end is not None else None
 
     async def _look_again(self) -> None:
         async with self._lock:
@@ -432,6 +491,7 @@ class Exposures:
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:
+            self._inspect(end, kept)
             self._tasks.start_soon(end.run)
         return direct.leads()
 
@@ -472,6 +532,7 @@ class Exposures:
     async def _drop(self, name: str) -> None:
         self._told.pop(name, None)
         self._led.discard(name)
+        self.inspector.forget(name)
         for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
@@ -505,6 +566,8 @@ class Exposures:
             range=kept.range,
             trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
             terms=kept.terms,
+            entry=kept.entry,
+            inspect=kept.inspect,
         )
 
 

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from overlay.errors import Exit, UserError
+from overlay.node.status import Entry, ExposeWish
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions, Transport
 from overlay.wire.control.messages import Expose, Exposure, TunnelKind
 from overlay.wire.control.terms import Terms
@@ -32,6 +34,9 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     options: TargetOptions = NO_OPTIONS
     range: str = ""  # the id of the whole range of ports that it is one of
     terms: Terms = Terms()
+    entry: Entry | None = None
+    inspect: int = 0
+    wish: ExposeWish | None = None  # what was asked for; None: by a version that did not keep it
 
 
 class KeptFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,11 +84,19 @@ def places(exposures: Iterable[Kept], address: str) -> dict[tuple[Transport, str
     return found
 
 
-def leads_to_itself(target: Target, kept: Kept) -> bool:
-    """Whether a target is, as it is written, the place where the server has published it."""
-    if f"{target.address}:{target.port}" == kept.public:
-        return True
-    url = urlsplit(kept.url)
-    port = url.port or {"https": 443, "http": 80}.get(url.scheme, 0)
+def check_circle(kept: Kept) -> None:
+    """Raises `UserError` ("target-loop") if a target is, as it is written, the place where the server has published
+    it."""
+    target, url = Target.parse(kept.target), urlsplit(kept.url)
+    if target.kind != "host":
+        return
     # Users' requests go on with the name that they came with, so that it leads here from each port of the server.
-    return bool(url.hostname) and url.hostname == target.host.lower().rstrip(".") and target.port in (80, 443, port)
+    ports = (80, 443) if url.port is None else (url.port,)
+    at_name = url.hostname == target.host.lower().rstrip(".") and target.port in ports
+    if at_name or f"{target.address}:{target.port}" == kept.public:
+        raise UserError(
+            "target-loop",
+            f"{target.text} is where users would reach this exposure itself.",
+            "Name the service that is to be reached, not the place where it is published.",
+            Exit.USAGE,
+        )

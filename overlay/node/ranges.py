@@ -53,6 +53,15 @@ def whole(made: Sequence[ExposureStatus]) -> ExposureStatus:
     )
 
 
+def not_in_a_file() -> UserError:
+    return UserError(
+        "range-invalid",
+        "An entry of a file is one exposure, and not a range of ports.",
+        "Write an entry for each port, or expose the range by the command line.",
+        Exit.USAGE,
+    )
+
+
 def _parse(text: str) -> tuple[str, range] | None:
     """What stands before, and the ports; None: this is no range."""
     text = text.strip()

@@ -15,6 +15,7 @@ from overlay.carrier.http import answer, read_head, say
 from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
 from overlay.carrier.stream import TcpStream, reset_on_close
+from overlay.carrier.tapped import TappedStream
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
@@ -48,6 +49,7 @@ class TunnelEnd:
     ) -> None:
         """At `address`, or nowhere (""); port 0 picks one. `owners_alone`: who comes may read why a target is not
         reached; else the server decides who may. Raises `UserError` ("port-taken") if that is taken."""
+        self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
         self._owners_alone = owners_alone
         self._inside = inside
         self._target = inside.target
@@ -153,9 +155,9 @@ class TunnelEnd:
         if self._target.protocol == "udp":
             await self._carry_datagrams(stream)
             return
-        inside = await self._connect()
+        inside = await self.connect()
         if inside is not None:
-            await forward_streams(stream, inside)
+            await forward_streams(stream, inside if self.tap is None else self.tap(inside))
             return
         try:
             if self._target.protocol != "http" or not await self._explain(stream):
@@ -190,7 +192,8 @@ class TunnelEnd:
 
         await join(StreamOutlet(given, self._drops), target)
 
-    async def _connect(self) -> TargetStream | None:
+    async def connect(self) -> TargetStream | None:
+        """To the target; None: it is not reachable, which is counted."""
         try:
             stream = await self._inside.open()
         except OSError:  # TimeoutError is one

@@ -5,7 +5,7 @@ lease and tells it back. A server that knows less than was asked for is noticed 
 are missing from its answer. Everything here is checked where it comes in (`check_terms`).
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -34,6 +34,10 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return bool(self.users or self.bearers or self.link)
 
 
+TlsEnd = Literal["", "target", "server", "node"]
+"""Where the TLS of users ends that come by a name; "": at the server by http, at the target by tls."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How much; 0: what the server allows everybody."""
 
@@ -43,6 +47,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     access: Access = Access()
     limits: Limits = Limits()
+    tls_end: TlsEnd = ""
 
 
 NO_TERMS: Final = Terms()

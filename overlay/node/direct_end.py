@@ -20,9 +20,10 @@ from typing import Final
 
 from overlay.errors import UserError
 from overlay.node.target_end import TargetEnd
-from overlay.node.targets import Protocol
+from overlay.node.targets import Protocol, Transport
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.terms import NO_TERMS, Access, Limits, Terms
+from overlay.wire.endpoint import Endpoint
 from overlay.wire.networks import NetworkLists
 
 _UNUSED_LOOPBACK: Final = "127.215.97.3"
@@ -76,10 +77,16 @@ class DirectEnd:
         if self._end is not None or self._servers_alone or self._is_the_targets_own():
             return None
         try:
-            self._end = TunnelEnd(self._inside, self._address, self._port, self._admits, self._drops)
+            self._end = TunnelEnd(self._inside, self._address, self._port, self._admits, self._drops, owners_alone=True)
         except UserError:
             return None  # something else has the port: the next look may find it free
         return self._end
+
+    def listens_at(self, transport: Transport) -> Endpoint | None:
+        """Where its own listener is."""
+        if self._end is None or transport != self._target.transport:
+            return None
+        return self._address, self._port
 
     def leads(self) -> bool:
         """Whether peers reach the target there, as it is at this moment."""

@@ -11,6 +11,7 @@ import anyio
 
 from overlay.carrier.flows import UdpFlows
 from overlay.carrier.forward import forward_streams
+from overlay.carrier.http import answer, read_head, say
 from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
 from overlay.carrier.stream import TcpStream, reset_on_close
@@ -19,9 +20,12 @@ from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
+from overlay.wire.ingress.trouble import trouble_field, trouble_page
 
 CONNECTION_LIMIT: Final = 1024
 """Of one exposure at once, as at the server's end: one exposure cannot take all descriptors."""
+EXPLAIN_TIMEOUT: Final = 5.0
+"""Seconds for a request's head to come and its answer to go, where the target is not reached."""
 LOOKUP_INTERVAL: Final = 30.0
 """Seconds after which the name of a UDP target is looked up anew."""
 _BACKLOG: Final = 256
@@ -37,11 +41,20 @@ class TunnelEnd:
     """Listens from its making on. `drops` counts by reason what did not get through."""
 
     def __init__(
-        self, inside: TargetEnd, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
+        self,
+        inside: TargetEnd,
+        address: str,
+        port: int,
+        is_server: Callable[[str], bool],
+        drops: Counter[str],
+        *,
+        owners_alone: bool = False,
     ) -> None:
-        """At `address`, or nowhere (""); port 0 picks one. Raises `UserError` ("port-taken") if that is taken."""
+        """At `address`, or nowhere (""); port 0 picks one. `owners_alone`: who comes may read why a target is not
+        reached; else the server decides who may. Raises `UserError` ("port-taken") if that is taken."""
         self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
         self.tls: EndTls | None = None  # for users whose TLS ends here
+        self._owners_alone = owners_alone
         self._inside = inside
         self._target = inside.target
         self._is_server = is_server
@@ -154,11 +167,29 @@ class TunnelEnd:
                 return
             stream = secured
         inside = await self.connect()
-        if inside is None:
-            stream.cut()
-            stream.close()
+        if inside is not None:
+            await forward_streams(stream, inside if self.tap is None else self.tap(inside))
             return
-        await forward_streams(stream, inside if self.tap is None else self.tap(inside))
+        try:
+            if self._target.protocol != "http" or not await self._explain(stream):
+                stream.cut()
+        finally:
+            stream.close()
+
+    async def _explain(self, stream: Stream) -> bool:
+        """Say why there is nothing to say, to who speaks HTTP. → whether that could be done"""
+        inside = self._inside
+        sentence = f"{self._target.text} is not reachable: {inside.trouble}"
+        body = trouble_page(sentence) if self._owners_alone else None
+        extra = () if self._owners_alone else (trouble_field(sentence),)
+        try:
+            with anyio.fail_after(EXPLAIN_TIMEOUT):
+                head, _ = await read_head(stream)
+                with_body = not head.startswith(b"HEAD ")
+                await say(stream, answer(504 if inside.slow else 502, body, with_body=with_body, extra=extra))
+        except (TimeoutError, RemoteProtocolError, anyio.EndOfStream, anyio.BrokenResourceError):
+            return False
+        return True
 
     async def _end_tls(self, stream: Stream, tls: EndTls) -> Stream | None:
         try:

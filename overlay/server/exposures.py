@@ -320,7 +320,9 @@ class Exposures:
         gate.share(self._share(lease.node))
         serve_user: ServeUser | None = None
         if lease.protocol in ("http", "tls"):
-            site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)
+            site = self._sites[lease.id] = Site(
+                lease.name, tunnel, gate=gate, is_near=lambda source: self._around.is_near(lease.node, source)
+            )
             if lease.protocol == "tls":
                 self._by_name.add_tls(lease.host, site)
             else:

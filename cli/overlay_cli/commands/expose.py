@@ -78,6 +78,8 @@ def add_exposure(
     listing: options.Listing = False,
     insecure_target: options.InsecureTarget = False,
     target_ca: options.TargetCa = None,
+    target_proxy: options.TargetProxy = "",
+    target_proxy_auth: options.TargetProxyAuth = None,
     allow: options.Allow = None,
     deny: options.Deny = None,
     users: options.Users = "",
@@ -108,6 +110,7 @@ def add_exposure(
     """Publish TARGET, a service that this machine can reach."""
     given = dict(locals())  # what options.wish and files of exposures know by these names
     _check_usage(context, target, file, dry_run=dry_run)
+    options.check_typed(context)
     from overlay.node.settings import check_ways
     from overlay_cli.publisher import end_publisher, find_publisher
 
@@ -279,8 +282,8 @@ def remove_exposure(
         str,
         typer.Argument(
             metavar="ID",
-            help="As 'overlay expose ls' shows it, or its name there; or a file that was given with --file, which is "
-            "followed no longer.",
+            help="As 'overlay expose ls' shows it (x3-x13 is a whole range of ports, x4 one of it), or its name there; "
+            "or a file that was given with --file, which is followed no longer.",
         ),
     ],
     state: NodeState,

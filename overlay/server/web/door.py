@@ -27,6 +27,7 @@ from overlay.server.web.targets import KeptTargets
 from overlay.wire.control.messages import RequestEntry
 from overlay.wire.ingress.forwarding import request_to_target
 from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
+from overlay.wire.ingress.trouble import trouble_page
 
 HEAD_TIMEOUT: Final = 10.0  # s for a head, from its first byte
 IDLE_TIMEOUT: Final = 75.0  # s between two requests
@@ -217,7 +218,8 @@ class _Connection:
         if exchange.began:
             self._user.stream.cut()
         else:
-            await say(self._user.stream, answer(refusal.status, with_body=request.method != b"HEAD"))
+            told = trouble_page(refusal.trouble) if refusal.trouble and site.is_near(self._source) else None
+            await say(self._user.stream, answer(refusal.status, told, with_body=request.method != b"HEAD"))
         return False
 
     def _refused(self, request: RequestHead, number: int, status: int) -> RequestEntry:

@@ -18,6 +18,7 @@ from typing import Final
 from overlay.errors import UserError
 from overlay.node.targets import Protocol, Target
 from overlay.node.tunnel_end import TunnelEnd
+from overlay.wire.ingress.proxy_protocol import ProxyProtocol
 
 _UNUSED_LOOPBACK: Final = "127.215.97.3"
 """No service is bound to this address by name: where its port is taken, somebody has taken that of all addresses."""
@@ -44,12 +45,21 @@ class DirectEnd:
     """Of one exposure; `close` it."""
 
     def __init__(
-        self, target: Target, address: str, port: int, is_member: Callable[[str], bool], drops: Counter[str]
+        self,
+        target: Target,
+        address: str,
+        port: int,
+        is_member: Callable[[str], bool],
+        drops: Counter[str],
+        *,
+        header: ProxyProtocol = "",
     ) -> None:
-        """`port`: the public one, of `address`, an overlay address. `is_member` says whose connections are taken."""
+        """`port`: the public one, of `address`, an overlay address. `is_member` says whose connections are taken;
+        `header`: that tells the target of them."""
         self._target, self._address, self._port = target, address, port
         self._is_member = is_member
         self._drops = drops
+        self._header = header
         self._end: TunnelEnd | None = None
 
     @property
@@ -61,7 +71,9 @@ class DirectEnd:
         if self._end is not None or self._is_the_targets_own():
             return None
         try:
-            self._end = TunnelEnd(self._target, self._address, self._port, self._is_member, self._drops)
+            self._end = TunnelEnd(
+                self._target, self._address, self._port, self._is_member, self._drops, header=self._header
+            )
         except UserError:
             return None  # something else has the port: the next look may find it free
         return self._end
@@ -70,6 +82,8 @@ class DirectEnd:
         """Whether peers reach the target there, as it is at this moment."""
         if not self._is_the_targets_own():
             return self._end is not None
+        if self._header:
+            return False  # it would miss the header
         return self._target.host == self._address or _is_taken_everywhere(self._target.protocol, self._port)
 
     def close(self) -> None:

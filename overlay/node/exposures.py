@@ -29,6 +29,7 @@ from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
+from overlay.wire.control.terms import check_terms
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
 WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
@@ -97,8 +98,8 @@ class Exposures:
         return tuple(self._show(kept) for kept in self._kept.values())
 
     async def add(self, wish: ExposeWish) -> ExposureStatus:
-        """Expose a target. Raises `UserError`: "bad-target", "not-up", "server-unreachable", "server-older", and what
-        the server answers."""
+        """Expose a target. Raises `UserError`: "bad-target", "not-up", "server-unreachable", "server-older", what
+        `check_terms` raises, and what the server answers."""
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
         target = Target.parse(wish.target, "tcp" if wish.public else "http")
         if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
@@ -108,6 +109,7 @@ class Exposures:
                 "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
                 Exit.USAGE,
             )
+        check_terms(wish.terms, target.protocol)
         transport = "udp" if target.protocol == "udp" else "tcp"
         async with self._lock:
             end = self._open(target, 0)
@@ -323,7 +325,14 @@ class Exposures:
         direct = self._direct.get(kept.id)
         if direct is None:
             port = int(kept.public.rpartition(":")[2])  # its host may be a name
-            direct = DirectEnd(Target.parse(kept.target), self._address, port, self._is_member, self.drops)
+            direct = DirectEnd(
+                Target.parse(kept.target),
+                self._address,
+                port,
+                self._is_member,
+                self.drops,
+                header=kept.terms.told.proxy_protocol,
+            )
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:

@@ -17,6 +17,7 @@ from overlay.carrier.stream import TcpStream, connect, reset_on_close
 from overlay.errors import UserError
 from overlay.node.targets import Target
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
+from overlay.wire.ingress.proxy_protocol import ProxyHeader, ProxyProtocol, encode
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds to reach the target, over all addresses of its name; three SYNs."""
@@ -34,12 +35,21 @@ class TunnelEnd:
     """Listens from its making on. `drops` counts by reason what did not get through."""
 
     def __init__(
-        self, target: Target, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
+        self,
+        target: Target,
+        address: str,
+        port: int,
+        is_server: Callable[[str], bool],
+        drops: Counter[str],
+        *,
+        header: ProxyProtocol = "",
     ) -> None:
-        """At `address`, or nowhere (""); port 0 picks one. Raises `UserError` ("port-taken") if that is taken."""
+        """At `address`, or nowhere (""); port 0 picks one. `header`: that tells the target who connects here; who comes
+        from the server has it already. Raises `UserError` ("port-taken") if that is taken."""
         self._target = target
         self._is_server = is_server
         self._drops = drops
+        self._header = header
         self._scope = anyio.CancelScope()
         self._dynamic: set[anyio.CancelScope] = set()  # of users by dynamic tunnels
         self._streams = 0
@@ -105,7 +115,7 @@ class TunnelEnd:
                     await anyio.lowlevel.checkpoint()
                     continue
                 self._streams += 1
-                tasks.start_soon(self._forward, accepted)
+                tasks.start_soon(self._forward, accepted, canonical_endpoint(source[0], source[1]))
 
     async def serve(self, stream: TcpSocketStream) -> None:
         """A user whom the server sends by a dynamic tunnel; closes the stream."""
@@ -129,15 +139,23 @@ class TunnelEnd:
             return "exposure_not_the_server"
         return "exposure_limit" if self._streams >= CONNECTION_LIMIT else None
 
-    async def _forward(self, accepted: socket.socket) -> None:
+    async def _forward(self, accepted: socket.socket, source: Endpoint) -> None:
+        own = accepted.getsockname()
         try:
             with accepted:
-                await self._forward_to_target(TcpStream(accepted))
+                header = encode(ProxyHeader(source, canonical_endpoint(own[0], own[1])), self._header)
+                await self._forward_to_target(TcpStream(accepted), header)
         finally:
             self._streams -= 1
 
-    async def _forward_to_target(self, stream: TcpSocketStream) -> None:
+    async def _forward_to_target(self, stream: TcpSocketStream, header: bytes = b"") -> None:
         inside = await self._connect()
+        if inside is not None and header:
+            try:
+                await inside.send(header)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                inside.close()
+                inside = None
         if inside is None:
             reset_on_close(stream.extra(SocketAttribute.raw_socket))
             await stream.aclose()

@@ -22,6 +22,7 @@ from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
 from overlay.server.ingress import PublicPort, ServeUser
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
+from overlay.server.telling import TellingTunnel
 from overlay.server.tunnels import SingleTunnel, Tunnel, Visitor
 from overlay.server.web.door import WebDoor
 from overlay.server.web.guests import WebGuests
@@ -106,7 +107,7 @@ class Exposures:
                 "This server runs without a network interface and cannot carry users to nodes.",
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
-        check_terms(request.terms)
+        check_terms(request.terms, request.protocol)
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
@@ -242,6 +243,9 @@ class Exposures:
                 each.terms = lease.terms
 
     def _tunnel(self, lease: ExposureRecord) -> Tunnel:
+        return TellingTunnel(self._way(lease), lambda: self._records.get(lease.id, lease).terms.told)
+
+    def _way(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
             return SingleTunnel(lambda: self._target(lease.id))
         carrier = cast(TunnelCarrier, lease.tunnel)

@@ -26,10 +26,12 @@ class TunnelError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """A user's connection, by its two ends as the user sees them."""
+    """A user's connection, by its two ends as the user sees them, and what is known of it beside."""
 
     source: Endpoint
     local: Endpoint
+    authority: str = ""  # the name that the user asked for
+    alpn: bytes = b""  # the protocol that his TLS has agreed on, where that is what the target gets
 
     @classmethod
     def of(cls, user: socket.socket, source: Endpoint) -> "Visitor":

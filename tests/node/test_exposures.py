@@ -28,7 +28,7 @@ from overlay.wire.control.messages import (
     Unexpose,
     Watch,
 )
-from overlay.wire.control.terms import Limits, Terms
+from overlay.wire.control.terms import Limits, Terms, Told
 
 SERVER, NODE, STRANGER, PEER = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.4"
 
@@ -396,6 +396,24 @@ def test_peers_reach_one_with_a_name_at_its_public_port(tmp_path: Path) -> None:
             await again.remove("x1")
             with pytest.raises(OSError):
                 await ask(number, PEER, b"hello")
+
+    anyio.run(main)
+
+
+def test_peers_who_come_straight_are_told_of_as_users_are(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        told = Terms(told=Told(proxy_protocol="v1"))
+        async with serving(setup.exposures), tcp_service(shout) as port, tcp_service(shout) as free:
+            public = await setup.add(f"127.0.0.1:{port}", "", ("app.example.org",), terms=told)
+            number = int(public.public.rpartition(":")[2])
+            line = f"PROXY TCP4 {PEER} {NODE} "
+            assert (await ask(number, PEER, b"hello")).decode().startswith(line)
+            assert await ask(setup.server.exposures["x1"].port, SERVER, b"hello") == b"HELLO", "the server says it"
+            own = await setup.add(f"{NODE}:{free}", str(free), ("app.example.org",), terms=told)
+            assert not own.direct, "the service itself would get no header"
+            with pytest.raises(UserError, match="knows no datagrams"):
+                await setup.add("udp://127.0.0.1:53", "", terms=told)
 
     anyio.run(main)
 

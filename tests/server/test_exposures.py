@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from overlay.server.keys import ServerKeys
 from overlay.server.registry import Registry
 from overlay.server.settings import ServerSettings
 from overlay.wire.control.messages import Expose
-from overlay.wire.control.terms import Limits, Terms
+from overlay.wire.control.terms import Limits, Terms, Told
+from overlay.wire.ingress.proxy_protocol import ProxyHeader, ProxyProtocol, parse_proxy_header
 
 HOST = "127.0.0.1"
 NAMES = {2: "a", 3: "b"}
@@ -401,3 +402,67 @@ async def hold(stream: SocketStream) -> None:
         await stream.send(b"hello")
         with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
             await stream.receive()
+
+
+def test_targets_are_told_who_comes_before_his_bytes(tmp_path: Path) -> None:
+    """By a port, and by http; what the user says of himself comes behind."""
+    lie = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n"
+
+    async def test(it: Bench) -> None:
+        async with await anyio.create_tcp_listener(local_host=HOST) as target, anyio.create_task_group() as tasks:
+            tasks.start_soon(target.serve, repeat)
+            inner = target.extra(SocketAttribute.local_port)
+            lease = await it.expose(2, public=f"{HOST}:{await it.free_port()}", port=inner, terms=telling("v1"))
+            port = int(lease.public.rpartition(":")[2])
+            async with await anyio.connect_tcp(HOST, port) as user:
+                source = user.extra(SocketAttribute.local_port)
+                await user.send(lie)
+                told = b"PROXY TCP4 127.0.0.1 127.0.0.1 %d %d\r\n" % (source, port)
+                assert await receive(user, len(told + lie)) == told + lie
+            await it.expose(2, id=lease.id, port=inner, terms=telling("v2-crc32c"))
+            async with await anyio.connect_tcp(HOST, port) as user:
+                source = user.extra(SocketAttribute.local_port)
+                await user.send(lie)
+                whole = await receive(user, 28 + 7 + len(lie))
+                assert parse_proxy_header(whole) == (ProxyHeader((HOST, source), (HOST, port)), 28 + 7)
+            web = await it.expose(
+                2, protocol="http", public=f"{HOST}:{await it.free_port()}", port=inner, terms=telling("v2")
+            )
+            async with await anyio.connect_tcp(HOST, int(web.public.rpartition(":")[2])) as user:
+                await user.send(b"GET / HTTP/1.1\r\nHost: docs.test\r\n\r\n")
+                assert b"502 Bad Gateway" in await user.receive()  # a header is no answer
+            told_by_http = parse_proxy_header(bytes(said[-1]))
+            assert isinstance(told_by_http, tuple) and told_by_http[0].authority == "docs.test"
+            tasks.cancel_scope.cancel()
+
+    said: list[bytearray] = []  # on each connection
+
+    async def repeat(stream: SocketStream) -> None:
+        said.append(bytearray())
+        async with stream:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    data = await stream.receive()
+                    said[-1] += data
+                    await stream.send(data)
+
+    on_bench(tmp_path, test)
+
+
+def telling(kind: ProxyProtocol) -> Terms:
+    return Terms(told=Told(proxy_protocol=kind))
+
+
+async def receive(stream: SocketStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += await stream.receive(size - len(data))
+    return data
+
+
+def test_datagrams_have_no_header_of_version_1(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        refusal = await it.refusal(2, protocol="udp", target="udp://127.0.0.1:53", terms=telling("v1"))
+        assert refusal.code == "terms-invalid" and "--proxy-protocol v2" in refusal.message
+
+    on_bench(tmp_path, test)

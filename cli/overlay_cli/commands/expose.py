@@ -57,6 +57,7 @@ def add_exposure(
     known_as: options.KnownAs = None,
     service: options.Service = "",
     max_connections: options.MaxConnections = 0,
+    proxy_protocol: options.ProxyProtocol = "none",
     invite: options.Invite = None,
     carrier: Carrier = "auto",
     proxy: Proxy = None,
@@ -79,7 +80,7 @@ def add_exposure(
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
-        "terms": options.terms(max_connections=max_connections),
+        "terms": options.terms(max_connections=max_connections, proxy_protocol=proxy_protocol),
     }
     try:
         with output.working("Asking the server…", quiet=quiet or json):

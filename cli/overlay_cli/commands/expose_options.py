@@ -94,6 +94,20 @@ MaxConnections = Annotated[
     ),
 ]
 
+# what the target is told ----------------------------------------------------------------------------------------------
+
+ProxyProtocol = Annotated[
+    Literal["none", "v1", "v2", "v2-crc32c"],
+    typer.Option(
+        "--proxy-protocol",
+        envvar="OVERLAY_PROXY_PROTOCOL",
+        help="Begin each connection to the target with HAProxy's PROXY header, which tells the user's address and "
+        "port; for udp, where there is v2 alone, each datagram. The target must expect it (nginx: listen … "
+        "proxy_protocol).",
+        rich_help_panel=TOLD,
+    ),
+]
+
 # without 'overlay up' -------------------------------------------------------------------------------------------------
 
 Invite = Annotated[
@@ -119,6 +133,9 @@ Foreground = Annotated[
 ]
 
 
-def terms(*, max_connections: int) -> dict[str, Any]:
+def terms(*, max_connections: int, proxy_protocol: str) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
-    return {"limits": {"connections": max_connections}}
+    return {
+        "limits": {"connections": max_connections},
+        "told": {"proxy_protocol": "" if proxy_protocol == "none" else proxy_protocol},
+    }

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from overlay.errors import Exit, UserError
+from overlay.wire.ingress.proxy_protocol import ProxyProtocol
 
 MOST_CONNECTIONS: Final = 8192
 
@@ -20,17 +21,26 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     connections: int = 0  # users at once
 
 
+class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the target is told of a user."""
+
+    proxy_protocol: ProxyProtocol = ""  # the header before his bytes
+
+
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     limits: Limits = Limits()
+    told: Told = Told()
 
 
 NO_TERMS: Final = Terms()
 
 
-def check_terms(terms: Terms) -> None:
-    """Raises `UserError` ("terms-invalid", exit 2)."""
+def check_terms(terms: Terms, protocol: str) -> None:
+    """Of an exposure that users reach by `protocol`. Raises `UserError` ("terms-invalid", exit 2)."""
     if not 0 <= terms.limits.connections <= MOST_CONNECTIONS:
         raise _invalid(f"--max-connections is a number from 1 to {MOST_CONNECTIONS}")
+    if protocol == "udp" and terms.told.proxy_protocol == "v1":
+        raise _invalid("version 1 of the PROXY protocol knows no datagrams; ask for --proxy-protocol v2")
 
 
 def _invalid(why: str) -> UserError:

@@ -26,7 +26,7 @@ KEEPALIVE_COUNT: Final = 3
 
 
 class TcpStream(ByteStream):
-    """Owns a connected, non-blocking TCP socket. Errors as of every anyio byte stream."""
+    """Owns a connected, non-blocking socket of TCP, or a unix one. Errors as of every anyio byte stream."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
@@ -144,7 +144,9 @@ class TcpStream(ByteStream):
 
 
 def set_options(connected: socket.socket) -> None:
-    """No waiting for more to send, and a peer that has silently gone is noticed."""
+    """No waiting for more to send, and a peer that has silently gone is noticed. A unix socket needs nothing."""
+    if connected.family == socket.AF_UNIX:
+        return
     try:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -16,7 +16,8 @@ from ipaddress import ip_address
 from typing import Final
 
 from overlay.errors import UserError
-from overlay.node.targets import Protocol, Target
+from overlay.node.target_end import TargetEnd
+from overlay.node.targets import Protocol
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.ingress.proxy_protocol import ProxyProtocol
 
@@ -46,7 +47,7 @@ class DirectEnd:
 
     def __init__(
         self,
-        target: Target,
+        inside: TargetEnd,
         address: str,
         port: int,
         is_member: Callable[[str], bool],
@@ -56,7 +57,7 @@ class DirectEnd:
     ) -> None:
         """`port`: the public one, of `address`, an overlay address. `is_member` says whose connections are taken;
         `header`: that tells the target of them."""
-        self._target, self._address, self._port = target, address, port
+        self._inside, self._target, self._address, self._port = inside, inside.target, address, port
         self._is_member = is_member
         self._drops = drops
         self._header = header
@@ -72,7 +73,7 @@ class DirectEnd:
             return None
         try:
             self._end = TunnelEnd(
-                self._target, self._address, self._port, self._is_member, self._drops, header=self._header
+                self._inside, self._address, self._port, self._is_member, self._drops, header=self._header
             )
         except UserError:
             return None  # something else has the port: the next look may find it free
@@ -92,7 +93,7 @@ class DirectEnd:
             self._end = None
 
     def _is_the_targets_own(self) -> bool:
-        if self._target.port != self._port:
+        if self._target.kind != "host" or self._target.port != self._port:
             return False
         try:
             address = ip_address(self._target.host)

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -26,7 +27,8 @@ from overlay.node.control import Answer
 from overlay.node.direct_end import WELL_KNOWN, DirectEnd
 from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
 from overlay.node.status import ExposeWish, ExposureStatus
-from overlay.node.targets import Target
+from overlay.node.target_end import TargetEnd
+from overlay.node.targets import Target, TargetOptions
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
 from overlay.wire.control.terms import check_terms
@@ -63,6 +65,7 @@ class Exposures:
         self._is_member = is_member
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
+        self._inside: dict[str, TargetEnd] = {}
         self._watchers: dict[str, set[MemoryObjectSendStream[RequestEntry]]] = {}
         self._direct: dict[str, DirectEnd] = {}
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
@@ -90,6 +93,9 @@ class Exposures:
                 end.close()
             for direct in self._direct.values():
                 direct.close()
+            for inside in self._inside.values():
+                inside.close()
+            self._inside.clear()
             self._ends.clear()
             self._direct.clear()
             self._tasks = None
@@ -97,9 +103,12 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(self, wish: ExposeWish) -> ExposureStatus:
-        """Expose a target. Raises `UserError`: "bad-target", "not-up", "server-unreachable", "server-older", what
-        `check_terms` raises, and what the server answers."""
+    async def add(self, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+        """Expose a target. `owner`: uid of who asks, with whose rights files are opened.
+
+        Raises `UserError`: "bad-target", "target-forbidden", "target-missing", "not-up", "server-unreachable",
+        "server-older", what `check_terms` raises, and what the server answers.
+        """
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
         target = Target.parse(wish.target, "tcp" if wish.public else "http")
         if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
@@ -109,10 +118,17 @@ class Exposures:
                 "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
                 Exit.USAGE,
             )
+        wish.options.check(target)
         check_terms(wish.terms, target.protocol)
         transport = "udp" if target.protocol == "udp" else "tcp"
         async with self._lock:
-            end = self._open(target, 0)
+            inside = self._target_end(target, wish.options, owner)
+            try:
+                await inside.check()
+                end = self._open(inside, 0)
+            except BaseException:
+                inside.close()
+                raise
             try:
                 wanted = Kept(
                     id="",
@@ -122,6 +138,8 @@ class Exposures:
                     tunnel=self._tunnel_of(wish),
                     known_as=wish.known_as,
                     service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
+                    owner=owner,
+                    options=wish.options,
                     terms=wish.terms,
                 )
                 exposure = await self._ask(wanted, wish)
@@ -147,8 +165,9 @@ class Exposures:
                     raise
             except BaseException:
                 end.close()
+                inside.close()
                 raise
-            self._serve(kept.id, end)
+            self._serve(kept, end, inside)
             await self._tell_direct(kept)
             return self._show(kept)
 
@@ -278,22 +297,24 @@ class Exposures:
             _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
-        target = Target.parse(kept.target)
+        inside = self._target_end(Target.parse(kept.target), kept.options, kept.owner)
         try:
-            end = self._open(target, kept.port)
+            end = self._open(inside, kept.port)
         except UserError as error:
             # Another program took the port while we were away: any other does, once the server knows (`reconcile`).
             _log.info("exposure %s gets another port: %s", kept.id, error)
             try:
-                end = self._open(target, 0)
+                end = self._open(inside, 0)
             except UserError as failure:
+                inside.close()
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
                 return
             self._kept[kept.id] = msgspec.structs.replace(kept, port=end.port)
-        self._serve(kept.id, end)
+        self._serve(kept, end, inside)
         self._leads_directly(kept)
 
-    def _open(self, target: Target, port: int) -> TunnelEnd:
+    def _target_end(self, target: Target, options: TargetOptions, owner: int) -> TargetEnd:
+        """It runs from now on, until it is closed."""
         if self._tasks is None:
             raise UserError(
                 "not-up",
@@ -301,13 +322,20 @@ class Exposures:
                 "Try again when 'overlay status' says 'connected'.",
                 Exit.NOT_RUNNING,
             )
-        return TunnelEnd(target, self._address, port, self._is_server, self.drops)
+        inside = TargetEnd(target, options, owner=owner)
+        self._tasks.start_soon(inside.run)
+        return inside
 
-    def _serve(self, name: str, end: TunnelEnd) -> None:
+    def _open(self, inside: TargetEnd, port: int) -> TunnelEnd:
+        return TunnelEnd(inside, self._address, port, self._is_server, self.drops)
+
+    def _serve(self, kept: Kept, end: TunnelEnd, inside: TargetEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start
             end.close()
+            inside.close()
             return
-        self._ends[name] = end
+        inside.prefix = urlsplit(kept.url).path or "/"
+        self._ends[kept.id], self._inside[kept.id] = end, inside
         self._tasks.start_soon(end.run)
 
     async def _look_again(self) -> None:
@@ -320,19 +348,14 @@ class Exposures:
 
     def _leads_directly(self, kept: Kept) -> bool:
         """Whether peers reach it at this node, which listens for them if need be."""
-        if not kept.known_as or self._tasks is None or kept.tunnel != "single":
+        inside = self._inside.get(kept.id)
+        if not kept.known_as or self._tasks is None or inside is None or kept.tunnel != "single":
             return False
         direct = self._direct.get(kept.id)
         if direct is None:
             port = int(kept.public.rpartition(":")[2])  # its host may be a name
-            direct = DirectEnd(
-                Target.parse(kept.target),
-                self._address,
-                port,
-                self._is_member,
-                self.drops,
-                header=kept.terms.told.proxy_protocol,
-            )
+            header = kept.terms.told.proxy_protocol
+            direct = DirectEnd(inside, self._address, port, self._is_member, self.drops, header=header)
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:
@@ -376,7 +399,7 @@ class Exposures:
     async def _drop(self, name: str) -> None:
         self._told.pop(name, None)
         self._led.discard(name)
-        for end in (self._ends.pop(name, None), self._direct.pop(name, None)):
+        for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
         for sending in self._watchers.pop(name, ()):
@@ -406,6 +429,7 @@ class Exposures:
             known_as=kept.known_as,
             service=kept.service,
             direct=kept.id in self._led,
+            trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
             terms=kept.terms,
         )
 

@@ -7,13 +7,14 @@ import anyio
 import pytest
 
 from overlay.node.direct_end import DirectEnd
+from overlay.node.target_end import TargetEnd
 from overlay.node.targets import Target
 
 NODE = "127.77.0.2"
 
 
 def end(target: str, port: int) -> DirectEnd:
-    return DirectEnd(Target.parse(target), NODE, port, lambda address: True, Counter())
+    return DirectEnd(TargetEnd(Target.parse(target)), NODE, port, lambda address: True, Counter())
 
 
 def service(protocol: str, address: str, port: int = 0) -> socket.socket:

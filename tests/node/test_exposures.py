@@ -152,6 +152,7 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "known_as": (),
                 "service": "",
                 "direct": False,
+                "trouble": "",
                 "terms": {},
             }
             listening = setup.server.exposures["x1"].port

@@ -56,6 +56,9 @@ def add_exposure(
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",
+    listing: options.Listing = False,
+    insecure_target: options.InsecureTarget = False,
+    target_ca: options.TargetCa = None,
     max_connections: options.MaxConnections = 0,
     proxy_protocol: options.ProxyProtocol = "none",
     invite: options.Invite = None,
@@ -69,17 +72,19 @@ def add_exposure(
     _reject_mistyped_command(target)
     from overlay.node.settings import check_ways
     from overlay_cli.publisher import end_publisher, find_publisher
+    from overlay_cli.targets import absolute_target
 
     ways = way_settings(carrier, proxy, ca)
     check_ways(ways["carriers"], ways["proxy"])
     client, started = find_publisher(state, read_invite(invite), ways, quiet=quiet or json)
     wish = {
-        "target": target,
+        "target": absolute_target(target),
         "public": public,
         "host": host,
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
+        "options": options.target_options(listing=listing, insecure=insecure_target, ca=target_ca),
         "terms": options.terms(max_connections=max_connections, proxy_protocol=proxy_protocol),
     }
     try:

@@ -4,21 +4,25 @@ Those about one thing stand in one panel of the help. A new option is declared h
 `overlay_cli.commands.expose.add_exposure` with the same name.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from overlay.errors import Exit, UserError
+
 PLACE: Final = "Where"
 WHO: Final = "Who"
 HOW_MUCH: Final = "How much"
+WAY: Final = "The way to the target"
 TOLD: Final = "What the target is told"
 
 Target = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="PORT, HOST:PORT, http://HOST:PORT, tcp://HOST:PORT or udp://HOST:PORT. Without a scheme: http, or "
-        "tcp if --public is given.",
+        help="PORT, HOST:PORT, http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT, unix:PATH of a "
+        "socket, or a folder (./dist). Without a scheme, and for unix: http, or tcp if --public is given.",
     ),
 ]
 
@@ -79,6 +83,39 @@ Service = Annotated[
     ),
 ]
 
+# the way to the target ------------------------------------------------------------------------------------------------
+
+Listing = Annotated[
+    bool,
+    typer.Option(
+        "--listing",
+        envvar="OVERLAY_LISTING",
+        help="Of a folder: show what is in it where there is no index.html.",
+        rich_help_panel=WAY,
+    ),
+]
+
+InsecureTarget = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-target",
+        envvar="OVERLAY_INSECURE_TARGET",
+        help="Of a target by https: take any certificate.",
+        rich_help_panel=WAY,
+    ),
+]
+TargetCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-ca",
+        metavar="FILE",
+        envvar="OVERLAY_TARGET_CA",
+        help="Of a target by https: certificates (PEM) that it is verified by, instead of the system's.",
+        show_default=False,
+        rich_help_panel=WAY,
+    ),
+]
+
 # how much -------------------------------------------------------------------------------------------------------------
 
 MaxConnections = Annotated[
@@ -131,6 +168,22 @@ Foreground = Annotated[
         show_default="in the foreground for http on a terminal",
     ),
 ]
+
+
+def target_options(*, listing: bool, insecure: bool, ca: Path | None) -> dict[str, Any]:
+    """`overlay.node.targets.TargetOptions` as the local API takes them. Files are read here, with the rights of who
+    calls. Raises `UserError` (exit 2)."""
+    return {"listing": listing, "insecure": insecure, "ca": "" if ca is None else _read(ca, "--target-ca")}
+
+
+def _read(path: Path, option: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(
+            "file-unreadable", f"{path}, which {option} names, cannot be read: {why}.", "Name another file.", Exit.USAGE
+        ) from error
 
 
 def terms(*, max_connections: int, proxy_protocol: str) -> dict[str, Any]:

@@ -130,6 +130,20 @@ class TcpStream(ByteStream):
             anyio.notify_closing(self._socket)
             self._socket.close()
 
+    def cut(self) -> None:
+        """Have `close` tell the peer that this is not all: it must not take a stream cut short for a whole one."""
+        reset_on_close(self._socket)
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come, and the peer has not gone."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def detach(self) -> Detached:
         """Give the socket away. This stream is closed then; whoever waits in another task is woken."""
         if self._closed:

@@ -91,6 +91,14 @@ class CodecStream(ByteStream):
     def close(self) -> None:
         self._tcp.close()
 
+    def cut(self) -> None:
+        """As `TcpStream.cut`."""
+        self._tcp.cut()
+
+    def is_quiet(self) -> bool:
+        """As `TcpStream.is_quiet`."""
+        return not self._received and self._tcp.is_quiet()
+
     def detach(self) -> Detached:
         """Raises `LocalProtocolError` while something waits to be written (`send_some(b"")` waits for that)."""
         if self._outgoing:

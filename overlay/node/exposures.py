@@ -15,11 +15,10 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 import msgspec
-from anyio.abc import SocketAttribute, TaskGroup, TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
 from overlay.carrier.port import Stream
-from overlay.carrier.stream import reset_on_close
 from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
@@ -249,7 +248,7 @@ class Exposures:
         # What goes by the overlay alone is not to be had in another way.
         if end is None or self._kept[name].tunnel == "single":
             self.drops["exposure_unknown"] += 1
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            stream.cut()
             stream.close()
             return
         await end.serve(stream)

@@ -12,7 +12,7 @@ import pytest
 from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSListener
 
-from overlay.carrier.forward import TcpSocketStream
+from overlay.carrier.port import UserStream
 from overlay.errors import Exit, UserError
 from overlay.node import target_end
 from overlay.node.target_end import TargetEnd
@@ -50,7 +50,7 @@ async def who_service(path: Path) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def said(stream: TcpSocketStream) -> bytes:
+async def said(stream: UserStream) -> bytes:
     data = b""
     with anyio.fail_after(5):
         async with stream:

@@ -291,8 +291,7 @@ def test_a_server_without_a_tun_says_so(tmp_path: Path) -> None:
 
 def test_tunnels_of_their_own_kind(tmp_path: Path) -> None:
     async def test(it: Bench) -> None:
-        udp = await it.refusal(2, protocol="udp", target="udp://127.0.0.1:53", tunnel="tls")
-        assert udp.code == "no-tunnel" and "--tunnel" in udp.hint
+        assert (await it.expose(2, protocol="udp", target="udp://127.0.0.1:53", tunnel="tls")).tunnel == "tls"
         port = await it.free_port()
         exposure = await it.expose(2, public=f"{HOST}:{port}", tunnel="tls")
         assert exposure.tunnel == "tls" and it.exposures.status()[0]["tunnel"] == "tls"
@@ -464,5 +463,35 @@ def test_datagrams_have_no_header_of_version_1(tmp_path: Path) -> None:
     async def test(it: Bench) -> None:
         refusal = await it.refusal(2, protocol="udp", target="udp://127.0.0.1:53", terms=telling("v1"))
         assert refusal.code == "terms-invalid" and "--proxy-protocol v2" in refusal.message
+
+    on_bench(tmp_path, test)
+
+
+def test_each_datagram_begins_with_who_sent_it(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
+            target.bind((HOST, 0))
+            target.setblocking(False)
+            lease = await it.expose(
+                2,
+                protocol="udp",
+                target="udp://127.0.0.1:53",
+                public=f"{HOST}:{await it.free_port()}",
+                port=target.getsockname()[1],
+                terms=telling("v2"),
+            )
+            there = (HOST, int(lease.public.rpartition(":")[2]))
+            async with await anyio.create_connected_udp_socket(*there, local_host=HOST) as user:
+                source = (HOST, user.extra(SocketAttribute.local_port))
+                for datagram in (b"one", bytes(65507), b"two"):  # with a header the largest one is too large
+                    await user.send(datagram)
+                for datagram in (b"one", b"two"):
+                    await anyio.wait_readable(target)
+                    whole, tunnel = target.recvfrom(65535)
+                    assert parse_proxy_header(whole) == (ProxyHeader(source, there, "udp"), 28)
+                    assert whole[28:] == datagram
+                    target.sendto(b"answer", tunnel)
+                    assert await user.receive() == b"answer"
+                assert it.exposures.drops.total() == 1
 
     on_bench(tmp_path, test)

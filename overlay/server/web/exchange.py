@@ -13,8 +13,7 @@ import anyio
 from anyio.abc import SocketAttribute
 
 from overlay.carrier.forward import forward_streams
-from overlay.carrier.port import Stream
-from overlay.carrier.stream import reset_on_close
+from overlay.carrier.port import UserStream
 from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
@@ -111,11 +110,11 @@ class Exchange:
                     return
         except HttpError as error:
             # The target must not take what it has for a whole request.
-            reset_on_close(raw_socket(target.stream))
+            target.stream.cut()
             self._body_error = Unanswered(error.status, error.reason)
             scope.cancel()
         except UserGone as error:
-            reset_on_close(raw_socket(target.stream))
+            target.stream.cut()
             self._body_error = error
             scope.cancel()
         except (Unanswered, TargetGone):
@@ -294,6 +293,6 @@ def may_repeat(request: RequestHead) -> bool:
     return request.method in _IDEMPOTENT and request.framing == 0
 
 
-def raw_socket(stream: Stream) -> socket.socket:
+def raw_socket(stream: UserStream) -> socket.socket:
     found: socket.socket = stream.extra(SocketAttribute.raw_socket)
     return found

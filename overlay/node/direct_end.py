@@ -6,6 +6,9 @@ lead to it there. Two cases:
 - The public port is the target's own, on this machine. Then it is the target that must listen at all addresses; the
   port is looked at, and never taken: the service could not start any more.
 - Any other target. Then the port is taken here, and forwards.
+
+Lists of networks hold for peers by their overlay addresses, as these are what they come from. What the server alone
+sees to (credentials, rates, how many bytes, what the target is told) keeps peers on the way by the server.
 """
 
 import errno
@@ -19,7 +22,8 @@ from overlay.errors import UserError
 from overlay.node.target_end import TargetEnd
 from overlay.node.targets import Protocol
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.wire.ingress.proxy_protocol import ProxyProtocol
+from overlay.wire.control.terms import NO_TERMS, Access, Limits, Terms, Told
+from overlay.wire.networks import NetworkLists
 
 _UNUSED_LOOPBACK: Final = "127.215.97.3"
 """No service is bound to this address by name: where its port is taken, somebody has taken that of all addresses."""
@@ -52,15 +56,16 @@ class DirectEnd:
         port: int,
         is_member: Callable[[str], bool],
         drops: Counter[str],
-        *,
-        header: ProxyProtocol = "",
+        terms: Terms = NO_TERMS,
     ) -> None:
-        """`port`: the public one, of `address`, an overlay address. `is_member` says whose connections are taken;
-        `header`: that tells the target of them."""
+        """`port`: the public one, of `address`, an overlay address. `is_member` says whose connections are taken."""
+        lists = NetworkLists(terms.access.allow, terms.access.deny)
+        self._refuses_some = not lists.empty
+        self._servers_alone = not _holds_here(terms) or not _admits_any(lists, address, is_member)
         self._inside, self._target, self._address, self._port = inside, inside.target, address, port
-        self._is_member = is_member
+        self._admits = is_member if lists.empty else (lambda host: is_member(host) and lists.admits(host))
         self._drops = drops
-        self._header = header
+        self._header = terms.told.proxy_protocol
         self._end: TunnelEnd | None = None
 
     @property
@@ -69,11 +74,11 @@ class DirectEnd:
 
     def open(self) -> TunnelEnd | None:
         """A listener that is to be run, if one is wanted now."""
-        if self._end is not None or self._is_the_targets_own():
+        if self._end is not None or self._servers_alone or self._is_the_targets_own():
             return None
         try:
             self._end = TunnelEnd(
-                self._inside, self._address, self._port, self._is_member, self._drops, header=self._header
+                self._inside, self._address, self._port, self._admits, self._drops, header=self._header
             )
         except UserError:
             return None  # something else has the port: the next look may find it free
@@ -81,10 +86,12 @@ class DirectEnd:
 
     def leads(self) -> bool:
         """Whether peers reach the target there, as it is at this moment."""
+        if self._servers_alone:
+            return False
         if not self._is_the_targets_own():
             return self._end is not None
-        if self._header:
-            return False  # it would miss the header
+        if self._refuses_some or self._header:  # the target itself knows no lists, and would miss the header
+            return False
         return self._target.host == self._address or _is_taken_everywhere(self._target.protocol, self._port)
 
     def close(self) -> None:
@@ -100,6 +107,22 @@ class DirectEnd:
         except ValueError:
             return self._target.host.lower() == "localhost"
         return address.is_loopback or address.is_unspecified or str(address) == self._address
+
+
+def _holds_here(terms: Terms) -> bool:
+    """Whether nothing is set that the server alone sees to."""
+    access, limits, told = terms.access, terms.limits, terms.told
+    return terms == Terms(
+        access=Access(allow=access.allow, deny=access.deny),
+        limits=Limits(connections=limits.connections),
+        told=Told(proxy_protocol=told.proxy_protocol),
+    )
+
+
+def _admits_any(lists: NetworkLists, address: str, is_member: Callable[[str], bool]) -> bool:
+    """Whether a peer may be among those allowed: else all of them had better come by the server."""
+    own = ip_address(address)
+    return not lists.allow or any(is_member(str(each.network_address)) or own in each for each in lists.allow)
 
 
 def _is_taken_everywhere(protocol: Protocol, port: int) -> bool:

@@ -353,8 +353,7 @@ class Exposures:
         direct = self._direct.get(kept.id)
         if direct is None:
             port = int(kept.public.rpartition(":")[2])  # its host may be a name
-            header = kept.terms.told.proxy_protocol
-            direct = DirectEnd(inside, self._address, port, self._is_member, self.drops, header=header)
+            direct = DirectEnd(inside, self._address, port, self._is_member, self.drops, kept.terms)
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:

@@ -16,6 +16,8 @@ from anyio.abc import TaskGroup
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
+from overlay.server.access.credentials import Desk
+from overlay.server.access.gate import Gate
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.claims import Claims, Surroundings
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
@@ -59,6 +61,8 @@ class Exposures:
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http
+        self._gates: dict[int, Gate] = {}
+        self._desk = Desk()
         self._by_name = Sites()
         self._web = WebDoor(self.drops, around.wall)
         self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
@@ -174,7 +178,8 @@ class Exposures:
             async with self._registry.transaction() as transaction:
                 await transaction.set_exposure(renewed)
             self._records[record.id] = renewed
-            self._apply(renewed)
+            if gate := self._gates.get(record.id):
+                gate.terms = renewed.terms
         return renewed
 
     async def _grant(self, node: int, request: Expose) -> ExposureRecord:
@@ -221,22 +226,17 @@ class Exposures:
         self._records[lease.id] = lease
         self._problems.pop(lease.id, None)
         tunnel = self._tunnel(lease)
+        gate = self._gates[lease.id] = Gate(lease.terms, lease.name, lease.path or "/", self._desk)
         serve_user: ServeUser | None = None
         if lease.protocol == "http":
-            site = self._sites[lease.id] = Site(lease.name, tunnel)
+            site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)
             serve_user = self._server_of(site)
             if public is None:
                 self._by_name.add(lease.host, lease.path, site)
         if public is not None:
+            public.gate = gate
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
-        self._apply(lease)
-
-    def _apply(self, lease: ExposureRecord) -> None:
-        """Its terms hold for users who come from now on."""
-        for each in (self._ports.get(lease.id), self._sites.get(lease.id)):
-            if each is not None:
-                each.terms = lease.terms
 
     def _tunnel(self, lease: ExposureRecord) -> Tunnel:
         return TellingTunnel(self._way(lease), lambda: self._records.get(lease.id, lease).terms.told, self.drops)
@@ -267,6 +267,7 @@ class Exposures:
     def _forget(self, number: int) -> None:
         self._records.pop(number, None)
         self._problems.pop(number, None)
+        self._gates.pop(number, None)
         if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
             self._around.on_names()
         site, public = self._sites.pop(number, None), self._ports.pop(number, None)

@@ -12,10 +12,9 @@ import pytest
 from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSListener
 
-from overlay.carrier.port import UserStream
 from overlay.errors import Exit, UserError
 from overlay.node import target_end
-from overlay.node.target_end import TargetEnd
+from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from tests.carrier.programs import nginx
 from tests.carrier.streams import Certificate
@@ -50,7 +49,7 @@ async def who_service(path: Path) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def said(stream: UserStream) -> bytes:
+async def said(stream: TargetStream) -> bytes:
     data = b""
     with anyio.fail_after(5):
         async with stream:

@@ -116,6 +116,62 @@ TargetCa = Annotated[
     ),
 ]
 
+# who -----------------------------------------------------------------------------------------------------------------
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NETWORK",
+        envvar="OVERLAY_ALLOW",
+        help="An address or network, such as 192.0.2.0/24, from which users may come; may be repeated.",
+        show_default="from everywhere",
+        rich_help_panel=WHO,
+    ),
+]
+Deny = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NETWORK",
+        envvar="OVERLAY_DENY",
+        help="One from which nobody may come, whatever --allow says; may be repeated.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+Users = Annotated[
+    str,
+    typer.Option(
+        "--users",
+        metavar="FILE|new",
+        envvar="OVERLAY_USERS",
+        help="For http: a file of NAME:PASSWORD, one a line, of whom one must be (basic authentication); 'new' makes "
+        "a user and a password. Of this, --bearer and --secret-link any one suffices.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+Bearer = Annotated[
+    str,
+    typer.Option(
+        "--bearer",
+        metavar="FILE|new",
+        envvar="OVERLAY_BEARER",
+        help="For http: a file of tokens, one a line, of which programs must send one ('Authorization: Bearer'); "
+        "'new' makes one.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+SecretLink = Annotated[
+    bool,
+    typer.Option(
+        "--secret-link",
+        envvar="OVERLAY_SECRET_LINK",
+        help="For http: whoever has opened the link that this prints may come, by a cookie.",
+        rich_help_panel=WHO,
+    ),
+]
+
 # how much -------------------------------------------------------------------------------------------------------------
 
 MaxConnections = Annotated[
@@ -186,9 +242,17 @@ def _read(path: Path, option: str) -> str:
         ) from error
 
 
-def terms(*, max_connections: int, proxy_protocol: str) -> dict[str, Any]:
+def terms(
+    *,
+    allow: list[str] | None,
+    deny: list[str] | None,
+    credentials: dict[str, Any],
+    max_connections: int,
+    proxy_protocol: str,
+) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
     return {
+        "access": {"allow": allow or [], "deny": deny or [], **credentials},
         "limits": {"connections": max_connections},
         "told": {"proxy_protocol": "" if proxy_protocol == "none" else proxy_protocol},
     }

@@ -65,7 +65,7 @@ class DirectEnd:
         self._inside, self._target, self._address, self._port = inside, inside.target, address, port
         self._admits = is_member if lists.empty else (lambda host: is_member(host) and lists.admits(host))
         self._drops = drops
-        self._header = terms.told.proxy_protocol
+        self._told = terms.told
         self._end: TunnelEnd | None = None
 
     @property
@@ -78,7 +78,7 @@ class DirectEnd:
             return None
         try:
             self._end = TunnelEnd(
-                self._inside, self._address, self._port, self._admits, self._drops, header=self._header
+                self._inside, self._address, self._port, self._admits, self._drops, self._told, peers=True
             )
         except UserError:
             return None  # something else has the port: the next look may find it free
@@ -90,7 +90,9 @@ class DirectEnd:
             return False
         if not self._is_the_targets_own():
             return self._end is not None
-        if self._refuses_some or self._header:  # the target itself knows no lists, and would miss the header
+        if (
+            self._refuses_some or self._told.proxy_protocol
+        ):  # the target itself knows no lists, and would miss the header
             return False
         return self._target.host == self._address or _is_taken_everywhere(self._target.protocol, self._port)
 
@@ -115,7 +117,7 @@ def _holds_here(terms: Terms) -> bool:
     return terms == Terms(
         access=Access(allow=access.allow, deny=access.deny),
         limits=Limits(connections=limits.connections),
-        told=Told(proxy_protocol=told.proxy_protocol),
+        told=Told(proxy_protocol=told.proxy_protocol, transparent=told.transparent),
     )
 
 

@@ -25,12 +25,14 @@ from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.direct_end import WELL_KNOWN, DirectEnd
 from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
+from overlay.node.return_routes import ReturnRoutes
 from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.node.target_end import TargetEnd
 from overlay.node.targets import Target, TargetOptions
+from overlay.node.transparent import Transparent, check_told
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
-from overlay.wire.control.terms import check_terms
+from overlay.wire.control.terms import Terms, check_terms
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
 WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
@@ -62,6 +64,7 @@ class Exposures:
         self._request = request
         self._is_server = is_server
         self._is_member = is_member
+        self._routes = ReturnRoutes(state)
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
         self._inside: dict[str, TargetEnd] = {}
@@ -78,6 +81,8 @@ class Exposures:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks, self._address = tasks, address
+                if address:
+                    await tasks.start(self._routes.run)
                 for kept in tuple(self._kept.values()):
                     if self._rests(kept):
                         _log.warning("exposure %s rests until the network is up on this machine", kept.id)
@@ -106,7 +111,7 @@ class Exposures:
         """Expose a target. `owner`: uid of who asks, with whose rights files are opened.
 
         Raises `UserError`: "bad-target", "target-forbidden", "target-missing", "not-up", "server-unreachable",
-        "server-older", what `check_terms` raises, and what the server answers.
+        "server-older", what `check_terms`, `check_told` and `TargetEnd.check` raise, and what the server answers.
         """
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
         target = Target.parse(wish.target, "tcp" if wish.public else "http")
@@ -119,12 +124,13 @@ class Exposures:
             )
         wish.options.check(target)
         check_terms(wish.terms, target.protocol)
+        check_told(wish.terms.told, target, up=bool(self._address))
         transport = "udp" if target.protocol == "udp" else "tcp"
         async with self._lock:
-            inside = self._target_end(target, wish.options, owner)
+            inside = self._target_end(target, wish.options, wish.terms, owner)
             try:
                 await inside.check()
-                end = self._open(inside, 0)
+                end = self._open(inside, 0, wish.terms)
             except BaseException:
                 inside.close()
                 raise
@@ -264,7 +270,7 @@ class Exposures:
 
     def _rests(self, kept: Kept) -> bool:
         """What was exposed while there was a TUN, and goes by it."""
-        return kept.tunnel == "single" and not self._address
+        return (kept.tunnel == "single" or kept.terms.told.transparent) and not self._address
 
     def _tunnel_of(self, wish: ExposeWish) -> TunnelKind:
         if wish.tunnel == "single" and not self._address:
@@ -296,14 +302,14 @@ class Exposures:
             _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
-        inside = self._target_end(Target.parse(kept.target), kept.options, kept.owner)
+        inside = self._target_end(Target.parse(kept.target), kept.options, kept.terms, kept.owner)
         try:
-            end = self._open(inside, kept.port)
+            end = self._open(inside, kept.port, kept.terms)
         except UserError as error:
             # Another program took the port while we were away: any other does, once the server knows (`reconcile`).
             _log.info("exposure %s gets another port: %s", kept.id, error)
             try:
-                end = self._open(inside, 0)
+                end = self._open(inside, 0, kept.terms)
             except UserError as failure:
                 inside.close()
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
@@ -312,7 +318,7 @@ class Exposures:
         self._serve(kept, end, inside)
         self._leads_directly(kept)
 
-    def _target_end(self, target: Target, options: TargetOptions, owner: int) -> TargetEnd:
+    def _target_end(self, target: Target, options: TargetOptions, terms: Terms, owner: int) -> TargetEnd:
         """It runs from now on, until it is closed."""
         if self._tasks is None:
             raise UserError(
@@ -321,12 +327,13 @@ class Exposures:
                 "Try again when 'overlay status' says 'connected'.",
                 Exit.NOT_RUNNING,
             )
-        inside = TargetEnd(target, options, owner=owner)
+        transparent = Transparent(self._routes, self.drops) if terms.told.transparent else None
+        inside = TargetEnd(target, options, owner=owner, transparent=transparent)
         self._tasks.start_soon(inside.run)
         return inside
 
-    def _open(self, inside: TargetEnd, port: int) -> TunnelEnd:
-        return TunnelEnd(inside, self._address, port, self._is_server, self.drops)
+    def _open(self, inside: TargetEnd, port: int, terms: Terms) -> TunnelEnd:
+        return TunnelEnd(inside, self._address, port, self._is_server, self.drops, terms.told)
 
     def _serve(self, kept: Kept, end: TunnelEnd, inside: TargetEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start

@@ -6,13 +6,16 @@ from typing import Final
 
 import anyio
 
+from overlay.carrier.outlets import Outlet
 from overlay.carrier.stream import TcpStream, connect
 from overlay.carrier.streams import CodecStream
 from overlay.errors import Exit, UserError
 from overlay.node.deputy import Deputy, Order, connect_unix
+from overlay.node.return_routes import Hold, UnusableAddress
 from overlay.node.rights import are_ours, check_may_act_for, user_name
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.node.tls_target import TlsTarget
+from overlay.node.transparent import Transparent
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
 CONNECT_TIMEOUT: Final = 10.0
@@ -28,9 +31,18 @@ TargetStream = TcpStream | CodecStream
 class TargetEnd:
     """Of one exposure. `run` while it is used; `trouble`: why the last try failed, "" if it did not."""
 
-    def __init__(self, target: Target, options: TargetOptions = NO_OPTIONS, *, owner: int = 0) -> None:
-        """`owner`: uid of the user with whose rights files are opened."""
+    def __init__(
+        self,
+        target: Target,
+        options: TargetOptions = NO_OPTIONS,
+        *,
+        owner: int = 0,
+        transparent: Transparent | None = None,
+    ) -> None:
+        """`owner`: uid of the user with whose rights files are opened; `transparent`: connections bear the addresses of
+        users."""
         self.target = target
+        self.transparent = transparent
         self.trouble = ""
         self.prefix = "/"
         """The path under which a folder is published."""
@@ -54,8 +66,10 @@ class TargetEnd:
     async def check(self) -> None:
         """Before it is published: what its owner may not open is refused. A service may come later, a folder not.
 
-        Raises `UserError`: "target-forbidden", "target-missing", "ca-invalid".
+        Raises `UserError`: "target-forbidden", "target-missing", "ca-invalid", "transparent-target", "answers-stray".
         """
+        if self.transparent is not None:
+            await self.transparent.check(self.target)
         if self._tls is not None:
             await self._tls.check()
         if self.target.kind == "host":
@@ -79,12 +93,17 @@ class TargetEnd:
                     "Name a folder, as in: overlay expose ./dist",
                 ) from error
 
-    async def open(self) -> TargetStream:
-        """A connection for one user. Raises `OSError`, whose text is the end of a sentence, and `TimeoutError`; what
-        it was, `trouble` says."""
+    async def open(self, user: Endpoint | None = None, opening: bytes = b"") -> TargetStream:
+        """A connection for one user, whose address it bears if that is wanted; it begins with `opening`.
+
+        Raises `OSError`, whose text is the end of a sentence, and `TimeoutError`; what it was, `trouble` says; and
+        `UnusableAddress`, which is the user's trouble alone.
+        """
         try:
             with anyio.fail_after(CONNECT_TIMEOUT):
-                stream = await self._open()
+                stream = await self._open(user, opening)
+        except UnusableAddress:
+            raise
         except TimeoutError:
             self.trouble = f"no answer within {CONNECT_TIMEOUT:g} s"
             raise
@@ -93,6 +112,11 @@ class TargetEnd:
             raise
         self.trouble = ""
         return stream
+
+    async def open_outlet(self, user: Endpoint | None) -> tuple[Outlet, Hold]:
+        """For the datagrams of a user, whose address they are to bear. Raises as `open` does."""
+        assert self.transparent is not None
+        return await self.transparent.open_outlet(self.target, user)
 
     async def resolve(self) -> list[Endpoint]:
         """At least one endpoint of a host, as the system orders them. Raises `OSError`."""
@@ -107,23 +131,34 @@ class TargetEnd:
                 raise OSError(f"its name cannot be found ({error.strerror})") from error
             return [canonical_endpoint(str(address[0]), port) for *_, address in found]
 
-    async def _open(self) -> TargetStream:
+    async def _open(self, user: Endpoint | None, opening: bytes) -> TargetStream:
         if self.target.kind != "host":
-            return await self._open_file()
+            stream = await self._open_file()
+        elif self.transparent is not None:
+            stream = await self.transparent.connect(self.target, user)
+        else:
+            stream = await self._connect()
+        return await self._begin(stream, opening)
+
+    async def _connect(self) -> TcpStream:
         problem: OSError | None = None
         for endpoint in await self.resolve():
             try:
-                stream = await connect(endpoint)
+                return await connect(endpoint)
             except OSError as error:
                 problem = error
-            else:
-                return stream if self._tls is None else await self._secure(self._tls, stream)
         assert problem is not None
         raise problem
 
-    async def _secure(self, tls: TlsTarget, stream: TcpStream) -> CodecStream:
+    async def _begin(self, stream: TcpStream, opening: bytes) -> TargetStream:
+        """What tells of the user goes before TLS."""
         try:
-            return await tls.secure(stream)
+            if opening:
+                await stream.send(opening)
+            return stream if self._tls is None else await self._tls.secure(stream)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            stream.close()
+            raise OSError("it has closed the connection") from error
         except BaseException:
             stream.close()
             raise

@@ -14,16 +14,20 @@ from overlay.carrier.forward import forward_streams
 from overlay.carrier.outlets import HeadedOutlet, Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
 from overlay.carrier.stream import TcpStream, reset_on_close
-from overlay.errors import UserError
+from overlay.errors import RemoteProtocolError, UserError
+from overlay.node.return_routes import UnusableAddress
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
+from overlay.node.transparent import TransparentOutlet
+from overlay.wire.control.terms import NOTHING_TOLD, Told
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
-from overlay.wire.ingress.proxy_protocol import ProxyHeader, ProxyProtocol, encode
+from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode, parse_proxy_header
 
 CONNECTION_LIMIT: Final = 1024
 """Of one exposure at once, as at the server's end: one exposure cannot take all descriptors."""
 LOOKUP_INTERVAL: Final = 30.0
 """Seconds after which the name of a UDP target is looked up anew."""
+HEADER_TIMEOUT: Final = 10.0  # s for the server to say who a user is
 _BACKLOG: Final = 256
 _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no descriptor left
 
@@ -40,16 +44,23 @@ class TunnelEnd:
         port: int,
         is_server: Callable[[str], bool],
         drops: Counter[str],
+        told: Told = NOTHING_TOLD,
         *,
-        header: ProxyProtocol = "",
+        peers: bool = False,
     ) -> None:
-        """At `address`, or nowhere (""); port 0 picks one. `header`: that tells the target who connects here; who comes
-        from the server has it already. Raises `UserError` ("port-taken") if that is taken."""
+        """At `address`, or nowhere (""); port 0 picks one. `told`: what the target is told of users, which the server
+        has seen to already; `peers`: these come here themselves, and it is for this end to tell of them.
+
+        Raises `UserError` ("port-taken") if that is taken.
+        """
         self._inside = inside
         self._target = inside.target
         self._is_server = is_server
         self._drops = drops
-        self._header = header
+        self._told = told
+        self._peers = peers
+        # What the server writes before a user's bytes goes to the target as it is, unless it is meant for this end.
+        self._reads_header = not peers and (told.transparent or (bool(told.proxy_protocol) and self._target.secure))
         self._scope = anyio.CancelScope()
         self._dynamic: set[anyio.CancelScope] = set()  # of users by dynamic tunnels
         self._streams = 0
@@ -143,22 +154,18 @@ class TunnelEnd:
         own = accepted.getsockname()
         try:
             with accepted:
-                header = encode(ProxyHeader(source, canonical_endpoint(own[0], own[1])), self._header)
-                await self._forward_to_target(TcpStream(accepted), header)
+                peer = ProxyHeader(source, canonical_endpoint(own[0], own[1])) if self._peers else None
+                await self._forward_to_target(TcpStream(accepted), peer)
         finally:
             self._streams -= 1
 
-    async def _forward_to_target(self, stream: Stream, header: bytes = b"") -> None:
+    async def _forward_to_target(self, stream: Stream, user: ProxyHeader | None = None) -> None:
         if self._target.protocol == "udp":
             await self._carry_datagrams(stream)
             return
-        inside = await self._connect()
-        if inside is not None and header:
-            try:
-                await inside.send(header)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                inside.close()
-                inside = None
+        if self._reads_header:
+            user = await self._read_header(stream)
+        inside = None if self._reads_header and user is None else await self._connect(user)
         if inside is None:
             stream.cut()
             stream.close()
@@ -177,9 +184,31 @@ class TunnelEnd:
 
         await join(StreamOutlet(given, self._drops), target)
 
-    async def _connect(self) -> TargetStream | None:
+    async def _read_header(self, stream: Stream) -> ProxyHeader | None:
+        """Takes it from the stream, and not a byte more. None: there is none, which is counted."""
+        data, needed = b"", 1
         try:
-            stream = await self._inside.open()
+            with anyio.fail_after(HEADER_TIMEOUT):
+                while len(data) < needed:
+                    data += await stream.receive(needed - len(data))
+                    found = parse_proxy_header(data)
+                    if isinstance(found, tuple):
+                        return found[0]
+                    needed = found
+        except RemoteProtocolError as error:
+            self._drops[error.reason] += 1
+        except (TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self._drops["no_proxy_header"] += 1
+        return None
+
+    async def _connect(self, user: ProxyHeader | None) -> TargetStream | None:
+        opening = b"" if user is None else encode(user, self._told.proxy_protocol)
+        try:
+            stream = await self._inside.open(user.source if user is not None else None, opening)
+        except UnusableAddress as error:
+            self._drops[error.reason] += 1
+            _log.debug("%s: a user is turned away: %s", self._target.text, error)
+            return None
         except OSError:  # TimeoutError is one
             self._drops["exposure_target_unreachable"] += 1
             _log.log(
@@ -194,11 +223,15 @@ class TunnelEnd:
         return stream
 
     def _outlet_for(self, source: Endpoint, local: Endpoint) -> Outlet | None:
-        inner, header = self._outlet(), encode(ProxyHeader(source, local, "udp"), self._header)
-        return inner if inner is None or not header else HeadedOutlet(inner, header, self._drops)
+        return self._outlet(ProxyHeader(source, local, "udp") if self._peers else None)
 
-    def _outlet(self) -> Outlet | None:
-        return SocketOutlet.open(lambda: self._endpoint, self._drops)
+    def _outlet(self, user: ProxyHeader | None = None) -> Outlet | None:
+        kind = self._told.proxy_protocol
+        if self._told.transparent:
+            return TransparentOutlet(self._inside.open_outlet, lambda user: encode(user, kind), self._drops, user)
+        inner = SocketOutlet.open(lambda: self._endpoint, self._drops)
+        header = b"" if user is None else encode(user, kind)
+        return inner if inner is None or not header else HeadedOutlet(inner, header, self._drops)
 
     async def _run_udp(self, bound: socket.socket | None) -> None:
         async with anyio.create_task_group() as tasks:

@@ -1,8 +1,9 @@
 """A tunnel that tells the target who comes: a PROXY header goes before a user's own bytes, and before each
 of his datagrams.
 
-It is the server that knows, so it is the server that says so, in every kind of tunnel alike; nodes pass it on. What a
-user says of himself in such a header are bytes of his like all others: they come behind ours.
+It is the server that knows, so it is the server that says so, in every kind of tunnel alike. Nodes pass it on, but for
+transparent exposures, where it is meant for them. What a user says of himself in such a header are bytes of his like
+all others: they come behind ours.
 """
 
 from collections import Counter
@@ -46,4 +47,5 @@ class TellingTunnel:
 
     def _header(self, visitor: Visitor, transport: Transport) -> bytes:
         header = ProxyHeader(visitor.source, visitor.local, transport, visitor.alpn, visitor.authority)
-        return encode(header, self._told().proxy_protocol)
+        told = self._told()
+        return encode(header, "v2" if told.transparent else told.proxy_protocol)

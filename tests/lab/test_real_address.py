@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,9 @@ pytestmark = pytest.mark.lab
 SERVER_6 = "2001:db8::1"
 USERS = {"user": ("198.51.100.90", "2001:db8::90"), "other": ("198.51.100.91", "2001:db8::91")}
 NGINX, HAPROXY, UNBOUND = 3001, 3002, 3053  # on a, with the PROXY protocol
+PLAIN, DNSMASQ, NAIVE = 3000, 3054, 3055  # on a, which go by where a connection or datagram comes from
+LAN = "192.168.5.9"  # behind a
+OWN = "198.51.100.21"  # of a
 NAME = "real.test"
 
 
@@ -23,8 +28,8 @@ NAME = "real.test"
 def network() -> Iterator[Network]:
     """A server, a node with services on it, and two users without anything of ours."""
     with Lab() as lab:
-        spaces = {name: lab.namespace(name) for name in ("server", "a", *USERS)}
-        addresses = {"server": (SERVER_ADDRESS, SERVER_6), "a": ("198.51.100.21", "2001:db8::21"), **USERS}
+        spaces = {name: lab.namespace(name) for name in ("server", "a", "lan", *USERS)}
+        addresses = {"server": (SERVER_ADDRESS, SERVER_6), "a": (OWN, "2001:db8::21"), **USERS}
         internet = build_internet(lab, [(spaces[name], address) for name, (address, _) in addresses.items()])
         for name, (_, address) in addresses.items():
             spaces[name].address("eth0", f"{address}/64")
@@ -34,7 +39,10 @@ def network() -> Iterator[Network]:
         with tracked(made):
             made.start_server()
             made.join("a")
+            lab.link(spaces["a"], "192.168.5.1/24", spaces["lan"], f"{LAN}/24")
+            spaces["lan"].route("default", "192.168.5.1")
             start_services(lab, spaces["a"])
+            start_plain_services(lab, spaces["a"], spaces["lan"])
             yield made
             made.stop_all()
 
@@ -49,6 +57,13 @@ http {{
     access_log off;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{PLAIN};
+        listen [::1]:{PLAIN};
+        listen {OWN}:{PLAIN};
+        access_log {folder}/access.log;
+        return 200 "$remote_addr $remote_port\\n";
+    }}
     server {{
         listen 127.0.0.1:{NGINX} proxy_protocol;
         return 200 "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_port $remote_addr\\n";
@@ -89,6 +104,35 @@ server:
         listening = ("ss", "-Hltn", f"sport = :{port}")
         wait_for(lambda: space.run(listening).stdout, f"port {port} is listened at")  # noqa: B023
     wait_for(lambda: "start of service" in (folder / "unbound.log").read_text(), "unbound serves")
+
+
+NAIVE_SERVER = """
+import socket, sys
+served = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+served.bind(("::", int(sys.argv[1])))
+while True:
+    datagram, source = served.recvfrom(2048)
+    served.sendto(f"{source[0]} {source[1]}".encode(), source)
+"""
+"""It leaves the source of its answers to the system, as many servers do."""
+
+
+def start_plain_services(lab: Lab, space: Namespace, lan: Namespace) -> None:
+    """dnsmasq, a UDP service bound to all addresses, and a web server on the machine behind a."""
+    folder = lab.directory
+    dns = (
+        *("dnsmasq", "--no-daemon", "--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--pid-file=", "--user=root"),
+        *(f"--port={DNSMASQ}", f"--host-record={NAME},192.0.2.7", "--log-queries=extra"),
+        f"--log-facility={folder}/dnsmasq.log",
+    )
+    space.popen(dns)
+    space.popen([sys.executable, "-c", NAIVE_SERVER, str(NAIVE)])
+    with (folder / "lan.log").open("w") as log:
+        lan.popen([sys.executable, "-u", "-m", "http.server", str(PLAIN)], stdout=log, stderr=log, cwd=folder)
+    wait_for(lambda: "Serving HTTP" in (folder / "lan.log").read_text(), "the web server behind a serves")
+    for port in (DNSMASQ, NAIVE):
+        bound = ("ss", "-Hlun", f"sport = :{port}")
+        wait_for(lambda: space.run(bound).stdout, f"port {port} is bound")  # noqa: B023
 
 
 def curl(network: Network, user: str, port: int, address: str, *arguments: str) -> str:
@@ -137,3 +181,112 @@ def test_what_cannot_be_is_said(network: Network) -> None:
     refused = network["a"].overlay("expose", "udp://127.0.0.1:53", "--proxy-protocol", "v1", "--json", check=False)
     assert refused.returncode == 2
     assert "--proxy-protocol v2" in json.loads(refused.stdout)["error"]["message"]
+
+
+# --transparent --------------------------------------------------------------------------------------------------------
+
+
+def routing(machine: Machine) -> str:
+    """The rules of this machine that are the program's."""
+    rules = "".join(machine.run("ip", family, "rule").stdout for family in ("-4", "-6"))
+    return "".join(line for line in rules.splitlines() if line.startswith("5100:"))
+
+
+def ask_at_once(network: Network, server: str, port: int, own_port: int) -> dict[str, str]:
+    """Both users, from the same port, while the other's connection is open. → what each is told"""
+    open_now: dict[str, socket.socket] = {}
+    for user, (address, address_6) in USERS.items():
+        six = ":" in server
+        with network.lab.namespaces[user].enter():
+            made = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM)
+        made.settimeout(10)
+        made.bind((address_6 if six else address, own_port))
+        made.connect((server, port))
+        open_now[user] = made
+    answers = {}
+    for connection in open_now.values():
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    for user, connection in open_now.items():
+        with connection.makefile("rb") as file:
+            answers[user] = file.read().decode().rpartition("\r\n\r\n")[2].strip()
+        connection.close()
+    return answers
+
+
+@pytest.mark.parametrize(("tunnel", "own_port"), [("single", 42001), ("tls", 42002)])
+def test_nginx_sees_users_themselves(network: Network, tunnel: str, own_port: int) -> None:
+    a: Machine = network["a"]
+    wanted = ("expose", f"tcp://localhost:{PLAIN}", "--public", "9003", "--tunnel", tunnel, "--transparent")
+    exposure = a.overlay_json(*wanted)
+    for server, family in ((SERVER_ADDRESS, 0), (SERVER_6, 1)):
+        answers = ask_at_once(network, server, 9003, own_port)
+        assert answers == {user: f"{addresses[family]} {own_port}" for user, addresses in USERS.items()}
+    log = network.lab.directory / "access.log"
+    wait_for(lambda: "2001:db8::91" in log.read_text() and "198.51.100.90" in log.read_text(), "nginx's log has them")
+    own = a.run("curl", "-sS", "--max-time", "10", f"http://{SERVER_ADDRESS}:9003/", check=False)
+    assert own.returncode == 56 and f"\n{OWN} " not in log.read_text(), "who comes as the machine itself is turned away"
+    a.overlay("expose", "rm", exposure["id"])
+
+
+def test_by_http_and_at_an_address_of_its_own(network: Network) -> None:
+    a: Machine = network["a"]
+    both = ("--transparent", "--public", "9004")
+    exposure = a.overlay_json("expose", f"http://{OWN}:{PLAIN}", *both)
+    answer, port = curl(network, "user", 9004, SERVER_ADDRESS, "-w", "%{local_port}").splitlines()
+    assert answer == f"198.51.100.90 {port}"
+    straight = ["curl", "-sS", "--max-time", "10", f"http://{OWN}:{PLAIN}/"]
+    assert network.lab.namespaces["other"].run(straight).stdout.startswith("198.51.100.91 "), "others come as ever"
+    a.overlay("expose", "rm", exposure["id"])
+
+
+def test_a_machine_behind_sees_users_if_it_answers_by_this_one(network: Network) -> None:
+    a: Machine = network["a"]
+    exposure = a.overlay_json("expose", f"http://{LAN}:{PLAIN}", "--transparent", "--public", "9005")
+    assert "<title>" in curl(network, "user", 9005, SERVER_ADDRESS)
+    assert "198.51.100.90 - - " in (network.lab.directory / "lan.log").read_text()
+    a.overlay("expose", "rm", exposure["id"])
+    stray = a.overlay("expose", "tcp://198.51.100.91:80", "--transparent", "--json", check=False)
+    assert stray.returncode == 1 and json.loads(stray.stdout)["error"]["code"] == "answers-stray"
+
+
+@pytest.mark.parametrize("tunnel", ["single", "udp"])
+def test_datagrams_come_from_users_themselves(network: Network, tunnel: str) -> None:
+    a: Machine = network["a"]
+    folder = network.lab.directory
+    more = ("--tunnel", tunnel, "--transparent", "--public")
+    dns = a.overlay_json("expose", f"udp://localhost:{DNSMASQ}", *more, "9055")
+    naive = a.overlay_json("expose", f"udp://localhost:{NAIVE}", *more, "9056")
+    for user, addresses in USERS.items():
+        for server, address in zip((SERVER_ADDRESS, SERVER_6), addresses, strict=True):
+            dig = ["dig", f"@{server}", "-p", "9055", "+short", "+tries=3", "+time=3", NAME]
+            assert network.lab.namespaces[user].run(dig).stdout == "192.0.2.7\n"
+            wait_for(lambda: f" {address}/" in (folder / "dnsmasq.log").read_text(), f"dnsmasq saw {address}")  # noqa: B023
+            with network.lab.namespaces[user].enter():
+                made = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
+            with made:
+                made.settimeout(10)
+                made.bind((address, 43000))
+                made.connect((server, 9056))
+                made.send(b"who?")
+                assert made.recv(100).decode().removeprefix("::ffff:") == f"{address} 43000"
+    for each in (dns, naive):
+        a.overlay("expose", "rm", each["id"])
+
+
+def test_nothing_of_it_stays(network: Network) -> None:
+    """After a kill what was left is taken away at the next start, and on 'down' at once."""
+    a: Machine = network["a"]
+    exposure = a.overlay_json("expose", f"tcp://localhost:{PLAIN}", "--public", "9006", "--transparent")
+    curl(network, "user", 9006, SERVER_ADDRESS)
+    before = routing(a)
+    assert f"from 127.0.0.1 ipproto tcp sport {PLAIN}" in before
+    a.kill_daemon()
+    assert routing(a) == before
+    a.overlay("up", "--quiet")
+    assert not routing(a)
+    answer, port = curl(network, "user", 9006, SERVER_ADDRESS, "-w", "%{local_port}").splitlines()
+    assert answer == f"198.51.100.90 {port}" and routing(a)
+    a.overlay("down", "--quiet")
+    assert not routing(a)
+    a.overlay("up", "--quiet")
+    a.overlay("expose", "rm", exposure["id"])

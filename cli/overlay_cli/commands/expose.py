@@ -67,6 +67,7 @@ def add_exposure(
     secret_link: options.SecretLink = False,
     max_connections: options.MaxConnections = 0,
     proxy_protocol: options.ProxyProtocol = "none",
+    transparent: options.Transparent = False,
     invite: options.Invite = None,
     carrier: Carrier = "auto",
     proxy: Proxy = None,
@@ -99,6 +100,7 @@ def add_exposure(
             credentials=made.access,
             max_connections=max_connections,
             proxy_protocol=proxy_protocol,
+            transparent=transparent,
         ),
     }
     try:

@@ -201,6 +201,18 @@ ProxyProtocol = Annotated[
     ),
 ]
 
+Transparent = Annotated[
+    bool,
+    typer.Option(
+        "--transparent",
+        envvar="OVERLAY_TRANSPARENT",
+        help="The target sees users' own addresses and ports as where connections and datagrams come from. Needs 'sudo "
+        "overlay up'; the target is on this machine, or on one whose gateway this machine is. For users of IPv4 and "
+        "IPv6 write localhost:PORT.",
+        rich_help_panel=TOLD,
+    ),
+]
+
 # without 'overlay up' -------------------------------------------------------------------------------------------------
 
 Invite = Annotated[
@@ -249,10 +261,11 @@ def terms(
     credentials: dict[str, Any],
     max_connections: int,
     proxy_protocol: str,
+    transparent: bool,
 ) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
     return {
         "access": {"allow": allow or [], "deny": deny or [], **credentials},
         "limits": {"connections": max_connections},
-        "told": {"proxy_protocol": "" if proxy_protocol == "none" else proxy_protocol},
+        "told": {"proxy_protocol": "" if proxy_protocol == "none" else proxy_protocol, "transparent": transparent},
     }

@@ -45,12 +45,16 @@ class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the target is told of a user."""
 
     proxy_protocol: ProxyProtocol = ""  # the header before his bytes
+    transparent: bool = False  # connections bear his address; within the tunnel a header of v2 tells it to the node
+
+
+NOTHING_TOLD: Final = Told()
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     access: Access = Access()
     limits: Limits = Limits()
-    told: Told = Told()
+    told: Told = NOTHING_TOLD
 
 
 NO_TERMS: Final = Terms()

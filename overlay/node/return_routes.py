@@ -31,6 +31,7 @@ from anyio.abc import TaskStatus
 from pyroute2 import AsyncIPRoute, NetlinkError
 
 from overlay.daemon.state import StateDir
+from overlay.errors import UserError
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.ingress.proxy_protocol import Transport
 
@@ -44,6 +45,7 @@ _LOCAL: Final = 2  # RTN_LOCAL: rtnetlink(7)
 _UNICAST: Final = 1  # RTN_UNICAST
 _HOST_SCOPE: Final = 254  # RT_SCOPE_HOST: what a local route of IPv4 must have
 _PROTOCOLS: Final[dict[Transport, int]] = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+_NO_WAY: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES)  # none, or one that refuses
 _GONE: Final = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT)
 
 _log = logging.getLogger(__name__)
@@ -189,14 +191,14 @@ class ReturnRoutes:
             await self._leave(netlink, way, next(iter(way.resting)))
         if await _kind(netlink, user) not in (_UNICAST, None):
             raise UnusableAddress("transparent_own_address", "the user's address is one of this machine's own")
-        await netlink.route("replace", **_route(way, user))
+        await netlink.route("replace", **_route(way.rule, user), **({"prefsrc": way.rule.address} if way.local else {}))
         way.users[user] = 0
         way.resting[user] = anyio.current_time()
 
     async def _leave(self, netlink: AsyncIPRoute, way: _Way, user: str) -> None:
         way.users.pop(user, None)
         way.resting.pop(user, None)
-        await _unless_gone(netlink.route, **_route(way, user))
+        await _unless_gone(netlink.route, **_route(way.rule, user))
 
     async def _sweep(self, before: float) -> None:
         """Take away what has rested since `before`."""
@@ -219,12 +221,21 @@ class ReturnRoutes:
         await self._note([way.rule for way in self._ways.values()])
 
     async def _restore(self, netlink: AsyncIPRoute) -> None:
-        left = self._state.read_struct(FILE, RuleFile)
+        try:
+            left = self._state.read_struct(FILE, RuleFile)
+        except UserError as error:
+            _log.warning("what an earlier run left is not known: %s", error)
+            return
         if left is None:
             return
         for rule in left.rules:
             await _unless_gone(netlink.rule, **rule.attributes())
-            await netlink.flush_routes(family=rule.family, table=rule.table)
+            try:
+                async for message in await netlink.get_routes(family=rule.family, table=rule.table):
+                    if message.get("table") == rule.table:  # a kernel that does not filter sends all
+                        await _unless_gone(netlink.route, **_route(rule, message.get("dst")))
+            except NetlinkError as error:
+                _log.warning("table %d cannot be read: %s", rule.table, error.args[-1])
         await self._note([])
         _log.warning("took away %d routing rules that an earlier run left", len(left.rules))
 
@@ -235,16 +246,15 @@ class ReturnRoutes:
             await anyio.to_thread.run_sync(self._state.remove, FILE)
 
 
-def _route(way: _Way, user: str) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "family": way.rule.family,
+def _route(rule: Rule, user: str) -> dict[str, Any]:
+    return {
+        "family": rule.family,
         "dst": f"{user}/{ip_address(user).max_prefixlen}",
         "type": "local",
         "scope": _HOST_SCOPE,
         "oif": socket.if_nametoindex("lo"),
-        "table": way.rule.table,
+        "table": rule.table,
     }
-    return made | {"prefsrc": way.rule.address} if way.local else made
 
 
 async def _kind(netlink: AsyncIPRoute, address: str) -> int | None:
@@ -252,7 +262,7 @@ async def _kind(netlink: AsyncIPRoute, address: str) -> int | None:
     try:
         messages = await netlink.route("get", dst=address)
     except NetlinkError as error:
-        if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        if error.code in _NO_WAY:
             return None
         raise
     return int(messages[0]["type"])

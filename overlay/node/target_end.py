@@ -94,7 +94,8 @@ class TargetEnd:
                 ) from error
 
     async def open(self, user: Endpoint | None = None, opening: bytes = b"") -> TargetStream:
-        """A connection for one user, whose address it bears if that is wanted; it begins with `opening`.
+        """A connection that begins with `opening`; for a user, whose address it bears if that is wanted, or for this
+        node itself.
 
         Raises `OSError`, whose text is the end of a sentence, and `TimeoutError`; what it was, `trouble` says; and
         `UnusableAddress`, which is the user's trouble alone.
@@ -113,7 +114,7 @@ class TargetEnd:
         self.trouble = ""
         return stream
 
-    async def open_outlet(self, user: Endpoint | None) -> tuple[Outlet, Hold]:
+    async def open_outlet(self, user: Endpoint) -> tuple[Outlet, Hold]:
         """For the datagrams of a user, whose address they are to bear. Raises as `open` does."""
         assert self.transparent is not None
         return await self.transparent.open_outlet(self.target, user)
@@ -134,7 +135,7 @@ class TargetEnd:
     async def _open(self, user: Endpoint | None, opening: bytes) -> TargetStream:
         if self.target.kind != "host":
             stream = await self._open_file()
-        elif self.transparent is not None:
+        elif self.transparent is not None and user is not None:
             stream = await self.transparent.connect(self.target, user)
         else:
             stream = await self._connect()

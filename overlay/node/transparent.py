@@ -51,14 +51,13 @@ class Transparent:
         self._routes = routes
         self._drops = drops
 
-    async def connect(self, target: Target, user: Endpoint | None) -> TcpStream:
+    async def connect(self, target: Target, user: Endpoint) -> TcpStream:
         """Raises `OSError`; `UnusableAddress` among them."""
-        endpoint, user = _seen_by(user, host_endpoints(target))
-        return await self._connect(endpoint, user)
+        return await self._connect(_seen_by(user, host_endpoints(target)), user)
 
-    async def open_outlet(self, target: Target, user: Endpoint | None) -> tuple[Outlet, Hold]:
+    async def open_outlet(self, target: Target, user: Endpoint) -> tuple[Outlet, Hold]:
         """For one user's datagrams. Raises as `connect` does."""
-        endpoint, user = _seen_by(user, host_endpoints(target))
+        endpoint = _seen_by(user, host_endpoints(target))
         hold = await self._routes.hold(endpoint, "udp", user[0])
         try:
             bound = self._bind(socket.SOCK_DGRAM, user)
@@ -127,7 +126,7 @@ class TransparentOutlet:
 
     def __init__(
         self,
-        open_outlet: Callable[[Endpoint | None], Awaitable[tuple[Outlet, Hold]]],
+        open_outlet: Callable[[Endpoint], Awaitable[tuple[Outlet, Hold]]],
         begin: Callable[[ProxyHeader], bytes],
         drops: Counter[str],
         known: ProxyHeader | None = None,
@@ -144,6 +143,7 @@ class TransparentOutlet:
         self._known = anyio.Event()
         self._scope = anyio.CancelScope()
         self._stale = False
+        self._refused = ""  # why nothing of this user's is taken; the flow stays, so that this is found out once
         if known is not None:
             self._known.set()
 
@@ -158,6 +158,9 @@ class TransparentOutlet:
             except RemoteProtocolError as error:
                 self._drops[error.reason] += 1
                 return False
+        if self._refused:
+            self._drops[self._refused] += 1
+            return False
         whole = memoryview(self._start + datagram)
         if self._inner is not None:
             return self._inner.send(whole)
@@ -172,13 +175,12 @@ class TransparentOutlet:
             await self._known.wait()
             assert self._header is not None
             try:
-                inner, hold = await self._open_outlet(self._header.source)
-            except UnusableAddress as error:
-                self._drops[error.reason] += 1
-                return
-            except OSError:
-                self._drops["target_failed"] += 1
-                return
+                inner, hold = await self._open_outlet(user_of(self._header))
+            except OSError as error:
+                self._refused = error.reason if isinstance(error, UnusableAddress) else "target_failed"
+                self._drops[self._refused] += len(self._waiting)
+                self._waiting.clear()
+                await anyio.sleep_forever()
             try:
                 for datagram in self._waiting:
                     inner.send(memoryview(datagram))
@@ -242,11 +244,16 @@ def host_endpoints(target: Target) -> list[Endpoint]:
         ) from error
 
 
-def _seen_by(user: Endpoint | None, endpoints: list[Endpoint]) -> tuple[Endpoint, Endpoint]:
-    """Where this user is taken to, and he himself, if a connection may bear his address as far as that tells. Raises
-    `UnusableAddress`."""
-    if user is None:
+def user_of(header: ProxyHeader) -> Endpoint:
+    """Raises `UnusableAddress`."""
+    if header.source is None:
         raise UnusableAddress("transparent_unknown_user", "the server does not say who the user is")
+    return header.source
+
+
+def _seen_by(user: Endpoint, endpoints: list[Endpoint]) -> Endpoint:
+    """Where this user is taken to, if a connection may bear his address as far as that tells. Raises
+    `UnusableAddress`."""
     address = ip_address(user[0])
     if (
         address.is_loopback
@@ -258,7 +265,7 @@ def _seen_by(user: Endpoint | None, endpoints: list[Endpoint]) -> tuple[Endpoint
         raise UnusableAddress("transparent_own_address", "the user's address is no other host's")
     for endpoint in endpoints:
         if ip_address(endpoint[0]).version == address.version:
-            return endpoint, user
+            return endpoint
     raise UnusableAddress("transparent_other_family", f"the target has no address of IPv{address.version}")
 
 

@@ -18,7 +18,7 @@ from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.return_routes import UnusableAddress
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
-from overlay.node.transparent import TransparentOutlet
+from overlay.node.transparent import TransparentOutlet, user_of
 from overlay.wire.control.terms import NOTHING_TOLD, Told
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode, parse_proxy_header
@@ -202,9 +202,12 @@ class TunnelEnd:
         return None
 
     async def _connect(self, user: ProxyHeader | None) -> TargetStream | None:
-        opening = b"" if user is None else encode(user, self._told.proxy_protocol)
         try:
-            stream = await self._inside.open(user.source if user is not None else None, opening)
+            if user is None:
+                stream = await self._inside.open()
+            else:
+                source = user_of(user) if self._told.transparent else None
+                stream = await self._inside.open(source, encode(user, self._told.proxy_protocol))
         except UnusableAddress as error:
             self._drops[error.reason] += 1
             _log.debug("%s: a user is turned away: %s", self._target.text, error)

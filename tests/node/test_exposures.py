@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from overlay.wire.control.messages import (
     Watch,
 )
 from overlay.wire.control.terms import Limits, Terms, Told
+from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode_v2
 
 SERVER, NODE, STRANGER, PEER = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.4"
 
@@ -415,6 +416,42 @@ def test_peers_who_come_straight_are_told_of_as_users_are(tmp_path: Path) -> Non
             assert not own.direct, "the service itself would get no header"
             with pytest.raises(UserError, match="knows no datagrams"):
                 await setup.add("udp://127.0.0.1:53", "", terms=told)
+
+    anyio.run(main)
+
+
+def test_a_target_by_https_is_told_before_tls_begins(tmp_path: Path) -> None:
+    header = encode_v2(ProxyHeader(("198.51.100.90", 40000), ("203.0.113.1", 443)))
+
+    async def main() -> None:
+        came = bytearray()
+
+        async def take(stream: SocketStream) -> None:
+            async with stream:
+                while len(came) < len(header) + 2:
+                    came.extend(await stream.receive())
+
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(take) as port:
+            told = Terms(told=Told(proxy_protocol="v2"))
+            await setup.add(f"https://127.0.0.1:{port}", "", terms=told)
+            at = setup.server.exposures["x1"].port
+            for said in (header + b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"):
+                with suppress(OSError, anyio.BrokenResourceError):
+                    assert not await ask(at, SERVER, said), "this target speaks no TLS"
+            assert came.startswith(header + b"\x16\x03")
+            assert setup.exposures.drops["bad_proxy_header"] == 1
+
+    anyio.run(main)
+
+
+def test_what_needs_root_is_refused_without(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures, ""):
+            with pytest.raises(UserError, match="root's rights") as refused:
+                await setup.add("tcp://127.0.0.1:22", "", terms=Terms(told=Told(transparent=True)))
+            assert refused.value.exit_code == Exit.REFUSED and not setup.server.exposures
 
     anyio.run(main)
 

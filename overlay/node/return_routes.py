@@ -38,7 +38,7 @@ from overlay.wire.ingress.proxy_protocol import Transport
 FILE: Final = "return-routes.json"
 PRIORITY: Final = 5100  # of the rules: behind the table `local` (0), before `main` (32766) and the usual VPNs' rules
 LINGER: Final = 120.0  # s after a user's last connection: the kernel may go on ending it for a minute (FIN_WAIT_2)
-MOST_USERS: Final = 8192  # addresses of one target
+MOST_USERS: Final = 4096  # addresses of one target; to take away as many routes takes two seconds
 _SWEEP_INTERVAL: Final = 10.0  # s
 _FIRST_TABLE: Final = 1 << 30  # tables of small numbers are people's
 _LOCAL: Final = 2  # RTN_LOCAL: rtnetlink(7)

@@ -19,8 +19,9 @@ SERVER_6 = "2001:db8::1"
 USERS = {"user": ("198.51.100.90", "2001:db8::90"), "other": ("198.51.100.91", "2001:db8::91")}
 NGINX, HAPROXY, UNBOUND = 3001, 3002, 3053  # on a, with the PROXY protocol
 PLAIN, DNSMASQ, NAIVE = 3000, 3054, 3055  # on a, which go by where a connection or datagram comes from
-LAN = "192.168.5.9"  # behind a
+LAN, LAN_6 = "192.168.5.9", "fd05::9"  # behind a
 OWN = "198.51.100.21"  # of a
+PORTS = ("9007", "9008")  # public, of two exposures with one target
 NAME = "real.test"
 
 
@@ -39,8 +40,10 @@ def network() -> Iterator[Network]:
         with tracked(made):
             made.start_server()
             made.join("a")
-            lab.link(spaces["a"], "192.168.5.1/24", spaces["lan"], f"{LAN}/24")
+            lab.link(spaces["a"], ["192.168.5.1/24", "fd05::1/64"], spaces["lan"], [f"{LAN}/24", f"{LAN_6}/64"])
             spaces["lan"].route("default", "192.168.5.1")
+            spaces["lan"].route("default", "fd05::1")
+            spaces["a"].set("net.ipv4.conf.all.rp_filter", 1)  # the strictest
             start_services(lab, spaces["a"])
             start_plain_services(lab, spaces["a"], spaces["lan"])
             yield made
@@ -126,13 +129,15 @@ def start_plain_services(lab: Lab, space: Namespace, lan: Namespace) -> None:
         f"--log-facility={folder}/dnsmasq.log",
     )
     space.popen(dns)
-    space.popen([sys.executable, "-c", NAIVE_SERVER, str(NAIVE)])
+    for each in (space, lan):
+        each.popen([sys.executable, "-c", NAIVE_SERVER, str(NAIVE)])
     with (folder / "lan.log").open("w") as log:
-        lan.popen([sys.executable, "-u", "-m", "http.server", str(PLAIN)], stdout=log, stderr=log, cwd=folder)
+        web = [sys.executable, "-u", "-m", "http.server", "-b", "::", str(PLAIN)]
+        lan.popen(web, stdout=log, stderr=log, cwd=folder)
     wait_for(lambda: "Serving HTTP" in (folder / "lan.log").read_text(), "the web server behind a serves")
-    for port in (DNSMASQ, NAIVE):
+    for where, port in ((space, DNSMASQ), (space, NAIVE), (lan, NAIVE)):
         bound = ("ss", "-Hlun", f"sport = :{port}")
-        wait_for(lambda: space.run(bound).stdout, f"port {port} is bound")  # noqa: B023
+        wait_for(lambda: where.run(bound).stdout, f"port {port} is bound")  # noqa: B023
 
 
 def curl(network: Network, user: str, port: int, address: str, *arguments: str) -> str:
@@ -213,6 +218,19 @@ def ask_at_once(network: Network, server: str, port: int, own_port: int) -> dict
     return answers
 
 
+def whom(network: Network, user: str, server: str, port: int, own_port: int) -> str:
+    """What the UDP service says of where this user's datagram comes from."""
+    six = ":" in server
+    with network.lab.namespaces[user].enter():
+        made = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
+    with made:
+        made.settimeout(10)
+        made.bind((USERS[user][six], own_port))
+        made.connect((server, port))
+        made.send(b"who?")
+        return made.recv(100).decode().removeprefix("::ffff:")
+
+
 @pytest.mark.parametrize(("tunnel", "own_port"), [("single", 42001), ("tls", 42002)])
 def test_nginx_sees_users_themselves(network: Network, tunnel: str, own_port: int) -> None:
     a: Machine = network["a"]
@@ -228,6 +246,27 @@ def test_nginx_sees_users_themselves(network: Network, tunnel: str, own_port: in
     a.overlay("expose", "rm", exposure["id"])
 
 
+def test_a_port_that_is_taken_for_the_kernel_is_another_one(network: Network) -> None:
+    a: Machine = network["a"]
+    twice = [a.overlay_json("expose", f"tcp://127.0.0.1:{PLAIN}", "--public", port, "--transparent") for port in PORTS]
+    with network.lab.namespaces["user"].enter():
+        made = [socket.socket() for _ in PORTS]
+    answers = []
+    for port, connection in zip(PORTS, made, strict=True):
+        connection.settimeout(10)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        connection.bind(("198.51.100.90", 42003))
+        connection.connect((SERVER_ADDRESS, int(port)))
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        answers.append(connection.recv(4096).decode().split()[-2:])
+    for connection in made:
+        connection.close()
+    assert answers[0] == ["198.51.100.90", "42003"]
+    assert answers[1][0] == "198.51.100.90" and answers[1] != answers[0]
+    for exposure in twice:
+        a.overlay("expose", "rm", exposure["id"])
+
+
 def test_by_http_and_at_an_address_of_its_own(network: Network) -> None:
     a: Machine = network["a"]
     both = ("--transparent", "--public", "9004")
@@ -241,10 +280,20 @@ def test_by_http_and_at_an_address_of_its_own(network: Network) -> None:
 
 def test_a_machine_behind_sees_users_if_it_answers_by_this_one(network: Network) -> None:
     a: Machine = network["a"]
-    exposure = a.overlay_json("expose", f"http://{LAN}:{PLAIN}", "--transparent", "--public", "9005")
-    assert "<title>" in curl(network, "user", 9005, SERVER_ADDRESS)
-    assert "198.51.100.90 - - " in (network.lab.directory / "lan.log").read_text()
-    a.overlay("expose", "rm", exposure["id"])
+    exposures = [
+        a.overlay_json("expose", target, "--transparent", "--public", port)
+        for target, port in (
+            (f"http://{LAN}:{PLAIN}", "9005"),
+            (f"http://[{LAN_6}]:{PLAIN}", "9015"),
+            (f"udp://{LAN}:{NAIVE}", "9025"),
+        )
+    ]
+    for port, server, address in ((9005, SERVER_ADDRESS, "198.51.100.90"), (9015, SERVER_6, "2001:db8::90")):
+        assert "<title>" in curl(network, "user", port, server)
+        assert f"{address} - - " in (network.lab.directory / "lan.log").read_text()
+    assert whom(network, "user", SERVER_ADDRESS, 9025, 43001) == "198.51.100.90 43001"
+    for each in exposures:
+        a.overlay("expose", "rm", each["id"])
     stray = a.overlay("expose", "tcp://198.51.100.91:80", "--transparent", "--json", check=False)
     assert stray.returncode == 1 and json.loads(stray.stdout)["error"]["code"] == "answers-stray"
 
@@ -261,14 +310,7 @@ def test_datagrams_come_from_users_themselves(network: Network, tunnel: str) -> 
             dig = ["dig", f"@{server}", "-p", "9055", "+short", "+tries=3", "+time=3", NAME]
             assert network.lab.namespaces[user].run(dig).stdout == "192.0.2.7\n"
             wait_for(lambda: f" {address}/" in (folder / "dnsmasq.log").read_text(), f"dnsmasq saw {address}")  # noqa: B023
-            with network.lab.namespaces[user].enter():
-                made = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
-            with made:
-                made.settimeout(10)
-                made.bind((address, 43000))
-                made.connect((server, 9056))
-                made.send(b"who?")
-                assert made.recv(100).decode().removeprefix("::ffff:") == f"{address} 43000"
+            assert whom(network, user, server, 9056, 43000) == f"{address} 43000"
     for each in (dns, naive):
         a.overlay("expose", "rm", each["id"])
 

@@ -80,8 +80,9 @@ class QuicStream:
 
     # the stream ------------------------------------------------------------------------------------------------------
 
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        """At least one byte. Raises `EndOfStream` when the peer has closed in order, `BrokenResourceError` else."""
+    async def receive(self, max_bytes: int = 65536, within: float | None = None) -> bytes:
+        """At least one byte. Raises `EndOfStream` when the peer has closed in order, `TimeoutError` if nothing comes
+        `within` so many seconds, `BrokenResourceError` else."""
         while True:
             await anyio.lowlevel.checkpoint_if_cancelled()
             if self._closed:
@@ -96,7 +97,8 @@ class QuicStream:
                 raise anyio.BrokenResourceError(self._broken)
             if self._ended:
                 raise anyio.EndOfStream
-            await self._changed.wait()
+            with anyio.fail_after(within):
+                await self._changed.wait()
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """Take what there is room for, waiting until there is some. → bytes taken; cancelled: none."""

@@ -218,7 +218,7 @@ class ReturnRoutes:
             await _unless_gone(netlink.rule, **way.rule.attributes())
             for user in tuple(way.users):
                 await self._leave(netlink, way, user)
-        await self._note([way.rule for way in self._ways.values()])
+        await self._note_fewer()
 
     async def _restore(self, netlink: AsyncIPRoute) -> None:
         try:
@@ -236,14 +236,25 @@ class ReturnRoutes:
                         await _unless_gone(netlink.route, **_route(rule, message.get("dst")))
             except NetlinkError as error:
                 _log.warning("table %d cannot be read: %s", rule.table, error.args[-1])
-        await self._note([])
+        await self._note_fewer()
         _log.warning("took away %d routing rules that an earlier run left", len(left.rules))
 
     async def _note(self, rules: list[Rule]) -> None:
-        if rules:
-            await anyio.to_thread.run_sync(self._state.write_struct, FILE, RuleFile(rules=tuple(rules)))
-        else:
-            await anyio.to_thread.run_sync(self._state.remove, FILE)
+        """Raises `OSError`."""
+        try:
+            if rules:
+                await anyio.to_thread.run_sync(self._state.write_struct, FILE, RuleFile(rules=tuple(rules)))
+            else:
+                await anyio.to_thread.run_sync(self._state.remove, FILE)
+        except UserError as error:
+            raise OSError(errno.EIO, str(error)) from error
+
+    async def _note_fewer(self) -> None:
+        """What the folder has beyond this does no harm at the next start."""
+        try:
+            await self._note([way.rule for way in self._ways.values()])
+        except OSError as error:
+            _log.warning("%s", error.strerror)
 
 
 def _route(rule: Rule, user: str) -> dict[str, Any]:

@@ -9,11 +9,9 @@ all others: they come behind ours.
 from collections import Counter
 from collections.abc import Callable
 
-import anyio
-
 from overlay.carrier.outlets import HeadedOutlet, Outlet
 from overlay.carrier.port import Stream
-from overlay.server.tunnels import Tunnel, TunnelError, Visitor
+from overlay.server.tunnels import Tunnel, Visitor, send_first
 from overlay.wire.control.terms import Told
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, Transport, encode
 
@@ -29,16 +27,8 @@ class TellingTunnel:
 
     async def open(self, visitor: Visitor) -> Stream:
         stream = await self._inner.open(visitor)
-        header = self._header(visitor, "tcp")
-        try:
-            if header:
-                await stream.send(header)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            stream.close()
-            raise TunnelError(502, "tunnel_broken") from error
-        except BaseException:
-            stream.close()
-            raise
+        if header := self._header(visitor, "tcp"):
+            await send_first(stream, header)
         return stream
 
     def outlet(self, visitor: Visitor) -> Outlet | None:

@@ -54,6 +54,19 @@ class Tunnel(Protocol):
         """For the datagrams of one user; None: there is none now, and that is counted. Raises `OSError`."""
 
 
+async def send_first(stream: Stream, data: bytes) -> None:
+    """What goes before a user's bytes. Raises `TunnelError`; the stream is closed if it has not gone."""
+    try:
+        if (taken := stream.send_now(data)) < len(data):
+            await stream.send(data[taken:])
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+        stream.close()
+        raise TunnelError(502, "tunnel_broken") from error
+    except BaseException:
+        stream.close()
+        raise
+
+
 class SingleTunnel:
     """`where`: the node's end of it now; None while the node is offline. `drops` counts datagrams by reason."""
 

@@ -1,6 +1,6 @@
 """Ways back to users' addresses, in a real kernel: made when they are needed, and gone when nobody needs them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -12,26 +12,13 @@ import pytest
 from overlay.daemon.state import StateDir
 from overlay.node import return_routes
 from overlay.node.return_routes import FILE, ReturnRoutes, UnusableAddress
-from tests.lab.netns import Lab, Namespace, wait_for
+from tests.lab.conftest import inside
+from tests.lab.netns import Namespace, wait_for
 
 pytestmark = pytest.mark.lab
 
 TARGET, TARGET_6 = ("127.0.0.1", 3000), ("::1", 53)
 USER, OTHER, USER_6 = "198.51.100.90", "198.51.100.91", "2001:db8:90::1"
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    """A machine with one cable to another."""
-    with Lab() as lab:
-        host, other = lab.namespace("host"), lab.namespace("other")
-        lab.link(host, ["192.0.2.2/24", "2001:db8::2/64"], other, [])
-        yield host
-
-
-def inside(host: Namespace, main: Callable[[], Awaitable[None]]) -> None:
-    with host.enter():
-        anyio.run(main)
 
 
 @asynccontextmanager

@@ -7,8 +7,9 @@ lead to it there. Two cases:
   port is looked at, and never taken: the service could not start any more.
 - Any other target. Then the port is taken here, and forwards.
 
-Lists of networks hold for peers by their overlay addresses, as these are what they come from. What the server alone
-sees to (credentials, rates, how many bytes, what the target is told) keeps peers on the way by the server.
+Lists of networks hold for peers by their overlay addresses, as these are what they come from; by these the target is
+told of them, too. What the server alone sees to (credentials, rates, how many bytes, headers) keeps peers on the way by
+the server.
 """
 
 import errno
@@ -65,7 +66,6 @@ class DirectEnd:
         self._inside, self._target, self._address, self._port = inside, inside.target, address, port
         self._admits = is_member if lists.empty else (lambda host: is_member(host) and lists.admits(host))
         self._drops = drops
-        self._told = terms.told
         self._end: TunnelEnd | None = None
 
     @property
@@ -77,9 +77,7 @@ class DirectEnd:
         if self._end is not None or self._servers_alone or self._is_the_targets_own():
             return None
         try:
-            self._end = TunnelEnd(
-                self._inside, self._address, self._port, self._admits, self._drops, self._told, peers=True
-            )
+            self._end = TunnelEnd(self._inside, self._address, self._port, self._admits, self._drops, peers=True)
         except UserError:
             return None  # something else has the port: the next look may find it free
         return self._end
@@ -90,10 +88,8 @@ class DirectEnd:
             return False
         if not self._is_the_targets_own():
             return self._end is not None
-        if (
-            self._refuses_some or self._told.proxy_protocol
-        ):  # the target itself knows no lists, and would miss the header
-            return False
+        if self._refuses_some or self._inside.told.proxy_protocol:
+            return False  # the target itself knows no lists, and would miss the header
         return self._target.host == self._address or _is_taken_everywhere(self._target.protocol, self._port)
 
     def close(self) -> None:

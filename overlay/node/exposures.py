@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import anyio
@@ -23,16 +24,18 @@ from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
-from overlay.node.direct_end import WELL_KNOWN, DirectEnd
+from overlay.node.direct_end import DirectEnd
+from overlay.node.inspector.inspector import Inspector
 from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
 from overlay.node.return_routes import ReturnRoutes
-from overlay.node.status import ExposeWish, ExposureStatus
-from overlay.node.target_end import TargetEnd
+from overlay.node.status import Entry, ExposeWish, ExposureStatus
+from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target, TargetOptions
 from overlay.node.transparent import Transparent, check_told
 from overlay.node.tunnel_end import TunnelEnd
+from overlay.node.wishes import check_heard, checked_inspect, checked_target, service_of
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
-from overlay.wire.control.terms import Terms, check_terms
+from overlay.wire.control.terms import Terms
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
 WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
@@ -59,6 +62,7 @@ class Exposures:
         """
         stored = state.read_struct(FILE, KeptFile) or KeptFile()
         self.drops: Counter[str] = Counter()
+        self.inspector = Inspector(self._connect_to_target)
         self._kept = {kept.id: kept for kept in stored.exposures}
         self._state = state
         self._request = request
@@ -107,30 +111,25 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(self, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+    def declared(self, file: str) -> dict[str, Kept]:
+        """What the entries of a file have asked for, by their names."""
+        return {
+            kept.entry.name: kept for kept in self._kept.values() if kept.entry is not None and kept.entry.file == file
+        }
+
+    async def add(self, wish: ExposeWish, owner: int = 0, entry: Entry | None = None) -> ExposureStatus:
         """Expose a target. `owner`: uid of who asks, with whose rights files are opened.
 
         Raises `UserError`: "bad-target", "target-forbidden", "target-missing", "not-up", "server-unreachable",
-        "server-older", what `check_terms`, `check_told` and `TargetEnd.check` raise, and what the server answers.
+        "server-older", what `check_told` and `TargetEnd.check` raise, and what the server answers.
         """
-        # A port of its own carries whatever is said there; a name needs a protocol that tells it.
-        target = Target.parse(wish.target, "tcp" if wish.public else "http")
-        if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
-            raise UserError(
-                "bad-target",
-                "Only a target that speaks http can be reached by a host's name on the shared port.",
-                "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
-                Exit.USAGE,
-            )
-        wish.options.check(target)
-        check_terms(wish.terms, target.protocol)
-        check_told(wish.terms.told, target, up=bool(self._address))
-        transport = "udp" if target.protocol == "udp" else "tcp"
+        target = checked_target(wish)
+        check_told(wish.terms, target, up=bool(self._address))
         async with self._lock:
             inside = self._target_end(target, wish.options, wish.terms, owner)
             try:
                 await inside.check()
-                end = self._open(inside, 0, wish.terms)
+                end = self._open(inside, 0)
             except BaseException:
                 inside.close()
                 raise
@@ -142,10 +141,13 @@ class Exposures:
                     port=end.port,
                     tunnel=self._tunnel_of(wish),
                     known_as=wish.known_as,
-                    service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
+                    service=service_of(wish),
                     owner=owner,
                     options=wish.options,
                     terms=wish.terms,
+                    inspect=checked_inspect(wish, target),
+                    entry=entry,
+                    wish=wish,
                 )
                 exposure = await self._ask(wanted, wish)
                 kept = msgspec.structs.replace(
@@ -158,12 +160,7 @@ class Exposures:
                     service=exposure.service,
                 )
                 try:
-                    if exposure.terms != wish.terms:
-                        raise UserError(
-                            "server-older",
-                            "The server is older than this machine's overlay and does not know all that was asked for.",
-                            "Bring the server up to date, or leave out the options that it does not know.",
-                        )
+                    check_heard(exposure, wish)
                     await self._save({**self._kept, kept.id: kept})
                 except UserError:
                     await self._give_back(kept.id)
@@ -175,6 +172,66 @@ class Exposures:
             self._serve(kept, end, inside)
             await self._tell_direct(kept)
             return self._show(kept)
+
+    async def change(self, name: str, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+        """Have an exposure lead elsewhere, or on other terms, in its place (`wishes.is_renewable`). Users stay
+        connected where the target is the same. Raises as `add` does; it is as it was then."""
+        target = checked_target(wish)
+        check_told(wish.terms, target, up=bool(self._address))
+        async with self._lock:
+            kept = self._kept.get(name)
+            if kept is None:
+                raise _unknown(name)
+            wanted = msgspec.structs.replace(
+                kept,
+                target=target.text,
+                known_as=wish.known_as,
+                service=service_of(wish),
+                terms=wish.terms,
+                inspect=checked_inspect(wish, target),
+                wish=wish,
+            )
+            inside = end = None
+            try:
+                told = wish.terms.told
+                if (target.text, wish.options, told) != (kept.target, kept.options, kept.terms.told):
+                    inside = self._target_end(target, wish.options, wish.terms, owner)
+                    await inside.check()
+                    end = self._open(inside, 0)
+                    wanted = msgspec.structs.replace(wanted, port=end.port, owner=owner, options=wish.options)
+                await self._renew_as(wanted, kept, wish)
+            except BaseException:
+                for each in (end, inside):
+                    if each is not None:
+                        each.close()
+                raise
+            before, kept = kept, self._kept[name]
+            gone: list[TunnelEnd | DirectEnd | TargetEnd | None] = []
+            if end is not None or kept.terms != before.terms:
+                gone.append(self._direct.pop(name, None))
+            if end is not None and inside is not None:
+                gone += [self._ends.pop(name, None), self._inside.pop(name, None)]
+                self._serve(kept, end, inside)
+            for old in gone:
+                if old is not None:
+                    old.close()
+            self._inspect(self._ends.get(name), kept)
+            if not kept.inspect:
+                self.inspector.forget(name)
+            await self._tell_direct(kept)
+            return self._show(kept)
+
+    async def _renew_as(self, wanted: Kept, kept: Kept, wish: ExposeWish) -> None:
+        """Have the server and the state folder know it as it is wanted, or as it was."""
+        exposure = await self._ask(wanted, wish)
+        try:
+            check_heard(exposure, wish)
+            renewed = msgspec.structs.replace(wanted, known_as=exposure.known_as, service=exposure.service)
+            await self._save({**self._kept, kept.id: renewed})
+        except UserError:
+            await self._renew(kept)
+            raise
+        self._note_direct(exposure, False)
 
     async def remove(self, name: str) -> None:
         """Give an exposure back. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
@@ -304,12 +361,12 @@ class Exposures:
     async def _open_kept(self, kept: Kept) -> None:
         inside = self._target_end(Target.parse(kept.target), kept.options, kept.terms, kept.owner)
         try:
-            end = self._open(inside, kept.port, kept.terms)
+            end = self._open(inside, kept.port)
         except UserError as error:
             # Another program took the port while we were away: any other does, once the server knows (`reconcile`).
             _log.info("exposure %s gets another port: %s", kept.id, error)
             try:
-                end = self._open(inside, 0, kept.terms)
+                end = self._open(inside, 0)
             except UserError as failure:
                 inside.close()
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
@@ -328,12 +385,12 @@ class Exposures:
                 Exit.NOT_RUNNING,
             )
         transparent = Transparent(self._routes, self.drops) if terms.told.transparent else None
-        inside = TargetEnd(target, options, owner=owner, transparent=transparent)
+        inside = TargetEnd(target, options, owner=owner, told=terms.told, transparent=transparent)
         self._tasks.start_soon(inside.run)
         return inside
 
-    def _open(self, inside: TargetEnd, port: int, terms: Terms) -> TunnelEnd:
-        return TunnelEnd(inside, self._address, port, self._is_server, self.drops, terms.told)
+    def _open(self, inside: TargetEnd, port: int) -> TunnelEnd:
+        return TunnelEnd(inside, self._address, port, self._is_server, self.drops)
 
     def _serve(self, kept: Kept, end: TunnelEnd, inside: TargetEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start
@@ -342,7 +399,17 @@ class Exposures:
             return
         inside.prefix = urlsplit(kept.url).path or "/"
         self._ends[kept.id], self._inside[kept.id] = end, inside
+        self._inspect(end, kept)
         self._tasks.start_soon(end.run)
+
+    def _inspect(self, end: TunnelEnd | None, kept: Kept) -> None:
+        """The inspector looks at users who come from now on, if it is to."""
+        if end is not None:
+            end.tap = partial(self.inspector.tapped, exposure=kept.id, limit=kept.inspect) if kept.inspect else None
+
+    async def _connect_to_target(self, name: str) -> TargetStream | None:
+        end = self._ends.get(name)
+        return await end.connect() if end is not None else None
 
     async def _look_again(self) -> None:
         async with self._lock:
@@ -364,6 +431,7 @@ class Exposures:
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:
+            self._inspect(end, kept)
             self._tasks.start_soon(end.run)
         return direct.leads()
 
@@ -404,6 +472,7 @@ class Exposures:
     async def _drop(self, name: str) -> None:
         self._told.pop(name, None)
         self._led.discard(name)
+        self.inspector.forget(name)
         for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
@@ -436,6 +505,8 @@ class Exposures:
             direct=kept.id in self._led,
             trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
             terms=kept.terms,
+            entry=kept.entry,
+            inspect=kept.inspect,
         )
 
 

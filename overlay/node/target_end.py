@@ -16,6 +16,7 @@ from overlay.node.rights import are_ours, check_may_act_for, user_name
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.node.tls_target import TlsTarget
 from overlay.node.transparent import Transparent
+from overlay.wire.control.terms import NOTHING_TOLD, Told
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
 CONNECT_TIMEOUT: Final = 10.0
@@ -37,11 +38,13 @@ class TargetEnd:
         options: TargetOptions = NO_OPTIONS,
         *,
         owner: int = 0,
+        told: Told = NOTHING_TOLD,
         transparent: Transparent | None = None,
     ) -> None:
-        """`owner`: uid of the user with whose rights files are opened; `transparent`: connections bear the addresses of
-        users."""
+        """`owner`: uid of the user with whose rights files are opened; `told`: what the target is told of users;
+        `transparent`: makes connections with their addresses, if that is so."""
         self.target = target
+        self.told = told
         self.transparent = transparent
         self.trouble = ""
         self.prefix = "/"

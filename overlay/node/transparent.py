@@ -19,7 +19,7 @@ from overlay.carrier.stream import TcpStream, connect_socket
 from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.node.return_routes import Hold, ReturnRoutes, UnusableAddress
 from overlay.node.targets import Target
-from overlay.wire.control.terms import Told
+from overlay.wire.control.terms import Terms, check_terms
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, parse_proxy_header
 
@@ -208,9 +208,11 @@ class TransparentOutlet:
         return datagram[size:]
 
 
-def check_told(told: Told, target: Target, *, up: bool) -> None:
-    """Whether such a target can be told this, and by a machine that is `up`. Raises `UserError`: "told-nobody",
-    "transparent-not-up", "transparent-target"."""
+def check_told(terms: Terms, target: Target, *, up: bool) -> None:
+    """Whether such a target can be told what it is to be, and by a machine that is `up`. Raises `UserError`:
+    "told-nobody", "transparent-not-up", "transparent-target", and what `check_terms` raises."""
+    check_terms(terms, target.protocol)
+    told = terms.told
     if told.proxy_protocol and target.kind == "folder":
         raise UserError(
             "told-nobody",

@@ -14,12 +14,12 @@ from overlay.carrier.forward import forward_streams
 from overlay.carrier.outlets import HeadedOutlet, Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
 from overlay.carrier.stream import TcpStream, reset_on_close
+from overlay.carrier.tapped import TappedStream
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.return_routes import UnusableAddress
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
 from overlay.node.transparent import TransparentOutlet, user_of
-from overlay.wire.control.terms import NOTHING_TOLD, Told
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode, parse_proxy_header
 
@@ -44,23 +44,17 @@ class TunnelEnd:
         port: int,
         is_server: Callable[[str], bool],
         drops: Counter[str],
-        told: Told = NOTHING_TOLD,
         *,
         peers: bool = False,
     ) -> None:
-        """At `address`, or nowhere (""); port 0 picks one. `told`: what the target is told of users, which the server
-        has seen to already; `peers`: these come here themselves, and it is for this end to tell of them.
-
-        Raises `UserError` ("port-taken") if that is taken.
-        """
+        """At `address`, or nowhere (""); port 0 picks one. `peers`: these come here themselves, and it is for this end
+        to tell the target of them. Raises `UserError` ("port-taken") if that is taken."""
+        self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
         self._inside = inside
         self._target = inside.target
+        self._peers = peers
         self._is_server = is_server
         self._drops = drops
-        self._told = told
-        self._peers = peers
-        # What the server writes before a user's bytes goes to the target as it is, unless it is meant for this end.
-        self._reads_header = not peers and (told.transparent or (bool(told.proxy_protocol) and self._target.secure))
         self._scope = anyio.CancelScope()
         self._dynamic: set[anyio.CancelScope] = set()  # of users by dynamic tunnels
         self._streams = 0
@@ -163,14 +157,15 @@ class TunnelEnd:
         if self._target.protocol == "udp":
             await self._carry_datagrams(stream)
             return
-        if self._reads_header:
+        reads_header = not self._peers and self._takes_header()
+        if reads_header:
             user = await self._read_header(stream)
-        inside = None if self._reads_header and user is None else await self._connect(user)
+        inside = None if reads_header and user is None else await self._connect_for(user)
         if inside is None:
             stream.cut()
             stream.close()
             return
-        await forward_streams(stream, inside)
+        await forward_streams(stream, inside if self.tap is None else self.tap(inside))
 
     async def _carry_datagrams(self, stream: Stream) -> None:
         """Of one user, whose flow the server ends."""
@@ -183,6 +178,12 @@ class TunnelEnd:
             return stream
 
         await join(StreamOutlet(given, self._drops), target)
+
+    def _takes_header(self) -> bool:
+        """What the server writes before a user's bytes goes to the target as it is, unless it is meant for this end,
+        has to stand before TLS, or would be in the way of who looks at the bytes."""
+        told = self._inside.told
+        return told.transparent or (bool(told.proxy_protocol) and (self._target.secure or self.tap is not None))
 
     async def _read_header(self, stream: Stream) -> ProxyHeader | None:
         """Takes it from the stream, and not a byte more. None: there is none, which is counted."""
@@ -201,17 +202,27 @@ class TunnelEnd:
             self._drops["no_proxy_header"] += 1
         return None
 
-    async def _connect(self, user: ProxyHeader | None) -> TargetStream | None:
+    async def connect(self) -> TargetStream | None:
+        """To the target, for this node itself; None: it is not reachable, which is counted."""
+        return await self._connect(None, encode(ProxyHeader(), self._inside.told.proxy_protocol))
+
+    async def _connect_for(self, user: ProxyHeader | None) -> TargetStream | None:
+        """`user`: of whom this end has to tell the target; None: nobody."""
+        if user is None:
+            return await self._connect(None, b"")
+        told = self._inside.told
         try:
-            if user is None:
-                stream = await self._inside.open()
-            else:
-                source = user_of(user) if self._told.transparent else None
-                stream = await self._inside.open(source, encode(user, self._told.proxy_protocol))
+            return await self._connect(user_of(user) if told.transparent else None, encode(user, told.proxy_protocol))
         except UnusableAddress as error:
             self._drops[error.reason] += 1
             _log.debug("%s: a user is turned away: %s", self._target.text, error)
             return None
+
+    async def _connect(self, user: Endpoint | None, opening: bytes) -> TargetStream | None:
+        try:
+            stream = await self._inside.open(user, opening)
+        except UnusableAddress:
+            raise
         except OSError:  # TimeoutError is one
             self._drops["exposure_target_unreachable"] += 1
             _log.log(
@@ -229,8 +240,8 @@ class TunnelEnd:
         return self._outlet(ProxyHeader(source, local, "udp") if self._peers else None)
 
     def _outlet(self, user: ProxyHeader | None = None) -> Outlet | None:
-        kind = self._told.proxy_protocol
-        if self._told.transparent:
+        kind = self._inside.told.proxy_protocol
+        if self._inside.told.transparent:
             return TransparentOutlet(self._inside.open_outlet, lambda user: encode(user, kind), self._drops, user)
         inner = SocketOutlet.open(lambda: self._endpoint, self._drops)
         header = b"" if user is None else encode(user, kind)

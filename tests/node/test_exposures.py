@@ -155,6 +155,8 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "direct": False,
                 "trouble": "",
                 "terms": {},
+                "entry": None,
+                "inspect": 0,
             }
             listening = setup.server.exposures["x1"].port
             assert await ask(listening, SERVER, b"hello" * 100_000) == b"HELLO" * 100_000

@@ -17,7 +17,7 @@ from overlay.node import transparent
 from overlay.node.return_routes import Hold, ReturnRoutes, Rule, UnusableAddress, _Way
 from overlay.node.targets import Target
 from overlay.node.transparent import Transparent, TransparentOutlet, check_told
-from overlay.wire.control.terms import Told
+from overlay.wire.control.terms import Terms, Told
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode, encode_v2
 
@@ -66,14 +66,14 @@ def test_nobody_comes_as_this_machine_itself(host: str, reason: str, tmp_path: P
 )
 def test_what_cannot_be_is_said(target: str, told: Told, up: bool, code: str) -> None:
     with pytest.raises(UserError) as refused:
-        check_told(told, Target.parse(target), up=up)
+        check_told(Terms(told=told), Target.parse(target), up=up)
     assert refused.value.code == code
 
 
 def test_what_can_be() -> None:
     for target in ("tcp://localhost:22", "udp://[::1]:53", "https://192.168.1.1:443"):
-        check_told(Told(transparent=True, proxy_protocol="v2"), Target.parse(target), up=True)
-    check_told(Told(proxy_protocol="v1"), Target.parse("unix:/run/app.sock"), up=False)
+        check_told(Terms(told=Told(transparent=True, proxy_protocol="v2")), Target.parse(target), up=True)
+    check_told(Terms(told=Told(proxy_protocol="v1")), Target.parse("unix:/run/app.sock"), up=False)
 
 
 class Bench:

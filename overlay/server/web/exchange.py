@@ -15,6 +15,7 @@ from anyio.abc import SocketAttribute
 
 from overlay.carrier.forward import forward_streams
 from overlay.carrier.port import UserStream
+from overlay.server.web.http2 import Http2Stream
 from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
@@ -202,13 +203,14 @@ class Exchange:
             raise TargetGone("answer_cut") from error
 
     async def _upgrade(self, response: ResponseHead, target: Incoming) -> None:
-        if not wants_upgrade(self.request):
+        user, other = self._user.stream, target.stream
+        if not wants_upgrade(self.request) or isinstance(user, Http2Stream) or isinstance(other, Http2Stream):
             raise Unanswered(502, "bad_answer")
         self.began = self.upgraded = True
         await self._to_user(response_to_user(response, 0, close=False) + target.take_ahead())
         if early := self._user.take_ahead():
             await self._send_to_target(target, early)
-        forwarded = await forward_streams(self._user.stream, target.stream)
+        forwarded = await forward_streams(user, other)
         self.sent = forwarded.b_to_a
 
     # sending and waiting

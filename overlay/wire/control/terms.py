@@ -5,7 +5,7 @@ lease and tells it back. A server that knows less than was asked for is noticed 
 are missing from its answer. Everything here is checked where it comes in (`check_terms`).
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -35,6 +35,10 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return bool(self.users or self.bearers or self.link)
 
 
+TlsEnd = Literal["", "target", "server", "node"]
+"""Where the TLS of users ends that come by a name; "": at the server by http, at the target by tls."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How much; 0: what the server allows everybody."""
 
@@ -55,6 +59,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     access: Access = Access()
     limits: Limits = Limits()
     told: Told = NOTHING_TOLD
+    tls_end: TlsEnd = ""
 
 
 NO_TERMS: Final = Terms()

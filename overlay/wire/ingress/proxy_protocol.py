@@ -72,22 +72,25 @@ def encode_v1(header: ProxyHeader) -> bytes:
 
 
 def encode_v2(header: ProxyHeader, *, checksum: bool = False) -> bytes:
-    """`checksum`: with CRC32C."""
+    """`checksum`: with CRC32C. Where there are no two ends of one family, who forwards speaks for itself (LOCAL)."""
     ends = _ends(header)
     if ends is None:
-        kind, body = 0, b""
+        command, kind, body = _LOCAL, 0, b""
     else:
         (source, source_port), (destination, destination_port) = ends
         family = 1 if source.version == 4 else 2
-        kind = family << 4 | next(number for number, name in _TRANSPORTS.items() if name == header.transport)
+        command, kind = (
+            _PROXY,
+            family << 4 | next(number for number, name in _TRANSPORTS.items() if name == header.transport),
+        )
         body = source.packed + destination.packed + struct.pack("!HH", source_port, destination_port)
     for number, value in ((_ALPN, header.alpn), (_AUTHORITY, header.authority.encode())):
         if value:
             body += _TLV.pack(number, len(value)) + value
     if not checksum:
-        return _PREFIX.pack(SIGNATURE, _PROXY, kind, len(body)) + body
+        return _PREFIX.pack(SIGNATURE, command, kind, len(body)) + body
     body += _TLV.pack(_CRC32C, _CRC_SIZE)
-    whole = _PREFIX.pack(SIGNATURE, _PROXY, kind, len(body) + _CRC_SIZE) + body
+    whole = _PREFIX.pack(SIGNATURE, command, kind, len(body) + _CRC_SIZE) + body
     return whole + crc32c(whole + bytes(_CRC_SIZE)).to_bytes(_CRC_SIZE, "big")
 
 

@@ -17,7 +17,7 @@ import anyio
 
 from overlay.carrier.outlets import Outlet, StreamOutlet
 from overlay.carrier.port import TOKEN_SIZE, Caller, Stream
-from overlay.server.tunnels import TunnelError, Visitor, send_first
+from overlay.server.tunnels import TunnelError, Visitor
 from overlay.wire.control.messages import Message, Supply, TunnelCarrier
 
 READY: Final = 4  # connections that wait for users, of one node by one carrier, once there was a user; at least
@@ -100,9 +100,14 @@ class Callers:
         stream = self._ready(pool)
         if stream is None:
             stream = await self._wait(node, carrier, pool)
-        await send_first(stream, number.to_bytes(START_SIZE, "big"))
+        start = number.to_bytes(START_SIZE, "big")
         try:
+            if (taken := stream.send_now(start)) < START_SIZE:
+                await stream.send(start[taken:])
             await self._ask(node, carrier, pool)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            stream.close()
+            raise TunnelError(502, "tunnel_broken") from error
         except BaseException:
             stream.close()
             raise

@@ -36,6 +36,6 @@ class TellingTunnel:
         return inner if inner is None or not header else HeadedOutlet(inner, header, self._drops)
 
     def _header(self, visitor: Visitor, transport: Transport) -> bytes:
-        header = ProxyHeader(visitor.source, visitor.local, transport, visitor.alpn, visitor.authority)
+        header = ProxyHeader(visitor.source, visitor.local, transport, authority=visitor.authority)
         told = self._told()
         return encode(header, "v2" if told.transparent else told.proxy_protocol)

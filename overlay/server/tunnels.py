@@ -33,7 +33,6 @@ class Visitor:
     source: Endpoint
     local: Endpoint
     authority: str = ""  # the name that the user asked for
-    alpn: bytes = b""  # the protocol that his TLS has agreed on, where that is what the target gets
 
     @classmethod
     def of(cls, user: socket.socket, source: Endpoint) -> "Visitor":

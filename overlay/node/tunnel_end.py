@@ -4,7 +4,7 @@ Without an overlay address (no TUN) there is none, and users come by dynamic tun
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
@@ -33,6 +33,9 @@ _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no descriptor left
 
 _log = logging.getLogger(__name__)
 
+EndTls = Callable[[Stream], Awaitable[Stream | None]]
+"""What is in a user's TLS; None: that was all. Raises `RemoteProtocolError`, `TimeoutError`, and as the stream does."""
+
 
 class TunnelEnd:
     """Listens from its making on. `drops` counts by reason what did not get through."""
@@ -50,6 +53,7 @@ class TunnelEnd:
         """At `address`, or nowhere (""); port 0 picks one. `peers`: these come here themselves, and it is for this end
         to tell the target of them. Raises `UserError` ("port-taken") if that is taken."""
         self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
+        self.tls: EndTls | None = None  # for users whose TLS ends here
         self._inside = inside
         self._target = inside.target
         self._peers = peers
@@ -160,12 +164,30 @@ class TunnelEnd:
         reads_header = not self._peers and self._takes_header()
         if reads_header:
             user = await self._read_header(stream)
-        inside = None if reads_header and user is None else await self._connect_for(user)
+        secured: Stream | None = stream
+        if reads_header and user is None:
+            secured = None
+        elif self.tls is not None:
+            secured = await self._end_tls(stream, self.tls)
+        if secured is None:
+            stream.cut()
+            stream.close()
+            return
+        stream = secured
+        inside = await self._connect_for(user)
         if inside is None:
             stream.cut()
             stream.close()
             return
         await forward_streams(stream, inside if self.tap is None else self.tap(inside))
+
+    async def _end_tls(self, stream: Stream, tls: EndTls) -> Stream | None:
+        try:
+            return await tls(stream)
+        except (RemoteProtocolError, TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            self._drops["exposure_tls_failed"] += 1
+            _log.debug("a user of %s does not get through TLS: %s", self._target.text, error)
+            return None
 
     async def _carry_datagrams(self, stream: Stream) -> None:
         """Of one user, whose flow the server ends."""
@@ -181,9 +203,10 @@ class TunnelEnd:
 
     def _takes_header(self) -> bool:
         """What the server writes before a user's bytes goes to the target as it is, unless it is meant for this end,
-        has to stand before TLS, or would be in the way of who looks at the bytes."""
+        has to stand before the target's TLS, or is in the way of the users' or of who looks at the bytes."""
         told = self._inside.told
-        return told.transparent or (bool(told.proxy_protocol) and (self._target.secure or self.tap is not None))
+        ends_here = self._target.secure or self.tls is not None or self.tap is not None
+        return told.transparent or (bool(told.proxy_protocol) and ends_here)
 
     async def _read_header(self, stream: Stream) -> ProxyHeader | None:
         """Takes it from the stream, and not a byte more. None: there is none, which is counted."""

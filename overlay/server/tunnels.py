@@ -33,6 +33,7 @@ class Visitor:
     source: Endpoint
     local: Endpoint
     authority: str = ""  # the name that the user asked for
+    has_spoken: bool = False  # what the user has said goes into the tunnel as soon as that is open
 
     @classmethod
     def of(cls, user: socket.socket, source: Endpoint) -> "Visitor":

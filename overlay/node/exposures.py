@@ -30,12 +30,15 @@ from overlay.node.direct_end import DirectEnd
 from overlay.node.inspector.inspector import Inspector
 from overlay.node.kept import FILE, UNFINISHED, Kept, KeptFile, agree, asked, check_circle, host_of, places, url_of
 from overlay.node.own_tls import OwnTls
+from overlay.node.return_routes import ReturnRoutes
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
 from overlay.node.target_end import LookUp, NotInNetworkError, TargetEnd, TargetStream
 from overlay.node.targets import Target, TargetOptions, Transport
+from overlay.node.transparent import Transparent, check_told
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.node.wishes import check_heard, checked_inspect, checked_target, service_of
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
+from overlay.wire.control.terms import Terms
 from overlay.wire.endpoint import Endpoint
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
@@ -76,6 +79,7 @@ class Exposures:
         self._wall = wall
         self._news = anyio.Event()  # one may end sooner than all others
         self._look_up = look_up
+        self._routes = ReturnRoutes(state)
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
         self._inside: dict[str, TargetEnd] = {}
@@ -95,6 +99,8 @@ class Exposures:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks, self._address = tasks, address
+                if address:
+                    await tasks.start(self._routes.run)
                 tasks.start_soon(self._tls.run)
                 tasks.start_soon(self._expire)
                 for kept in tuple(self._kept.values()):
@@ -134,7 +140,7 @@ class Exposures:
         are opened.
 
         Raises `UserError`: "bad-target", "range-invalid", "target-forbidden", "target-missing", "ca-invalid", "not-up",
-        "server-unreachable", "server-older", and what the server answers.
+        "server-unreachable", "server-older", what `check_told` and `TargetEnd.check` raise, what the server answers.
         """
         wishes = ranges.spread(wish)
         if len(wishes) == 1:
@@ -167,7 +173,8 @@ class Exposures:
 
     async def _add(self, wish: ExposeWish, owner: int, entry: Entry | None, range: str = "") -> ExposureStatus:
         target = checked_target(wish)
-        inside = self._target_end(target, wish.options, owner)
+        check_told(wish.terms, target, up=bool(self._address))
+        inside = self._target_end(target, wish.options, wish.terms, owner)
         try:
             await inside.check()
             async with self._lock:
@@ -230,6 +237,7 @@ class Exposures:
         """Have an exposure lead elsewhere, or on other terms, in its place (`wishes.is_renewable`). Users stay
         connected where the target is the same. Raises as `add` does; it is as it was then."""
         target = checked_target(wish)
+        check_told(wish.terms, target, up=bool(self._address))
         async with self._lock:
             kept = self._kept.get(name)
             if kept is None:
@@ -245,8 +253,9 @@ class Exposures:
             )
             inside = end = None
             try:
-                if (target.text, wish.options) != (kept.target, kept.options):
-                    inside = self._target_end(target, wish.options, owner)
+                told = wish.terms.told
+                if (target.text, wish.options, told) != (kept.target, kept.options, kept.terms.told):
+                    inside = self._target_end(target, wish.options, wish.terms, owner)
                     await inside.check()
                     end = self._open(inside, 0)
                     wanted = msgspec.structs.replace(wanted, port=end.port, owner=owner, options=wish.options)
@@ -394,7 +403,7 @@ class Exposures:
 
     def _rests(self, kept: Kept) -> bool:
         """What was exposed while there was a TUN, and goes by it."""
-        return kept.tunnel == "single" and not self._address
+        return (kept.tunnel == "single" or kept.terms.told.transparent) and not self._address
 
     def _tunnel_of(self, wish: ExposeWish) -> TunnelKind:
         if wish.tunnel == "single" and not self._address:
@@ -445,7 +454,7 @@ class Exposures:
             _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
-        inside = self._target_end(Target.parse(kept.target), kept.options, kept.owner)
+        inside = self._target_end(Target.parse(kept.target), kept.options, kept.terms, kept.owner)
         try:
             end = self._open(inside, kept.port)
         except UserError as error:
@@ -461,7 +470,7 @@ class Exposures:
         self._serve(kept, end, inside)
         self._leads_directly(kept)
 
-    def _target_end(self, target: Target, options: TargetOptions, owner: int) -> TargetEnd:
+    def _target_end(self, target: Target, options: TargetOptions, terms: Terms, owner: int) -> TargetEnd:
         """It runs from now on, until it is closed."""
         if self._tasks is None:
             raise UserError(
@@ -474,6 +483,8 @@ class Exposures:
             target,
             options,
             owner=owner,
+            told=terms.told,
+            transparent=Transparent(self._routes, self.drops) if terms.told.transparent else None,
             look_up=self._look_up_inside,
             ours=lambda endpoint: self._ours(target.transport, endpoint),
         )

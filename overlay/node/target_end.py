@@ -7,14 +7,18 @@ from typing import Final
 
 import anyio
 
+from overlay.carrier.outlets import Outlet
 from overlay.carrier.stream import TcpStream, connect
 from overlay.carrier.streams import CodecStream
 from overlay.errors import Exit, UserError
 from overlay.node.deputy import Deputy, Order, connect_unix
+from overlay.node.return_routes import Hold, UnusableAddress
 from overlay.node.rights import are_ours, check_may_act_for, user_name
 from overlay.node.target_proxy import connect_by, parse_target_proxy
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.node.tls_target import TlsTarget
+from overlay.node.transparent import Transparent
+from overlay.wire.control.terms import NOTHING_TOLD, Told
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
 CONNECT_TIMEOUT: Final = 10.0
@@ -40,14 +44,19 @@ class TargetEnd:
         options: TargetOptions = NO_OPTIONS,
         *,
         owner: int = 0,
+        told: Told = NOTHING_TOLD,
+        transparent: Transparent | None = None,
         look_up: LookUp = lambda name: None,
         ours: Callable[[Endpoint], str] = lambda endpoint: "",
     ) -> None:
-        """`owner`: uid of the user with whose rights files are opened. `look_up`: the network's names. `ours`: which
-        exposure of this node is reached at an endpoint, "" if none is; a target there would lead in a circle."""
+        """`owner`: uid of the user with whose rights files are opened; `told`: what the target is told of users;
+        `transparent`: makes connections with their addresses, if that is so. `look_up`: the network's names. `ours`:
+        which exposure of this node is reached at an endpoint, "" if none is; a target there would lead in a circle."""
         self.target = target
         self._look_up = look_up
         self._ours = ours
+        self.told = told
+        self.transparent = transparent
         self.trouble = ""
         self.slow = False  # it did not refuse the last time: it said nothing
         self.prefix = "/"
@@ -73,8 +82,11 @@ class TargetEnd:
     async def check(self) -> None:
         """Before it is published: what its owner may not open is refused. A service may come later, a folder not.
 
-        Raises `UserError`: "target-forbidden", "target-missing", "target-loop", "ca-invalid".
+        Raises `UserError`: "target-forbidden", "target-missing", "target-loop", "ca-invalid", "transparent-target",
+        "answers-stray".
         """
+        if self.transparent is not None:
+            await self.transparent.check(self.target)
         if self._tls is not None:
             await self._tls.check()
         if self.target.kind == "host":
@@ -99,12 +111,18 @@ class TargetEnd:
                     "Name a folder, as in: overlay expose ./dist",
                 ) from error
 
-    async def open(self) -> TargetStream:
-        """A connection for one user. Raises `OSError`, whose text is the end of a sentence, and `TimeoutError`; what
-        it was, `trouble` says."""
+    async def open(self, user: Endpoint | None = None, opening: bytes = b"") -> TargetStream:
+        """A connection that begins with `opening`; for a user, whose address it bears if that is wanted, or for this
+        node itself.
+
+        Raises `OSError`, whose text is the end of a sentence, and `TimeoutError`; what it was, `trouble` says; and
+        `UnusableAddress`, which is the user's trouble alone.
+        """
         try:
             with anyio.fail_after(CONNECT_TIMEOUT):
-                stream = await self._open()
+                stream = await self._open(user, opening)
+        except UnusableAddress:
+            raise
         except TimeoutError:
             self.trouble, self.slow = f"no answer within {CONNECT_TIMEOUT:g} s", True
             raise
@@ -139,6 +157,11 @@ class TargetEnd:
                     Exit.USAGE,
                 )
 
+    async def open_outlet(self, user: Endpoint) -> tuple[Outlet, Hold]:
+        """For the datagrams of a user, whose address they are to bear. Raises as `open` does."""
+        assert self.transparent is not None
+        return await self.transparent.open_outlet(self.target, user)
+
     async def resolve(self) -> list[Endpoint]:
         """At least one endpoint of a host: by the network's own names, whatever the system asks, else as the system
         orders them. Raises `OSError`, also for a place of our own."""
@@ -165,19 +188,14 @@ class TargetEnd:
                 raise OSError(f"its name cannot be found ({error.strerror})") from error
             return [canonical_endpoint(str(address[0]), port) for *_, address in found]
 
-    async def _open(self) -> TargetStream:
+    async def _open(self, user: Endpoint | None, opening: bytes) -> TargetStream:
         if self.target.kind != "host":
-            return await self._open_file()
-        stream = await self._connect()
-        if self._tls is None:
-            return stream
-        try:
-            if isinstance(stream, CodecStream):
-                raise OSError("it does not speak TLS (it speaks first)")
-            return await self._tls.secure(stream)
-        except BaseException:
-            stream.close()
-            raise
+            stream: TargetStream = await self._open_file()
+        elif self.transparent is not None and user is not None:
+            stream = await self.transparent.connect(self.target, user)
+        else:
+            stream = await self._connect()
+        return await self._begin(stream, opening)
 
     async def _connect(self) -> TargetStream:
         if self._proxy is not None:
@@ -190,6 +208,23 @@ class TargetEnd:
                 problem = error
         assert problem is not None
         raise problem
+
+    async def _begin(self, stream: TargetStream, opening: bytes) -> TargetStream:
+        """What tells of the user goes before TLS."""
+        try:
+            if opening:
+                await stream.send(opening)
+            if self._tls is None:
+                return stream
+            if isinstance(stream, CodecStream):
+                raise OSError("it does not speak TLS (it speaks first)")
+            return await self._tls.secure(stream)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            stream.close()
+            raise OSError("it has closed the connection") from error
+        except BaseException:
+            stream.close()
+            raise
 
     async def _open_file(self) -> TcpStream:
         while True:

@@ -97,6 +97,8 @@ def add_exposure(
     remove_request_header: options.RemoveRequestHeader = None,
     response_header: options.ResponseHeader = None,
     remove_response_header: options.RemoveResponseHeader = None,
+    proxy_protocol: options.ProxyProtocol = "none",
+    transparent: options.Transparent = False,
     inspect: options.Inspect = False,
     inspect_body: options.InspectBody = "64kB",
     show_secrets: options.ShowSecrets = False,

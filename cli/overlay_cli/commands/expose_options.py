@@ -276,6 +276,32 @@ MaxConnections = Annotated[
     ),
 ]
 
+# what the target is told ----------------------------------------------------------------------------------------------
+
+ProxyProtocol = Annotated[
+    Literal["none", "v1", "v2", "v2-crc32c"],
+    typer.Option(
+        "--proxy-protocol",
+        envvar="OVERLAY_PROXY_PROTOCOL",
+        help="Begin each connection to the target with HAProxy's PROXY header, which tells the user's address and "
+        "port; for udp, where there is v2 alone, each datagram. The target must expect it (nginx: listen … "
+        "proxy_protocol).",
+        rich_help_panel=TOLD,
+    ),
+]
+
+Transparent = Annotated[
+    bool,
+    typer.Option(
+        "--transparent",
+        envvar="OVERLAY_TRANSPARENT",
+        help="The target sees users' own addresses and ports as where connections and datagrams come from. Needs 'sudo "
+        "overlay up'; the target is on this machine, or on one whose gateway this machine is. For users of IPv4 and "
+        "IPv6 write localhost:PORT.",
+        rich_help_panel=TOLD,
+    ),
+]
+
 # looking at it --------------------------------------------------------------------------------------------------------
 
 Inspect = Annotated[
@@ -508,6 +534,8 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
                 "response": given["response_header"] or [],
                 "response_remove": given["remove_response_header"] or [],
             },
+            proxy_protocol=given["proxy_protocol"],
+            transparent=given["transparent"],
             tls_end=given["tls_end"],
         ),
     }
@@ -583,6 +611,8 @@ def terms(
     quota: str,
     expires: str,
     headers: dict[str, Any],
+    proxy_protocol: str,
+    transparent: bool,
     tls_end: str | None,
 ) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them. Raises `UserError` (exit 2)."""
@@ -598,6 +628,7 @@ def terms(
             "quota": parse_size(quota) if quota else 0,
         },
         "headers": headers,
+        "told": {"proxy_protocol": "" if proxy_protocol == "none" else proxy_protocol, "transparent": transparent},
         "expires": time.time() + parse_duration(expires) if expires else 0.0,
         "tls_end": tls_end or "",
     }

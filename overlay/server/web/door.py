@@ -9,6 +9,7 @@ many there are, how long a head may take, how long nothing may happen.
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Literal
 
 import anyio
@@ -259,7 +260,7 @@ class _Connection:
                     raise
             self._drop_target()
         try:
-            self._target = Incoming(await site.tunnel.open(self._visitor))
+            self._target = Incoming(await site.tunnel.open(replace(self._visitor, authority=request.host)))
         except TunnelError as error:
             raise Unanswered(error.status, error.reason) from error
         await exchange.run(head, self._target)

@@ -453,6 +453,39 @@ class Said:
         await anyio.lowlevel.checkpoint()
 
 
+class Deaf:
+    """A stream of somebody who asks and asks, and takes no answer."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._user = H2Connection()
+        self._user.initiate_connection()
+
+    async def receive(self, max_bytes: int) -> bytes:
+        fields = [(":method", "GET"), (":scheme", "https"), (":authority", NAME), (":path", "/")]
+        self._user.send_headers(self._user.get_next_available_stream_id(), fields, end_stream=True)
+        self.asked += 1
+        return self._user.data_to_send()
+
+    async def send(self, item: bytes) -> None:
+        await anyio.sleep_forever()
+
+
+async def test_who_takes_no_answers_is_not_heard() -> None:
+    """Heads without bodies need no window, and would else pile up."""
+    head = b"HTTP/1.1 204 No Content\r\nX-Large: %b\r\n\r\n" % (b"x" * 15_000)
+
+    async def serve(stream: module.Http2Stream) -> None:
+        await stream.send(head)
+
+    deaf, drops = Deaf(), Counter[str]()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(module.Http2Connection(deaf, b"", serve, drops).run)  # type: ignore[arg-type]
+        await anyio.wait_all_tasks_blocked()
+        assert 0 < deaf.asked <= module.MAX_STREAMS and drops == {}
+        tasks.cancel_scope.cancel()
+
+
 def conversation() -> bytes:
     """Two requests, one of them with a body and trailers, and what else a user may say."""
     user = H2Connection()

@@ -87,12 +87,8 @@ class Guests(Protocol):
     async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
         """Until the stream ends. Closing stays the caller's."""
 
-    def take_caller(self, caller: Caller, host: str) -> None:
-        """Closing the stream is theirs from now on. `host`: where it comes from."""
-
-    def expects(self, host: str) -> bool:
-        """Whether one more connection from this host may be a call that a node was asked for: then it is not held
-        against the rate at which strangers may come."""
+    def take_caller(self, caller: Caller) -> None:
+        """Closing the stream is theirs from now on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,11 @@ expose_app = typer.Typer(
 )
 
 
-@expose_app.command(_ADD, cls=_AddCommand, epilog="Example: overlay expose 3000 --host app.example.com")
+@expose_app.command(
+    _ADD,
+    cls=_AddCommand,
+    epilog="Example: overlay expose 3000 --host app.example.com   (or: overlay expose --file exposures.toml)",
+)
 def add_exposure(
     context: typer.Context,
     state: NodeState,
@@ -126,7 +130,7 @@ def add_exposure(
         foreground = (bool(exposure["url"]) or started) and sys.stdout.isatty() and not (json or quiet)
     if foreground:
         try:
-            _stay(client, exposure, json=json, quiet=quiet, show_secrets=show_secrets)
+            _stay(client, exposure, wish.made, json=json, quiet=quiet, show_secrets=show_secrets)
         finally:
             if started:
                 end_publisher(client)
@@ -151,7 +155,9 @@ def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: 
             output.note(f"{name:<9}{secret}")
 
 
-def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool, show_secrets: bool) -> None:
+def _stay(
+    client: "LocalClient", exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool, show_secrets: bool
+) -> None:
     """Show requests until somebody ends it, and then give the exposure back."""
 
     def end(_number: int, _frame: object) -> None:
@@ -162,7 +168,8 @@ def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet:
         if exposure["inspect"] and not (json or quiet):
             from overlay_cli.inspect_terminal import inspect as inspect_requests
 
-            inspect_requests(client, exposure, show_secrets=show_secrets)
+            note = "  ".join(f"{name} {secret}" for name, secret in made.shown.items() if name != "link")
+            inspect_requests(client, exposure, note=note, show_secrets=show_secrets)
         elif exposure["url"]:
             if sys.stdout.isatty() and not (json or quiet):
                 import segno

@@ -43,8 +43,8 @@ File = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Publish what this TOML file says instead of TARGET, and follow its changes: for each a table "
-        '[exposures.NAME], with target = "3000" and any of the options here by their long names.',
+        help="Publish what this TOML file says instead of TARGET, and follow its changes: a table exposures.NAME for "
+        'each, with target = "3000" and any of the options here by their long names.',
         show_default=False,
         rich_help_panel=MANY,
     ),

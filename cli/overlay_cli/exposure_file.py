@@ -168,6 +168,8 @@ class ExposureFile:
             if isinstance(each, bool) or not isinstance(each, str | int | float):
                 raise self._wrong_kind(name, key, list if several else str)
         words = [str(each) for each in texts]
+        if "-" in words:
+            raise self._invalid(f"has '{key}' wrong: nobody writes to standard input here", "Name a file.", name)
         try:
             made = parameter.process_value(self._context, words if several else words[0])
         except typer.BadParameter as error:

@@ -9,6 +9,7 @@ which entry each exposure was asked for, so that nobody has to remember what the
 import logging
 import os
 import pwd
+import subprocess
 import sys
 from collections.abc import Awaitable, Mapping
 from typing import Final, Literal
@@ -28,7 +29,7 @@ FILE: Final = "exposure-files.json"
 MOST_FILES: Final = 16
 MOST_ENTRIES: Final = 256
 LOOK_INTERVAL: Final = 0.5  # s between looks at a file; it is read when two of them show the same
-RETRY_INTERVAL: Final = 15.0  # s until a file is read again of which something failed
+RETRY_INTERVAL: Final = 30.0  # s until a file is read again of which something failed that may pass
 READ_TIMEOUT: Final = 120.0  # s for reading and applying one
 _LONGEST_PROBLEM: Final = 1000  # characters of it are shown
 
@@ -216,7 +217,7 @@ class ExposureFiles:
         if signature != before or (signature == self._applied.get(file) and not due):
             return
         self._applied[file] = signature
-        problem = await self._read(watched)
+        problem, passes = await self._read(watched)
         if file not in self._watched:
             return
         if problem and problem != self._problems.get(file):
@@ -224,10 +225,12 @@ class ExposureFiles:
         self._retry_at.pop(file, None)
         self._problems.pop(file, None)
         if problem:
-            self._problems[file], self._retry_at[file] = problem, now + RETRY_INTERVAL
+            self._problems[file] = problem
+        if passes:
+            self._retry_at[file] = now + RETRY_INTERVAL
 
-    async def _read(self, watched: WatchedFile) -> str:
-        """Have it read and applied. → what went wrong"""
+    async def _read(self, watched: WatchedFile) -> tuple[str, bool]:
+        """Have it read and applied. → what went wrong, and whether that may be otherwise the next time"""
         command = [
             sys.executable,
             "-m",
@@ -244,6 +247,7 @@ class ExposureFiles:
             with anyio.fail_after(READ_TIMEOUT):
                 done = await anyio.run_process(
                     [*command, "--state", str(self._state.path)],
+                    stdin=subprocess.DEVNULL,
                     check=False,
                     cwd="/",
                     env=environment,
@@ -252,12 +256,13 @@ class ExposureFiles:
                     extra_groups=groups,
                 )
         except TimeoutError:
-            return "It could not be read in time."
+            return "It could not be read in time.", True
         except (OSError, KeyError) as error:
-            return f"It could not be read ({error})."
+            return f"It could not be read ({error}).", True
         if done.returncode == 0:
-            return ""
-        return done.stderr.decode(errors="replace").strip()[:_LONGEST_PROBLEM] or "It could not be applied."
+            return "", False
+        said = done.stderr.decode(errors="replace").strip()[:_LONGEST_PROBLEM]
+        return said or "It could not be applied.", done.returncode != Exit.USAGE
 
     async def _save(self, watched: dict[str, WatchedFile]) -> None:
         await anyio.to_thread.run_sync(self._state.write_struct, FILE, _WatchedFiles(files=tuple(watched.values())))

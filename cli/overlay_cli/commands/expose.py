@@ -183,7 +183,7 @@ def _stay(
 
 @expose_app.command("logs", epilog="Example: overlay expose logs x1")
 def show_log(
-    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it, or its name there.")],
     state: NodeState,
     json: Json = False,
 ) -> None:

@@ -209,6 +209,7 @@ class ExposureFiles:
         signature = await _look(file)
         before, self._seen[file] = self._seen.get(file), signature
         if signature is None:
+            self._applied.pop(file, None)
             if file not in self._problems:
                 _log.warning("the file of exposures %s is gone; what it asked for stays", file)
                 self._problems[file] = "The file is gone; what it asked for stays."

@@ -132,6 +132,8 @@ def add_exposure(
         finally:
             if started:
                 end_publisher(client)
+    elif exposure["inspect"] and not (json or quiet):
+        output.note(f"See its requests with: overlay expose inspect {exposure['id']}")
 
 
 def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool) -> None:
@@ -207,9 +209,10 @@ def inspect_exposure(
     client = LocalClient(state)
     name = _id_of(client, id)
     shown = [each for each in client.request("GET", "/v1/exposures")["exposures"] if each["id"] == name]
-    if not shown or not shown[0]["inspect"]:
-        what = f"{id} is not inspected" if shown else f"This node has no exposure '{id}'"
-        raise UserError("not-inspected", f"{what}.", "Expose it with --inspect; see 'overlay expose ls'.")
+    if not shown:
+        raise UserError("exposure-unknown", f"This node has no exposure '{id}'.", "See 'overlay expose ls'.")
+    if not shown[0]["inspect"]:
+        raise UserError("not-inspected", f"{id} is not inspected.", "Give it back, and expose it with --inspect.")
     if json:
         page = client.request("POST", "/v1/inspector")["url"]
         output.print_json({"url": page, **client.request("GET", f"/v1/exchanges?exposure={name}")})
@@ -313,7 +316,7 @@ def _check_usage(context: typer.Context, target: str | None, file: Path | None, 
         _reject_mistyped_command(target)
     if (target is None) == (file is None):
         what = "Missing argument 'TARGET'" if target is None else "TARGET and --file cannot be together"
-        raise _usage(f"{what}.", "Name one of them, as in: overlay expose 3000")
+        raise _usage(f"{what}.", "Name one of them: overlay expose 3000, or overlay expose --file exposures.toml")
     if file is None:
         if dry_run:
             raise _usage("--dry-run is for --file.", "Leave it out.")

@@ -70,6 +70,8 @@ def add_exposure(
     host: options.Host = "",
     tunnel: options.Tunnel = "auto",
     tls_end: options.TlsEnd = None,
+    acme_email: options.AcmeEmail = "",
+    acme_directory: options.AcmeDirectory = "",
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",
@@ -148,6 +150,8 @@ def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: 
         return
     place = exposure["url"] or exposure["public"]
     output.print_line(place if quiet else f"{exposure['id']}  {place} → {exposure['target']}")
+    if exposure["certificate"] == "self-signed" and not quiet:
+        output.note("Its certificate is self-signed; 'overlay expose ls --json' says when an authority's is there.")
     for name, secret in shown.items():
         if name != "link":
             output.note(f"{name:<9}{secret}")
@@ -174,10 +178,10 @@ def _stay(
 
                 segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
                 output.note("Ctrl-C ends it.")
+        if exposure["url"] and not exposure["inspect"] and exposure["terms"].get("tls_end") != "node":
             show_requests(client, exposure["id"], json=json, quiet=quiet)
-        else:
-            while True:
-                signal.pause()
+        while True:  # the server sees no requests
+            signal.pause()
     finally:
         with _suppress_unknown():  # somebody else has given it back
             client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)

@@ -172,14 +172,15 @@ def _stay(
 
             note = "  ".join(f"{name} {secret}" for name, secret in made.shown.items() if name != "link")
             inspect_requests(client, exposure, note=note, show_secrets=show_secrets)
-        elif exposure["url"]:
-            if sys.stdout.isatty() and not (json or quiet):
-                import segno
+            return
+        if exposure["url"] and sys.stdout.isatty() and not (json or quiet):
+            import segno
 
-                segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
-                output.note("Ctrl-C ends it.")
-        if exposure["url"] and not exposure["inspect"] and exposure["terms"].get("tls_end") != "node":
+            segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
+            output.note("Ctrl-C ends it.")
+        if exposure["url"] and exposure["terms"].get("tls_end") != "node":
             show_requests(client, exposure["id"], json=json, quiet=quiet)
+            return
         while True:  # the server sees no requests
             signal.pause()
     finally:

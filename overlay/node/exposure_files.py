@@ -244,7 +244,7 @@ class ExposureFiles:
         ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERLAY_")}
         try:
-            user, group, groups = _rights(watched.owner)
+            user, group, groups = rights_of(watched.owner)
             with anyio.fail_after(READ_TIMEOUT):
                 done = await anyio.run_process(
                     [*command, "--state", str(self._state.path)],
@@ -281,7 +281,7 @@ def _plan(kept: Kept | None, wish: ExposeWish) -> Action:
         return "changed"  # which says what is wrong with it, and leaves what is there
 
 
-def _rights(owner: int) -> tuple[int | None, int | None, list[int] | None]:
+def rights_of(owner: int) -> tuple[int | None, int | None, list[int] | None]:
     """User, group and further groups of a process that reads a file for this user; None: those of this one. Raises
     `KeyError`: there is no such user any more."""
     if owner in (0, os.geteuid()):

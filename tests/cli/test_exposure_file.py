@@ -90,6 +90,7 @@ def test_an_entry_says_what_the_command_says(
         (TABLE + "max-connections = 'many'\n", "has 'max-connections' wrong", "--help"),
         (TABLE + "max-connections = -1\n", "has 'max-connections' wrong", "--help"),
         (TABLE + "host = true\n", "must be a text in quotes", "--help"),
+        (TABLE + "users = '-'\n", "has 'users' wrong: nobody writes to standard input", "Name a file."),
         (TABLE + "host = ['a']\n", "must be a text in quotes", "--help"),
         (TABLE + "known-as = [1, {}]\n", "must be a list", "--help"),
         ("[exposures.web]\nhost = 'a'\n", "[exposures.web] has no target", 'target = "3000"'),

@@ -150,6 +150,8 @@ def add_exposure(
         finally:
             if started:
                 end_publisher(client)
+    elif exposure["inspect"] and not (json or quiet):
+        output.note(f"See its requests with: overlay expose inspect {exposure['id']}")
 
 
 def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool) -> None:
@@ -187,13 +189,13 @@ def _stay(
 
             note = "  ".join(f"{name} {secret}" for name, secret in made.shown.items() if name != "link")
             inspect_requests(client, exposure, note=note, show_secrets=show_secrets)
-        elif exposure["url"]:
-            if sys.stdout.isatty() and not (json or quiet):
-                import segno
+            return
+        if exposure["url"] and sys.stdout.isatty() and not (json or quiet):
+            import segno
 
-                segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
-                output.note("Ctrl-C ends it.")
-        if exposure["url"] and not exposure["inspect"] and exposure["terms"].get("tls_end") != "node":
+            segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
+            output.note("Ctrl-C ends it.")
+        if exposure["url"] and exposure["terms"].get("tls_end") != "node":
             show_requests(client, exposure["id"], json=json, quiet=quiet)
             output.note(f"{exposure['id']} is no longer published; the log of overlay on this machine says why.")
         else:
@@ -206,7 +208,7 @@ def _stay(
 
 @expose_app.command("logs", epilog="Example: overlay expose logs x1")
 def show_log(
-    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it, or its name there.")],
     state: NodeState,
     json: Json = False,
 ) -> None:
@@ -230,9 +232,10 @@ def inspect_exposure(
     client = LocalClient(state)
     name = _id_of(client, id)
     shown = [each for each in client.request("GET", "/v1/exposures")["exposures"] if each["id"] == name]
-    if not shown or not shown[0]["inspect"]:
-        what = f"{id} is not inspected" if shown else f"This node has no exposure '{id}'"
-        raise UserError("not-inspected", f"{what}.", "Expose it with --inspect; see 'overlay expose ls'.")
+    if not shown:
+        raise UserError("exposure-unknown", f"This node has no exposure '{id}'.", "See 'overlay expose ls'.")
+    if not shown[0]["inspect"]:
+        raise UserError("not-inspected", f"{id} is not inspected.", "Give it back, and expose it with --inspect.")
     if json:
         page = client.request("POST", "/v1/inspector")["url"]
         output.print_json({"url": page, **client.request("GET", f"/v1/exchanges?exposure={name}")})
@@ -339,7 +342,7 @@ def _check_usage(context: typer.Context, target: str | None, file: Path | None, 
         _reject_mistyped_command(target)
     if (target is None) == (file is None):
         what = "Missing argument 'TARGET'" if target is None else "TARGET and --file cannot be together"
-        raise _usage(f"{what}.", "Name one of them, as in: overlay expose 3000")
+        raise _usage(f"{what}.", "Name one of them: overlay expose 3000, or overlay expose --file exposures.toml")
     if file is None:
         if dry_run:
             raise _usage("--dry-run is for --file.", "Leave it out.")

@@ -173,7 +173,7 @@ class Exposures:
 
     async def _add(self, wish: ExposeWish, owner: int, entry: Entry | None, range: str = "") -> ExposureStatus:
         target = checked_target(wish)
-        check_told(wish.terms, target, up=bool(self._address))
+        check_told(wish.terms, target, wish.options, up=bool(self._address))
         inside = self._target_end(target, wish.options, wish.terms, owner)
         try:
             await inside.check()
@@ -237,7 +237,7 @@ class Exposures:
         """Have an exposure lead elsewhere, or on other terms, in its place (`wishes.is_renewable`). Users stay
         connected where the target is the same. Raises as `add` does; it is as it was then."""
         target = checked_target(wish)
-        check_told(wish.terms, target, up=bool(self._address))
+        check_told(wish.terms, target, wish.options, up=bool(self._address))
         async with self._lock:
             kept = self._kept.get(name)
             if kept is None:

@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Literal
 
 import anyio
@@ -195,12 +196,13 @@ class PublicPort:
         return self.gate.refuses(source[0]) if serve_user is None else ""
 
     async def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel) -> None:
+        stream = TcpStream(user)
         scope = anyio.CancelScope()
         self._served.add(scope)
         try:
             with scope:
-                inside = await tunnel.open(visitor)
-                await forward_metered(TcpStream(user), inside, self.gate.meter)
+                inside = await tunnel.open(visitor if stream.is_quiet() else replace(visitor, has_spoken=True))
+                await forward_metered(stream, inside, self.gate.meter)
             if scope.cancelled_caught:
                 reset_on_close(user)
         except TunnelError as error:
@@ -208,7 +210,7 @@ class PublicPort:
             reset_on_close(user)
         finally:
             self._served.discard(scope)
-            user.close()
+            stream.close()
             self._users.discard(user)
 
     async def _serve_user(self, user: socket.socket, visitor: Visitor, serve_user: ServeUser) -> None:

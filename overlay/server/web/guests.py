@@ -36,11 +36,8 @@ class WebGuests:
         else:
             await self._door.serve(guest, visitor, self._find)
 
-    def take_caller(self, caller: Caller, host: str) -> None:
-        self._callers.take(caller, host)
-
-    def expects(self, host: str) -> bool:
-        return self._callers.expects(host)
+    def take_caller(self, caller: Caller) -> None:
+        self._callers.take(caller)
 
     def _find(self, request: RequestHead) -> Site | None:
         return self._sites.find(request.host, request.path)

@@ -7,9 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from overlay.daemon.quantities import format_rate, format_size
 from overlay_cli.durations import format_duration
-from overlay_cli.rates import format_rate
-from overlay_cli.sizes import format_size
+from overlay_cli.terms import describe_terms
 
 _STATE_STYLES = {"connected": "green", "running": "green", "offline": "yellow", "starting": "yellow", "stopped": "red"}
 
@@ -201,8 +201,10 @@ def record_table(records: list[dict[str, Any]]) -> RenderableType:
 
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
     named = any(exposure.get("entry") for exposure in exposures)
-    table = _table("id", *(("name",) if named else ()), "public", "target", "tunnel", "connections")
-    for exposure in exposures:
+    set_for = [describe_terms(exposure.get("terms", {})) for exposure in exposures]
+    columns = ["id", *(["name"] if named else []), "public", "target", "tunnel", "connections"]
+    table = _table(*columns, *(["terms"] if any(set_for) else []))
+    for exposure, terms in zip(exposures, set_for, strict=True):
         entry = exposure.get("entry")
         table.add_row(
             Text(exposure["id"]),
@@ -211,6 +213,7 @@ def exposure_table(exposures: list[dict[str, Any]]) -> Table:
             Text(exposure["target"]),
             Text(exposure["tunnel"]),
             Text(str(exposure["connections"])),
+            *([Text(terms)] if any(set_for) else []),
         )
     return table
 

@@ -216,6 +216,9 @@ class NodeDaemon:
             self._server_exposures = ("welcome", exposures)  # the welcome's have not been looked at yet
         self._server_exposures_changed.set()
 
+    def withdrawn(self, name: str, why: str) -> None:
+        self._exposures.withdrawn(name, why)
+
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
         self._exposures.requested(name, entries)
 

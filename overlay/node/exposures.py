@@ -7,6 +7,7 @@ neither make one nor lead one elsewhere.
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -53,6 +54,7 @@ class Exposures:
         is_server: Callable[[str], bool],
         is_member: Callable[[str], bool] = lambda address: False,
         tls: OwnTls | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """`request` asks the server; `is_server` says whether an overlay address is the server's, `is_member` whether
         it is of this network.
@@ -67,6 +69,8 @@ class Exposures:
         self._request = request
         self._is_server = is_server
         self._is_member = is_member
+        self._wall = wall
+        self._news = anyio.Event()  # one may end sooner than all others
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
         self._inside: dict[str, TargetEnd] = {}
@@ -84,8 +88,11 @@ class Exposures:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks, self._address = tasks, address
+                tasks.start_soon(self._expire)
                 tasks.start_soon(self._tls.run)
                 for kept in tuple(self._kept.values()):
+                    if self._is_over(kept):
+                        continue  # ended at once
                     if self._rests(kept):
                         _log.warning("exposure %s rests until the network is up on this machine", kept.id)
                         continue
@@ -170,6 +177,7 @@ class Exposures:
                 inside.close()
                 raise
             self._serve(kept, end, inside)
+            self._news.set()
             await self._tell_direct(kept)
             return self._show(kept)
 
@@ -275,6 +283,11 @@ class Exposures:
                 _log.warning("the server has taken exposure %s away", name)
                 await self._drop(name)
 
+    def withdrawn(self, name: str, why: str) -> None:
+        """The server has ended an exposure."""
+        if self._tasks is not None and name in self._kept:  # else the next welcome says that it is gone
+            self._tasks.start_soon(self._end, name, f"the server has ended it, as {why}")
+
     def watch(self, name: str) -> Produce:
         """What writes users' requests to an exposure by http as they come, a JSON document a line, until it is given
         back: the last ones, where they come faster than they are taken. Raises `UserError` ("exposure-unknown",
@@ -354,6 +367,25 @@ class Exposures:
         if not isinstance(answer, Exposed):
             raise UserError("bad-answer", "The server answered something that does not fit the request.")
         return answer.exposure
+
+    async def _expire(self) -> None:
+        while True:
+            ends = min((kept.terms.expires for kept in self._kept.values() if kept.terms.expires), default=0.0)
+            self._news = anyio.Event()
+            with anyio.move_on_after(max(0.0, ends - self._wall()) if ends else None):
+                await self._news.wait()
+            for kept in [kept for kept in self._kept.values() if self._is_over(kept)]:
+                await self._end(kept.id, "its time is over")
+                await self._give_back(kept.id)  # without a server it ends there all the same
+
+    def _is_over(self, kept: Kept) -> bool:
+        return 0 < kept.terms.expires <= self._wall()
+
+    async def _end(self, name: str, why: str) -> None:
+        async with self._lock:
+            if name in self._kept:
+                _log.warning("exposure %s at %s is gone: %s", name, self._kept[name].public, why)
+                await self._drop(name)
 
     async def _tell_server(self, name: str, *, wanted: bool) -> None:
         try:

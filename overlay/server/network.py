@@ -391,6 +391,11 @@ class Network:
         node = self._nodes.get(number)
         return node.name if node is not None else f"number {number}"
 
+    def name_and_tags(self, number: int) -> tuple[str, tuple[str, ...]]:
+        """What policies go by."""
+        node = self._nodes.get(number)
+        return (node.name, node.tags) if node is not None else ("", ())
+
     def names(self) -> dict[str, int]:
         """Of all nodes, and their numbers."""
         return {node.name: node.number for node in self._nodes.values()}

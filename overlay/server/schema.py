@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     Column,
     Double,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 
 from overlay.wire.control.terms import Terms
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest migration: a registry at this revision needs none."""
 
 metadata = MetaData(
@@ -100,6 +101,16 @@ exposure_table = Table(
     Column("created", Double, nullable=False),
     UniqueConstraint("protocol", "host", "public_port", "path"),
     sqlite_autoincrement=True,  # the id of an exposure that was given back never means another one
+)
+
+usage_table = Table(
+    "usage",
+    metadata,
+    Column("node", Integer, ForeignKey("node.number", ondelete="CASCADE"), nullable=False),
+    Column("exposure", Integer, nullable=False),  # 0: all of the node, also what was given back
+    Column("month", Text, nullable=False),  # "2026-11", UTC
+    Column("bytes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("node", "exposure"),
 )
 
 record_table = Table(
@@ -191,6 +202,13 @@ class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
     def transport(self) -> Literal["tcp", "udp"]:
         """What kind of port it has."""
         return "udp" if self.protocol == "udp" else "tcp"
+
+
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    node: int
+    exposure: int
+    month: str
+    bytes: int
 
 
 class DnsRecord(msgspec.Struct, frozen=True, kw_only=True):

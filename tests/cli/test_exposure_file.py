@@ -62,7 +62,7 @@ def test_keys_are_the_long_options(tmp_path: Path) -> None:
     assert list(found) == ["web", "db.main"]
     web, db = found["web"], found["db.main"]
     assert (web["target"], web["host"], web["tunnel"], web["public"]) == ("3000", "app.example.com", "tls", "")
-    assert web["terms"]["limits"] == {"connections": 5}
+    assert web["terms"]["limits"]["connections"] == 5
     assert (db["target"], db["public"], db["tunnel"]) == ("5432", "9000", "auto")
     assert db["known_as"] == ["db.example.com", "sql.example.com"]
     assert read(tmp_path, "") == {} == read(tmp_path, "[exposures]\n")

@@ -92,6 +92,7 @@ class Setup:
     def __init__(self, folder: Path) -> None:
         self.server = Server()
         self.state = StateDir(folder).open()
+        self.now = 5.0
         self.exposures = self.make()
 
     async def add(
@@ -103,7 +104,11 @@ class Setup:
 
     def make(self) -> Exposures:
         return Exposures(
-            self.state, self.server.request, lambda address: address == SERVER, lambda address: address == PEER
+            self.state,
+            self.server.request,
+            lambda address: address == SERVER,
+            lambda address: address == PEER,
+            wall=lambda: self.now,
         )
 
 
@@ -514,3 +519,41 @@ def test_without_a_tun_at_either_end_users_come_by_tls(tmp_path: Path) -> None:
             assert [each.tunnel for each in setup.exposures.status()] == ["single", "tls", "tls"]
 
     anyio.run(main)
+
+
+def test_one_whose_time_is_over_ends_here_and_at_the_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            await setup.add(str(port), "9000", terms=Terms(expires=100.0))
+            await setup.add(str(port), "9001", terms=Terms(expires=200.0))
+            setup.now = 100.0
+            await setup.add(str(port), "9002")  # has the clock looked at
+            while "x1" in setup.server.exposures:
+                await anyio.lowlevel.checkpoint()
+            assert [each.public for each in setup.exposures.status()] == ["192.0.2.1:9001", "192.0.2.1:9002"]
+        setup.now = 200.0
+        again = setup.make()  # it was over while nothing ran
+        async with serving(again):
+            while len(again.status()) > 1:
+                await anyio.lowlevel.checkpoint()
+            while "x2" in setup.server.exposures:
+                await anyio.lowlevel.checkpoint()
+        assert [each.public for each in again.status()] == ["192.0.2.1:9002"]
+
+    anyio.run(main)
+    assert caplog.text.count("is gone: its time is over") == 2
+
+
+def test_the_server_says_why_it_has_ended_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            await setup.add(str(port), "9000")
+            setup.exposures.withdrawn("x1", "its policy changed")
+            setup.exposures.withdrawn("x7", "it never was")
+            while setup.exposures.status():
+                await anyio.lowlevel.checkpoint()
+
+    anyio.run(main)
+    assert "x1 at 192.0.2.1:9000 is gone: the server has ended it, as its policy changed" in caplog.text

@@ -84,6 +84,17 @@ def add_exposure(
     bearer: options.Bearer = "",
     secret_link: options.SecretLink = False,
     max_connections: options.MaxConnections = 0,
+    connection_rate: options.ConnectionRate = "",
+    request_rate: options.RequestRate = "",
+    bandwidth: options.Bandwidth = "",
+    quota: options.Quota = "",
+    expires: options.Expires = "",
+    forwarded: options.Forwarded = "set",
+    host_header: options.HostHeader = "",
+    request_header: options.RequestHeader = None,
+    remove_request_header: options.RemoveRequestHeader = None,
+    response_header: options.ResponseHeader = None,
+    remove_response_header: options.RemoveResponseHeader = None,
     inspect: options.Inspect = False,
     inspect_body: options.InspectBody = "64kB",
     show_secrets: options.ShowSecrets = False,
@@ -141,12 +152,13 @@ def add_exposure(
 def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool) -> None:
     """And what was made for users, which nobody can show later."""
     from overlay_cli.credentials import with_link
+    from overlay_cli.terms import without_secrets
 
     shown = dict(made.shown)
     if "link" in shown:
         exposure["url"] = shown["link"] = with_link(exposure["url"], shown["link"])
     if json:
-        output.print_json({**exposure, **({"secrets": shown} if shown else {})})
+        output.print_json({**without_secrets(exposure), **({"secrets": shown} if shown else {})})
         return
     place = exposure["url"] or exposure["public"]
     output.print_line(place if quiet else f"{exposure['id']}  {place} → {exposure['target']}")
@@ -180,6 +192,7 @@ def _stay(
             output.note("Ctrl-C ends it.")
         if exposure["url"] and exposure["terms"].get("tls_end") != "node":
             show_requests(client, exposure["id"], json=json, quiet=quiet)
+            output.note(f"{exposure['id']} is no longer published; the log of overlay on this machine says why.")
             return
         while True:  # the server sees no requests
             signal.pause()
@@ -250,7 +263,10 @@ def list_exposures(state: NodeState, json: Json = False) -> None:
     document = client.request("GET", "/v1/exposures")
     files = client.request("GET", "/v1/exposure-files")["files"]
     if json:
-        output.print_json({**document, "files": files})
+        from overlay_cli.terms import without_secrets
+
+        shown = [without_secrets(exposure) for exposure in document["exposures"]]
+        output.print_json({**document, "exposures": shown, "files": files})
         return
     from overlay_cli.tables import exposure_table
 

@@ -6,6 +6,7 @@ Those about one thing stand in one panel of the help. A new option is declared h
 """
 
 import os.path
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from overlay.daemon.quantities import parse_rate, parse_size
 from overlay.errors import Exit, UserError
 from overlay_cli.credentials import NEW, Made, make_credentials
-from overlay_cli.sizes import parse_size
 from overlay_cli.targets import absolute_target
 
 MANY: Final = "Many at once"
@@ -286,6 +287,129 @@ Invite = Annotated[
         show_default=False,
     ),
 ]
+ConnectionRate = Annotated[
+    str,
+    typer.Option(
+        "--connection-rate",
+        metavar="N/s|m|h",
+        envvar="OVERLAY_CONNECTION_RATE",
+        help="So many new connections from each address, as in 10/s; of UDP, new flows.",
+        show_default="any",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+RequestRate = Annotated[
+    str,
+    typer.Option(
+        "--request-rate",
+        metavar="N/s|m|h",
+        envvar="OVERLAY_REQUEST_RATE",
+        help="For http: so many requests from each address, as in 100/m; more are answered 429.",
+        show_default="any",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+Bandwidth = Annotated[
+    str,
+    typer.Option(
+        "--bandwidth",
+        metavar="RATE",
+        envvar="OVERLAY_BANDWIDTH",
+        help="So much each way, of all users together: 800kbit, 10Mbit, 1Gbit per second.",
+        show_default="as much as the line takes",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+Quota = Annotated[
+    str,
+    typer.Option(
+        "--quota",
+        metavar="AMOUNT",
+        envvar="OVERLAY_QUOTA",
+        help="So much in a month (UTC), both ways together: 500MB, 10GB. Then nobody is let in until the next.",
+        show_default="any",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+Expires = Annotated[
+    str,
+    typer.Option(
+        "--expires",
+        metavar="TIME",
+        envvar="OVERLAY_EXPIRES",
+        help="After which it ends by itself: 90s, 30m, 2h, 7d.",
+        show_default="never",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+
+# what the target is told ---------------------------------------------------------------------------------------------
+
+Forwarded = Annotated[
+    Literal["set", "append", "remove"],
+    typer.Option(
+        "--forwarded",
+        envvar="OVERLAY_FORWARDED",
+        help="For http: whether X-Forwarded-For, -Host, -Proto and Forwarded say what is known here, say it behind "
+        "what users' own proxies have said (let in only those then: --allow), or are left out.",
+        rich_help_panel=TOLD,
+    ),
+]
+HostHeader = Annotated[
+    str,
+    typer.Option(
+        "--host-header",
+        metavar="NAME[:PORT]",
+        envvar="OVERLAY_HOST_HEADER",
+        help="For http: the host that TARGET is asked for.",
+        show_default="what the user asked for",
+        rich_help_panel=TOLD,
+    ),
+]
+RequestHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--request-header",
+        metavar="'NAME: VALUE'",
+        envvar="OVERLAY_REQUEST_HEADER",
+        help="For http: a field to set in each request, in the place of the user's; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
+RemoveRequestHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remove-request-header",
+        metavar="NAME",
+        envvar="OVERLAY_REMOVE_REQUEST_HEADER",
+        help="One to leave out of each request; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
+ResponseHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--response-header",
+        metavar="'NAME: VALUE'",
+        envvar="OVERLAY_RESPONSE_HEADER",
+        help="One to set in each answer, in the place of TARGET's; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
+RemoveResponseHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remove-response-header",
+        metavar="NAME",
+        envvar="OVERLAY_REMOVE_RESPONSE_HEADER",
+        help="One to leave out of each answer; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
 
 # this command --------------------------------------------------------------------------------------------------------
 
@@ -300,9 +424,11 @@ Foreground = Annotated[
 
 
 NOT_OF_AN_EXPOSURE: Final = frozenset(
-    "context state file dry_run unattended foreground show_secrets invite carrier proxy ca json quiet help".split()
+    "context state file dry_run unattended foreground show_secrets invite carrier proxy ca json quiet help "
+    "expires".split()
 )
-"""Parameters of the command that say how it is run; all others say what is exposed."""
+"""Parameters of the command that say how it is run; all others say what is exposed. What a file has stays as long as it
+is there, and does not end in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +464,19 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
             deny=given["deny"],
             credentials=made.access,
             max_connections=given["max_connections"],
+            connection_rate=given["connection_rate"],
+            request_rate=given["request_rate"],
+            bandwidth=given["bandwidth"],
+            quota=given["quota"],
+            expires=given.get("expires", ""),
+            headers={
+                "forwarded": given["forwarded"],
+                "host": given["host_header"],
+                "request": given["request_header"] or [],
+                "request_remove": given["remove_request_header"] or [],
+                "response": given["response_header"] or [],
+                "response_remove": given["remove_response_header"] or [],
+            },
             tls_end=given["tls_end"],
         ),
     }
@@ -370,11 +509,27 @@ def terms(
     deny: list[str] | None,
     credentials: dict[str, Any],
     max_connections: int,
+    connection_rate: str,
+    request_rate: str,
+    bandwidth: str,
+    quota: str,
+    expires: str,
+    headers: dict[str, Any],
     tls_end: str | None,
 ) -> dict[str, Any]:
-    """`overlay.wire.control.terms.Terms` as the local API takes them."""
+    """`overlay.wire.control.terms.Terms` as the local API takes them. Raises `UserError` (exit 2)."""
+    from overlay_cli.durations import parse_duration
+
     return {
         "access": {"allow": allow or [], "deny": deny or [], **credentials},
-        "limits": {"connections": max_connections},
+        "limits": {
+            "connections": max_connections,
+            "connection_rate": connection_rate,
+            "request_rate": request_rate,
+            "bandwidth": parse_rate(bandwidth) if bandwidth else 0.0,
+            "quota": parse_size(quota) if quota else 0,
+        },
+        "headers": headers,
+        "expires": time.time() + parse_duration(expires) if expires else 0.0,
         "tls_end": tls_end or "",
     }

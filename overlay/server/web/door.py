@@ -16,6 +16,7 @@ import anyio
 from overlay.carrier.http import answer, say
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
+from overlay.server.access.credentials import without_secret
 from overlay.server.access.gate import Asker, Reply
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat
@@ -64,17 +65,16 @@ class WebDoor:
             if guest.http2:
                 await self._serve_streams(guest, visitor, find)
             else:
-                user = Incoming(guest.stream, guest.begun)
-                scheme: Scheme = "https" if guest.secure else "http"
-                await _Connection(user, scheme, visitor, find, self._drops, self._wall).run()
+                user, asker = Incoming(guest.stream, guest.begun), Asker(visitor.source[0], guest.secure)
+                await _Connection(user, asker, visitor, find, self._drops, self._wall).run()
         finally:
             visit.leave()
 
     async def _serve_streams(self, guest: Guest, visitor: Visitor, find: Find) -> None:
-        targets = KeptTargets()
+        targets, asker = KeptTargets(), Asker(visitor.source[0], secure=True)
 
         async def serve(stream: Http2Stream) -> None:
-            await _Connection(Incoming(stream), "https", visitor, find, self._drops, self._wall, targets).run()
+            await _Connection(Incoming(stream), asker, visitor, find, self._drops, self._wall, targets).run()
 
         try:
             await Http2Connection(guest.stream, guest.begun, serve, self._drops).run()
@@ -86,7 +86,7 @@ class _Connection:
     def __init__(
         self,
         user: Incoming,
-        scheme: Scheme,
+        asker: Asker,
         visitor: Visitor,
         find: Find,
         drops: Counter[str],
@@ -95,11 +95,11 @@ class _Connection:
     ) -> None:
         """`targets`: of the same user, for streams that come one after the other."""
         self._user = user
-        self._scheme = scheme
+        self._scheme: Scheme = "https" if asker.secure else "http"
         self._targets = targets
         self._visitor = visitor
         self._source = visitor.source[0]
-        self._asker = Asker(self._source, scheme == "https")
+        self._asker = asker
         self._find = find
         self._drops = drops
         self._wall = wall
@@ -136,10 +136,11 @@ class _Connection:
         if site is None:
             return await self._reply(request, Reply(404, "http_stranger"))
         admitted = await site.gate.admit(request, self._asker)
+        if not isinstance(admitted, Reply) and not self._enter(site):
+            admitted = Reply(503, "too_many_users")
         if isinstance(admitted, Reply):
+            site.note(self._refused(request, site.count + 1, admitted.status))
             return await self._reply(request, admitted)
-        if not self._enter(site):
-            return await self._reply(request, Reply(503, "too_many_users"))
         return await self._serve(admitted, site)
 
     async def _reply(self, request: RequestHead, reply: Reply) -> bool:
@@ -193,7 +194,7 @@ class _Connection:
 
     async def _serve(self, request: RequestHead, site: Site) -> bool:
         started = time.monotonic()
-        exchange = Exchange(request, self._user)
+        exchange = Exchange(request, self._user, site.gate)
         refusal: Unanswered | None = None
         try:
             await self._exchange(exchange, site)
@@ -219,6 +220,18 @@ class _Connection:
             await say(self._user.stream, answer(refusal.status, with_body=request.method != b"HEAD"))
         return False
 
+    def _refused(self, request: RequestHead, number: int, status: int) -> RequestEntry:
+        return RequestEntry(
+            number=number,
+            at=self._wall(),
+            method=request.method.decode("ascii"),
+            path=without_secret(request.target.decode("ascii"))[:_LONGEST_PATH],
+            status=status,
+            took_ms=0.0,
+            sent=0,
+            source=self._source,
+        )
+
     def _entry(self, exchange: Exchange, number: int, refusal: Unanswered | None, took: float) -> RequestEntry:
         return RequestEntry(
             number=number,
@@ -233,7 +246,7 @@ class _Connection:
 
     async def _exchange(self, exchange: Exchange, site: Site) -> None:
         request = exchange.request
-        head = request_to_target(request, source=self._source, scheme=self._scheme)
+        head = request_to_target(request, source=self._source, scheme=self._scheme, rewrite=site.gate.rewrite)
         if self._target is not None:
             try:
                 await exchange.run(head, self._target)

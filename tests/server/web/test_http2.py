@@ -15,6 +15,8 @@ from hyperframe.frame import ContinuationFrame, DataFrame, GoAwayFrame, HeadersF
 
 from overlay.server.web import http2 as module
 from overlay.server.web.sites import Site
+from overlay.wire.control.terms import Access, Headers, Limits, Terms
+from overlay.wire.credentials import digest_of
 from tests.carrier.streams import Certificate
 from tests.server.web.door import Handler, Target
 from tests.server.web.http2_user import NAME, Http2User, http2_user, tls_user
@@ -114,6 +116,24 @@ async def test_requests_go_the_way_of_those_by_http1(certificate: Certificate) -
         assert unknown.status == b"200"
         assert it.port.drops == {}
     await it.until(lambda: it.open == 0)
+
+
+async def test_the_streams_of_a_connection_are_one_to_its_gate(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        terms = Terms(
+            access=Access(bearers=(digest_of(b"token"),)),
+            limits=Limits(connection_rate="1/d", request_rate="4/d"),
+            headers=Headers(response_remove=("x-kept",)),
+        )
+        it.site.gate.terms = terms
+        shown = (b"authorization", b"Bearer token")
+        for _ in range(3):
+            answer = await user.answer(await user.ask("/", shown))
+            assert answer.status == b"200" and b"token" not in answer.body and b"x-kept" not in answer.heads[0]
+        refused = await user.answer(await user.ask("/"))
+        assert refused.status == b"401" and refused.heads[0][b"www-authenticate"].startswith(b"Bearer")
+        assert (await user.answer(await user.ask("/", shown))).status == b"429"
+        assert it.port.drops == {"no_credentials": 1, "request_rate": 1}
 
 
 async def test_other_names_learn_nothing(certificate: Certificate) -> None:

@@ -148,7 +148,9 @@ class NodeDaemon:
             link_numbers,
         )
         self._by_udp = False  # relayed packets go by UDP
-        self._exposures = Exposures(state, self._control.request, self._is_server, self._is_member)
+        self._exposures = Exposures(
+            state, self._control.request, self._is_server, self._is_member, look_up=self._member.look_up
+        )
         self._exposure_files = ExposureFiles(state, self._exposures)
         self._calls = Calls(self._ways.dial_plain, self._exposures.serve, self._exposures.drops)
         self._records = Records(self._control.request, lambda: self._memory.network_map)

@@ -51,6 +51,8 @@ class Surroundings:
     rights: Callable[[int], Rights] = lambda number: EVERYTHING  # of a node
     direct: bool = True  # whether peers may be led past the server
     on_names: Callable[[], None] = lambda: None  # what is said of some exposure has changed
+    is_near: Callable[[int, str], bool] = lambda number, source: False
+    """Whether an address is of the network, or the one that this node itself comes from."""
     leads_here: Callable[[str], Awaitable[bool]] | None = None
     """Whether a name of the public DNS leads to this server. None: no exposure has names."""
 

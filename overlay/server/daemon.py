@@ -408,6 +408,7 @@ class ServerDaemon:
             direct=self._settings.direct_names,
             on_names=self._tell_records,
             leads_here=self._leads_here,
+            is_near=lambda number, source: self._network is not None and self._network.is_near(number, source),
         )
 
     def _rights(self, number: int) -> Rights:

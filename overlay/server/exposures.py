@@ -26,6 +26,7 @@ from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
 from overlay.server.ingress import PublicPort, ServeUser
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
+from overlay.server.telling import TellingTunnel
 from overlay.server.tunnels import SingleTunnel, Tunnel, Visitor
 from overlay.server.web.door import WebDoor, make_room
 from overlay.server.web.guests import WebGuests
@@ -320,7 +321,9 @@ class Exposures:
         gate.share(self._share(lease.node))
         serve_user: ServeUser | None = None
         if lease.protocol in ("http", "tls"):
-            site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)
+            site = self._sites[lease.id] = Site(
+                lease.name, tunnel, gate=gate, is_near=lambda source: self._around.is_near(lease.node, source)
+            )
             if lease.protocol == "tls":
                 self._by_name.add_tls(lease.host, site)
             else:
@@ -349,6 +352,9 @@ class Exposures:
             public.cut_off()
 
     def _tunnel(self, lease: ExposureRecord) -> Tunnel:
+        return TellingTunnel(self._way(lease), lambda: self._records.get(lease.id, lease).terms.told, self.drops)
+
+    def _way(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
             return SingleTunnel(lambda: self._target(lease.id), self.drops)
         carrier = cast(TunnelCarrier, lease.tunnel)

@@ -196,8 +196,7 @@ class PublicPort:
         return self.gate.refuses(source[0]) if serve_user is None else ""
 
     async def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel) -> None:
-        stream = TcpStream(user)
-        scope = anyio.CancelScope()
+        stream, scope = TcpStream(user), anyio.CancelScope()
         self._served.add(scope)
         try:
             with scope:

@@ -26,7 +26,8 @@ from overlay.server.policy import EVERYTHING, Policy, Rights, Rule
 from overlay.server.registry import Registry
 from overlay.server.settings import ServerSettings
 from overlay.wire.control.messages import Expose, Message, Withdrawn
-from overlay.wire.control.terms import Limits, Terms
+from overlay.wire.control.terms import Limits, Terms, Told
+from overlay.wire.ingress.proxy_protocol import ProxyHeader, ProxyProtocol, parse_proxy_header
 
 HOST = "127.0.0.1"
 NAMES = {2: "a", 3: "b"}
@@ -602,5 +603,97 @@ def test_a_lease_that_two_nodes_fight_over_is_the_firsts(tmp_path: Path) -> None
             await it.exposures.unexpose(5 - won[0], "x1")
         await it.exposures.unexpose(won[0], "x1")
         await it.expose(5 - won[0], public=f"{HOST}:{port}")  # the other's turn
+
+
+def test_targets_are_told_who_comes_before_his_bytes(tmp_path: Path) -> None:
+    """By a port, and by http; what the user says of himself comes behind."""
+    lie = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n"
+
+    async def test(it: Bench) -> None:
+        async with await anyio.create_tcp_listener(local_host=HOST) as target, anyio.create_task_group() as tasks:
+            tasks.start_soon(target.serve, repeat)
+            inner = target.extra(SocketAttribute.local_port)
+            lease = await it.expose(2, public=f"{HOST}:{await it.free_port()}", port=inner, terms=telling("v1"))
+            port = int(lease.public.rpartition(":")[2])
+            async with await anyio.connect_tcp(HOST, port) as user:
+                source = user.extra(SocketAttribute.local_port)
+                await user.send(lie)
+                told = b"PROXY TCP4 127.0.0.1 127.0.0.1 %d %d\r\n" % (source, port)
+                assert await receive(user, len(told + lie)) == told + lie
+            await it.expose(2, id=lease.id, port=inner, terms=telling("v2-crc32c"))
+            async with await anyio.connect_tcp(HOST, port) as user:
+                source = user.extra(SocketAttribute.local_port)
+                await user.send(lie)
+                whole = await receive(user, 28 + 7 + len(lie))
+                assert parse_proxy_header(whole) == (ProxyHeader((HOST, source), (HOST, port)), 28 + 7)
+            web = await it.expose(
+                2, protocol="http", public=f"{HOST}:{await it.free_port()}", port=inner, terms=telling("v2")
+            )
+            async with await anyio.connect_tcp(HOST, int(web.public.rpartition(":")[2])) as user:
+                await user.send(b"GET / HTTP/1.1\r\nHost: docs.test\r\n\r\n")
+                assert b"502 Bad Gateway" in await user.receive()  # a header is no answer
+            told_by_http = parse_proxy_header(bytes(said[-1]))
+            assert isinstance(told_by_http, tuple) and told_by_http[0].authority == "docs.test"
+            tasks.cancel_scope.cancel()
+
+    said: list[bytearray] = []  # on each connection
+
+    async def repeat(stream: SocketStream) -> None:
+        said.append(bytearray())
+        async with stream:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    data = await stream.receive()
+                    said[-1] += data
+                    await stream.send(data)
+
+    on_bench(tmp_path, test)
+
+
+def telling(kind: ProxyProtocol) -> Terms:
+    return Terms(told=Told(proxy_protocol=kind))
+
+
+async def receive(stream: SocketStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += await stream.receive(size - len(data))
+    return data
+
+
+def test_datagrams_have_no_header_of_version_1(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        refusal = await it.refusal(2, protocol="udp", target="udp://127.0.0.1:53", terms=telling("v1"))
+        assert refusal.code == "terms-invalid" and "--proxy-protocol v2" in refusal.message
+
+    on_bench(tmp_path, test)
+
+
+def test_each_datagram_begins_with_who_sent_it(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
+            target.bind((HOST, 0))
+            target.setblocking(False)
+            lease = await it.expose(
+                2,
+                protocol="udp",
+                target="udp://127.0.0.1:53",
+                public=f"{HOST}:{await it.free_port()}",
+                port=target.getsockname()[1],
+                terms=telling("v2"),
+            )
+            there = (HOST, int(lease.public.rpartition(":")[2]))
+            async with await anyio.create_connected_udp_socket(*there, local_host=HOST) as user:
+                source = (HOST, user.extra(SocketAttribute.local_port))
+                for datagram in (b"one", bytes(65507), b"two"):  # with a header the largest one is too large
+                    await user.send(datagram)
+                for datagram in (b"one", b"two"):
+                    await anyio.wait_readable(target)
+                    whole, tunnel = target.recvfrom(65535)
+                    assert parse_proxy_header(whole) == (ProxyHeader(source, there, "udp"), 28)
+                    assert whole[28:] == datagram
+                    target.sendto(b"answer", tunnel)
+                    assert await user.receive() == b"answer"
+                assert it.exposures.drops.total() == 1
 
     on_bench(tmp_path, test)

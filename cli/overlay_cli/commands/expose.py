@@ -78,6 +78,8 @@ def add_exposure(
     listing: options.Listing = False,
     insecure_target: options.InsecureTarget = False,
     target_ca: options.TargetCa = None,
+    target_proxy: options.TargetProxy = "",
+    target_proxy_auth: options.TargetProxyAuth = None,
     allow: options.Allow = None,
     deny: options.Deny = None,
     users: options.Users = "",
@@ -95,6 +97,8 @@ def add_exposure(
     remove_request_header: options.RemoveRequestHeader = None,
     response_header: options.ResponseHeader = None,
     remove_response_header: options.RemoveResponseHeader = None,
+    proxy_protocol: options.ProxyProtocol = "none",
+    transparent: options.Transparent = False,
     inspect: options.Inspect = False,
     inspect_body: options.InspectBody = "64kB",
     show_secrets: options.ShowSecrets = False,
@@ -108,6 +112,7 @@ def add_exposure(
     """Publish TARGET, a service that this machine can reach."""
     given = dict(locals())  # what options.wish and files of exposures know by these names
     _check_usage(context, target, file, dry_run=dry_run)
+    options.check_typed(context)
     from overlay.node.settings import check_ways
     from overlay_cli.publisher import end_publisher, find_publisher
 
@@ -193,9 +198,9 @@ def _stay(
         if exposure["url"] and exposure["terms"].get("tls_end") != "node":
             show_requests(client, exposure["id"], json=json, quiet=quiet)
             output.note(f"{exposure['id']} is no longer published; the log of overlay on this machine says why.")
-            return
-        while True:  # the server sees no requests
-            signal.pause()
+        else:
+            while True:
+                signal.pause()
     finally:
         with _suppress_unknown():  # somebody else has given it back
             client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
@@ -282,8 +287,8 @@ def remove_exposure(
         str,
         typer.Argument(
             metavar="ID",
-            help="As 'overlay expose ls' shows it, or its name there; or a file that was given with --file, which is "
-            "followed no longer.",
+            help="As 'overlay expose ls' shows it (x3-x13 is a whole range of ports, x4 one of it), or its name there; "
+            "or a file that was given with --file, which is followed no longer.",
         ),
     ],
     state: NodeState,

@@ -63,9 +63,10 @@ Unattended = Annotated[bool, typer.Option("--unattended", hidden=True, help="Nob
 Public = Annotated[
     str,
     typer.Option(
-        metavar="[HOST:]PORT",
+        metavar="[HOST:]PORT[-PORT]",
         envvar="OVERLAY_PUBLIC",
-        help="A port of its own on the server; without this, and without --host, the server picks one.",
+        help="A port of its own on the server, or as many as TARGET has, as in tcp://localhost:8000-8010; without "
+        "this, and without --host, the server picks one.",
         show_default=False,
         rich_help_panel=PLACE,
     ),
@@ -180,6 +181,30 @@ TargetCa = Annotated[
     ),
 ]
 
+TargetProxy = Annotated[
+    str,
+    typer.Option(
+        "--target-proxy",
+        metavar="URL",
+        envvar="OVERLAY_TARGET_PROXY",
+        help="Reach the target through this proxy, which looks its name up: socks5://HOST:PORT or http://HOST:PORT.",
+        show_default=False,
+        rich_help_panel=WAY,
+    ),
+]
+TargetProxyAuth = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-proxy-auth",
+        metavar="FILE",
+        envvar="OVERLAY_TARGET_PROXY_AUTH",
+        help="USER:PASSWORD for that proxy, in the first line. Or put the whole URL, with USER:PASSWORD@ before its "
+        "host, into the environment as OVERLAY_TARGET_PROXY.",
+        show_default=False,
+        rich_help_panel=WAY,
+    ),
+]
+
 # who -----------------------------------------------------------------------------------------------------------------
 
 Allow = Annotated[
@@ -248,6 +273,32 @@ MaxConnections = Annotated[
         help="So many users at once; more are turned away.",
         show_default="what the server allows, 1024",
         rich_help_panel=HOW_MUCH,
+    ),
+]
+
+# what the target is told ----------------------------------------------------------------------------------------------
+
+ProxyProtocol = Annotated[
+    Literal["none", "v1", "v2", "v2-crc32c"],
+    typer.Option(
+        "--proxy-protocol",
+        envvar="OVERLAY_PROXY_PROTOCOL",
+        help="Begin each connection to the target with HAProxy's PROXY header, which tells the user's address and "
+        "port; for udp, where there is v2 alone, each datagram. The target must expect it (nginx: listen … "
+        "proxy_protocol).",
+        rich_help_panel=TOLD,
+    ),
+]
+
+Transparent = Annotated[
+    bool,
+    typer.Option(
+        "--transparent",
+        envvar="OVERLAY_TRANSPARENT",
+        help="The target sees users' own addresses and ports as where connections and datagrams come from. Needs 'sudo "
+        "overlay up'; the target is on this machine, or on one whose gateway this machine is. For users of IPv4 and "
+        "IPv6 write localhost:PORT.",
+        rich_help_panel=TOLD,
     ),
 ]
 
@@ -457,7 +508,13 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
         "known_as": given["known_as"] or [],
         "service": given["service"],
         "inspect": parse_size(given["inspect_body"]) if given["inspect"] else 0,
-        "options": target_options(listing=given["listing"], insecure=given["insecure_target"], ca=given["target_ca"]),
+        "options": target_options(
+            listing=given["listing"],
+            insecure=given["insecure_target"],
+            ca=given["target_ca"],
+            proxy=given["target_proxy"],
+            proxy_auth=folder / given["target_proxy_auth"] if given["target_proxy_auth"] else None,
+        ),
         "tls": {"acme_email": given["acme_email"], "acme_directory": given["acme_directory"]},
         "terms": terms(
             allow=given["allow"],
@@ -477,6 +534,8 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
                 "response": given["response_header"] or [],
                 "response_remove": given["remove_response_header"] or [],
             },
+            proxy_protocol=given["proxy_protocol"],
+            transparent=given["transparent"],
             tls_end=given["tls_end"],
         ),
     }
@@ -487,10 +546,47 @@ def _secrets_file(name: str, folder: Path) -> str:
     return name if name in ("", "-", NEW) else os.path.join(folder, name)
 
 
-def target_options(*, listing: bool, insecure: bool, ca: Path | None) -> dict[str, Any]:
+def check_typed(context: typer.Context) -> None:
+    """Raises `UserError` for what has no place among arguments."""
+    source = context.get_parameter_source("target_proxy")
+    if source is not None and source.name == "COMMANDLINE" and "@" in context.params["target_proxy"]:
+        raise UserError(
+            "proxy-password",
+            "A password among the arguments is seen by every user of this machine.",
+            "Put USER:PASSWORD into a file and name that with --target-proxy-auth, or the whole URL into "
+            "OVERLAY_TARGET_PROXY.",
+            Exit.USAGE,
+        )
+
+
+def target_options(
+    *, listing: bool, insecure: bool, ca: Path | None, proxy: str, proxy_auth: Path | None
+) -> dict[str, Any]:
     """`overlay.node.targets.TargetOptions` as the local API takes them. Files are read here, with the rights of who
     calls. Raises `UserError` (exit 2)."""
-    return {"listing": listing, "insecure": insecure, "ca": "" if ca is None else _read(ca, "--target-ca")}
+    if proxy_auth is not None:
+        proxy = _with_password(proxy, _read(proxy_auth, "--target-proxy-auth"))
+    return {
+        "listing": listing,
+        "insecure": insecure,
+        "ca": "" if ca is None else _read(ca, "--target-ca"),
+        "proxy": proxy,
+    }
+
+
+def _with_password(proxy: str, text: str) -> str:
+    from urllib.parse import quote
+
+    user, colon, password = text.partition("\n")[0].rstrip("\r").partition(":")
+    scheme, separator, host = proxy.rpartition("://")
+    if not (colon and user and host) or "@" in host:
+        raise UserError(
+            "proxy-password",
+            "The file that --target-proxy-auth names must begin with USER:PASSWORD, and --target-proxy say where to.",
+            "As in: --target-proxy socks5://HOST:1080 --target-proxy-auth FILE",
+            Exit.USAGE,
+        )
+    return f"{scheme}{separator}{quote(user, safe='')}:{quote(password, safe='')}@{host}"
 
 
 def _read(path: Path, option: str) -> str:
@@ -515,6 +611,8 @@ def terms(
     quota: str,
     expires: str,
     headers: dict[str, Any],
+    proxy_protocol: str,
+    transparent: bool,
     tls_end: str | None,
 ) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them. Raises `UserError` (exit 2)."""
@@ -530,6 +628,7 @@ def terms(
             "quota": parse_size(quota) if quota else 0,
         },
         "headers": headers,
+        "told": {"proxy_protocol": "" if proxy_protocol == "none" else proxy_protocol, "transparent": transparent},
         "expires": time.time() + parse_duration(expires) if expires else 0.0,
         "tls_end": tls_end or "",
     }

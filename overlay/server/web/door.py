@@ -9,6 +9,7 @@ many there are, how long a head may take, how long nothing may happen.
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Literal
 
 import anyio
@@ -27,6 +28,7 @@ from overlay.server.web.targets import KeptTargets
 from overlay.wire.control.messages import RequestEntry
 from overlay.wire.ingress.forwarding import request_to_target
 from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
+from overlay.wire.ingress.trouble import trouble_page
 
 HEAD_TIMEOUT: Final = 10.0  # s for a head, from its first byte
 IDLE_TIMEOUT: Final = 75.0  # s between two requests
@@ -217,7 +219,8 @@ class _Connection:
         if exchange.began:
             self._user.stream.cut()
         else:
-            await say(self._user.stream, answer(refusal.status, with_body=request.method != b"HEAD"))
+            told = trouble_page(refusal.trouble) if refusal.trouble and site.is_near(self._source) else None
+            await say(self._user.stream, answer(refusal.status, told, with_body=request.method != b"HEAD"))
         return False
 
     def _refused(self, request: RequestHead, number: int, status: int) -> RequestEntry:
@@ -257,7 +260,7 @@ class _Connection:
                     raise
             self._drop_target()
         try:
-            self._target = Incoming(await site.tunnel.open(self._visitor))
+            self._target = Incoming(await site.tunnel.open(replace(self._visitor, authority=request.host)))
         except TunnelError as error:
             raise Unanswered(error.status, error.reason) from error
         await exchange.run(head, self._target)

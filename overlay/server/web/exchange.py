@@ -21,6 +21,7 @@ from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
 from overlay.wire.ingress.http1 import Framing, HttpError, RequestHead, ResponseHead, parse_response
+from overlay.wire.ingress.trouble import trouble_in
 
 ANSWER_TIMEOUT: Final = 60.0  # s for the target to begin its answer, after the request's last byte: 504 then
 BODY_TIMEOUT: Final = 60.0  # s for the user's next bytes of a body
@@ -36,12 +37,14 @@ class UserGone(Exception):
 
 
 class Unanswered(Exception):
-    """Nothing of an answer has reached the user yet. `status`: what to say instead."""
+    """Nothing of an answer has reached the user yet. `status`: what to say instead; `trouble`: a sentence for the owner
+    of the target alone."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, trouble: str = "") -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
+        self.trouble = trouble
 
 
 class TargetGone(Exception):
@@ -143,6 +146,10 @@ class Exchange:
                 break
             if self.request.version == 1:
                 await self._to_user(response_to_user(response, 0, close=False))
+        trouble = trouble_in(response)
+        if trouble is not None:
+            self.keep_target = False
+            raise Unanswered(response.status, "target_unreachable", trouble)
         self.status = response.status
         if response.status == 101:
             await self._upgrade(response, target)

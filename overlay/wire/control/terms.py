@@ -12,6 +12,7 @@ import msgspec
 
 from overlay.errors import Exit, UserError
 from overlay.wire.credentials import is_digest, is_password_hash, is_user_name
+from overlay.wire.ingress.proxy_protocol import ProxyProtocol
 from overlay.wire.ingress.rewrite import Forwarding, Rewrite, make_rewrite
 from overlay.wire.networks import NetworkLists
 
@@ -80,11 +81,22 @@ class Headers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
 
+class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the target is told of a user."""
+
+    proxy_protocol: ProxyProtocol = ""  # the header before his bytes
+    transparent: bool = False  # connections bear his address; within the tunnel a header of v2 tells it to the node
+
+
+NOTHING_TOLD: Final = Told()
+
+
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     access: Access = Access()
     limits: Limits = Limits()
     headers: Headers = Headers()
     expires: float = 0.0  # Unix time, s; 0: never
+    told: Told = NOTHING_TOLD
     tls_end: TlsEnd = ""
 
 
@@ -98,6 +110,8 @@ def check_terms(terms: Terms, protocol: str) -> None:
     if not 0 <= terms.limits.connections <= MOST_CONNECTIONS:
         raise _invalid(f"--max-connections is a number from 1 to {MOST_CONNECTIONS}")
     _check_limits(terms.limits, protocol)
+    if protocol == "udp" and terms.told.proxy_protocol == "v1":
+        raise _invalid("version 1 of the PROXY protocol knows no datagrams; ask for --proxy-protocol v2")
     _check_networks(terms.access)
     _check_secrets(terms.access, protocol)
     _check_headers(terms.headers, protocol)

@@ -23,6 +23,7 @@ _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 s; close(
 KEEPALIVE_IDLE: Final = 30  # s; a dead peer is noticed after IDLE + COUNT × INTERVAL = 60 s, and NATs stay open
 KEEPALIVE_INTERVAL: Final = 10  # s
 KEEPALIVE_COUNT: Final = 3
+GONE_AFTER: Final = 1.5  # s
 
 
 class TcpStream(ByteStream):
@@ -31,6 +32,7 @@ class TcpStream(ByteStream):
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._closed = False
+        self._when_closed: Callable[[], None] | None = None
         connected.setblocking(False)
         set_options(connected)
 
@@ -129,6 +131,12 @@ class TcpStream(ByteStream):
             self._closed = True
             anyio.notify_closing(self._socket)
             self._socket.close()
+            if self._when_closed is not None:
+                self._when_closed()
+
+    def when_closed(self, call: Callable[[], None]) -> None:
+        """Have this called once, when it is closed from this side."""
+        self._when_closed = call
 
     def detach(self) -> Detached:
         """Give the socket away. This stream is closed then; whoever waits in another task is woken."""
@@ -145,14 +153,42 @@ class TcpStream(ByteStream):
 
 def set_options(connected: socket.socket) -> None:
     """No waiting for more to send, and a peer that has silently gone is noticed."""
+    _set(
+        connected,
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
+    )
+
+
+def watch_closely(connected: socket.socket) -> None:
+    """Probe the peer's machine each second from now on: one that does not answer for `GONE_AFTER` is gone."""
+    _set(
+        connected,
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(GONE_AFTER * 1000)),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),
+    )
+
+
+def watch_as_usual(connected: socket.socket) -> None:
+    """The end of `watch_closely`."""
+    _set(
+        connected,
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
+    )
+
+
+def _set(connected: socket.socket, *options: tuple[int, int, int]) -> None:
     try:
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+        for option in options:
+            connected.setsockopt(*option)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # reset already: the first read says so
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # reset already: the first read says so
             raise
 
 

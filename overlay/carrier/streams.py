@@ -91,6 +91,10 @@ class CodecStream(ByteStream):
     def close(self) -> None:
         self._tcp.close()
 
+    def when_closed(self, call: Callable[[], None]) -> None:
+        """As that of `TcpStream`."""
+        self._tcp.when_closed(call)
+
     def detach(self) -> Detached:
         """Raises `LocalProtocolError` while something waits to be written (`send_some(b"")` waits for that)."""
         if self._outgoing:

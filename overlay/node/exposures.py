@@ -29,6 +29,7 @@ from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
+from overlay.wire.control.terms import Terms
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
 WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
@@ -110,7 +111,7 @@ class Exposures:
             )
         transport = "udp" if target.protocol == "udp" else "tcp"
         async with self._lock:
-            end = self._open(target, 0)
+            end = self._open(target, 0, wish.terms)
             try:
                 wanted = Kept(
                     id="",
@@ -278,12 +279,12 @@ class Exposures:
     async def _open_kept(self, kept: Kept) -> None:
         target = Target.parse(kept.target)
         try:
-            end = self._open(target, kept.port)
+            end = self._open(target, kept.port, kept.terms)
         except UserError as error:
             # Another program took the port while we were away: any other does, once the server knows (`reconcile`).
             _log.info("exposure %s gets another port: %s", kept.id, error)
             try:
-                end = self._open(target, 0)
+                end = self._open(target, 0, kept.terms)
             except UserError as failure:
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
                 return
@@ -291,7 +292,7 @@ class Exposures:
         self._serve(kept.id, end)
         self._leads_directly(kept)
 
-    def _open(self, target: Target, port: int) -> TunnelEnd:
+    def _open(self, target: Target, port: int, terms: Terms) -> TunnelEnd:
         if self._tasks is None:
             raise UserError(
                 "not-up",
@@ -299,7 +300,8 @@ class Exposures:
                 "Try again when 'overlay status' says 'connected'.",
                 Exit.NOT_RUNNING,
             )
-        return TunnelEnd(target, self._address, port, self._is_server, self.drops)
+        grouped = bool(terms.group.name)
+        return TunnelEnd(target, self._address, port, self._is_server, self.drops, says_reached=grouped)
 
     def _serve(self, name: str, end: TunnelEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start

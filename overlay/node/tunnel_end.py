@@ -13,6 +13,7 @@ from anyio.abc import SocketAttribute
 
 from overlay.carrier.flows import UdpFlows
 from overlay.carrier.forward import TcpSocketStream, forward_streams
+from overlay.carrier.reached import REACHED
 from overlay.carrier.stream import TcpStream, connect, reset_on_close
 from overlay.errors import UserError
 from overlay.node.targets import Target
@@ -34,12 +35,21 @@ class TunnelEnd:
     """Listens from its making on. `drops` counts by reason what did not get through."""
 
     def __init__(
-        self, target: Target, address: str, port: int, is_server: Callable[[str], bool], drops: Counter[str]
+        self,
+        target: Target,
+        address: str,
+        port: int,
+        is_server: Callable[[str], bool],
+        drops: Counter[str],
+        *,
+        says_reached: bool = False,
     ) -> None:
-        """At `address`, or nowhere (""); port 0 picks one. Raises `UserError` ("port-taken") if that is taken."""
+        """At `address`, or nowhere (""); port 0 picks one. `says_reached`: as `overlay.carrier.reached` has it. Raises
+        `UserError` ("port-taken") if that is taken."""
         self._target = target
         self._is_server = is_server
         self._drops = drops
+        self._says_reached = says_reached
         self._scope = anyio.CancelScope()
         self._dynamic: set[anyio.CancelScope] = set()  # of users by dynamic tunnels
         self._streams = 0
@@ -142,6 +152,11 @@ class TunnelEnd:
             reset_on_close(stream.extra(SocketAttribute.raw_socket))
             await stream.aclose()
             return
+        if self._says_reached:
+            try:
+                await stream.send(REACHED)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                pass  # forwarding ends at once, in order
         await forward_streams(stream, inside)
 
     async def _connect(self) -> TcpStream | None:

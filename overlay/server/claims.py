@@ -16,8 +16,10 @@ from overlay.server.ingress import PublicPort, bind_public
 from overlay.server.schema import ExposureRecord
 from overlay.server.web.hosts import parse_host
 from overlay.wire.control.messages import Expose, Message
+from overlay.wire.control.terms import shared
 from overlay.wire.endpoint import format_endpoint, parse_endpoint
 
+MOST_MEMBERS: Final = 64  # of a group
 PICKED_PORTS: Final = range(20000, 30000)
 """Below the kernel's own (net.ipv4.ip_local_port_range), above the known services."""
 _PICK_TRIES: Final = 64
@@ -62,6 +64,51 @@ class Claims:
         self._drops = drops
 
     def wanted(self, node: int, request: Expose) -> ExposureRecord:
+        """What a node asks for; its port may still have to be picked. Raises `UserError`: "host-invalid",
+        "public-invalid", "group-ambiguous", "group-terms", "group-twice", "group-full"."""
+        wanted = self._wanted(node, request)
+        if not request.terms.group.name:
+            return wanted
+        return self._joined(wanted, placed=bool(request.public or request.host))
+
+    def mates(self, wanted: ExposureRecord) -> list[ExposureRecord]:
+        """The others of its group, the first first."""
+        return [each for each in self._records.values() if each.id != wanted.id and are_mates(each, wanted)]
+
+    def _joined(self, wanted: ExposureRecord, *, placed: bool) -> ExposureRecord:
+        """At the place that its group has already, if there is one. Raises `UserError`."""
+        name = wanted.terms.group.name
+        if not placed:
+            places = {
+                each.place: each
+                for each in self._records.values()
+                if each.terms.group.name == name and each.protocol == wanted.protocol
+            }
+            if len(places) > 1:
+                raise UserError(
+                    "group-ambiguous",
+                    f"There are several groups '{name}'.",
+                    "Say which one by --host or --public, as in: "
+                    + ", ".join(self.public(each) for each in list(places.values())[:3]),
+                )
+            for each in places.values():
+                wanted = msgspec.structs.replace(wanted, host=each.host, public_port=each.public_port, path=each.path)
+        mates = self.mates(wanted)
+        if not mates:
+            return wanted
+        opener = self._around.name_of(mates[0].node)
+        if shared(wanted.terms) != shared(mates[0].terms):
+            raise UserError(
+                "group-terms",
+                f"The group '{name}' at {self.public(wanted)} was opened by node '{opener}' with other options.",
+                "Give the same ones, as --balance, on all its nodes; only --health is each node's own.",
+            )
+        self._check_twice(wanted, mates)
+        if len(mates) >= MOST_MEMBERS:
+            raise UserError("group-full", f"A group has {MOST_MEMBERS} members at the most.", exit_code=Exit.REFUSED)
+        return wanted
+
+    def _wanted(self, node: int, request: Expose) -> ExposureRecord:
         by_name = (
             request.protocol == "http"
             and not request.public
@@ -95,11 +142,34 @@ class Claims:
             if host not in held:
                 return host
 
-    def check_host(self, wanted: ExposureRecord) -> None:
+    def check_renewed(self, held: ExposureRecord, renewed: ExposureRecord) -> None:
+        """Raises `UserError` ("group-fixed") for what a lease cannot become."""
+        if renewed.terms.group.name != held.terms.group.name:
+            raise UserError(
+                "group-fixed",
+                f"Exposure {held.name} cannot change its group.",
+                "Give it back with 'overlay expose rm', and expose the target anew.",
+            )
+        self._check_twice(renewed, self.mates(renewed))
+
+    def _check_twice(self, wanted: ExposureRecord, mates: Iterable[ExposureRecord]) -> None:
+        if any((each.node, each.target) == (wanted.node, wanted.target) for each in mates):
+            raise UserError(
+                "group-twice",
+                f"This node is in the group '{wanted.terms.group.name}' with the target {wanted.target} already.",
+                "See 'overlay expose ls'.",
+            )
+
+    def check_place(self, wanted: ExposureRecord) -> None:
+        """Raises `UserError` ("host-taken") if somebody else has its name; a port's says so when it is opened."""
+        if wanted.path:
+            self._check_host(wanted)
+
+    def _check_host(self, wanted: ExposureRecord) -> None:
         if wanted.host in self._around.public_hosts:
             raise UserError("host-taken", f"{wanted.host} is the server's own name.", "Choose another host.")
         for record in self._records.values():
-            if (record.host, record.path) == (wanted.host, wanted.path):
+            if (record.host, record.path) == (wanted.host, wanted.path) and not are_mates(record, wanted):
                 raise UserError(
                     "host-taken",
                     f"{self.public(wanted)} is held by node '{self._around.name_of(record.node)}' "
@@ -128,7 +198,7 @@ class Claims:
         protocol = wanted.transport
         where = f"{protocol} port {wanted.public_port}"
         for record in self._records.values():
-            if record.id != wanted.id and _collide(record, wanted):
+            if record.id != wanted.id and _collide(record, wanted) and not are_mates(record, wanted):
                 holder = self._around.name_of(record.node)
                 raise UserError(
                     "port-taken",
@@ -167,6 +237,12 @@ def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:
     except ValueError as error:
         raise UserError("public-invalid", f"{error}.", "Write a port, as in 9000.", Exit.USAGE) from error
     return ("" if address in _WILDCARDS or address in public_hosts else address), number
+
+
+def are_mates(one: ExposureRecord, other: ExposureRecord) -> bool:
+    """Whether they are in one group, and so at one place."""
+    name = one.terms.group.name
+    return bool(name) and name == other.terms.group.name and one.place == other.place
 
 
 def _collide(one: ExposureRecord, other: ExposureRecord) -> bool:

@@ -24,6 +24,7 @@ from overlay.wire.control.messages import (
     Expose,
     Exposed,
     Failed,
+    Health,
     Hello,
     Leave,
     Message,
@@ -213,6 +214,12 @@ async def _answer(network: Network, number: int, message: Message, told: _Told) 
     match message:
         case Ping():
             return Pong(seq=message.seq)
+        case Pong():
+            network.exposures.groups.heard(number)
+            return None
+        case Health():
+            network.exposures.groups.set_health(number, message.id, message.problem)
+            return None
         case Endpoints():
             network.set_endpoints(number, message.lan, message.observed)
             return None
@@ -222,7 +229,7 @@ async def _answer(network: Network, number: int, message: Message, told: _Told) 
             except UserError as error:
                 return Failed(seq=message.seq, code=error.code, message=error.message, hint=error.hint)
         case _:
-            return None  # Pong, a second Hello: of no use here
+            return None  # a second Hello: of no use here
 
 
 async def _grant(

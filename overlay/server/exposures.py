@@ -19,6 +19,7 @@ from overlay.errors import Exit, UserError
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.claims import Claims, Surroundings
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
+from overlay.server.groups import Groups
 from overlay.server.ingress import PublicPort, ServeUser
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
@@ -55,6 +56,7 @@ class Exposures:
         self._tasks = tasks
         self._records: dict[int, ExposureRecord] = {}
         self._claims = Claims(around, self._records, self.drops)
+        self.groups = Groups(around, self._claims, self._records, self.drops)
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http
@@ -73,10 +75,12 @@ class Exposures:
         self._open_missing()
 
     async def run(self) -> None:
-        """Go on trying to open what could not be opened."""
-        while True:
-            await anyio.sleep(RETRY_INTERVAL)
-            self._open_missing()
+        """Go on trying to open what could not be opened, and look after the groups."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.groups.run)
+            while True:
+                await anyio.sleep(RETRY_INTERVAL)
+                self._open_missing()
 
     def close(self) -> None:
         """Close all ports; the leases stay. The task group may have been cancelled before a port was served."""
@@ -134,7 +138,7 @@ class Exposures:
         ("exposure-unknown")."""
         site = self._sites.get(self._owned(node, name).id)
         if site is not None:
-            site.on_request = None if tell is None else partial(tell, name)
+            site.watch(name, None if tell is None else partial(tell, name))
 
     async def forget_node(self, node: int) -> None:
         """The node was removed, and its leases with it: close its ports."""
@@ -162,6 +166,8 @@ class Exposures:
                 "tunnel": record.tunnel,
                 "connections": self._connections(record.id),
                 "problem": self._problems.get(record.id),
+                "group": record.terms.group.name or None,
+                "members": list(map(msgspec.to_builtins, self.groups.members(record.id))),
             }
             for record in self._records.values()
         ]
@@ -174,6 +180,7 @@ class Exposures:
         record = self._owned(node, request.id)
         renewed = msgspec.structs.replace(record, target=request.target, port=request.port, terms=request.terms)
         if renewed != record:
+            self._claims.check_renewed(record, renewed)
             async with self._registry.transaction() as transaction:
                 await transaction.set_exposure(renewed)
             self._records[record.id] = renewed
@@ -190,9 +197,9 @@ class Exposures:
             )
         wanted = self._claims.wanted(node, request)
         public: PublicPort | None = None
-        if wanted.path:
+        if wanted.path or self._mate(wanted) is not None:
             record = wanted
-            self._claims.check_host(record)
+            self._claims.check_place(record)
         else:
             claims = self._claims
             record, public = claims.open_any(wanted) if not wanted.public_port else (wanted, claims.open(wanted))
@@ -213,17 +220,27 @@ class Exposures:
             if not self._around.tunnel and record.tunnel == "single":
                 continue
             try:
-                self._serve(record, None if record.path else self._claims.open(record))
+                shared = record.path or self._mate(record) is not None
+                self._serve(record, None if shared else self._claims.open(record))
             except UserError as error:
                 if self._problems.get(record.id) != error.message:
                     _log.warning("exposure %s stays closed for now: %s", record.name, error.message)
                 self._problems[record.id] = error.message
 
     def _serve(self, lease: ExposureRecord, public: PublicPort | None) -> None:
-        """`public`: the lease's own port; None: it is found by its name."""
+        """`public`: the lease's own port; None: it is found by its name, or by what others of its group have opened."""
         self._records[lease.id] = lease
         self._problems.pop(lease.id, None)
+        mate = self._mate(lease)
         tunnel = self._tunnel(lease)
+        if lease.terms.group.name:
+            tunnel = self.groups.join(lease, tunnel)
+        if mate is not None:
+            if mate.id in self._ports:
+                self._ports[lease.id] = self._ports[mate.id]
+            if mate.id in self._sites:
+                self._sites[lease.id] = self._sites[mate.id]
+            return
         serve_user: ServeUser | None = None
         if lease.protocol == "http":
             site = self._sites[lease.id] = Site(lease.name, tunnel)
@@ -236,10 +253,17 @@ class Exposures:
         self._apply(lease)
 
     def _apply(self, lease: ExposureRecord) -> None:
-        """Its terms hold for users who come from now on."""
-        for each in (self._ports.get(lease.id), self._sites.get(lease.id)):
+        """Its terms, or those of its group, hold for users who come from now on."""
+        opener = self.groups.opener(lease)
+        self.groups.apply(opener)
+        for each in (self._ports.get(opener.id), self._sites.get(opener.id)):
             if each is not None:
-                each.terms = lease.terms
+                each.terms = opener.terms
+
+    def _mate(self, lease: ExposureRecord) -> ExposureRecord | None:
+        """One of its group that is served already."""
+        mates = self._claims.mates(lease)
+        return next((each for each in mates if each.id in self._ports or each.id in self._sites), None)
 
     def _tunnel(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
@@ -256,6 +280,8 @@ class Exposures:
         return serve_user
 
     def _connections(self, number: int) -> int:
+        if (of_member := self.groups.connections(number)) is not None:
+            return of_member
         site, public = self._sites.get(number), self._ports.get(number)
         return public.connections if public is not None else site.connections if site is not None else 0
 
@@ -265,11 +291,17 @@ class Exposures:
         return (address, record.port) if record is not None and address is not None else None
 
     def _forget(self, number: int) -> None:
-        self._records.pop(number, None)
+        lease = self._records.pop(number, None)
         self._problems.pop(number, None)
+        self.groups.leave(number)
         if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
             self._around.on_names()
         site, public = self._sites.pop(number, None), self._ports.pop(number, None)
+        if lease is not None and (mate := self._mate(lease)) is not None:
+            if site is not None:
+                site.watch(lease.name, None)
+            self._apply(mate)
+            return
         if site is not None:
             self._by_name.remove(site)
             site.close()

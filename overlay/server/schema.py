@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from overlay.wire.control.terms import Terms
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest migration: a registry at this revision needs none."""
 
 metadata = MetaData(
@@ -98,7 +98,7 @@ exposure_table = Table(
     Column("tunnel", Text, nullable=False),
     Column("terms", JSON, nullable=False),
     Column("created", Double, nullable=False),
-    UniqueConstraint("protocol", "host", "public_port", "path"),
+    UniqueConstraint("protocol", "host", "public_port", "path", "node", "target"),  # members of a group share a place
     sqlite_autoincrement=True,  # the id of an exposure that was given back never means another one
 )
 
@@ -186,6 +186,11 @@ class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The id as people see it."""
         return f"x{self.id}"
+
+    @property
+    def place(self) -> tuple[str, str, int, str]:
+        """Where users reach it: the same one for all members of a group, and for nobody else."""
+        return (self.protocol, self.host, self.public_port, self.path)
 
     @property
     def transport(self) -> Literal["tcp", "udp"]:

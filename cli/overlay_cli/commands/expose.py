@@ -57,6 +57,9 @@ def add_exposure(
     known_as: options.KnownAs = None,
     service: options.Service = "",
     max_connections: options.MaxConnections = 0,
+    group: options.Group = "",
+    balance: options.Balance = "least",
+    health: options.Health = "",
     invite: options.Invite = None,
     carrier: Carrier = "auto",
     proxy: Proxy = None,
@@ -79,7 +82,7 @@ def add_exposure(
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
-        "terms": options.terms(max_connections=max_connections),
+        "terms": options.terms(max_connections=max_connections, group=group, balance=balance, health=health),
     }
     try:
         with output.working("Asking the server…", quiet=quiet or json):

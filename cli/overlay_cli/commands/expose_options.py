@@ -11,6 +11,7 @@ import typer
 PLACE: Final = "Where"
 WHO: Final = "Who"
 HOW_MUCH: Final = "How much"
+SEVERAL: Final = "Several machines behind one name or port"
 TOLD: Final = "What the target is told"
 
 Target = Annotated[
@@ -94,6 +95,40 @@ MaxConnections = Annotated[
     ),
 ]
 
+# several machines -----------------------------------------------------------------------------------------------------
+
+Group = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        envvar="OVERLAY_GROUP",
+        help="Share the place with all that is exposed with the same --group there, here or on other machines. Who is "
+        "first opens it, and has a place picked if he names none.",
+        show_default=False,
+        rich_help_panel=SEVERAL,
+    ),
+]
+Balance = Annotated[
+    Literal["least", "round-robin", "sticky"],
+    typer.Option(
+        envvar="OVERLAY_BALANCE",
+        help="Who of the group serves a user: whoever has the fewest connections, each in turn, or always the same "
+        "one, by the user's address.",
+        rich_help_panel=SEVERAL,
+    ),
+]
+Health = Annotated[
+    str,
+    typer.Option(
+        metavar="tcp|http[:/PATH]",
+        envvar="OVERLAY_HEALTH",
+        help="Look each second whether TARGET is well: whether it takes connections, or answers a GET with a status "
+        "below 400. Users of a group are led past one that is not.",
+        show_default=False,
+        rich_help_panel=SEVERAL,
+    ),
+]
+
 # without 'overlay up' -------------------------------------------------------------------------------------------------
 
 Invite = Annotated[
@@ -119,6 +154,10 @@ Foreground = Annotated[
 ]
 
 
-def terms(*, max_connections: int) -> dict[str, Any]:
+def terms(*, max_connections: int, group: str, balance: str, health: str) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
-    return {"limits": {"connections": max_connections}}
+    return {
+        "limits": {"connections": max_connections},
+        "group": {"name": group.lower(), "balance": balance},
+        "health": health,
+    }

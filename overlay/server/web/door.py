@@ -16,6 +16,7 @@ from overlay.carrier.http import answer, say
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import reset_on_close
+from overlay.server.groups import MOST_TRIES, Group
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat, raw_socket
 from overlay.server.web.incoming import Incoming
@@ -151,7 +152,7 @@ class _Connection:
 
     async def _serve(self, request: RequestHead, site: Site) -> bool:
         started = anyio.current_time()
-        exchange = Exchange(request, self._user)
+        exchange = Exchange(request, self._user, closely=isinstance(site.tunnel, Group) and may_repeat(request))
         refusal: Unanswered | None = None
         try:
             await self._exchange(exchange, site)
@@ -192,6 +193,9 @@ class _Connection:
     async def _exchange(self, exchange: Exchange, site: Site) -> None:
         request = exchange.request
         head = request_to_target(request, source=self._source, scheme=self._scheme)
+        group = site.tunnel if isinstance(site.tunnel, Group) else None
+        if self._target is not None and group is not None and not group.serves_well(self._target.stream):
+            self._drop_target()
         if self._target is not None:
             try:
                 await exchange.run(head, self._target)
@@ -201,8 +205,30 @@ class _Connection:
                 if error.reason != "target_closed" or not may_repeat(request):
                     raise
             self._drop_target()
+        if group is not None:
+            await self._exchange_with_any(exchange, head, group)
+            return
         try:
             self._target = Incoming(await site.tunnel.open(self._visitor))
         except TunnelError as error:
             raise Unanswered(error.status, error.reason) from error
         await exchange.run(head, self._target)
+
+    async def _exchange_with_any(self, exchange: Exchange, head: bytes, group: Group) -> None:
+        """With one member of a group after the other, as long as the request may be repeated and none has answered."""
+        tried: set[int] = set()
+        gone: Unanswered | None = None
+        while True:
+            try:
+                self._target = Incoming(await group.open_another(self._visitor, tried))
+            except TunnelError as error:
+                raise gone or Unanswered(error.status, error.reason) from error
+            try:
+                await exchange.run(head, self._target)
+                return
+            except Unanswered as error:
+                if error.reason != "target_closed" or not may_repeat(exchange.request) or len(tried) >= MOST_TRIES:
+                    raise
+                gone = error
+            self._drops["member_gone"] += 1
+            self._drop_target()

@@ -14,7 +14,7 @@ from anyio.abc import SocketAttribute
 
 from overlay.carrier.forward import forward_streams
 from overlay.carrier.port import Stream
-from overlay.carrier.stream import reset_on_close
+from overlay.carrier.stream import reset_on_close, watch_as_usual, watch_closely
 from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
@@ -53,7 +53,8 @@ class TargetGone(Exception):
 class Exchange:
     """See the module's docstring. `run` once."""
 
-    def __init__(self, request: RequestHead, user: Incoming) -> None:
+    def __init__(self, request: RequestHead, user: Incoming, *, closely: bool = False) -> None:
+        """`closely`: notice within some 2 s when the machine at the other end is gone, as another could answer."""
         self.request = request
         self.status = 0  # of the final answer, once it is known
         self.sent = 0  # bytes of its body
@@ -62,6 +63,7 @@ class Exchange:
         self.keep_target = False
         self.upgraded = False
         self._user = user
+        self._closely = closely
         self._body = BodyReader(request.framing)
         self._body_sent = anyio.Event()
         self._body_error: Exception | None = None
@@ -152,13 +154,18 @@ class Exchange:
                     await target.wait()
             if target.has_head:
                 return parse_response(await target.head(), self.request.method)
+            if self._closely:
+                watch_closely(raw_socket(target.stream))
             with anyio.fail_after(ANSWER_TIMEOUT) as patience:
                 if not self._body_sent.is_set():
                     patience.deadline = float("inf")  # the user's time is watched where the body comes from
                     await self._either(self._body_sent.wait, target.wait)
                     patience.deadline = anyio.current_time() + ANSWER_TIMEOUT
                 await self._watched(target.wait)
-                return parse_response(await target.head(), self.request.method)
+                head = await target.head()
+            if self._closely:
+                watch_as_usual(raw_socket(target.stream))
+            return parse_response(head, self.request.method)
         except TimeoutError as error:
             raise Unanswered(504, "target_slow") from error
         except HttpError as error:

@@ -75,6 +75,14 @@ class Unexpose(Message, frozen=True, kw_only=True, tag="unexpose"):
     id: str
 
 
+class Health(Message, frozen=True, kw_only=True, tag="health"):
+    """What the node has found when it looked whether the target of an exposure is well; told when it changes, and after
+    each welcome."""
+
+    id: str
+    problem: str = ""  # why it is not, in words; "": it is
+
+
 class Watch(Message, frozen=True, kw_only=True, tag="watch"):
     """Have the requests of an exposure by http told (`Requests`) from now on, or no longer; as long as this connection
     lasts. Answered by `Done` or `Failed`."""
@@ -234,6 +242,26 @@ class Requests(Message, frozen=True, kw_only=True, tag="requests"):
     entries: tuple[RequestEntry, ...]
 
 
+MemberState = Literal["up", "resting", "unwell", "silent", "offline"]
+"""Users are led to it; or why not: it has failed one just now, its node says that the target is not well, its node does
+not answer, or is not connected."""
+
+
+class GroupMember(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One of the exposures that share a place."""
+
+    node: str  # its name
+    state: MemberState
+    problem: str = ""  # of the target
+
+
+class Members(Message, frozen=True, kw_only=True, tag="members"):
+    """How it is with the group that an exposure of this node is in; told when it changes."""
+
+    id: str
+    members: tuple[GroupMember, ...]
+
+
 class Done(Message, frozen=True, kw_only=True, tag="done"):
     seq: int
 
@@ -251,7 +279,9 @@ class Pong(Message, frozen=True, kw_only=True, tag="pong"):
     seq: int
 
 
-NodeMessage = Hello | Endpoints | Expose | Unexpose | Watch | AddRecord | RemoveRecord | Ping | Pong | Leave | Attach
+NodeMessage = (
+    Hello | Endpoints | Expose | Unexpose | Health | Watch | AddRecord | RemoveRecord | Ping | Pong | Leave | Attach
+)
 ServerMessage = (
     Welcome
     | Refused
@@ -260,6 +290,7 @@ ServerMessage = (
     | Exposures
     | Supply
     | Requests
+    | Members
     | Recorded
     | Done
     | Failed

@@ -5,13 +5,28 @@ lease and tells it back. A server that knows less than was asked for is noticed 
 are missing from its answer. Everything here is checked where it comes in (`check_terms`).
 """
 
-from typing import Final
+import re
+from typing import Final, Literal, get_args
 
 import msgspec
 
 from overlay.errors import Exit, UserError
 
 MOST_CONNECTIONS: Final = 8192
+
+
+Balance = Literal["least", "round-robin", "sticky"]
+"""Which member of a group serves a user: the one with the fewest connections, each in turn, always the same one."""
+
+_GROUP: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
+_HEALTH: Final = re.compile(r"tcp|http(:/[!-~]{0,255})?")
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Of one of several exposures that share a place."""
+
+    name: str = ""  # of the group; "": none
+    balance: Balance = "least"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -22,6 +37,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     limits: Limits = Limits()
+    group: Membership = Membership()
+    health: str = ""  # how the node looks whether its target is well: "tcp", "http:/path"; "": it does not look
 
 
 NO_TERMS: Final = Terms()
@@ -29,8 +46,25 @@ NO_TERMS: Final = Terms()
 
 def check_terms(terms: Terms) -> None:
     """Raises `UserError` ("terms-invalid", exit 2)."""
+    check_group(terms)
     if not 0 <= terms.limits.connections <= MOST_CONNECTIONS:
         raise _invalid(f"--max-connections is a number from 1 to {MOST_CONNECTIONS}")
+
+
+def check_group(terms: Terms) -> None:
+    """Raises `UserError` ("terms-invalid", exit 2)."""
+    group = terms.group
+    if group.name and not _GROUP.fullmatch(group.name):
+        raise _invalid(f"'{group.name[:64]}' is no name of a group, such as web-1: letters, digits and hyphens")
+    if group.balance not in get_args(Balance) or (group.balance != "least" and not group.name):
+        raise _invalid("--balance is how the members of a --group share their users")
+    if terms.health and not _HEALTH.fullmatch(terms.health):
+        raise _invalid(f"'{terms.health[:64]}' is no way to look whether a target is well, such as tcp or http:/health")
+
+
+def shared(terms: Terms) -> Terms:
+    """What is the same for all members of a group."""
+    return msgspec.structs.replace(terms, health="")
 
 
 def _invalid(why: str) -> UserError:

@@ -1,0 +1,73 @@
+"""Whether the target of an exposure is well: looked at each second from here, where that costs no traffic, and told when
+it changes. One failure may be chance: what changes is looked at a second time, at once.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import anyio
+
+from overlay.carrier.http import read_head
+from overlay.carrier.stream import TcpStream
+from overlay.wire.ingress.http1 import HttpError, parse_response
+
+INTERVAL: Final = 1.0  # s
+AGAIN: Final = 0.2  # s until what has changed is looked at once more
+TIMEOUT: Final = 0.7  # s for the target to answer: with the others, a target that hangs is known within 3 s
+_FIRST_BAD: Final = 400  # status: redirections are an answer
+
+Open = Callable[[], Awaitable[TcpStream | None]]
+"""A connection to the target; None: there is none."""
+
+
+class HealthCheck:
+    """`way`: "tcp", "http" or "http:/path"."""
+
+    def __init__(self, way: str, host: str, open_target: Open, tell: Callable[[str], None]) -> None:
+        """`tell` hears why the target is not well, or "" when it is, the first time and when it changes. `host`: for
+        HTTP's Host field."""
+        self.problem: str | None = None  # None: not known yet
+        self._http, _, path = way.partition(":")
+        self._path = path or "/"
+        self._host = host
+        self._open = open_target
+        self._tell = tell
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        doubted = False
+        while True:
+            found = await self.look()
+            if self.problem is None or (bool(found) != bool(self.problem) and doubted):
+                self.problem, doubted = found, False
+                self._tell(found)
+            else:
+                doubted = bool(found) != bool(self.problem)
+            await anyio.sleep(AGAIN if doubted else INTERVAL)
+
+    async def look(self) -> str:
+        """Why it is not well, in words; "": it is."""
+        stream: TcpStream | None = None
+        try:
+            with anyio.fail_after(TIMEOUT):
+                stream = await self._open()
+                if stream is None:
+                    return "it takes no connections"
+                return await self._ask(stream) if self._http == "http" else ""
+        except TimeoutError:
+            return f"no answer within {TIMEOUT:g} s"
+        finally:
+            if stream is not None:
+                stream.close()
+
+    async def _ask(self, stream: TcpStream) -> str:
+        lines = (f"GET {self._path} HTTP/1.1", f"Host: {self._host}", "Connection: close", "", "")
+        try:
+            await stream.send("\r\n".join(lines).encode())
+            head, _ = await read_head(stream)
+            status = parse_response(head, b"GET").status
+        except HttpError:
+            return "what it answers is not HTTP"
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            return "it closes the connection without an answer"
+        return "" if status < _FIRST_BAD else f"it answers {status}"

@@ -1,6 +1,7 @@
 """The tables that people see, drawn from the local API's documents. Knows those documents' keys, and no protocol."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -199,16 +200,32 @@ def record_table(records: list[dict[str, Any]]) -> RenderableType:
 
 
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
-    table = _table("id", "public", "target", "tunnel", "connections")
+    grouped = any(exposure.get("members") for exposure in exposures)
+    table = _table("id", "public", "target", "tunnel", "connections", *(("group",) if grouped else ()))
     for exposure in exposures:
+        problem = exposure.get("problem")
         table.add_row(
             Text(exposure["id"]),
             Text("\n".join((exposure.get("url") or exposure["public"], *exposure.get("known_as", ())))),
-            Text(exposure["target"]),
+            Text(exposure["target"]) + Text(f"\n{problem}" if problem else "", style="yellow"),
             Text(exposure["tunnel"]),
             Text(str(exposure["connections"])),
+            *((_members(exposure.get("members", ())),) if grouped else ()),
         )
     return table
+
+
+def _members(members: Iterable[dict[str, Any]]) -> Text:
+    """Whom users of a place are led to, a line each."""
+    lines = []
+    for each in members:
+        why = (
+            ""
+            if each["state"] == "up"
+            else f" {each['state']}" + (f": {problem}" if (problem := each.get("problem")) else "")
+        )
+        lines.append(Text.assemble(_dot("connected" if each["state"] == "up" else "offline"), f" {each['node']}{why}"))
+    return Text("\n").join(lines)
 
 
 def node_table(nodes: list[dict[str, Any]]) -> Table:

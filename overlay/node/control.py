@@ -8,6 +8,7 @@ methods are called on the event loop and must not block.
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Literal, Protocol
 
 import anyio
@@ -23,8 +24,10 @@ from overlay.wire.control.messages import (
     Exposure,
     Exposures,
     Failed,
+    GroupMember,
     Hello,
     Leave,
+    Members,
     Message,
     NetworkMap,
     Ping,
@@ -61,6 +64,7 @@ class Listener(Protocol):
     def exposures_changed(self, exposures: tuple[Exposure, ...]) -> None: ...
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None: ...
     def supply(self, wish: Supply) -> None: ...
+    def group_changed(self, name: str, members: tuple[GroupMember, ...]) -> None: ...
     def disconnected(self) -> None: ...
 
 
@@ -206,6 +210,13 @@ class ControlClient:
         if isinstance(pending.answer, Failed):
             raise UserError(pending.answer.code, pending.answer.message, pending.answer.hint)
         return pending.answer
+
+    async def say(self, message: Message) -> None:
+        """Tell the server something that is not answered; if it is away, it learns it at the next welcome, or never."""
+        connection = self._connection
+        if connection is not None and self.state == "connected":
+            with suppress(ConnectionLost):  # `_receive` says so where somebody can act on it
+                await connection.send(message)
 
     async def leave(self) -> None:
         """Say good-bye, if anybody listens."""
@@ -362,6 +373,8 @@ class ControlClient:
                     self._listener.exposures_changed(exposures)
                 case Supply():
                     self._listener.supply(message)
+                case Members(id=name, members=members):
+                    self._listener.group_changed(name, members)
                 case Requests(id=name, entries=entries):
                     self._listener.requested(name, entries)
                 case Refused():

@@ -51,7 +51,16 @@ from overlay.node.status import ExposeWish, ExposureStatus, NameAnswer, NamesSta
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.address import parse_server_address
 from overlay.wire.control.hostnames import is_suffixed
-from overlay.wire.control.messages import Exposure, Hello, MapNode, NetworkMap, RequestEntry, Supply, Welcome
+from overlay.wire.control.messages import (
+    Exposure,
+    GroupMember,
+    Hello,
+    MapNode,
+    NetworkMap,
+    RequestEntry,
+    Supply,
+    Welcome,
+)
 from overlay.wire.endpoint import Endpoint
 
 OFFLINE_AFTER = 3.0
@@ -146,7 +155,7 @@ class NodeDaemon:
             link_numbers,
         )
         self._by_udp = False  # relayed packets go by UDP
-        self._exposures = Exposures(state, self._control.request, self._is_server, self._is_member)
+        self._exposures = Exposures(state, self._control.request, self._is_server, self._is_member, self._control.say)
         self._calls = Calls(self._ways.dial_plain, self._exposures.serve, self._exposures.drops)
         self._records = Records(self._control.request, lambda: self._memory.network_map)
         self._identity: Identity | None = None
@@ -217,6 +226,9 @@ class NodeDaemon:
 
     def supply(self, wish: Supply) -> None:
         self._calls.supply(wish)
+
+    def group_changed(self, name: str, members: tuple[GroupMember, ...]) -> None:
+        self._exposures.set_members(name, members)
 
     def disconnected(self) -> None:
         _log.info("working from the last map until the server is back")

@@ -24,11 +24,21 @@ from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.direct_end import WELL_KNOWN, DirectEnd
+from overlay.node.health import Checks
 from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
 from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, TunnelKind, Unexpose, Watch
+from overlay.wire.control.messages import (
+    Exposed,
+    Exposure,
+    GroupMember,
+    Message,
+    RequestEntry,
+    TunnelKind,
+    Unexpose,
+    Watch,
+)
 from overlay.wire.control.terms import Terms
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
@@ -37,6 +47,10 @@ DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with name
 _log = logging.getLogger(__name__)
 
 Request = Callable[[Callable[[int], Message]], Awaitable[Answer]]
+
+
+async def _say_nothing(_message: Message) -> None:
+    return None
 
 
 class Exposures:
@@ -48,8 +62,9 @@ class Exposures:
         request: Request,
         is_server: Callable[[str], bool],
         is_member: Callable[[str], bool] = lambda address: False,
+        say: Callable[[Message], Awaitable[None]] = _say_nothing,
     ) -> None:
-        """`request` asks the server; `is_server` says whether an overlay address is the server's, `is_member` whether
+        """`request` asks the server, `say` tells it something if it is there; `is_server` says whether an overlay address is the server's, `is_member` whether
         it is of this network.
 
         Raises `UserError` ("state-corrupt").
@@ -61,6 +76,8 @@ class Exposures:
         self._request = request
         self._is_server = is_server
         self._is_member = is_member
+        self._checks = Checks(say)
+        self._members: dict[str, tuple[GroupMember, ...]] = {}
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
         self._watchers: dict[str, set[MemoryObjectSendStream[RequestEntry]]] = {}
@@ -91,6 +108,7 @@ class Exposures:
             for direct in self._direct.values():
                 direct.close()
             self._ends.clear()
+            self._checks.clear()
             self._direct.clear()
             self._tasks = None
 
@@ -168,6 +186,7 @@ class Exposures:
         """After a welcome: make both lists agree; what fails for want of a server waits for the next welcome."""
         for name in tuple(self._watchers):
             await self._tell_server(name, wanted=True)
+        await self._checks.tell_all()
         async with self._lock:
             theirs = {exposure.id: exposure for exposure in exposures}
             for name, kept in tuple(self._kept.items()):
@@ -241,6 +260,11 @@ class Exposures:
                 with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
                     sending.send_nowait(entry)
 
+    def set_members(self, name: str, members: tuple[GroupMember, ...]) -> None:
+        """The server tells of the group that an exposure is in."""
+        if name in self._kept:
+            self._members[name] = members
+
     # inside ----------------------------------------------------------------------------------------------------------
 
     def _rests(self, kept: Kept) -> bool:
@@ -309,6 +333,9 @@ class Exposures:
             return
         self._ends[name] = end
         self._tasks.start_soon(end.run)
+        kept = self._kept[name]
+        if kept.terms.health:
+            self._checks.start(self._tasks, name, kept.terms.health, kept.target.partition("://")[2], end.probe)
 
     async def _look_again(self) -> None:
         async with self._lock:
@@ -368,6 +395,8 @@ class Exposures:
 
     async def _drop(self, name: str) -> None:
         self._told.pop(name, None)
+        self._members.pop(name, None)
+        self._checks.stop(name)
         self._led.discard(name)
         for end in (self._ends.pop(name, None), self._direct.pop(name, None)):
             if end is not None:
@@ -400,6 +429,8 @@ class Exposures:
             service=kept.service,
             direct=kept.id in self._led,
             terms=kept.terms,
+            problem=self._checks.problem(kept.id),
+            members=self._members.get(kept.id, ()),
         )
 
 

@@ -2,19 +2,23 @@
 it changes. One failure may be chance: what changes is looked at a second time, at once.
 """
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
+from anyio.abc import TaskGroup
 
 from overlay.carrier.http import read_head
 from overlay.carrier.stream import TcpStream
+from overlay.wire.control.messages import Health
 from overlay.wire.ingress.http1 import HttpError, parse_response
 
 INTERVAL: Final = 1.0  # s
 AGAIN: Final = 0.2  # s until what has changed is looked at once more
 TIMEOUT: Final = 0.7  # s for the target to answer: with the others, a target that hangs is known within 3 s
 _FIRST_BAD: Final = 400  # status: redirections are an answer
+_log = logging.getLogger(__name__)
 
 Open = Callable[[], Awaitable[TcpStream | None]]
 """A connection to the target; None: there is none."""
@@ -71,3 +75,47 @@ class HealthCheck:
         except (anyio.EndOfStream, anyio.BrokenResourceError):
             return "it closes the connection without an answer"
         return "" if status < _FIRST_BAD else f"it answers {status}"
+
+
+class Checks:
+    """Of all exposures that have one."""
+
+    def __init__(self, tell: Callable[[Health], Awaitable[None]]) -> None:
+        """`tell` sends to the server, if it is there."""
+        self._tell = tell
+        self._running: dict[str, tuple[HealthCheck, anyio.CancelScope]] = {}
+
+    def start(self, tasks: TaskGroup, name: str, way: str, host: str, open_target: Open) -> None:
+        """Look after the target of the exposure `name`, until `stop`."""
+
+        def changed(problem: str) -> None:
+            _log.info("the target of %s: %s", name, problem or "it is well")
+            tasks.start_soon(self._tell, Health(id=name, problem=problem))
+
+        async def run() -> None:
+            with scope:
+                await check.run()
+
+        self.stop(name)
+        check, scope = HealthCheck(way, host, open_target, changed), anyio.CancelScope()
+        self._running[name] = check, scope
+        tasks.start_soon(run)
+
+    def stop(self, name: str) -> None:
+        if name in self._running:
+            self._running.pop(name)[1].cancel()
+
+    def clear(self) -> None:
+        """All of them have ended."""
+        self._running.clear()
+
+    async def tell_all(self) -> None:
+        """To a server that may know nothing of it."""
+        for name, (check, _) in tuple(self._running.items()):
+            if check.problem is not None:
+                await self._tell(Health(id=name, problem=check.problem))
+
+    def problem(self, name: str) -> str | None:
+        """Why the target is not well; None: it is, or nobody has looked."""
+        running = self._running.get(name)
+        return running[0].problem or None if running is not None else None

@@ -6,7 +6,7 @@ import msgspec
 
 from overlay.daemon.peers import PathStatus
 from overlay.path.nat import Dependence
-from overlay.wire.control.messages import TunnelKind
+from overlay.wire.control.messages import GroupMember, TunnelKind
 from overlay.wire.control.terms import Terms
 
 State = Literal["starting", "connected", "offline", "stopped"]
@@ -77,6 +77,8 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     service: str = ""  # what it is, as the zone has it
     direct: bool = False  # peers who ask for one of `known_as` come straight here
     terms: Terms = Terms()
+    problem: str | None = None  # why the target is not well, by --health
+    members: tuple[GroupMember, ...] = ()  # of its group, as the server has told last
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Final
 
@@ -178,6 +179,16 @@ class TunnelEnd:
             logging.DEBUG if self._failing else logging.WARNING, "%s is not reachable: %s", self._target.text, problem
         )
         self._failing = True
+        return None
+
+    async def probe(self) -> TcpStream | None:
+        """A connection to the target that is no user's; None: it takes none."""
+        try:
+            for endpoint in await _resolve(self._target):
+                with suppress(OSError):
+                    return await connect(endpoint)
+        except OSError as error:
+            _log.debug("%s: its name cannot be found: %s", self._target.text, error)
         return None
 
     async def _run_udp(self, bound: socket.socket) -> None:

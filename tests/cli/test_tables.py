@@ -195,6 +195,14 @@ def test_a_network_report() -> None:
     assert "the server is not reached" in text and "HTTP/1.1 302 Found" in text and "no default route" in text
 
 
+def test_members_of_a_group_stand_beside_what_they_share() -> None:
+    exposure = NODE["exposures"][0]
+    members = [{"node": "a", "state": "up"}, {"node": "b", "state": "unwell", "problem": "it answers 500"}]
+    text = drawn(exposure_table([{**exposure, "members": members, "problem": "it answers 500"}, exposure]))
+    assert "● a" in text and "● b unwell: it answers 500" in text and text.count("it answers 500") == 2
+    assert "group" not in drawn(exposure_table([exposure]))
+
+
 @pytest.mark.parametrize("origin", get_args(Origin))
 def test_how_an_endpoint_is_known_is_told_in_words(origin: str) -> None:
     asked = {"endpoint": "192.0.2.7:1", "kind": "tcp", "state": "silent", "pings": 3}

@@ -17,6 +17,7 @@ from overlay.wire.control.messages import (
     Exposure,
     Exposures,
     Failed,
+    GroupMember,
     Hello,
     Leave,
     Message,
@@ -44,6 +45,7 @@ class Recorder:
         self.exposures: list[tuple[Exposure, ...]] = []
         self.requests: list[RequestEntry] = []
         self.supplies: list[Supply] = []
+        self.members: dict[str, tuple[GroupMember, ...]] = {}
         self.lost = 0
         self._changed = anyio.Event()
 
@@ -64,6 +66,10 @@ class Recorder:
 
     def supply(self, wish: Supply) -> None:
         self.supplies.append(wish)
+
+    def group_changed(self, name: str, members: tuple[GroupMember, ...]) -> None:
+        self.members[name] = members
+        self._tell()
 
     def disconnected(self) -> None:
         self.lost += 1

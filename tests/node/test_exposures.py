@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
+from overlay.carrier.reached import REACHED
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
@@ -22,13 +23,15 @@ from overlay.wire.control.messages import (
     Expose,
     Exposed,
     Exposure,
+    GroupMember,
+    Health,
     Message,
     RequestEntry,
     TunnelKind,
     Unexpose,
     Watch,
 )
-from overlay.wire.control.terms import Limits, Terms
+from overlay.wire.control.terms import Limits, Membership, Terms
 
 SERVER, NODE, STRANGER, PEER = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.4"
 
@@ -85,6 +88,7 @@ class Server:
 class Setup:
     def __init__(self, folder: Path) -> None:
         self.server = Server()
+        self.said: list[Message] = []
         self.state = StateDir(folder).open()
         self.exposures = self.make()
 
@@ -97,8 +101,15 @@ class Setup:
 
     def make(self) -> Exposures:
         return Exposures(
-            self.state, self.server.request, lambda address: address == SERVER, lambda address: address == PEER
+            self.state,
+            self.server.request,
+            lambda address: address == SERVER,
+            lambda address: address == PEER,
+            self._say,
         )
+
+    async def _say(self, message: Message) -> None:
+        self.said.append(message)
 
 
 @asynccontextmanager
@@ -153,6 +164,8 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "service": "",
                 "direct": False,
                 "terms": {},
+                "problem": None,
+                "members": (),
             }
             listening = setup.server.exposures["x1"].port
             assert await ask(listening, SERVER, b"hello" * 100_000) == b"HELLO" * 100_000
@@ -450,5 +463,33 @@ def test_without_a_tun_at_either_end_users_come_by_tls(tmp_path: Path) -> None:
         setup.exposures = setup.make()
         async with serving(setup.exposures):
             assert [each.tunnel for each in setup.exposures.status()] == ["single", "tls", "tls"]
+
+    anyio.run(main)
+
+
+def test_a_member_of_a_group_says_that_it_reached_its_target_and_how_that_is(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    terms = Terms(group=Membership(name="web"), health="tcp")
+
+    async def main() -> None:
+        async with serving(setup.exposures):
+            async with tcp_service(shout) as port:
+                shown = await setup.add(f"tcp://127.0.0.1:{port}", "9000", terms=terms)
+                inner = setup.server.exposures[shown.id].port
+                assert await ask(inner, SERVER, b"hello") == REACHED + b"HELLO"
+                while not setup.said:  # noqa: ASYNC110 - a list tells nobody
+                    await anyio.sleep(0.005)
+                assert setup.said == [Health(id=shown.id)]
+            with pytest.raises((anyio.BrokenResourceError, OSError)):
+                await ask(inner, SERVER, b"hello")
+            members = (GroupMember(node="a", state="up"), GroupMember(node="b", state="offline"))
+            setup.exposures.set_members(shown.id, members)
+            setup.exposures.set_members("x99", members)
+            assert setup.exposures.status()[0].members == members
+            await setup.exposures.reconcile(setup.server.list())
+            assert setup.said == [Health(id=shown.id)] * 2, "the server may have started anew"
+            await setup.exposures.remove(shown.id)
+            await setup.exposures.reconcile(())
+            assert len(setup.said) == 2
 
     anyio.run(main)

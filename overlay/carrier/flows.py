@@ -1,4 +1,4 @@
-"""Forwarding of users' datagrams: one flow per user address, each with a socket of its own towards the target.
+"""Forwarding of users' datagrams: one flow per user address, each with an outlet of its own towards the target.
 
 UDP has no end, so a flow ends by silence, and the flows are bounded: the one that was silent for longest makes room.
 What cannot be forwarded is dropped and counted, as a network does it.
@@ -12,13 +12,19 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
-from overlay.carrier.local_address import ANCILLARY_SIZE, Ancillary, answer_from, ask_for_local_address, local_address
+from overlay.carrier.local_address import (
+    ANCILLARY_SIZE,
+    Ancillary,
+    answer_from,
+    ask_for_local_address,
+    local_address,
+    unpacked,
+)
+from overlay.carrier.outlets import BATCH, LARGEST_DATAGRAM, OpenOutlet, Outlet
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
 FLOW_IDLE: Final = 60.0  # s; above the 30 s of common NATs, below RFC 4787's 2 min, as a flow costs a socket
 FLOW_LIMIT: Final = 1024
-_LARGEST_DATAGRAM: Final = 65535
-_BATCH: Final = 64  # datagrams taken from one socket before others get a turn
 _ERROR_PAUSE: Final = 0.1  # s, when the listening socket itself reports an error
 
 _SocketAddress = tuple[str, int] | tuple[str, int, int, int]
@@ -26,35 +32,27 @@ _Key = tuple[_SocketAddress, bytes]
 
 
 class _Flow:
-    __slots__ = ("answer_with", "last", "socket", "target", "user")
+    __slots__ = ("answer_with", "last", "outlet", "user")
 
-    def __init__(
-        self, user: _SocketAddress, answer_with: Ancillary, target: Endpoint, connected: socket.socket, now: float
-    ) -> None:
+    def __init__(self, user: _SocketAddress, answer_with: Ancillary, outlet: Outlet, now: float) -> None:
         self.user = user
         self.answer_with = answer_with
-        self.target = target
-        self.socket = connected
+        self.outlet = outlet
         self.last = now
-
-    def close(self) -> None:
-        if self.socket.fileno() >= 0:
-            anyio.notify_closing(self.socket)
-            self.socket.close()
 
 
 class UdpFlows:
     """Forwards between the users of a bound UDP socket and a target.
 
-    `listening` is a non-blocking socket that stays the caller's. `target` says where datagrams go now, None for
-    nowhere; a flow whose target changes goes on to the new one. `accepts` tells whose datagrams are taken, by source.
-    An answer leaves from the local address that the user wrote to, also on a host with several.
+    `listening` is a non-blocking socket that stays the caller's. `open_outlet` gives each flow its way to the target;
+    one that is stale is replaced. `accepts` tells whose datagrams are taken, by source. An answer leaves from the local
+    address that the user wrote to, also on a host with several.
     """
 
     def __init__(
         self,
         listening: socket.socket,
-        target: Callable[[], Endpoint | None],
+        open_outlet: OpenOutlet,
         *,
         limit: int = FLOW_LIMIT,
         idle: float = FLOW_IDLE,
@@ -67,12 +65,12 @@ class UdpFlows:
         """Bytes forwarded."""
         self.to_user = 0
         self._listening = listening
-        self._target = target
+        self._open_outlet = open_outlet
         self._limit = limit
         self._idle = idle
         self._accepts = accepts
         self._flows: OrderedDict[_Key, _Flow] = OrderedDict()  # the longest silent first
-        self._buffer = bytearray(_LARGEST_DATAGRAM)  # shared: never held across an await
+        self._buffer = bytearray(LARGEST_DATAGRAM)  # shared: never held across an await
         ask_for_local_address(listening)
 
     @property
@@ -89,7 +87,7 @@ class UdpFlows:
                 tasks.cancel_scope.cancel()
         finally:
             for flow in self._flows.values():
-                flow.close()
+                flow.outlet.close()
             self._flows.clear()
 
     async def _from_users(self, tasks: TaskGroup) -> None:
@@ -98,7 +96,7 @@ class UdpFlows:
                 await anyio.wait_readable(self._listening)
             except (anyio.ClosedResourceError, ValueError):  # ValueError: no file descriptor any more
                 return
-            for _ in range(_BATCH):
+            for _ in range(BATCH):
                 try:
                     size, ancillary, _, user = self._listening.recvmsg_into([self._buffer], ANCILLARY_SIZE)
                 except BlockingIOError:
@@ -110,78 +108,53 @@ class UdpFlows:
                 self._forward(memoryview(self._buffer)[:size], user, ancillary, tasks)
 
     def _forward(self, datagram: memoryview, user: _SocketAddress, ancillary: Ancillary, tasks: TaskGroup) -> None:
-        if self._accepts is not None and not self._accepts(canonical_endpoint(user[0], user[1])):
+        source = canonical_endpoint(user[0], user[1])
+        if self._accepts is not None and not self._accepts(source):
             self.drops["source_refused"] += 1
-            return
-        target = self._target()
-        if target is None:
-            self.drops["target_offline"] += 1
             return
         local = local_address(ancillary)
         key = (user, local)
         flow = self._flows.get(key)
-        if flow is not None and flow.target != target:
+        if flow is not None and flow.outlet.stale:
             self._close(key)
             flow = None
         if flow is None:
-            flow = self._open(key, user, answer_from(local), target, tasks)
+            flow = self._open(key, source, tasks)
             if flow is None:
                 return
         self._touch(key, flow)
-        try:
-            _send(flow.socket, datagram)
-        except BlockingIOError:
-            self.drops["target_full"] += 1
-        except ConnectionRefusedError:
-            self.drops["target_refused"] += 1
-        except OSError:
-            self.drops["target_failed"] += 1
-        else:
+        if flow.outlet.send(datagram):
             self.to_target += len(datagram)
 
-    def _open(
-        self, key: _Key, user: _SocketAddress, answer_with: Ancillary, target: Endpoint, tasks: TaskGroup
-    ) -> _Flow | None:
-        if len(self._flows) >= self._limit:
-            self._close(next(iter(self._flows)))
-            self.drops["flow_evicted"] += 1
-        family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+    def _open(self, key: _Key, source: Endpoint, tasks: TaskGroup) -> _Flow | None:
+        user, local = key
+        own = self._listening.getsockname()
         try:
-            connected = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            outlet = self._open_outlet(source, canonical_endpoint(unpacked(local) if local else own[0], own[1]))
         except OSError:
             self.drops["no_socket"] += 1
             return None
-        try:
-            connected.connect(target)
-        except OSError:
-            connected.close()
-            self.drops["target_failed"] += 1
+        if outlet is None:
             return None
-        flow = self._flows[key] = _Flow(user, answer_with, target, connected, anyio.current_time())
+        if len(self._flows) >= self._limit:
+            self._close(next(iter(self._flows)))
+            self.drops["flow_evicted"] += 1
+        flow = self._flows[key] = _Flow(user, answer_from(local), outlet, anyio.current_time())
         tasks.start_soon(self._from_target, key, flow)
         return flow
 
     async def _from_target(self, key: _Key, flow: _Flow) -> None:
-        while flow.socket.fileno() >= 0:
-            try:
-                await anyio.wait_readable(flow.socket)
-            except anyio.ClosedResourceError:
-                return
-            if flow.socket.fileno() < 0:
-                return
-            for _ in range(_BATCH):
-                try:
-                    size = flow.socket.recv_into(self._buffer)
-                except BlockingIOError:
-                    break
-                except ConnectionRefusedError:
-                    self.drops["target_refused"] += 1
-                    break
-                except OSError:
-                    self.drops["target_failed"] += 1
-                    break
+        def deliver(datagram: memoryview) -> None:
+            if self._flows.get(key) is flow:
                 self._touch(key, flow)
-                self._answer(memoryview(self._buffer)[:size], flow)
+                self._answer(datagram, flow)
+
+        try:
+            await flow.outlet.run(deliver)
+        finally:
+            flow.outlet.close()
+            if self._flows.get(key) is flow:
+                del self._flows[key]
 
     def _answer(self, datagram: memoryview, flow: _Flow) -> None:
         try:
@@ -198,7 +171,7 @@ class UdpFlows:
         self._flows.move_to_end(key)
 
     def _close(self, key: _Key) -> None:
-        self._flows.pop(key).close()
+        self._flows.pop(key).outlet.close()
 
     async def _expire(self) -> None:
         while True:
@@ -210,10 +183,3 @@ class UdpFlows:
                 self._close(key)
             oldest = next(iter(self._flows.values()), None)
             await anyio.sleep(self._idle if oldest is None else oldest.last + self._idle - now)
-
-
-def _send(connected: socket.socket, datagram: memoryview) -> None:
-    try:
-        connected.send(datagram)
-    except ConnectionRefusedError:
-        connected.send(datagram)  # what was refused was an earlier one: the kernel tells it once, and took nothing

@@ -13,13 +13,14 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.flows import UdpFlows
+from overlay.carrier.quic import QuicStream
 from overlay.carrier.splice import WORTHWHILE, make_pipe, splice
 from overlay.carrier.stream import TcpStream, reset_on_close, set_options
 from overlay.carrier.streams import CodecStream
 
-__all__ = ["Forwarded", "TcpSocketStream", "UdpFlows", "forward_streams"]
+__all__ = ["Forwarded", "Forwardable", "UdpFlows", "forward_streams"]
 
-TcpSocketStream = SocketStream | TcpStream | CodecStream
+Forwardable = SocketStream | TcpStream | CodecStream | QuicStream
 
 _CHUNK: Final = 64 * 1024  # bytes held per direction: what one side has sent and the other not yet taken
 
@@ -33,7 +34,7 @@ class Forwarded:
     error: str | None = None
 
 
-async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: Forwarded | None = None) -> Forwarded:
+async def forward_streams(a: Forwardable, b: Forwardable, forwarded: Forwarded | None = None) -> Forwarded:
     """Copy both ways until both have ended, and close both, whatever happens.
 
     The end of one direction (FIN) is passed on and leaves the other open. A reset or error on one side, or our being
@@ -45,10 +46,11 @@ async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: For
     whole = False
     try:
         for stream in (a, b):
-            set_options(stream.extra(SocketAttribute.raw_socket))
+            if isinstance(stream, SocketStream):  # the others are made so
+                set_options(stream.extra(SocketAttribute.raw_socket))
         async with anyio.create_task_group() as tasks:
 
-            async def copy(source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None]) -> None:
+            async def copy(source: Forwardable, sink: Forwardable, count: Callable[[int], None]) -> None:
                 try:
                     await _copy(source, sink, count)
                 except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
@@ -69,13 +71,20 @@ async def forward_streams(a: TcpSocketStream, b: TcpSocketStream, forwarded: For
     finally:
         for stream in (a, b):
             if not whole:
-                reset_on_close(stream.extra(SocketAttribute.raw_socket))
+                _cut(stream)
             with anyio.CancelScope(shield=True):  # one turn of the loop each
                 await stream.aclose()
     return result
 
 
-async def _copy(source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None]) -> None:
+def _cut(stream: Forwardable) -> None:
+    if isinstance(stream, SocketStream):
+        reset_on_close(stream.extra(SocketAttribute.raw_socket))
+    else:
+        stream.cut()
+
+
+async def _copy(source: Forwardable, sink: Forwardable, count: Callable[[int], None]) -> None:
     if not (isinstance(source, TcpStream) and isinstance(sink, TcpStream)):
         await _copy_some(source, sink, count, float("inf"))
         return
@@ -92,7 +101,7 @@ async def _copy(source: TcpSocketStream, sink: TcpSocketStream, count: Callable[
             os.close(end)
 
 
-async def _copy_some(source: TcpSocketStream, sink: TcpSocketStream, count: Callable[[int], None], most: float) -> bool:
+async def _copy_some(source: Forwardable, sink: Forwardable, count: Callable[[int], None], most: float) -> bool:
     """→ whether there may be more than `most` bytes; not: the end has been passed on"""
     copied = 0
     while copied < most:

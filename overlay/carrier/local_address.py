@@ -49,3 +49,8 @@ def answer_from(address: bytes) -> Ancillary:
 def packed(host: str) -> bytes:
     """A numeric address as `answer_from` takes it."""
     return ip_address(host).packed
+
+
+def unpacked(address: bytes) -> str:
+    """The inverse of `packed`."""
+    return str(ip_address(address))

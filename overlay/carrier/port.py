@@ -23,6 +23,7 @@ import anyio
 from overlay.carrier import websocket
 from overlay.carrier.carriers import CarrierName
 from overlay.carrier.http import answer, read_head, say
+from overlay.carrier.quic import QuicStream
 from overlay.carrier.stream import TcpStream
 from overlay.carrier.streams import CodecStream
 from overlay.carrier.stun import REQUEST as STUN
@@ -35,7 +36,9 @@ from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
 from overlay.wire.stream.websocket import WebSocket
 
 Spoken = Literal["noise", "token", "tls", "http", "stun"]
-Stream = TcpStream | CodecStream
+UserStream = TcpStream | CodecStream
+Stream = UserStream | QuicStream
+"""With those of nodes, whom no user can be."""
 HttpAnswer = Callable[[str], bytes | None]
 """Path below `CHALLENGES` → body; None: not known. Called for every stranger who asks: it must be quick."""
 
@@ -44,7 +47,7 @@ HttpAnswer = Callable[[str], bytes | None]
 class Guest:
     """A user who speaks HTTP to a name that is exposed; `begun`: what was read of the stream."""
 
-    stream: Stream
+    stream: UserStream
     begun: bytes
     secure: bool
 
@@ -110,7 +113,7 @@ def spoken(start: bytes) -> Spoken | None:
 
 async def greet(
     tcp: TcpStream, services: Services, enter: Callable[[], None], random_bytes: Callable[[int], bytes]
-) -> tuple[Stream, CarrierName] | Guest | Caller | TcpStream | None:
+) -> tuple[UserStream, CarrierName] | Guest | Caller | TcpStream | None:
     """→ the stream whose first bytes are those of Noise, and what it runs over; a guest or a caller; a stream alone:
     STUN is spoken there. None: an HTTP request was served, and there is nothing more to do.
 
@@ -147,7 +150,7 @@ async def greet(
 
 
 async def _within(
-    stream: Stream,
+    stream: UserStream,
     start: bytes,
     speaks: Spoken,
     carrier: CarrierName,
@@ -155,29 +158,30 @@ async def _within(
     services: Services,
     enter: Callable[[], None],
     random_bytes: Callable[[int], bytes],
-) -> tuple[Stream, CarrierName] | Guest | Caller | None:
+) -> tuple[UserStream, CarrierName] | Guest | Caller | None:
     if speaks == "noise":
         enter()
         if isinstance(stream, CodecStream):
             stream.unread(start)
         return stream, carrier
     if speaks == "token":
-        return await _caller(stream, start)
+        return await take_caller(stream, start)
     opened = await _serve_http(stream, start, services, enter, random_bytes)
     if opened is None or isinstance(opened, Guest):
         return opened
     start = await opened.receive()
     if start.startswith(TOKEN):
-        return await _caller(opened, start)
+        return await take_caller(opened, start)
     opened.unread(start)
     return opened, upgraded
 
 
-async def _caller(stream: Stream, start: bytes) -> Caller:
+async def take_caller(stream: Stream, start: bytes) -> Caller:
+    """`start`: what was read of it, which begins with `TOKEN`. Raises what the stream raises."""
     size = len(TOKEN) + TOKEN_SIZE
     while len(start) < size:
         start += await stream.receive(size - len(start))
-    if isinstance(stream, CodecStream):
+    if not isinstance(stream, TcpStream):
         stream.unread(start[size:])
     elif len(start) > size:
         raise RemoteProtocolError("unknown_protocol", "more than a token")
@@ -201,7 +205,11 @@ async def _client_hello(tcp: TcpStream) -> ClientHello:
 
 
 async def _serve_http(
-    stream: Stream, begun: bytes, services: Services, enter: Callable[[], None], random_bytes: Callable[[int], bytes]
+    stream: UserStream,
+    begun: bytes,
+    services: Services,
+    enter: Callable[[], None],
+    random_bytes: Callable[[int], bytes],
 ) -> CodecStream | Guest | None:
     try:
         head, behind = await read_head(stream, begun)

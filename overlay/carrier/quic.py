@@ -9,6 +9,7 @@ import errno
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -20,7 +21,7 @@ from aioquic.quic.packet import QuicErrorCode
 from overlay.carrier.carriers import DialOptions
 from overlay.carrier.limits import KIB
 from overlay.carrier.quic_connection import STREAM_ID, BoundedConnection
-from overlay.carrier.stream import errno_text
+from overlay.carrier.stream import GONE_AFTER, errno_text
 from overlay.carrier.verification import authorities_pem, check_pin
 from overlay.errors import RemoteProtocolError
 from overlay.wire.endpoint import Endpoint
@@ -29,6 +30,11 @@ logger = logging.getLogger(__name__)
 
 UNSENT: Final = 256 * KIB  # bytes that are taken before the peer has acknowledged them
 UNANSWERED: Final = 10.0  # s in which something was sent again and again, and nothing came: the way is blocked
+LARGEST_DATAGRAM: Final = 1100  # bytes that fit a datagram of the connection, whatever the path
+EARLY_DATAGRAMS: Final = 16  # that are kept until somebody takes them
+KEEP_ALIVE: Final = 10.0  # s; a third of the idle timeout
+_PROBE_INTERVAL: Final = 1.0  # s
+LINGER: Final = 30.0  # s that a peer has to take the rest of a closed stream
 _TICK: Final = 0.001  # s by which a timer of the loop may be early
 _PIECE: Final = 16 * KIB  # room that is waited for, so that writes do not become crumbs
 _READ_BATCH: Final = 64  # datagrams taken before other tasks get a turn
@@ -56,13 +62,20 @@ class QuicStream:
         self._forget = forget  # called once: no datagram comes or goes any more
         self._identify = identify  # a connection id is now ours, or no more
         self._received = bytearray()
+        self._datagrams: deque[bytes] = deque(maxlen=EARLY_DATAGRAMS)
+        self._on_datagram: Callable[[bytes], object] = self._datagrams.append
         self._opened = False  # the stream exists: a server learns that from its first byte
         self._ended = False  # in order, by the peer
         self._broken: str | None = None
         self._closed = False
+        self._eof_sent = False
+        self._cut = False
         self._over = False
         self._flushing = False
         self._unanswered_since: float | None = None
+        self._patience = UNANSWERED
+        self._probing: asyncio.TimerHandle | None = None
+        self._when_closed: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._changed = anyio.Event()
 
@@ -119,6 +132,7 @@ class QuicStream:
         self._raise_if_over()
         if self._opened:
             self._write(b"", end=True)
+            self._eof_sent = True
         await anyio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
@@ -126,18 +140,69 @@ class QuicStream:
         await anyio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        """At once: what the peer has not acknowledged is not sent again. Whoever waits in another task is woken."""
+        """At once; but what was sent before `send_eof` is brought to its end, without anybody waiting for it. Whoever
+        waits in another task is woken."""
         if self._closed:
             return
         self._closed = True
+        if self._when_closed is not None:
+            self._when_closed()
         self._received.clear()
         if not self._over:
-            self.connection.close()
-            self.flush()
+            if self._eof_sent and not self._cut:
+                self._loop.call_later(LINGER, self._end)
+                self.flush()
+            else:
+                self._end()
         self._wake()
 
     def detach(self) -> None:
         """There is no socket to give away."""
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was received last."""
+        self._received[:0] = data
+
+    def cut(self) -> None:
+        """Have `close` tell the peer that this is not all."""
+        self._cut = True
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come, and the peer has not gone."""
+        return not (self._received or self._ended or self._over)
+
+    def send_datagram(self, datagram: bytes) -> bool:
+        """By a datagram of the connection (RFC 9221). → whether it fits one."""
+        if len(datagram) > LARGEST_DATAGRAM or self._over or not self.connection.takes_datagrams:
+            return False
+        self.connection.send_datagram_frame(datagram)
+        self.flush()
+        return True
+
+    def take_datagrams(self, take: Callable[[bytes], object]) -> None:
+        """Have `take` called with what comes by datagrams of the connection, and has come."""
+        self._on_datagram = take
+        while self._datagrams:
+            take(self._datagrams.popleft())
+
+    def keep_alive(self) -> None:
+        """From now on the connection does not end by silence: neither end has a heartbeat of its own."""
+        if not (self._over or self._closed):
+            self.connection.send_ping(0)
+            self.flush()
+            self._loop.call_later(KEEP_ALIVE, self.keep_alive)
+
+    def when_closed(self, call: Callable[[], None]) -> None:
+        """As `TcpStream.when_closed`."""
+        self._when_closed = call
+
+    def watch(self, *, closely: bool) -> None:
+        """As `TcpStream.watch`."""
+        self._patience = GONE_AFTER if closely else UNANSWERED
+        if self._probing is not None:
+            self._probing.cancel()
+        if closely:
+            self._probe()
 
     # whoever owns the socket -----------------------------------------------------------------------------------------
 
@@ -164,6 +229,8 @@ class QuicStream:
             return
         try:
             self._take_events()
+            if self._closed and self._eof_sent and not self.connection.unacknowledged:
+                self.connection.close()
             # Without a peer's address nothing was understood yet.
             if self.connection.get_peer_address() is not None:
                 datagrams = self.connection.datagrams_to_send(self._loop.time())
@@ -201,6 +268,19 @@ class QuicStream:
         logger.debug("A QUIC connection cannot go on", exc_info=error)
         self.fail(f"not understood: {type(error).__name__}")
 
+    def _end(self) -> None:
+        """Of our side, now."""
+        if not self._over:
+            self.connection.close(QuicErrorCode.APPLICATION_ERROR if self._cut else QuicErrorCode.NO_ERROR)
+            self.flush()
+
+    def _probe(self) -> None:
+        """The other machine, while it is watched closely."""
+        if not (self._over or self._closed):
+            self.connection.send_ping(0)
+            self.flush()
+            self._probing = self._loop.call_later(_PROBE_INTERVAL, self._probe)
+
     def _raise_if_over(self) -> None:
         if self._closed:
             raise anyio.ClosedResourceError
@@ -224,12 +304,18 @@ class QuicStream:
                 case events.StreamDataReceived() | events.StreamReset() | events.StopSendingReceived():
                     self._broken = self._broken or "the peer gave the stream up"
                     self.connection.close(QuicErrorCode.STREAM_STATE_ERROR)
+                case events.DatagramFrameReceived():
+                    self._take_datagram(event.data)
                 case events.HandshakeCompleted():
                     self.established = True
                 case events.ConnectionIdIssued() if self._identify is not None:
                     self._identify(event.connection_id, True)
                 case events.ConnectionIdRetired() if self._identify is not None:
                     self._identify(event.connection_id, False)
+
+    def _take_datagram(self, datagram: bytes) -> None:
+        if not self._closed:
+            self._on_datagram(datagram)
 
     def _take_end(self, ending: events.ConnectionTerminated) -> None:
         if ending.error_code == QuicErrorCode.NO_ERROR:
@@ -251,14 +337,14 @@ class QuicStream:
         due = None if self._over else self.connection.get_timer()
         if due is None:
             return
-        at = due if self._unanswered_since is None else min(due, self._unanswered_since + UNANSWERED)
+        at = due if self._unanswered_since is None else min(due, self._unanswered_since + self._patience)
         self._timer = self._loop.call_at(at, self._on_timer, due)
 
     def _on_timer(self, due: float) -> None:
         self._timer = None
         now = self._loop.time()
-        if self._unanswered_since is not None and now >= self._unanswered_since + UNANSWERED:
-            self.fail(f"no answer for {UNANSWERED:g} s")
+        if self._unanswered_since is not None and now >= self._unanswered_since + self._patience:
+            self.fail(f"no answer for {self._patience:g} s")
             return
         try:
             # The loop may call a clock tick early; called for the deadline above, the library finds nothing due.

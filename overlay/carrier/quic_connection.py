@@ -34,6 +34,8 @@ STREAM_ID: Final = 0  # the client's first bidirectional stream (RFC 9000 §2.1)
 WINDOW: Final = 256 * KIB  # that the peer may send before we have read: of one connection, in all
 IDLE_TIMEOUT: Final = 30.0  # s without a sign of life, after something was sent: two heartbeats of the control channel
 RESET_TOKEN_SIZE: Final = 16
+MAX_DATAGRAM_FRAME: Final = 2048  # bytes: what a peer may send by one (RFC 9221)
+_MAX_DATAGRAMS: Final = 64  # that wait to be sent
 _SMALLEST_RESET: Final = 21  # bytes of a stateless reset (RFC 9000 §10.3)
 _UNBOUNDED: Final = 2**60  # of the connection's window, since its one stream has its own
 _MAX_CRYPTO: Final = 64 * KIB  # of handshake data of each epoch: a long certificate chain four times
@@ -58,6 +60,7 @@ class BoundedConnection(QuicConnection):
         configuration.idle_timeout = IDLE_TIMEOUT
         configuration.max_stream_data = WINDOW
         configuration.max_data = _UNBOUNDED
+        configuration.max_datagram_frame_size = MAX_DATAGRAM_FRAME
         super().__init__(
             configuration=configuration,
             original_destination_connection_id=original_destination_connection_id,
@@ -86,6 +89,11 @@ class BoundedConnection(QuicConnection):
         """Some of the stream was sent and is not acknowledged. What waits for the peer's window does not count."""
         stream = self._streams.get(STREAM_ID)
         return stream is not None and stream.sender.highest_offset > stream.sender._buffer_start
+
+    @property
+    def takes_datagrams(self) -> bool:
+        """The peer knows them, and not too many wait for the congestion window."""
+        return bool(self._remote_max_datagram_frame_size) and len(self._datagrams_pending) < _MAX_DATAGRAMS
 
     @property
     def peer_certificate(self) -> bytes | None:

@@ -28,7 +28,6 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.limits import BURST, Door, Visit
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_connection import RESET_TOKEN_SIZE, BoundedConnection
@@ -50,7 +49,7 @@ class Host(Protocol):
 
     def count(self, reason: str, peer: str, detail: str = "") -> None: ...
 
-    def start(self, stream: CarrierStream, endpoint: Endpoint, visit: Visit) -> None:
+    def start(self, stream: QuicStream, endpoint: Endpoint, visit: Visit) -> None:
         """Serve it in a task of its own, close it at the end and leave."""
 
 

@@ -134,9 +134,33 @@ class TcpStream(ByteStream):
             if self._when_closed is not None:
                 self._when_closed()
 
+    def watch(self, *, closely: bool) -> None:
+        """Whether the other machine is probed each second from now on: one that does not answer for `GONE_AFTER` is
+        gone then."""
+        _set(
+            self._socket,
+            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(GONE_AFTER * 1000) if closely else 0),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1 if closely else KEEPALIVE_INTERVAL),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1 if closely else KEEPALIVE_IDLE),
+        )
+
     def when_closed(self, call: Callable[[], None]) -> None:
         """Have this called once, when it is closed from this side."""
         self._when_closed = call
+
+    def cut(self) -> None:
+        """Have `close` tell the peer that this is not all: it must not take a stream cut short for a whole one."""
+        reset_on_close(self._socket)
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come, and the peer has not gone."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def detach(self) -> Detached:
         """Give the socket away. This stream is closed then; whoever waits in another task is woken."""
@@ -160,26 +184,6 @@ def set_options(connected: socket.socket) -> None:
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
         (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
-    )
-
-
-def watch_closely(connected: socket.socket) -> None:
-    """Probe the peer's machine each second from now on: one that does not answer for `GONE_AFTER` is gone."""
-    _set(
-        connected,
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(GONE_AFTER * 1000)),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),
-    )
-
-
-def watch_as_usual(connected: socket.socket) -> None:
-    """The end of `watch_closely`."""
-    _set(
-        connected,
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
     )
 
 

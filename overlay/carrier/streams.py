@@ -91,9 +91,21 @@ class CodecStream(ByteStream):
     def close(self) -> None:
         self._tcp.close()
 
+    def cut(self) -> None:
+        """As `TcpStream.cut`."""
+        self._tcp.cut()
+
+    def is_quiet(self) -> bool:
+        """As `TcpStream.is_quiet`."""
+        return not self._received and self._tcp.is_quiet()
+
     def when_closed(self, call: Callable[[], None]) -> None:
-        """As that of `TcpStream`."""
+        """As `TcpStream.when_closed`."""
         self._tcp.when_closed(call)
+
+    def watch(self, *, closely: bool) -> None:
+        """As `TcpStream.watch`."""
+        self._tcp.watch(closely=closely)
 
     def detach(self) -> Detached:
         """Raises `LocalProtocolError` while something waits to be written (`send_some(b"")` waits for that)."""

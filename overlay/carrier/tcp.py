@@ -20,7 +20,8 @@ from overlay.carrier.carriers import CarrierName, CarrierStream
 from overlay.carrier.connection import ConnectionLost, ControlConnection, broken_by
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
-from overlay.carrier.port import NOISE, Caller, Guest, Services, greet
+from overlay.carrier.port import NOISE, TOKEN, Caller, Guest, Services, greet, take_caller
+from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.stream import TcpStream
 from overlay.carrier.stun import Answer, StunRoom
@@ -147,10 +148,16 @@ class _Server:
 
         self._start(tcp, greeting, _Arrival(self.door, endpoint, visit, accepted))
 
-    def start(self, stream: CarrierStream, endpoint: Endpoint, visit: Visit) -> None:
+    def start(self, stream: QuicStream, endpoint: Endpoint, visit: Visit) -> None:
         """Serve a connection over QUIC in a task of its own."""
 
-        async def greeted(_arrival: _Arrival) -> _Greeted:
+        async def greeted(_arrival: _Arrival) -> _Greeted | _Served:
+            start = b""
+            while len(start) < len(TOKEN):
+                start += await stream.receive(len(TOKEN) - len(start))
+            if start == TOKEN:
+                return await take_caller(stream, start)
+            stream.unread(start)
             return stream, "udp"
 
         self._start(stream, greeted, _Arrival(self.door, endpoint, visit, None))

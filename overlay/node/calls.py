@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.port import TOKEN, TOKEN_SIZE, Stream
+from overlay.carrier.quic import QuicStream
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.messages import Supply, TunnelCarrier
 
@@ -59,6 +60,8 @@ class Calls:
             with anyio.fail_after(DIAL_TIMEOUT):
                 stream = await self._dial(carrier, pin)
                 await stream.send(TOKEN + token)
+            if isinstance(stream, QuicStream):
+                stream.keep_alive()
             start = b""
             while len(start) < START_SIZE:
                 start += await stream.receive(START_SIZE - len(start))

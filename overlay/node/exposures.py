@@ -8,17 +8,17 @@ neither make one nor lead one elsewhere.
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
-from anyio.abc import SocketAttribute, TaskGroup, TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
 from overlay.carrier.port import Stream
-from overlay.carrier.stream import reset_on_close
 from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
@@ -62,10 +62,10 @@ class Exposures:
         request: Request,
         is_server: Callable[[str], bool],
         is_member: Callable[[str], bool] = lambda address: False,
-        say: Callable[[Message], Awaitable[None]] = _say_nothing,
+        say: Callable[[Message], Coroutine[Any, Any, None]] = _say_nothing,
     ) -> None:
-        """`request` asks the server, `say` tells it something if it is there; `is_server` says whether an overlay address is the server's, `is_member` whether
-        it is of this network.
+        """`request` asks the server, `say` tells it something if it is there. `is_server` says whether an overlay
+        address is the server's, `is_member` whether it is of this network.
 
         Raises `UserError` ("state-corrupt").
         """
@@ -248,7 +248,7 @@ class Exposures:
         # What goes by the overlay alone is not to be had in another way.
         if end is None or self._kept[name].tunnel == "single":
             self.drops["exposure_unknown"] += 1
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            stream.cut()
             stream.close()
             return
         await end.serve(stream)

@@ -1,10 +1,10 @@
-"""Whether the target of an exposure is well: looked at each second from here, where that costs no traffic, and told when
-it changes. One failure may be chance: what changes is looked at a second time, at once.
+"""Whether the target of an exposure is well: looked at each second from here, where that costs no traffic, and told
+when it changes. One failure may be chance: what changes is looked at a second time, at once.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -80,7 +80,7 @@ class HealthCheck:
 class Checks:
     """Of all exposures that have one."""
 
-    def __init__(self, tell: Callable[[Health], Awaitable[None]]) -> None:
+    def __init__(self, tell: Callable[[Health], Coroutine[Any, Any, None]]) -> None:
         """`tell` sends to the server, if it is there."""
         self._tell = tell
         self._running: dict[str, tuple[HealthCheck, anyio.CancelScope]] = {}

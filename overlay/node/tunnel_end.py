@@ -10,10 +10,11 @@ from ipaddress import ip_address
 from typing import Final
 
 import anyio
-from anyio.abc import SocketAttribute
 
 from overlay.carrier.flows import UdpFlows
-from overlay.carrier.forward import TcpSocketStream, forward_streams
+from overlay.carrier.forward import forward_streams
+from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet, join
+from overlay.carrier.port import Stream
 from overlay.carrier.reached import REACHED
 from overlay.carrier.stream import TcpStream, connect, reset_on_close
 from overlay.errors import UserError
@@ -85,10 +86,10 @@ class TunnelEnd:
         """Forward until `close`."""
         try:
             with self._scope:
-                if self._socket is None:
-                    await anyio.sleep_forever()
-                elif self._target.protocol == "udp":
+                if self._target.protocol == "udp":
                     await self._run_udp(self._socket)
+                elif self._socket is None:
+                    await anyio.sleep_forever()
                 else:
                     await self._run_tcp(self._socket)
         finally:
@@ -118,12 +119,12 @@ class TunnelEnd:
                 self._streams += 1
                 tasks.start_soon(self._forward, accepted)
 
-    async def serve(self, stream: TcpSocketStream) -> None:
+    async def serve(self, stream: Stream) -> None:
         """A user whom the server sends by a dynamic tunnel; closes the stream."""
         if self._streams >= CONNECTION_LIMIT:
             self._drops["exposure_limit"] += 1
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
-            await stream.aclose()
+            stream.cut()
+            stream.close()
             return
         self._streams += 1
         scope = anyio.CancelScope()
@@ -147,11 +148,14 @@ class TunnelEnd:
         finally:
             self._streams -= 1
 
-    async def _forward_to_target(self, stream: TcpSocketStream) -> None:
+    async def _forward_to_target(self, stream: Stream) -> None:
+        if self._target.protocol == "udp":
+            await self._carry_datagrams(stream)
+            return
         inside = await self._connect()
         if inside is None:
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
-            await stream.aclose()
+            stream.cut()
+            stream.close()
             return
         if self._says_reached:
             try:
@@ -159,6 +163,18 @@ class TunnelEnd:
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass  # forwarding ends at once, in order
         await forward_streams(stream, inside)
+
+    async def _carry_datagrams(self, stream: Stream) -> None:
+        """Of one user, whose flow the server ends."""
+        target = self._outlet()
+        if target is None:
+            stream.close()
+            return
+
+        async def given() -> Stream:
+            return stream
+
+        await join(StreamOutlet(given, self._drops), target)
 
     async def _connect(self) -> TcpStream | None:
         problem = "no answer"
@@ -191,16 +207,14 @@ class TunnelEnd:
             _log.debug("%s: its name cannot be found: %s", self._target.text, error)
         return None
 
-    async def _run_udp(self, bound: socket.socket) -> None:
-        self._flows = UdpFlows(
-            bound,
-            lambda: self._endpoint,
-            limit=CONNECTION_LIMIT,
-            accepts=lambda source: self._is_server(source[0]),
-            drops=self._drops,
-        )
+    def _outlet(self) -> Outlet | None:
+        return SocketOutlet.open(lambda: self._endpoint, self._drops)
+
+    async def _run_udp(self, bound: socket.socket | None) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._flows.run)
+            if bound is not None:
+                self._flows = self._make_flows(bound)
+                tasks.start_soon(self._flows.run)
             while True:
                 try:
                     found = await _resolve(self._target)
@@ -209,6 +223,15 @@ class TunnelEnd:
                 except OSError as error:
                     _log.warning("%s: its name cannot be found: %s", self._target.text, error)
                 await anyio.sleep(LOOKUP_INTERVAL)
+
+    def _make_flows(self, bound: socket.socket) -> UdpFlows:
+        return UdpFlows(
+            bound,
+            lambda source, local: self._outlet(),
+            limit=CONNECTION_LIMIT,
+            accepts=lambda source: self._is_server(source[0]),
+            drops=self._drops,
+        )
 
 
 def _bind(target: Target, address: str, port: int) -> socket.socket:

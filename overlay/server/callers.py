@@ -5,26 +5,23 @@ has come waits ready, a few of them, so that the next user need not wait; when o
 exposure, and from then on every byte is the user's or the target's. A token counts once, for one node and some seconds.
 """
 
-import socket
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
-from anyio.abc import SocketAttribute
 
+from overlay.carrier.outlets import Outlet, StreamOutlet
 from overlay.carrier.port import TOKEN_SIZE, Caller, Stream
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.wire.control.messages import Message, Supply, TunnelCarrier
-from overlay.wire.endpoint import Endpoint
 
 READY: Final = 4  # connections that wait for users, of one node by one carrier, once there was a user
 MOST_WAITING: Final = 256  # users who wait for one node
 MOST_TOKENS: Final = 64  # in one message
 PATIENCE: Final = 5.0  # s that a user waits for the node's connection
 TOKEN_LIFE: Final = 10.0  # s
-_PEEK: Final = socket.MSG_PEEK | socket.MSG_DONTWAIT
 START_SIZE: Final = 8  # bytes: the exposure's number, big-endian
 
 Key = tuple[int, TunnelCarrier]
@@ -57,7 +54,7 @@ class Callers:
         self._tell = tell
         self._pin = pin
         self._random_bytes = random_bytes
-        self._drops = drops
+        self.drops = drops
         self._pools: dict[Key, _Pool] = {}
         self._tokens: dict[bytes, Key] = {}
 
@@ -66,7 +63,7 @@ class Callers:
         key = self._tokens.pop(caller.token, None)
         pool = self._pools.get(key) if key is not None else None
         if pool is None or pool.asked.pop(caller.token) < anyio.current_time():
-            self._drops["unknown_token"] += 1
+            self.drops["unknown_token"] += 1
             caller.stream.close()
             return
         while pool.waiting:
@@ -113,7 +110,7 @@ class Callers:
     def _ready(self, pool: _Pool) -> Stream | None:
         while pool.ready:
             stream = pool.ready.popleft()
-            if _is_quiet(stream):
+            if stream.is_quiet():
                 return stream
             stream.close()  # the node has closed it, or its daemon has gone
         return None
@@ -173,16 +170,17 @@ class DynamicTunnel:
             raise TunnelError(502, "target_offline")
         return await self._callers.open(self._node, self._number, self._carrier)
 
-    def endpoint(self) -> Endpoint | None:
-        return None  # datagrams go by the single tunnel alone
+    def outlet(self, visitor: Visitor) -> Outlet | None:
+        drops = self._callers.drops
+        if not self.online():
+            drops["target_offline"] += 1
+            return None
 
+        async def open_stream() -> Stream:
+            try:
+                return await self.open(visitor)
+            except TunnelError as error:
+                drops[error.reason] += 1
+                raise anyio.BrokenResourceError from error
 
-def _is_quiet(stream: Stream) -> bool:
-    """Whether nothing has come, and the other side has not gone: before the start there is nothing to say."""
-    try:
-        stream.extra(SocketAttribute.raw_socket).recv(1, _PEEK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+        return StreamOutlet(open_stream, drops)

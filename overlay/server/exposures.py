@@ -100,10 +100,6 @@ class Exposures:
         lowest = 1 if request.tunnel == "single" else 0  # what a node without an overlay address has
         if not lowest <= request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
             raise UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)
-        if request.tunnel != "single" and request.protocol == "udp":
-            raise UserError(
-                "no-tunnel", "Datagrams are carried by the single tunnel alone.", "Leave out --tunnel.", Exit.USAGE
-            )
         if not self._around.tunnel and request.tunnel == "single":
             raise UserError(
                 "no-tunnel",
@@ -267,7 +263,7 @@ class Exposures:
 
     def _tunnel(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
-            return SingleTunnel(lambda: self._target(lease.id))
+            return SingleTunnel(lambda: self._target(lease.id), self.drops)
         carrier = cast(TunnelCarrier, lease.tunnel)
         return DynamicTunnel(
             self._callers, lease.node, lease.id, carrier, lambda: self._around.address_of(lease.node) is not None

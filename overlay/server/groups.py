@@ -8,23 +8,22 @@ goes on to the next member as long as nothing of his has been said to the one be
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2s
 from typing import Final
 
 import anyio
-from anyio.abc import SocketAttribute
 
 from overlay.carrier.limits import network_of
+from overlay.carrier.outlets import Deliver, Outlet
 from overlay.carrier.port import Stream
 from overlay.carrier.reached import wait_reached
-from overlay.carrier.stream import reset_on_close
 from overlay.server.claims import Claims, Surroundings
 from overlay.server.pulse import INTERVAL, Pulse
 from overlay.server.schema import ExposureRecord, exposure_id
 from overlay.server.tunnels import Tunnel, TunnelError, Visitor
 from overlay.wire.control.messages import GroupMember, Members, MemberState
 from overlay.wire.control.terms import Balance
-from overlay.wire.endpoint import Endpoint
 
 MOST_TRIES: Final = 4  # members that one user is led to
 TRY: Final = 1.5  # s that a member may take while there is another: one SYN may be lost
@@ -35,6 +34,7 @@ REST_MOST: Final = 16.0  # s
 _LONGEST_PROBLEM: Final = 200  # characters
 _ORDER: Final[tuple[MemberState, ...]] = ("up", "resting", "unwell", "silent")
 """In which they are tried; who is offline is not."""
+_WELL: Final = ("up", "resting")
 
 
 @dataclass(eq=False)
@@ -45,13 +45,15 @@ class Member:
     problem: str = ""  # why the target is not well, as the node has told last; "": it is
     trying: int = 0
     streams: set[Stream] = field(default_factory=set)
+    flows: int = 0  # of datagrams
     failures: int = 0  # since a user was served
     rests_until: float = 0.0
     turn: int = 0  # when it was chosen last
 
     @property
     def connections(self) -> int:
-        return self.trying + len(self.streams)
+        """Users, by streams and by datagrams."""
+        return self.trying + len(self.streams) + self.flows
 
     def state(self) -> MemberState:
         if not self.tunnel.online():
@@ -61,6 +63,33 @@ class Member:
         if self.problem:
             return "unwell"
         return "resting" if anyio.current_time() < self.rests_until else "up"
+
+
+class _MemberOutlet:
+    """A flow's, to one member. It is stale when the member is out, as long as another one is well."""
+
+    def __init__(self, inside: Outlet, member: Member, is_left: Callable[[], bool]) -> None:
+        self._inside = inside
+        self._member = member
+        self._is_left = is_left
+        self._closed = False
+        member.flows += 1
+
+    @property
+    def stale(self) -> bool:
+        return self._inside.stale or self._is_left()
+
+    def send(self, datagram: memoryview) -> bool:
+        return self._inside.send(datagram)
+
+    async def run(self, deliver: Deliver) -> None:
+        await self._inside.run(deliver)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._member.flows -= 1
+        self._inside.close()
 
 
 class Group:
@@ -83,7 +112,7 @@ class Group:
     def remove(self, number: int) -> None:
         """Those whom it serves are cut off."""
         for stream in tuple(self._members.pop(number).streams):
-            reset_on_close(stream.extra(SocketAttribute.raw_socket))
+            stream.cut()
             stream.close()
 
     def get(self, number: int) -> Member | None:
@@ -95,7 +124,7 @@ class Group:
     def serves_well(self, stream: Stream) -> bool:
         """Whether the member that this stream goes to would be chosen again."""
         member = self._serving.get(stream)
-        return member is not None and member.state() in ("up", "resting")
+        return member is not None and member.state() in _WELL
 
     async def open(self, visitor: Visitor) -> Stream:
         return await self.open_another(visitor, set())
@@ -118,10 +147,15 @@ class Group:
             return stream
         raise problem
 
-    def endpoint(self) -> Endpoint | None:
-        usable = [member for member in self._members.values() if member.state() != "offline"]
-        best = min(usable, key=lambda member: (_ORDER.index(member.state()), member.number), default=None)
-        return best.tunnel.endpoint() if best is not None else None
+    def outlet(self, visitor: Visitor) -> Outlet | None:
+        for member in self._order(visitor, ()):
+            self._turn += 1
+            member.turn = self._turn
+            inside = member.tunnel.outlet(visitor)
+            if inside is not None:
+                return _MemberOutlet(inside, member, partial(self._is_left, member))
+        self._drops["target_offline"] += 1
+        return None
 
     # inside ----------------------------------------------------------------------------------------------------------
 
@@ -157,6 +191,14 @@ class Group:
         member.streams.add(stream)
         self._serving[stream] = member
         stream.when_closed(closed)
+
+    def _is_left(self, member: Member) -> bool:
+        """Whether its users are better off with another."""
+        if self._members.get(member.number) is not member:
+            return True
+        if member.state() in _WELL:
+            return False
+        return any(each.state() in _WELL for each in self._members.values())
 
     def _order(self, visitor: Visitor, without: Iterable[int]) -> list[Member]:
         """Whom to try, the best first."""

@@ -201,6 +201,6 @@ class PublicPort:
             self._users.discard(user)
 
     async def _serve_udp(self, bound: socket.socket, tunnel: Tunnel) -> None:
-        flows = UdpFlows(bound, tunnel.endpoint, drops=self._drops)
+        flows = UdpFlows(bound, lambda source, local: tunnel.outlet(Visitor(source, local)), drops=self._drops)
         self._flows.append(flows)
         await flows.run()

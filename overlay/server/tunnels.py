@@ -2,12 +2,14 @@
 through the server's own TUN, where the kernel multiplexes."""
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import anyio
 
+from overlay.carrier.outlets import Outlet, SocketOutlet
 from overlay.carrier.port import Stream
 from overlay.carrier.stream import connect
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
@@ -46,21 +48,22 @@ class Tunnel(Protocol):
     async def open(self, visitor: Visitor) -> Stream:
         """A connection for one user. Raises `TunnelError`."""
 
-    def endpoint(self) -> Endpoint | None:
-        """Where datagrams go now; None: nowhere."""
+    def outlet(self, visitor: Visitor) -> Outlet | None:
+        """For the datagrams of one user; None: there is none now, and that is counted. Raises `OSError`."""
 
 
 class SingleTunnel:
-    """`where`: the node's end of it now; None while the node is offline."""
+    """`where`: the node's end of it now; None while the node is offline. `drops` counts datagrams by reason."""
 
-    def __init__(self, where: Callable[[], Endpoint | None]) -> None:
-        self.endpoint = where
+    def __init__(self, where: Callable[[], Endpoint | None], drops: Counter[str]) -> None:
+        self._where = where
+        self._drops = drops
 
     def online(self) -> bool:
-        return self.endpoint() is not None
+        return self._where() is not None
 
     async def open(self, visitor: Visitor) -> Stream:
-        target = self.endpoint()
+        target = self._where()
         if target is None:
             raise TunnelError(502, "target_offline")
         try:
@@ -71,3 +74,6 @@ class SingleTunnel:
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError)
             raise TunnelError(502, "target_refused" if refused else "target_failed") from error
+
+    def outlet(self, visitor: Visitor) -> Outlet | None:
+        return SocketOutlet.open(self._where, self._drops)

@@ -1,6 +1,7 @@
 """Forwarding UDP: a flow per user, bounded, ending by silence."""
 
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.carrier.flows import UdpFlows
+from overlay.carrier.outlets import SocketOutlet
 from overlay.wire.endpoint import Endpoint
 
 pytestmark = pytest.mark.anyio
@@ -55,12 +57,14 @@ class Bench:
 async def flowing(
     bench: Bench, *, limit: int = 1024, idle: float = 60.0, accepts: Endpoint | None = None
 ) -> AsyncIterator[UdpFlows]:
+    drops: Counter[str] = Counter()
     flows = UdpFlows(
         bench.listening,
-        lambda: bench.leads_to,
+        lambda source, local: SocketOutlet.open(lambda: bench.leads_to, drops),
         limit=limit,
         idle=idle,
         accepts=None if accepts is None else lambda source: source == accepts,
+        drops=drops,
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(flows.run)
@@ -209,7 +213,7 @@ async def test_a_strangers_answer_does_not_reach_the_user() -> None:
 async def test_closing_the_listening_socket_ends_it() -> None:
     with bound() as target:
         listening = bound()
-        flows = UdpFlows(listening, lambda: endpoint_of(target))
+        flows = UdpFlows(listening, lambda source, local: SocketOutlet.open(lambda: endpoint_of(target), Counter()))
         with anyio.fail_after(5):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(flows.run)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from overlay.path.types import Origin
-from overlay_cli.tables import net_report, node_summary, node_table, server_summary, why_report
+from overlay_cli.tables import exposure_table, net_report, node_summary, node_table, server_summary, why_report
 
 NAT: dict[str, Any] = {
     "summary": "A hard one.",

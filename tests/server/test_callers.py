@@ -2,21 +2,25 @@
 
 import hashlib
 import os
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import get_args
 
 import anyio
 import pytest
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import Listener, SocketAttribute, SocketStream
 
 from overlay.carrier.carriers import CarrierStream, DialOptions
+from overlay.carrier.flows import UdpFlows
 from overlay.carrier.forward import forward_streams
 from overlay.carrier.limits import DEFAULT_LIMITS
 from overlay.carrier.openers import OPENERS
+from overlay.carrier.outlets import MOST_WAITING, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import TOKEN, TOKEN_SIZE, Services, Stream
+from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.stream import TcpStream, connect
 from overlay.carrier.tcp import serve
 from overlay.node.calls import Calls
@@ -27,7 +31,9 @@ from overlay.server.web.door import WebDoor
 from overlay.server.web.guests import WebGuests
 from overlay.server.web.sites import Sites
 from overlay.wire.control.messages import Message, Supply, TunnelCarrier
+from overlay.wire.endpoint import Endpoint
 from tests.carrier.ends import SERVER, answer_pings
+from tests.carrier.quic_ends import reading, udp_socket
 from tests.carrier.streams import Certificate
 
 pytestmark = pytest.mark.anyio
@@ -44,6 +50,7 @@ class Bench:
         self.port = port
         self.drops: Counter[str] = Counter()
         self.target = 0
+        self.datagrams: Endpoint | None = None  # where they go, if the exposure is one by UDP
         self.online = True
         self.supplies: list[Supply] = []
         self.calls = Calls(self._dial, self._serve, self.drops)
@@ -64,7 +71,16 @@ class Bench:
 
     async def _serve(self, name: str, stream: Stream) -> None:
         assert name == "x7"
-        await forward_streams(stream, await connect((HOST, self.target)))
+        if self.datagrams is None:
+            await forward_streams(stream, await connect((HOST, self.target)))
+            return
+
+        async def given() -> Stream:
+            return stream
+
+        to_target = SocketOutlet.open(lambda: self.datagrams, self.drops)
+        assert to_target is not None
+        await join(StreamOutlet(given, self.drops), to_target)
 
     async def ready(self, count: int, carrier: TunnelCarrier = "tcp") -> None:
         with anyio.fail_after(5):
@@ -84,10 +100,31 @@ async def shout(stream: SocketStream) -> None:
             return
 
 
+async def two_ports() -> tuple[socket.socket, Listener[SocketStream]]:
+    """UDP and TCP of one number."""
+    while True:
+        listener = await anyio.create_tcp_listener(local_host=HOST)
+        try:
+            return udp_socket(listener.extra(SocketAttribute.local_port)), listener
+        except OSError:  # somebody has it by UDP
+            await listener.aclose()
+
+
 @asynccontextmanager
 async def bench(certificate: Certificate) -> AsyncIterator[Bench]:
+    opened, listener = await two_ports()
+
+    def send(datagrams: Sequence[bytes], endpoint: Endpoint) -> None:
+        for each in datagrams:
+            opened.sendto(each, endpoint)
+
+    door = QuicDoor(
+        send,
+        lambda: (Path(certificate.chain_file).read_bytes(), Path(certificate.key_file).read_bytes()),
+        SERVER,
+    )
     async with (
-        await anyio.create_tcp_listener(local_host=HOST) as listener,
+        listener,
         await anyio.create_tcp_listener(local_host=HOST) as target,
         anyio.create_task_group() as tasks,
     ):
@@ -97,12 +134,12 @@ async def bench(certificate: Certificate) -> AsyncIterator[Bench]:
         services = Services(tls=certificate.context, guests=guests)
 
         async def run() -> None:
-            await serve(listener, SERVER, answer_pings, DEFAULT_LIMITS, drops=it.drops, services=services)
+            await serve(listener, SERVER, answer_pings, DEFAULT_LIMITS, drops=it.drops, services=services, quic=door)
 
         tasks.start_soon(run)
         tasks.start_soon(target.serve, shout)
         await tasks.start(it.calls.run)
-        with anyio.fail_after(30):
+        with anyio.fail_after(30), reading(opened, door.received):
             yield it
         it.callers.close()
         tasks.cancel_scope.cancel()
@@ -203,3 +240,49 @@ async def test_a_certificate_of_somebody_else_is_not_taken(
         with pytest.raises(TunnelError):
             await it.tunnel("tls").open(VISITOR)
         assert it.drops["call_failed"] > 0
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_datagrams_of_each_user_by_a_tunnel_of_its_own(certificate: Certificate, carrier: TunnelCarrier) -> None:
+    sizes = (1, 1100, 1101, 1400, 60_000)
+    async with bench(certificate) as it:
+        with udp_socket() as listening, udp_socket() as target, udp_socket() as one, udp_socket() as other:
+            it.datagrams, tunnel = target.getsockname(), it.tunnel(carrier)
+            flows = UdpFlows(listening, lambda source, local: tunnel.outlet(Visitor(source, local)), drops=it.drops)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(flows.run)
+                sources = []
+                for user in (one, other):
+                    for size in sizes:
+                        user.sendto(os.urandom(size), listening.getsockname())
+                        await anyio.wait_readable(target)
+                        data, source = target.recvfrom(65536)
+                        assert len(data) == size
+                        target.sendto(data[::-1], source)
+                        await anyio.wait_readable(user)
+                        assert user.recv(65536) == data[::-1]
+                    sources.append(source)
+                assert sources[0] != sources[1] and flows.count == 2 and not it.drops
+                one.sendto(b"", listening.getsockname())
+                while not it.drops["datagram_empty"]:  # noqa: ASYNC110 - a counter tells nobody
+                    await anyio.sleep(0.005)
+                it.callers.close()
+                it.online = False
+                tasks.cancel_scope.cancel()
+
+
+async def test_datagrams_for_a_node_that_is_away_are_dropped(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    async with bench(certificate) as it:
+        it.online = False
+        assert it.tunnel("tcp").outlet(VISITOR) is None and it.drops["target_offline"] == 1
+        it.online = True
+        it.calls.supply = lambda wish: None  # type: ignore[method-assign]
+        outlet = it.tunnel("tcp").outlet(VISITOR)
+        assert outlet is not None
+        assert all(outlet.send(memoryview(b"x")) for _ in range(MOST_WAITING)) and not outlet.send(memoryview(b"x"))
+        assert it.drops["tunnel_full"] == 1
+        await outlet.run(lambda datagram: None)
+        assert it.drops["node_does_not_call"] == 1

@@ -11,6 +11,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlay.carrier.outlets import Outlet
 from overlay.carrier.port import Stream
 from overlay.carrier.reached import REACHED
 from overlay.server import groups as module
@@ -53,7 +54,9 @@ class End:
 
     def member(self) -> Member:
         return Member(
-            self.number, SingleTunnel(lambda: self.endpoint if self.online else None), is_silent=lambda: self.silent
+            self.number,
+            SingleTunnel(lambda: self.endpoint if self.online else None, Counter()),
+            is_silent=lambda: self.silent,
         )
 
 
@@ -203,3 +206,46 @@ async def test_a_member_that_is_given_back_while_it_is_tried() -> None:
                 await anyio.sleep(0.005)
             it.group.remove(1)
             it.ends[0].hangs.set()
+
+
+def stale(*outlets: Outlet) -> list[bool]:
+    return [outlet.stale for outlet in outlets]
+
+
+async def test_a_users_datagrams_stay_with_a_member_while_it_is_well() -> None:
+    ends = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    drops: Counter[str] = Counter()
+    group = Group(drops)
+    online = {1, 2}
+    for number, end in enumerate(ends, 1):
+        end.bind((HOST, 0))
+        end.setblocking(False)
+
+        def where(number: int = number, endpoint: Endpoint = end.getsockname()) -> Endpoint | None:
+            return endpoint if number in online else None
+
+        group.add(Member(number, SingleTunnel(where, drops)))
+    one, two = group.members
+    first, second = group.outlet(visitor()), group.outlet(visitor())
+    assert first is not None and second is not None
+    assert first.send(memoryview(b"a")) and second.send(memoryview(b"b"))
+    assert [end.recv(10) for end in ends] == [b"a", b"b"]
+    assert (one.connections, two.connections) == (1, 1)
+    assert stale(first, second) == [False, False]
+    online.discard(1)
+    assert stale(first, second) == [True, False]
+    first.close()
+    first.close()
+    moved = group.outlet(visitor())
+    assert moved is not None and moved.send(memoryview(b"c")) and ends[1].recv(10) == b"c"
+    assert (one.connections, two.connections) == (0, 2)
+    two.problem = "it is not well"
+    assert stale(moved) == [False], "nobody is better"
+    online.add(1)
+    assert stale(moved) == [True]
+    online.clear()
+    assert group.outlet(visitor()) is None and drops["target_offline"]
+    for outlet in (second, moved):
+        outlet.close()
+    for end in ends:
+        end.close()

@@ -48,7 +48,7 @@ def test_a_users_connection_reaches_the_target_with_its_half_closes() -> None:
         public, port = opened("tcp")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, echo)
-            tasks.start_soon(public.run, SingleTunnel(lambda: target))
+            tasks.start_soon(public.run, SingleTunnel(lambda: target, Counter()))
             async with await anyio.connect_tcp(HOST, port) as user:
                 await user.send(b"hello")
                 assert await user.receive() == b"<hello>"
@@ -82,7 +82,7 @@ def test_a_user_of_a_node_that_is_not_there_is_turned_away_at_once() -> None:
         where: list[Endpoint | None] = [None]
         public, port = opened("tcp", drops)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(public.run, SingleTunnel(lambda: where[0]))
+            tasks.start_soon(public.run, SingleTunnel(lambda: where[0], drops))
             await turned_away(port)
             where[0] = nobody  # online, but nothing listens
             await turned_away(port)
@@ -102,7 +102,7 @@ def test_more_users_than_a_port_may_have(monkeypatch: pytest.MonkeyPatch) -> Non
         public, port = opened("tcp", drops)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, echo)
-            tasks.start_soon(public.run, SingleTunnel(lambda: target))
+            tasks.start_soon(public.run, SingleTunnel(lambda: target, drops))
             async with await anyio.connect_tcp(HOST, port) as first:
                 await first.send(b"1")
                 assert await first.receive() == b"<1>"
@@ -124,7 +124,7 @@ def test_a_closed_port_ends_what_goes_through_it() -> None:
         public, port = opened("tcp")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, echo)
-            tasks.start_soon(public.run, SingleTunnel(lambda: target))
+            tasks.start_soon(public.run, SingleTunnel(lambda: target, Counter()))
             async with await anyio.connect_tcp(HOST, port) as user:
                 await user.send(b"1")
                 await user.receive()
@@ -150,7 +150,7 @@ def test_a_port_that_is_closed_as_soon_as_it_is_open(
     async def test() -> None:
         public, _ = opened(protocol)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(public.run, SingleTunnel(lambda: (HOST, 1)))
+            tasks.start_soon(public.run, SingleTunnel(lambda: (HOST, 1), Counter()))
             for _ in range(steps):
                 await anyio.lowlevel.checkpoint()
             public.close()
@@ -165,7 +165,7 @@ def test_datagrams_keep_one_flow_per_user() -> None:
         target: Endpoint = (HOST, service.extra(anyio.abc.SocketAttribute.local_port))
         public, port = opened("udp")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(public.run, SingleTunnel(lambda: target))
+            tasks.start_soon(public.run, SingleTunnel(lambda: target, Counter()))
             async with (
                 await anyio.create_connected_udp_socket(HOST, port) as one,
                 await anyio.create_connected_udp_socket(HOST, port) as two,

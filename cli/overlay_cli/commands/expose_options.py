@@ -48,7 +48,7 @@ Host = Annotated[
     ),
 ]
 Tunnel = Annotated[
-    Literal["auto", "single", "tcp", "tls", "ws", "wss"],
+    Literal["auto", "single", "udp", "tcp", "tls", "ws", "wss"],
     typer.Option(
         "--tunnel",
         envvar="OVERLAY_TUNNEL",

@@ -15,10 +15,9 @@ import anyio
 from overlay.carrier.http import answer, say
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
-from overlay.carrier.stream import reset_on_close
 from overlay.server.groups import MOST_TRIES, Group
 from overlay.server.tunnels import TunnelError, Visitor
-from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat, raw_socket
+from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat
 from overlay.server.web.incoming import Incoming
 from overlay.server.web.sites import Site
 from overlay.wire.control.messages import RequestEntry
@@ -49,7 +48,7 @@ class WebDoor:
         network = network_of(visitor.source[0])
         if self._room.full_for(network):
             self._drops["too_many_users"] += 1
-            reset_on_close(raw_socket(guest.stream))
+            guest.stream.cut()
             return
         visit = self._room.enter(network)
         try:
@@ -84,7 +83,7 @@ class _Connection:
                 while await self._one():
                     pass
             if self._scope.cancelled_caught:
-                reset_on_close(raw_socket(self._user.stream))
+                self._user.stream.cut()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             return
         finally:
@@ -163,7 +162,7 @@ class _Connection:
         except TargetGone as error:
             exchange.keep_user = False
             self._drops[error.reason] += 1
-            reset_on_close(raw_socket(self._user.stream))
+            self._user.stream.cut()
         finally:
             if not (exchange.keep_user and exchange.keep_target) or refusal is not None:
                 self._drop_target()
@@ -173,7 +172,7 @@ class _Connection:
             return exchange.keep_user
         self._drops[refusal.reason] += 1
         if exchange.began:
-            reset_on_close(raw_socket(self._user.stream))
+            self._user.stream.cut()
         else:
             await say(self._user.stream, answer(refusal.status, with_body=request.method != b"HEAD"))
         return False

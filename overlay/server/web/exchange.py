@@ -13,8 +13,7 @@ import anyio
 from anyio.abc import SocketAttribute
 
 from overlay.carrier.forward import forward_streams
-from overlay.carrier.port import Stream
-from overlay.carrier.stream import reset_on_close, watch_as_usual, watch_closely
+from overlay.carrier.port import UserStream
 from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
@@ -113,11 +112,11 @@ class Exchange:
                     return
         except HttpError as error:
             # The target must not take what it has for a whole request.
-            reset_on_close(raw_socket(target.stream))
+            target.stream.cut()
             self._body_error = Unanswered(error.status, error.reason)
             scope.cancel()
         except UserGone as error:
-            reset_on_close(raw_socket(target.stream))
+            target.stream.cut()
             self._body_error = error
             scope.cancel()
         except (Unanswered, TargetGone):
@@ -155,7 +154,7 @@ class Exchange:
             if target.has_head:
                 return parse_response(await target.head(), self.request.method)
             if self._closely:
-                watch_closely(raw_socket(target.stream))
+                target.stream.watch(closely=True)
             with anyio.fail_after(ANSWER_TIMEOUT) as patience:
                 if not self._body_sent.is_set():
                     patience.deadline = float("inf")  # the user's time is watched where the body comes from
@@ -164,7 +163,7 @@ class Exchange:
                 await self._watched(target.wait)
                 head = await target.head()
             if self._closely:
-                watch_as_usual(raw_socket(target.stream))
+                target.stream.watch(closely=False)
             return parse_response(head, self.request.method)
         except TimeoutError as error:
             raise Unanswered(504, "target_slow") from error
@@ -301,6 +300,6 @@ def may_repeat(request: RequestHead) -> bool:
     return request.method in _IDEMPOTENT and request.framing == 0
 
 
-def raw_socket(stream: Stream) -> socket.socket:
+def raw_socket(stream: UserStream) -> socket.socket:
     found: socket.socket = stream.extra(SocketAttribute.raw_socket)
     return found

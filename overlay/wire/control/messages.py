@@ -13,8 +13,8 @@ from overlay.wire.control.terms import Terms
 
 CONTROL_VERSION = 1
 
-TunnelCarrier = Literal["tcp", "tls", "ws", "wss"]
-TunnelKind = Literal["single", "tcp", "tls", "ws", "wss"]
+TunnelCarrier = Literal["udp", "tcp", "tls", "ws", "wss"]
+TunnelKind = Literal["single", "udp", "tcp", "tls", "ws", "wss"]
 """How users' connections travel to the node: by the overlay itself, or each by one that the node makes for it."""
 
 ExposureProtocol = Literal["tcp", "udp", "http"]

@@ -93,7 +93,7 @@ async def serving(handler: Handler) -> AsyncIterator[Served]:
     public = socket.create_server((HOST, 0))
     public.setblocking(False)
     endpoint: Endpoint = (HOST, listener.extra(SocketAttribute.local_port))
-    site = Site("x1", SingleTunnel(lambda: served.target))
+    site = Site("x1", SingleTunnel(lambda: served.target, Counter()))
     served = Served(public.getsockname()[1], site, endpoint)
     sites = Sites()
     sites.add("site.test", "/", site)

@@ -412,7 +412,7 @@ def test_a_group_member_that_dies_before_it_answers_costs_no_request_that_may_be
     async def test(served: Served) -> None:
         group = served.site.tunnel = Group(served.drops)
         for number in (1, 2):
-            group.add(Member(number, SingleTunnel(lambda: served.target)))
+            group.add(Member(number, SingleTunnel(lambda: served.target, served.drops)))
         user = await served.user()
         await user.say(GET)
         assert (await user.head()).startswith(b"HTTP/1.1 200 ") and await user.exactly(6) == b"second"

@@ -1,5 +1,7 @@
 """Hosts, wildcards and prefixes; and how people write them."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from overlay.server.web.sites import Site, Sites
 
 
 def site(name: str) -> Site:
-    return Site(name, SingleTunnel(lambda: None))
+    return Site(name, SingleTunnel(lambda: None, Counter()))
 
 
 def test_the_longest_prefix_of_the_nearest_host() -> None:

@@ -104,12 +104,18 @@ async def converse(network: Network, connection: ControlConnection) -> None:
     await connection.send(network.welcome(number, connection.carrier))
     await network.connect(link, hello.map_mark)
     told = _Told(network, connection, number)
+    lost: ConnectionLost | None = None
     try:
         with link.scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(told.run)
-                await _serve(network, connection, number, told)
+                try:
+                    await _serve(network, connection, number, told)
+                except ConnectionLost as error:
+                    lost = error  # out of the group as it is
                 tasks.cancel_scope.cancel()
+        if lost is not None:
+            raise lost
         if link.refused is not None:
             await connection.send(link.refused)
     finally:

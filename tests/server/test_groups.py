@@ -221,8 +221,8 @@ async def test_a_users_datagrams_stay_with_a_member_while_it_is_well() -> None:
         end.bind((HOST, 0))
         end.setblocking(False)
 
-        def where(number: int = number, endpoint: Endpoint = end.getsockname()) -> Endpoint | None:
-            return endpoint if number in online else None
+        def where(number: int = number, end: socket.socket = end) -> Endpoint | None:
+            return end.getsockname() if number in online else None
 
         group.add(Member(number, SingleTunnel(where, drops)))
     one, two = group.members

@@ -27,7 +27,7 @@ GONE_AFTER: Final = 1.5  # s
 
 
 class TcpStream(ByteStream):
-    """Owns a connected, non-blocking TCP socket. Errors as of every anyio byte stream."""
+    """Owns a connected, non-blocking socket of TCP, or a unix one. Errors as of every anyio byte stream."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
@@ -176,7 +176,9 @@ class TcpStream(ByteStream):
 
 
 def set_options(connected: socket.socket) -> None:
-    """No waiting for more to send, and a peer that has silently gone is noticed."""
+    """No waiting for more to send, and a peer that has silently gone is noticed. A unix socket needs nothing."""
+    if connected.family == socket.AF_UNIX:
+        return
     _set(
         connected,
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),

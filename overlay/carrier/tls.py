@@ -69,14 +69,16 @@ class Tls:
         return self._outgoing.read()
 
 
-def client_context(alpn: tuple[str, ...], *, authorities: bool = False, ca_file: str | None = None) -> ssl.SSLContext:
-    """For one connection of a node. Raises `OSError` if `ca_file` cannot be read, `ssl.SSLError` (also an `OSError`)
-    if no certificate is in it."""
+def client_context(
+    alpn: tuple[str, ...], *, authorities: bool = False, ca_file: str | None = None, ca_data: str = ""
+) -> ssl.SSLContext:
+    """For one connection of a node. `ca_data`: PEM. Raises `OSError` if `ca_file` cannot be read, `ssl.SSLError` (also
+    an `OSError`) if no certificate is in it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     harden(context)
     context.set_alpn_protocols(list(alpn))
-    if ca_file is not None:
-        context.load_verify_locations(ca_file)
+    if ca_file is not None or ca_data:
+        context.load_verify_locations(ca_file, cadata=ca_data or None)
     elif authorities:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     else:

@@ -34,6 +34,7 @@ from overlay.errors import Exit, UserError
 GROUP = "overlay"
 _HTTP_STATUS = {Exit.USAGE: 400, Exit.REFUSED: 403, Exit.NOT_RUNNING: 409, Exit.UNREACHABLE: 504}
 _PEERCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
+_CALLER = "overlay.caller"  # in an ASGI scope
 _LARGEST_BODY = 1 << 20
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,12 @@ def text_in(document: dict[str, Any], key: str, default: str | None = None) -> s
     if not isinstance(value, str):
         raise UserError("bad-request", f"The request must have the text '{key}'.", exit_code=Exit.USAGE)
     return value
+
+
+def caller(request: Request) -> int:
+    """Whose request it is: a uid, on the kernel's word."""
+    uid: int = request.scope[_CALLER]
+    return uid
 
 
 Write = Callable[[bytes | bytearray], Awaitable[None]]
@@ -169,6 +176,13 @@ class _PeerProtocol(H11Protocol):
         )
         _, uid, gid = _PEERCRED.unpack(credentials)
         super().connection_made(transport)
+        app = self.app
+
+        async def with_caller(scope: Scope, receive: Receive, send: Send) -> None:
+            scope[_CALLER] = uid
+            await app(scope, receive, send)
+
+        self.app = with_caller
         if not may_use(uid, gid, os.geteuid()):
             _log.warning("refused a local API caller with user id %d", uid)
             self.app = error_response(

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from overlay.daemon.capture import Capturing, capture_routes
-from overlay.daemon.localapi import Produce, Streamed, json_object, on_user_error, text_in
+from overlay.daemon.localapi import Produce, Streamed, caller, json_object, on_user_error, text_in
 from overlay.daemon.peers import Peers, peer_routes
 from overlay.daemon.records import Recording, record_routes
 from overlay.errors import Exit, UserError
@@ -22,7 +22,7 @@ class Node(Recording, Protocol):
     async def status(self) -> NodeStatus: ...
     def shut_down(self) -> None: ...
     def exposures(self) -> tuple[ExposureStatus, ...]: ...
-    async def expose(self, wish: ExposeWish) -> ExposureStatus: ...
+    async def expose(self, wish: ExposeWish, owner: int) -> ExposureStatus: ...
     def watch_requests(self, name: str) -> Produce: ...
     async def unexpose(self, name: str) -> None: ...
     def names_status(self) -> NamesStatus: ...
@@ -48,7 +48,7 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
             wish = msgspec.convert(document, ExposeWish)
         except msgspec.ValidationError as error:
             raise UserError("bad-request", f"That cannot be exposed: {error}.", exit_code=Exit.USAGE) from error
-        return _answer(await node.expose(wish))
+        return _answer(await node.expose(wish, caller(request)))
 
     async def requests(request: Request) -> Response:
         return Streamed(node.watch_requests(request.path_params["id"]))

@@ -279,8 +279,8 @@ class NodeDaemon:
     def exposures(self) -> tuple[ExposureStatus, ...]:
         return self._exposures.status()
 
-    async def expose(self, wish: ExposeWish) -> ExposureStatus:
-        return await self._exposures.add(wish)
+    async def expose(self, wish: ExposeWish, owner: int) -> ExposureStatus:
+        return await self._exposures.add(wish, owner)
 
     def watch_requests(self, name: str) -> Produce:
         return self._exposures.watch(name)

@@ -6,6 +6,9 @@ lead to it there. Two cases:
 - The public port is the target's own, on this machine. Then it is the target that must listen at all addresses; the
   port is looked at, and never taken: the service could not start any more.
 - Any other target. Then the port is taken here, and forwards.
+
+Lists of networks hold for peers by their overlay addresses, as these are what they come from. What the server alone
+sees to (credentials, rates, how many bytes, what the target is told) keeps peers on the way by the server.
 """
 
 import errno
@@ -16,8 +19,11 @@ from ipaddress import ip_address
 from typing import Final
 
 from overlay.errors import UserError
-from overlay.node.targets import Protocol, Target
+from overlay.node.target_end import TargetEnd
+from overlay.node.targets import Protocol
 from overlay.node.tunnel_end import TunnelEnd
+from overlay.wire.control.terms import NO_TERMS, Access, Limits, Terms
+from overlay.wire.networks import NetworkLists
 
 _UNUSED_LOOPBACK: Final = "127.215.97.3"
 """No service is bound to this address by name: where its port is taken, somebody has taken that of all addresses."""
@@ -44,11 +50,20 @@ class DirectEnd:
     """Of one exposure; `close` it."""
 
     def __init__(
-        self, target: Target, address: str, port: int, is_member: Callable[[str], bool], drops: Counter[str]
+        self,
+        inside: TargetEnd,
+        address: str,
+        port: int,
+        is_member: Callable[[str], bool],
+        drops: Counter[str],
+        terms: Terms = NO_TERMS,
     ) -> None:
         """`port`: the public one, of `address`, an overlay address. `is_member` says whose connections are taken."""
-        self._target, self._address, self._port = target, address, port
-        self._is_member = is_member
+        lists = NetworkLists(terms.access.allow, terms.access.deny)
+        self._refuses_some = not lists.empty
+        self._servers_alone = not _holds_here(terms) or not _admits_any(lists, address, is_member)
+        self._inside, self._target, self._address, self._port = inside, inside.target, address, port
+        self._admits = is_member if lists.empty else (lambda host: is_member(host) and lists.admits(host))
         self._drops = drops
         self._end: TunnelEnd | None = None
 
@@ -58,18 +73,22 @@ class DirectEnd:
 
     def open(self) -> TunnelEnd | None:
         """A listener that is to be run, if one is wanted now."""
-        if self._end is not None or self._is_the_targets_own():
+        if self._end is not None or self._servers_alone or self._is_the_targets_own():
             return None
         try:
-            self._end = TunnelEnd(self._target, self._address, self._port, self._is_member, self._drops)
+            self._end = TunnelEnd(self._inside, self._address, self._port, self._admits, self._drops)
         except UserError:
             return None  # something else has the port: the next look may find it free
         return self._end
 
     def leads(self) -> bool:
         """Whether peers reach the target there, as it is at this moment."""
+        if self._servers_alone:
+            return False
         if not self._is_the_targets_own():
             return self._end is not None
+        if self._refuses_some:  # the target itself knows no lists
+            return False
         return self._target.host == self._address or _is_taken_everywhere(self._target.protocol, self._port)
 
     def close(self) -> None:
@@ -78,13 +97,27 @@ class DirectEnd:
             self._end = None
 
     def _is_the_targets_own(self) -> bool:
-        if self._target.port != self._port:
+        if self._target.kind != "host" or self._target.port != self._port:
             return False
         try:
             address = ip_address(self._target.host)
         except ValueError:
             return self._target.host.lower() == "localhost"
         return address.is_loopback or address.is_unspecified or str(address) == self._address
+
+
+def _holds_here(terms: Terms) -> bool:
+    """Whether nothing is set that the server alone sees to."""
+    access, limits = terms.access, terms.limits
+    return terms == Terms(
+        access=Access(allow=access.allow, deny=access.deny), limits=Limits(connections=limits.connections)
+    )
+
+
+def _admits_any(lists: NetworkLists, address: str, is_member: Callable[[str], bool]) -> bool:
+    """Whether a peer may be among those allowed: else all of them had better come by the server."""
+    own = ip_address(address)
+    return not lists.allow or any(is_member(str(each.network_address)) or own in each for each in lists.allow)
 
 
 def _is_taken_everywhere(protocol: Protocol, port: int) -> bool:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -27,7 +28,8 @@ from overlay.node.direct_end import WELL_KNOWN, DirectEnd
 from overlay.node.health import Checks
 from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
 from overlay.node.status import ExposeWish, ExposureStatus
-from overlay.node.targets import Target
+from overlay.node.target_end import TargetEnd
+from overlay.node.targets import Target, TargetOptions
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.messages import (
     Exposed,
@@ -80,6 +82,7 @@ class Exposures:
         self._members: dict[str, tuple[GroupMember, ...]] = {}
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
+        self._inside: dict[str, TargetEnd] = {}
         self._watchers: dict[str, set[MemoryObjectSendStream[RequestEntry]]] = {}
         self._direct: dict[str, DirectEnd] = {}
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
@@ -107,6 +110,9 @@ class Exposures:
                 end.close()
             for direct in self._direct.values():
                 direct.close()
+            for inside in self._inside.values():
+                inside.close()
+            self._inside.clear()
             self._ends.clear()
             self._checks.clear()
             self._direct.clear()
@@ -115,9 +121,12 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(self, wish: ExposeWish) -> ExposureStatus:
-        """Expose a target. Raises `UserError`: "bad-target", "not-up", "server-unreachable", "server-older", and what
-        the server answers."""
+    async def add(self, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+        """Expose a target. `owner`: uid of who asks, with whose rights files are opened.
+
+        Raises `UserError`: "bad-target", "target-forbidden", "target-missing", "not-up", "server-unreachable",
+        "server-older", and what the server answers.
+        """
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
         target = Target.parse(wish.target, "tcp" if wish.public else "http")
         if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
@@ -127,9 +136,16 @@ class Exposures:
                 "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
                 Exit.USAGE,
             )
+        wish.options.check(target)
         transport = "udp" if target.protocol == "udp" else "tcp"
         async with self._lock:
-            end = self._open(target, 0, wish.terms)
+            inside = self._target_end(target, wish.options, owner)
+            try:
+                await inside.check()
+                end = self._open(inside, 0, wish.terms)
+            except BaseException:
+                inside.close()
+                raise
             try:
                 wanted = Kept(
                     id="",
@@ -139,6 +155,8 @@ class Exposures:
                     tunnel=self._tunnel_of(wish),
                     known_as=wish.known_as,
                     service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
+                    owner=owner,
+                    options=wish.options,
                     terms=wish.terms,
                 )
                 exposure = await self._ask(wanted, wish)
@@ -164,8 +182,9 @@ class Exposures:
                     raise
             except BaseException:
                 end.close()
+                inside.close()
                 raise
-            self._serve(kept.id, end)
+            self._serve(kept, end, inside)
             await self._tell_direct(kept)
             return self._show(kept)
 
@@ -301,22 +320,24 @@ class Exposures:
             _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
-        target = Target.parse(kept.target)
+        inside = self._target_end(Target.parse(kept.target), kept.options, kept.owner)
         try:
-            end = self._open(target, kept.port, kept.terms)
+            end = self._open(inside, kept.port, kept.terms)
         except UserError as error:
             # Another program took the port while we were away: any other does, once the server knows (`reconcile`).
             _log.info("exposure %s gets another port: %s", kept.id, error)
             try:
-                end = self._open(target, 0, kept.terms)
+                end = self._open(inside, 0, kept.terms)
             except UserError as failure:
+                inside.close()
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
                 return
             self._kept[kept.id] = msgspec.structs.replace(kept, port=end.port)
-        self._serve(kept.id, end)
+        self._serve(kept, end, inside)
         self._leads_directly(kept)
 
-    def _open(self, target: Target, port: int, terms: Terms) -> TunnelEnd:
+    def _target_end(self, target: Target, options: TargetOptions, owner: int) -> TargetEnd:
+        """It runs from now on, until it is closed."""
         if self._tasks is None:
             raise UserError(
                 "not-up",
@@ -324,18 +345,25 @@ class Exposures:
                 "Try again when 'overlay status' says 'connected'.",
                 Exit.NOT_RUNNING,
             )
-        grouped = bool(terms.group.name)
-        return TunnelEnd(target, self._address, port, self._is_server, self.drops, says_reached=grouped)
+        inside = TargetEnd(target, options, owner=owner)
+        self._tasks.start_soon(inside.run)
+        return inside
 
-    def _serve(self, name: str, end: TunnelEnd) -> None:
+    def _open(self, inside: TargetEnd, port: int, terms: Terms) -> TunnelEnd:
+        grouped = bool(terms.group.name)
+        return TunnelEnd(inside, self._address, port, self._is_server, self.drops, says_reached=grouped)
+
+    def _serve(self, kept: Kept, end: TunnelEnd, inside: TargetEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start
             end.close()
+            inside.close()
             return
-        self._ends[name] = end
+        inside.prefix = urlsplit(kept.url).path or "/"
+        self._ends[kept.id], self._inside[kept.id] = end, inside
         self._tasks.start_soon(end.run)
-        kept = self._kept[name]
         if kept.terms.health:
-            self._checks.start(self._tasks, name, kept.terms.health, kept.target.partition("://")[2], end.probe)
+            host = kept.target.partition("://")[2].partition("/")[0]
+            self._checks.start(self._tasks, kept.id, kept.terms.health, host, inside.open)
 
     async def _look_again(self) -> None:
         async with self._lock:
@@ -347,12 +375,13 @@ class Exposures:
 
     def _leads_directly(self, kept: Kept) -> bool:
         """Whether peers reach it at this node, which listens for them if need be."""
-        if not kept.known_as or self._tasks is None or kept.tunnel != "single":
+        inside = self._inside.get(kept.id)
+        if not kept.known_as or self._tasks is None or inside is None or kept.tunnel != "single":
             return False
         direct = self._direct.get(kept.id)
         if direct is None:
             port = int(kept.public.rpartition(":")[2])  # its host may be a name
-            direct = DirectEnd(Target.parse(kept.target), self._address, port, self._is_member, self.drops)
+            direct = DirectEnd(inside, self._address, port, self._is_member, self.drops, kept.terms)
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:
@@ -398,7 +427,7 @@ class Exposures:
         self._members.pop(name, None)
         self._checks.stop(name)
         self._led.discard(name)
-        for end in (self._ends.pop(name, None), self._direct.pop(name, None)):
+        for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
         for sending in self._watchers.pop(name, ()):
@@ -428,6 +457,7 @@ class Exposures:
             known_as=kept.known_as,
             service=kept.service,
             direct=kept.id in self._led,
+            trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
             terms=kept.terms,
             problem=self._checks.problem(kept.id),
             members=self._members.get(kept.id, ()),

@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from overlay.carrier.http import read_head
-from overlay.carrier.stream import TcpStream
+from overlay.node.target_end import TargetStream
 from overlay.wire.control.messages import Health
 from overlay.wire.ingress.http1 import HttpError, parse_response
 
@@ -20,8 +20,8 @@ TIMEOUT: Final = 0.7  # s for the target to answer: with the others, a target th
 _FIRST_BAD: Final = 400  # status: redirections are an answer
 _log = logging.getLogger(__name__)
 
-Open = Callable[[], Awaitable[TcpStream | None]]
-"""A connection to the target; None: there is none."""
+Open = Callable[[], Awaitable[TargetStream]]
+"""A connection to the target. Raises `OSError`, whose text is the end of a sentence."""
 
 
 class HealthCheck:
@@ -51,20 +51,20 @@ class HealthCheck:
 
     async def look(self) -> str:
         """Why it is not well, in words; "": it is."""
-        stream: TcpStream | None = None
+        stream: TargetStream | None = None
         try:
             with anyio.fail_after(TIMEOUT):
                 stream = await self._open()
-                if stream is None:
-                    return "it takes no connections"
                 return await self._ask(stream) if self._http == "http" else ""
         except TimeoutError:
             return f"no answer within {TIMEOUT:g} s"
+        except OSError as error:
+            return error.strerror or str(error) or "it takes no connections"
         finally:
             if stream is not None:
                 stream.close()
 
-    async def _ask(self, stream: TcpStream) -> str:
+    async def _ask(self, stream: TargetStream) -> str:
         lines = (f"GET {self._path} HTTP/1.1", f"Host: {self._host}", "Connection: close", "", "")
         try:
             await stream.send("\r\n".join(lines).encode())

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from overlay.node.targets import Target
+from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.wire.control.messages import Expose, Exposure, TunnelKind
 from overlay.wire.control.terms import Terms
 
@@ -22,6 +22,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     tunnel: TunnelKind = "single"
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""
+    owner: int = 0  # uid of who exposed it: with this user's rights files are opened
+    options: TargetOptions = NO_OPTIONS
     terms: Terms = Terms()
 
 
@@ -31,13 +33,14 @@ class KeptFile(msgspec.Struct, frozen=True, kw_only=True):
 
 def asked(kept: Kept, seq: int, *, host: str = "", direct: bool = False) -> Expose:
     """What asks for an exposure, or renews it."""
+    target = Target.parse(kept.target)
     return Expose(
         seq=seq,
         id=kept.id,
-        protocol=Target.parse(kept.target).protocol,
+        protocol=target.protocol,
         public=kept.public,
         host=host,
-        target=kept.target,
+        target=target.told,
         port=kept.port,
         tunnel=kept.tunnel,
         known_as=kept.known_as,
@@ -50,7 +53,7 @@ def asked(kept: Kept, seq: int, *, host: str = "", direct: bool = False) -> Expo
 def agree(theirs: Exposure, ours: Kept) -> bool:
     return (theirs.port, theirs.target, theirs.known_as, theirs.service, theirs.terms) == (
         ours.port,
-        ours.target,
+        Target.parse(ours.target).told,
         ours.known_as,
         ours.service,
         ours.terms,

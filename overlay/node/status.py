@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from overlay.daemon.peers import PathStatus
+from overlay.node.targets import NO_OPTIONS, TargetOptions
 from overlay.path.nat import Dependence
 from overlay.wire.control.messages import GroupMember, TunnelKind
 from overlay.wire.control.terms import Terms
@@ -63,6 +64,7 @@ class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
     tunnel: TunnelKind | Literal["auto"] = "auto"  # auto: single where both ends have a TUN, else tls
     known_as: tuple[str, ...] = ()  # names that users know a port by
     service: str = ""  # what it is; "": what the target's port says
+    options: TargetOptions = NO_OPTIONS
     terms: Terms = Terms()
 
 
@@ -76,6 +78,7 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""  # what it is, as the zone has it
     direct: bool = False  # peers who ask for one of `known_as` come straight here
+    trouble: str = ""  # why the target was not reached the last time; "": it was
     terms: Terms = Terms()
     problem: str | None = None  # why the target is not well, by --health
     members: tuple[GroupMember, ...] = ()  # of its group, as the server has told last

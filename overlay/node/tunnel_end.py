@@ -5,8 +5,6 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from ipaddress import ip_address
 from typing import Final
 
 import anyio
@@ -16,13 +14,12 @@ from overlay.carrier.forward import forward_streams
 from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
 from overlay.carrier.reached import REACHED
-from overlay.carrier.stream import TcpStream, connect, reset_on_close
+from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.errors import UserError
+from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
-CONNECT_TIMEOUT: Final = 10.0
-"""Seconds to reach the target, over all addresses of its name; three SYNs."""
 CONNECTION_LIMIT: Final = 1024
 """Of one exposure at once, as at the server's end: one exposure cannot take all descriptors."""
 LOOKUP_INTERVAL: Final = 30.0
@@ -38,7 +35,7 @@ class TunnelEnd:
 
     def __init__(
         self,
-        target: Target,
+        inside: TargetEnd,
         address: str,
         port: int,
         is_server: Callable[[str], bool],
@@ -48,7 +45,8 @@ class TunnelEnd:
     ) -> None:
         """At `address`, or nowhere (""); port 0 picks one. `says_reached`: as `overlay.carrier.reached` has it. Raises
         `UserError` ("port-taken") if that is taken."""
-        self._target = target
+        self._inside = inside
+        self._target = inside.target
         self._is_server = is_server
         self._drops = drops
         self._says_reached = says_reached
@@ -59,7 +57,7 @@ class TunnelEnd:
         self._endpoint: Endpoint | None = None  # of a UDP target
         self._failing = False  # the target did not answer the last time: say it once
         try:
-            self._socket = _bind(target, address, port) if address else None
+            self._socket = _bind(self._target, address, port) if address else None
         except OSError as error:
             raise UserError(
                 "port-taken",
@@ -176,36 +174,21 @@ class TunnelEnd:
 
         await join(StreamOutlet(given, self._drops), target)
 
-    async def _connect(self) -> TcpStream | None:
-        problem = "no answer"
-        with anyio.move_on_after(CONNECT_TIMEOUT):
-            try:
-                for endpoint in await _resolve(self._target):
-                    try:
-                        stream = await connect(endpoint)
-                    except OSError as error:
-                        problem = error.strerror or str(error)
-                    else:
-                        self._failing = False
-                        return stream
-            except OSError as error:
-                problem = f"its name cannot be found ({error.strerror})"
-        self._drops["exposure_target_unreachable"] += 1
-        _log.log(
-            logging.DEBUG if self._failing else logging.WARNING, "%s is not reachable: %s", self._target.text, problem
-        )
-        self._failing = True
-        return None
-
-    async def probe(self) -> TcpStream | None:
-        """A connection to the target that is no user's; None: it takes none."""
+    async def _connect(self) -> TargetStream | None:
         try:
-            for endpoint in await _resolve(self._target):
-                with suppress(OSError):
-                    return await connect(endpoint)
-        except OSError as error:
-            _log.debug("%s: its name cannot be found: %s", self._target.text, error)
-        return None
+            stream = await self._inside.open()
+        except OSError:  # TimeoutError is one
+            self._drops["exposure_target_unreachable"] += 1
+            _log.log(
+                logging.DEBUG if self._failing else logging.WARNING,
+                "%s is not reachable: %s",
+                self._target.text,
+                self._inside.trouble,
+            )
+            self._failing = True
+            return None
+        self._failing = False
+        return stream
 
     def _outlet(self) -> Outlet | None:
         return SocketOutlet.open(lambda: self._endpoint, self._drops)
@@ -217,11 +200,11 @@ class TunnelEnd:
                 tasks.start_soon(self._flows.run)
             while True:
                 try:
-                    found = await _resolve(self._target)
+                    found = await self._inside.resolve()
                     if self._endpoint not in found:  # a name with several addresses: open flows stay where they are
                         self._endpoint = found[0]
                 except OSError as error:
-                    _log.warning("%s: its name cannot be found: %s", self._target.text, error)
+                    _log.warning("%s: %s", self._target.text, error)
                 await anyio.sleep(LOOKUP_INTERVAL)
 
     def _make_flows(self, bound: socket.socket) -> UdpFlows:
@@ -248,13 +231,3 @@ def _bind(target: Target, address: str, port: int) -> socket.socket:
         bound.close()
         raise
     return bound
-
-
-async def _resolve(target: Target) -> list[Endpoint]:
-    """At least one endpoint, as the system orders them. Raises `OSError`."""
-    try:
-        return [(str(ip_address(target.host)), target.port)]
-    except ValueError:
-        kind = socket.SOCK_DGRAM if target.protocol == "udp" else socket.SOCK_STREAM
-        found = await anyio.getaddrinfo(target.host, target.port, type=kind)
-        return [canonical_endpoint(str(address[0]), target.port) for *_, address in found]

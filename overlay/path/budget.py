@@ -21,6 +21,10 @@ class Budget:
         self._tokens -= cost
         return True
 
+    def put_back(self, cost: float = 1.0) -> None:
+        """What was taken was not used."""
+        self._tokens = min(self._burst, self._tokens + cost)
+
     def available_at(self, now: float, cost: float = 1.0) -> float:
         """When `take` of `cost` tokens, at most `burst`, will succeed: `now` or later."""
         missing = cost - (self._tokens + max(0.0, now - self._filled) * self._rate)

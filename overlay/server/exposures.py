@@ -16,6 +16,8 @@ from anyio.abc import TaskGroup
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
+from overlay.server.access.credentials import Desk
+from overlay.server.access.gate import Gate
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.claims import Claims, Surroundings
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
@@ -60,6 +62,8 @@ class Exposures:
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http
+        self._gates: dict[int, Gate] = {}
+        self._desk = Desk()
         self._by_name = Sites()
         self._web = WebDoor(self.drops, around.wall)
         self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
@@ -106,7 +110,7 @@ class Exposures:
                 "This server runs without a network interface and cannot carry users to nodes.",
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
-        check_terms(request.terms)
+        check_terms(request.terms, request.protocol)
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
@@ -236,14 +240,18 @@ class Exposures:
                 self._ports[lease.id] = self._ports[mate.id]
             if mate.id in self._sites:
                 self._sites[lease.id] = self._sites[mate.id]
+            self._gates[lease.id] = self._gates[mate.id]
+            self._apply(lease)
             return
+        gate = self._gates[lease.id] = Gate(lease.terms, lease.name, lease.path or "/", self._desk)
         serve_user: ServeUser | None = None
         if lease.protocol == "http":
-            site = self._sites[lease.id] = Site(lease.name, tunnel)
+            site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)
             serve_user = self._server_of(site)
             if public is None:
                 self._by_name.add(lease.host, lease.path, site)
         if public is not None:
+            public.gate = gate
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
         self._apply(lease)
@@ -252,9 +260,8 @@ class Exposures:
         """Its terms, or those of its group, hold for users who come from now on."""
         opener = self.groups.opener(lease)
         self.groups.apply(opener)
-        for each in (self._ports.get(opener.id), self._sites.get(opener.id)):
-            if each is not None:
-                each.terms = opener.terms
+        if gate := self._gates.get(opener.id):
+            gate.terms = opener.terms
 
     def _mate(self, lease: ExposureRecord) -> ExposureRecord | None:
         """One of its group that is served already."""
@@ -290,6 +297,7 @@ class Exposures:
         lease = self._records.pop(number, None)
         self._problems.pop(number, None)
         self.groups.leave(number)
+        self._gates.pop(number, None)
         if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
             self._around.on_names()
         site, public = self._sites.pop(number, None), self._ports.pop(number, None)

@@ -17,9 +17,9 @@ from anyio.abc import TaskGroup
 from overlay.carrier.forward import UdpFlows, forward_streams
 from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.errors import Exit, UserError
+from overlay.server.access.gate import Gate
 from overlay.server.tunnels import Tunnel, TunnelError, Visitor
-from overlay.wire.control.terms import NO_TERMS, Terms
-from overlay.wire.endpoint import canonical_endpoint, format_endpoint
+from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
 
 Protocol = Literal["tcp", "udp"]
 ServeUser = Callable[[TcpStream, Visitor], Awaitable[None]]
@@ -98,7 +98,7 @@ class PublicPort:
 
     def __init__(self, protocol: Protocol, sockets: list[socket.socket], drops: Counter[str]) -> None:
         """`drops` counts users turned away, and datagrams, by reason."""
-        self.terms: Terms = NO_TERMS
+        self.gate = Gate()
         self._protocol = protocol
         self._drops = drops
         self._sockets = sockets
@@ -113,7 +113,7 @@ class PublicPort:
 
     @property
     def _limit(self) -> int:
-        return self.terms.limits.connections or MAX_CONNECTIONS
+        return self.gate.terms.limits.connections or MAX_CONNECTIONS
 
     def close(self) -> None:
         """Close the port at once, with all that goes through it."""
@@ -163,20 +163,27 @@ class PublicPort:
                 _log.warning("cannot accept a user: %s", error)
                 await anyio.sleep(0.1)
                 continue
+            source = canonical_endpoint(address[0], address[1])
             # By HTTP a user is told why there is no answer.
             online = serve_user is not None or tunnel.online()
-            if not online or len(self._users) >= self._limit:
-                self._drops["too_many_users" if online else "target_offline"] += 1
+            refused = self._refused(source, serve_user) if online else "target_offline"
+            if refused:
+                self._drops[refused] += 1
                 reset_on_close(user)
                 user.close()
                 await anyio.lowlevel.checkpoint()
                 continue
             self._users.add(user)
-            visitor = Visitor.of(user, canonical_endpoint(address[0], address[1]))
+            visitor = Visitor.of(user, source)
             if serve_user is None:
                 tasks.start_soon(self._forward, user, visitor, tunnel)
             else:
                 tasks.start_soon(self._serve_user, user, visitor, serve_user)
+
+    def _refused(self, source: Endpoint, serve_user: ServeUser | None) -> str:
+        if serve_user is None and not self.gate.admits(source[0]):
+            return "source_refused"
+        return "too_many_users" if len(self._users) >= self._limit else ""
 
     async def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel) -> None:
         try:
@@ -201,6 +208,11 @@ class PublicPort:
             self._users.discard(user)
 
     async def _serve_udp(self, bound: socket.socket, tunnel: Tunnel) -> None:
-        flows = UdpFlows(bound, lambda source, local: tunnel.outlet(Visitor(source, local)), drops=self._drops)
+        flows = UdpFlows(
+            bound,
+            lambda source, local: tunnel.outlet(Visitor(source, local)),
+            accepts=lambda source: self.gate.admits(source[0]),
+            drops=self._drops,
+        )
         self._flows.append(flows)
         await flows.run()

@@ -44,7 +44,7 @@ def network() -> Iterator[Network]:
 
 
 def start_nginx(lab: Lab, space: Namespace) -> None:
-    """Files of random bytes at /large and /medium, /up that takes a body and forgets it, /who that tells what it was told."""
+    """Random bytes at /large and /medium; /up takes a body and forgets it, /who tells what it was told."""
     folder = lab.directory / "nginx"
     (folder / "www").mkdir(parents=True)
     (folder / "www" / "large").write_bytes(os.urandom(SIZE))

@@ -7,13 +7,15 @@ import anyio
 import pytest
 
 from overlay.node.direct_end import DirectEnd
+from overlay.node.target_end import TargetEnd
 from overlay.node.targets import Target
+from overlay.wire.control.terms import Access, Limits, Terms
 
 NODE = "127.77.0.2"
 
 
 def end(target: str, port: int) -> DirectEnd:
-    return DirectEnd(Target.parse(target), NODE, port, lambda address: True, Counter())
+    return DirectEnd(TargetEnd(Target.parse(target)), NODE, port, lambda address: True, Counter())
 
 
 def service(protocol: str, address: str, port: int = 0) -> socket.socket:
@@ -58,3 +60,33 @@ def test_the_targets_own_port_is_looked_at_and_never_taken(protocol: str, host: 
 def test_a_target_at_the_overlay_address_is_there() -> None:
     direct = end(f"tcp://{NODE}:8080", 8080)
     assert direct.open() is None and direct.leads()
+
+
+@pytest.mark.parametrize(
+    ("terms", "leads"),
+    [
+        (Terms(limits=Limits(connections=3)), True),
+        (Terms(access=Access(deny=("127.77.0.9",))), True),
+        (Terms(access=Access(allow=("127.77.0.0/24",))), True),
+        (Terms(access=Access(allow=("127.77.0.4",))), True),
+        (Terms(access=Access(allow=("203.0.113.0/24",))), False),  # nobody who comes here: they try the server
+    ],
+)
+def test_lists_of_networks_hold_for_peers(terms: Terms, *, leads: bool) -> None:
+    async def main() -> None:
+        with service("tcp", NODE) as taken:
+            port = taken.getsockname()[1]
+        target = TargetEnd(Target.parse("tcp://127.0.0.1:1"))
+        direct = DirectEnd(target, NODE, port, lambda address: address.startswith("127.77."), Counter(), terms)
+        assert (direct.open() is not None) is leads and direct.leads() is leads
+        direct.close()
+
+    anyio.run(main)
+
+
+def test_a_target_that_peers_reach_themselves_knows_no_lists() -> None:
+    with service("tcp", "0.0.0.0") as bound:
+        port = bound.getsockname()[1]
+        target = TargetEnd(Target.parse(f"tcp://127.0.0.1:{port}"))
+        terms = Terms(access=Access(deny=("127.77.0.9",)))
+        assert not DirectEnd(target, NODE, port, lambda address: True, Counter(), terms).leads()

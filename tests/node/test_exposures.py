@@ -163,6 +163,7 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "known_as": (),
                 "service": "",
                 "direct": False,
+                "trouble": "",
                 "terms": {},
                 "problem": None,
                 "members": (),

@@ -33,8 +33,10 @@ class Target:
             elif self.answer:
                 await stream.send(self.answer)
 
-    async def open(self) -> TcpStream | None:
-        return await connect((HOST, self.port)) if self.is_open else None
+    async def open(self) -> TcpStream:
+        if not self.is_open:
+            raise OSError("it takes no connections")
+        return await connect((HOST, self.port))
 
 
 @asynccontextmanager
@@ -82,7 +84,7 @@ async def test_changes_are_told_once_and_one_failure_alone_is_none(monkeypatch: 
                 await anyio.sleep_forever()
             return found.pop(0)
 
-    async def nowhere() -> None:
+    async def nowhere() -> TcpStream:
         raise AssertionError
 
     async with anyio.create_task_group() as tasks:

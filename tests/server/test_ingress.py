@@ -15,6 +15,7 @@ from overlay.errors import UserError
 from overlay.server import ingress
 from overlay.server.ingress import PublicPort, bind_public
 from overlay.server.tunnels import SingleTunnel
+from overlay.wire.control.terms import Access, Terms
 from overlay.wire.endpoint import Endpoint
 
 HOST = "127.0.0.1"
@@ -214,3 +215,34 @@ def test_a_port_that_the_server_may_not_open(number: str) -> None:
     error = ingress._bind_error("tcp", "", 80, OSError(getattr(errno, number), "no"))
     assert error.code == "port-permission"
     assert "1024" in error.hint
+
+
+def test_lists_of_networks_hold_at_tcp_and_udp_ports() -> None:
+    drops: Counter[str] = Counter()
+
+    async def test() -> None:
+        listener = await anyio.create_tcp_listener(local_host=HOST, local_port=0)
+        target: Endpoint = (HOST, listener.extra(anyio.abc.SocketAttribute.local_port))
+        (tcp, tcp_port), (udp, udp_port) = opened("tcp", drops), opened("udp", drops)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, echo)
+            for public in (tcp, udp):
+                public.gate.terms = Terms(access=Access(deny=("127.0.0.0/8",)))
+                tasks.start_soon(public.run, SingleTunnel(lambda: target, Counter()))
+            await turned_away(tcp_port)
+            async with await anyio.create_connected_udp_socket(HOST, udp_port) as user:
+                await user.send(b"hello")
+                while drops["source_refused"] < 2:
+                    await anyio.lowlevel.checkpoint()
+            assert not tcp.connections and not udp.connections
+            tcp.gate.terms = Terms(access=Access(allow=("127.0.0.0/8",)))
+            async with await anyio.connect_tcp(HOST, tcp_port) as user:
+                await user.send(b"hello")
+                assert await user.receive() == b"<hello>"
+            tcp.close()
+            udp.close()
+            tasks.cancel_scope.cancel()
+        await listener.aclose()
+
+    within(10, test)
+    assert drops["source_refused"] == 2

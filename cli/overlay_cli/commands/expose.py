@@ -17,6 +17,7 @@ from overlay_cli.options import CaFile, Carrier, Json, NodeState, Proxy, Quiet, 
 
 if TYPE_CHECKING:
     from overlay.daemon.client import LocalClient
+    from overlay_cli.credentials import Made
 
 _ADD = "TARGET"
 """The name of the command that takes a target: what the help of `overlay expose` shows beside `ls` and `rm`."""
@@ -56,6 +57,14 @@ def add_exposure(
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",
+    listing: options.Listing = False,
+    insecure_target: options.InsecureTarget = False,
+    target_ca: options.TargetCa = None,
+    allow: options.Allow = None,
+    deny: options.Deny = None,
+    users: options.Users = "",
+    bearer: options.Bearer = "",
+    secret_link: options.SecretLink = False,
     max_connections: options.MaxConnections = 0,
     group: options.Group = "",
     balance: options.Balance = "least",
@@ -70,19 +79,31 @@ def add_exposure(
     """Publish TARGET, a service that this machine can reach."""
     _reject_mistyped_command(target)
     from overlay.node.settings import check_ways
+    from overlay_cli.credentials import make_credentials
     from overlay_cli.publisher import end_publisher, find_publisher
+    from overlay_cli.targets import absolute_target
 
     ways = way_settings(carrier, proxy, ca)
     check_ways(ways["carriers"], ways["proxy"])
+    made = make_credentials(users=users, bearer=bearer, link=secret_link)
     client, started = find_publisher(state, read_invite(invite), ways, quiet=quiet or json)
     wish = {
-        "target": target,
+        "target": absolute_target(target),
         "public": public,
         "host": host,
         "tunnel": tunnel,
         "known_as": known_as or [],
         "service": service,
-        "terms": options.terms(max_connections=max_connections, group=group, balance=balance, health=health),
+        "options": options.target_options(listing=listing, insecure=insecure_target, ca=target_ca),
+        "terms": options.terms(
+            allow=allow,
+            deny=deny,
+            credentials=made.access,
+            max_connections=max_connections,
+            group=group,
+            balance=balance,
+            health=health,
+        ),
     }
     try:
         with output.working("Asking the server…", quiet=quiet or json):
@@ -91,12 +112,7 @@ def add_exposure(
         if started:
             end_publisher(client)
         raise
-    if json:
-        output.print_json(exposure)
-    elif quiet:
-        output.print_line(exposure["url"] or exposure["public"])
-    else:
-        output.print_line(f"{exposure['id']}  {exposure['url'] or exposure['public']} → {exposure['target']}")
+    _show_exposed(exposure, made, json=json, quiet=quiet)
     if foreground is None:
         foreground = (bool(exposure["url"]) or started) and sys.stdout.isatty() and not (json or quiet)
     if foreground:
@@ -105,6 +121,23 @@ def add_exposure(
         finally:
             if started:
                 end_publisher(client)
+
+
+def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool) -> None:
+    """And what was made for users, which nobody can show later."""
+    from overlay_cli.credentials import with_link
+
+    shown = dict(made.shown)
+    if "link" in shown:
+        exposure["url"] = shown["link"] = with_link(exposure["url"], shown["link"])
+    if json:
+        output.print_json({**exposure, **({"secrets": shown} if shown else {})})
+        return
+    place = exposure["url"] or exposure["public"]
+    output.print_line(place if quiet else f"{exposure['id']}  {place} → {exposure['target']}")
+    for name, secret in shown.items():
+        if name != "link":
+            output.note(f"{name:<9}{secret}")
 
 
 def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool) -> None:

@@ -4,22 +4,26 @@ Those about one thing stand in one panel of the help. A new option is declared h
 `overlay_cli.commands.expose.add_exposure` with the same name.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import typer
+
+from overlay.errors import Exit, UserError
 
 PLACE: Final = "Where"
 WHO: Final = "Who"
 HOW_MUCH: Final = "How much"
 SEVERAL: Final = "Several machines behind one name or port"
+WAY: Final = "The way to the target"
 TOLD: Final = "What the target is told"
 
 Target = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="PORT, HOST:PORT, http://HOST:PORT, tcp://HOST:PORT or udp://HOST:PORT. Without a scheme: http, or "
-        "tcp if --public is given.",
+        help="PORT, HOST:PORT, http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT, unix:PATH of a "
+        "socket, or a folder (./dist). Without a scheme, and for unix: http, or tcp if --public is given.",
     ),
 ]
 
@@ -77,6 +81,95 @@ Service = Annotated[
         help="What it is, for peers who look for _NAME._tcp in the network's domain.",
         show_default="by TARGET's port",
         rich_help_panel=PLACE,
+    ),
+]
+
+# the way to the target ------------------------------------------------------------------------------------------------
+
+Listing = Annotated[
+    bool,
+    typer.Option(
+        "--listing",
+        envvar="OVERLAY_LISTING",
+        help="Of a folder: show what is in it where there is no index.html.",
+        rich_help_panel=WAY,
+    ),
+]
+
+InsecureTarget = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-target",
+        envvar="OVERLAY_INSECURE_TARGET",
+        help="Of a target by https: take any certificate.",
+        rich_help_panel=WAY,
+    ),
+]
+TargetCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-ca",
+        metavar="FILE",
+        envvar="OVERLAY_TARGET_CA",
+        help="Of a target by https: certificates (PEM) that it is verified by, instead of the system's.",
+        show_default=False,
+        rich_help_panel=WAY,
+    ),
+]
+
+# who -----------------------------------------------------------------------------------------------------------------
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NETWORK",
+        envvar="OVERLAY_ALLOW",
+        help="An address or network, such as 192.0.2.0/24, from which users may come; may be repeated.",
+        show_default="from everywhere",
+        rich_help_panel=WHO,
+    ),
+]
+Deny = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NETWORK",
+        envvar="OVERLAY_DENY",
+        help="One from which nobody may come, whatever --allow says; may be repeated.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+Users = Annotated[
+    str,
+    typer.Option(
+        "--users",
+        metavar="FILE|new",
+        envvar="OVERLAY_USERS",
+        help="For http: a file of NAME:PASSWORD, one a line, of whom one must be (basic authentication); 'new' makes "
+        "a user and a password. Of this, --bearer and --secret-link any one suffices.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+Bearer = Annotated[
+    str,
+    typer.Option(
+        "--bearer",
+        metavar="FILE|new",
+        envvar="OVERLAY_BEARER",
+        help="For http: a file of tokens, one a line, of which programs must send one ('Authorization: Bearer'); "
+        "'new' makes one.",
+        show_default=False,
+        rich_help_panel=WHO,
+    ),
+]
+SecretLink = Annotated[
+    bool,
+    typer.Option(
+        "--secret-link",
+        envvar="OVERLAY_SECRET_LINK",
+        help="For http: whoever has opened the link that this prints may come, by a cookie.",
+        rich_help_panel=WHO,
     ),
 ]
 
@@ -154,9 +247,35 @@ Foreground = Annotated[
 ]
 
 
-def terms(*, max_connections: int, group: str, balance: str, health: str) -> dict[str, Any]:
+def target_options(*, listing: bool, insecure: bool, ca: Path | None) -> dict[str, Any]:
+    """`overlay.node.targets.TargetOptions` as the local API takes them. Files are read here, with the rights of who
+    calls. Raises `UserError` (exit 2)."""
+    return {"listing": listing, "insecure": insecure, "ca": "" if ca is None else _read(ca, "--target-ca")}
+
+
+def _read(path: Path, option: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(
+            "file-unreadable", f"{path}, which {option} names, cannot be read: {why}.", "Name another file.", Exit.USAGE
+        ) from error
+
+
+def terms(
+    *,
+    allow: list[str] | None,
+    deny: list[str] | None,
+    credentials: dict[str, Any],
+    max_connections: int,
+    group: str,
+    balance: str,
+    health: str,
+) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
     return {
+        "access": {"allow": allow or [], "deny": deny or [], **credentials},
         "limits": {"connections": max_connections},
         "group": {"name": group.lower(), "balance": balance},
         "health": health,

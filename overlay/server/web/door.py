@@ -15,6 +15,7 @@ import anyio
 from overlay.carrier.http import answer, say
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
+from overlay.server.access.gate import Asker, Reply
 from overlay.server.groups import MOST_TRIES, Group
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat
@@ -70,6 +71,7 @@ class _Connection:
         self._scheme = "https" if guest.secure else "http"
         self._visitor = visitor
         self._source = visitor.source[0]
+        self._asker = Asker(self._source, guest.secure)
         self._find = find
         self._drops = drops
         self._wall = wall
@@ -103,12 +105,21 @@ class _Connection:
             await say(self._user.stream, answer(405))
             return False
         site = self._find(request)
-        if site is None or not self._enter(site):
-            status = 404 if site is None else 503
-            self._drops["http_stranger" if site is None else "too_many_users"] += 1
-            await say(self._user.stream, answer(status, with_body=request.method != b"HEAD"))
-            return False
-        return await self._serve(request, site)
+        if site is None:
+            return await self._reply(request, Reply(404, "http_stranger"))
+        admitted = await site.gate.admit(request, self._asker)
+        if isinstance(admitted, Reply):
+            return await self._reply(request, admitted)
+        if not self._enter(site):
+            return await self._reply(request, Reply(503, "too_many_users"))
+        return await self._serve(admitted, site)
+
+    async def _reply(self, request: RequestHead, reply: Reply) -> bool:
+        if reply.reason:
+            self._drops[reply.reason] += 1
+        whole = answer(reply.status, with_body=request.method != b"HEAD", extra=reply.fields)
+        await say(self._user.stream, whole)
+        return False
 
     async def _request(self) -> RequestHead | None:
         """The next one; None: there is none."""
@@ -132,7 +143,7 @@ class _Connection:
         if site is self._site:
             return True
         self._leave_site()
-        if site.connections >= (site.terms.limits.connections or MAX_PER_SITE):
+        if site.connections >= (site.gate.terms.limits.connections or MAX_PER_SITE):
             return False
         site.users.add(self._scope)
         self._site = site

@@ -7,9 +7,9 @@ from typing import Final
 
 import anyio
 
+from overlay.server.access.gate import Gate
 from overlay.server.tunnels import Tunnel
 from overlay.wire.control.messages import RequestEntry
-from overlay.wire.control.terms import NO_TERMS, Terms
 
 LOG_SIZE: Final = 200  # requests of one exposure that are remembered
 
@@ -22,7 +22,7 @@ class Site:
     tunnel: Tunnel
     log: deque[RequestEntry] = field(default_factory=lambda: deque(maxlen=LOG_SIZE))
     count: int = 0  # requests so far
-    terms: Terms = NO_TERMS
+    gate: Gate = field(default_factory=Gate)
     watchers: dict[str, Callable[[RequestEntry], None]] = field(default_factory=dict)  # by exposure's name
     users: set[anyio.CancelScope] = field(default_factory=set)
 

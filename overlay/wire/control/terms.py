@@ -11,8 +11,28 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from overlay.errors import Exit, UserError
+from overlay.wire.credentials import is_digest, is_password_hash, is_user_name
+from overlay.wire.networks import NetworkLists
 
 MOST_CONNECTIONS: Final = 8192
+MOST_NETWORKS: Final = 256  # in a list
+MOST_SECRETS: Final = 256  # users, or tokens
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who; nothing set: everybody."""
+
+    allow: tuple[str, ...] = ()  # networks, CIDR; () is everybody
+    deny: tuple[str, ...] = ()  # networks, which win over those allowed
+    # By http, those who show any of these; hashes as `overlay.wire.credentials` has them:
+    users: tuple[str, ...] = ()  # "name:hash of the password"
+    bearers: tuple[str, ...] = ()  # digests of tokens
+    link: str = ""  # digest of what the secret link has in it
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether users have to show something."""
+        return bool(self.users or self.bearers or self.link)
 
 
 Balance = Literal["least", "round-robin", "sticky"]
@@ -36,6 +56,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    access: Access = Access()
     limits: Limits = Limits()
     group: Membership = Membership()
     health: str = ""  # how the node looks whether its target is well: "tcp", "http:/path"; "": it does not look
@@ -44,11 +65,37 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 NO_TERMS: Final = Terms()
 
 
-def check_terms(terms: Terms) -> None:
-    """Raises `UserError` ("terms-invalid", exit 2)."""
+def check_terms(terms: Terms, protocol: str) -> None:
+    """Of an exposure that users reach by `protocol`. Raises `UserError` ("terms-invalid", exit 2)."""
     check_group(terms)
     if not 0 <= terms.limits.connections <= MOST_CONNECTIONS:
         raise _invalid(f"--max-connections is a number from 1 to {MOST_CONNECTIONS}")
+    _check_networks(terms.access)
+    _check_secrets(terms.access, protocol)
+
+
+def _check_networks(access: Access) -> None:
+    if max(len(access.allow), len(access.deny)) > MOST_NETWORKS:
+        raise _invalid(f"--allow and --deny name {MOST_NETWORKS} networks each at the most")
+    for network in (*access.allow, *access.deny):
+        try:
+            NetworkLists((network,))
+        except ValueError as error:
+            raise _invalid(f"'{network[:64]}' is not a network such as 192.0.2.0/24 or 2001:db8::/32") from error
+
+
+def _check_secrets(access: Access, protocol: str) -> None:
+    if access.is_secret and protocol != "http":
+        raise _invalid("users can show a password, a token or a secret link by http alone")
+    if max(len(access.users), len(access.bearers)) > MOST_SECRETS:
+        raise _invalid(f"there are more than {MOST_SECRETS} users or tokens")
+    pairs = [user.partition(":") for user in access.users]
+    if len({name for name, _, _ in pairs}) < len(pairs) or not all(
+        is_user_name(name) and is_password_hash(password) for name, _, password in pairs
+    ):
+        raise _invalid("its users are not each a name and the hash of a password")
+    if not all(map(is_digest, (*access.bearers, *([access.link] if access.link else ())))):
+        raise _invalid("its tokens are not digests")
 
 
 def check_group(terms: Terms) -> None:
@@ -63,8 +110,14 @@ def check_group(terms: Terms) -> None:
 
 
 def shared(terms: Terms) -> Terms:
-    """What is the same for all members of a group."""
-    return msgspec.structs.replace(terms, health="")
+    """What is the same for all members of a group. Not the secrets: of a password each node has another hash, and whose
+    counts is whose terms hold."""
+    access = terms.access
+    names = tuple(sorted(user.partition(":")[0] for user in access.users))
+    kinds = msgspec.structs.replace(
+        access, users=names, bearers=("",) * bool(access.bearers), link="?" * bool(access.link)
+    )
+    return msgspec.structs.replace(terms, health="", access=kinds)
 
 
 def _invalid(why: str) -> UserError:

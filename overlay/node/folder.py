@@ -1,0 +1,309 @@
+"""A folder as a website: files to read, and nothing else. Runs in a deputy, with the rights of who exposed it.
+
+What a request's path may lead to: a regular file below the folder, none of whose names begins with a dot (`.git`,
+`.env`; `.well-known` of RFC 8615 is the exception), also behind links. Where it lies is looked at before it is opened,
+and once more by what was opened, on the kernel's word. All else is 404, whatever the reason, which tells nothing.
+"""
+
+import asyncio
+import errno
+import html
+import mimetypes
+import os
+import re
+import resource
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate, parsedate_to_datetime
+from itertools import islice
+from typing import Final
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+import anyio
+import anyio.to_thread
+import uvicorn
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from starlette.staticfiles import NotModifiedResponse
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+MOST_LISTED: Final = 10_000  # entries of a folder
+KEEP_ALIVE: Final = 75  # s, as long as the server keeps a connection for a user's next request
+_INDEX: Final = b"index.html"
+_WELL_KNOWN: Final = b".well-known"
+_RANGES: Final = re.compile(r"bytes=[ \t]*(\d+-\d*|-\d+)([ \t]*,[ \t]*(\d+-\d*|-\d+))*[ \t]*", re.ASCII)
+_DESCRIPTORS: Final = 4096
+_SECURITY: Final = {"x-content-type-options": "nosniff"}
+_LISTING_POLICY: Final = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", **_SECURITY}
+
+_TYPES: Final = mimetypes.MimeTypes()  # and not what this machine happens to have in /etc
+for _suffix, _type in {
+    ".avif": "image/avif",
+    ".js": "text/javascript",  # RFC 9239
+    ".json": "application/json",
+    ".md": "text/markdown",
+    ".mjs": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".wasm": "application/wasm",
+    ".webmanifest": "application/manifest+json",
+    ".webp": "image/webp",
+    ".woff": "font/woff",
+    ".woff2": "font/woff2",
+    ".xml": "text/xml",
+}.items():
+    _TYPES.add_type(_type, _suffix)
+_COMPRESSED: Final = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`descriptor` is open, and whoever has this closes it; `name`: of the file, without folders."""
+
+    descriptor: int
+    status: os.stat_result
+    name: str
+
+
+class Folder:
+    """An ASGI application. Reads the folder anew for each request: it may be replaced."""
+
+    def __init__(self, path: str, prefix: str = "/", *, listing: bool = False) -> None:
+        """`prefix`: what stands before the names in all paths of requests; it begins and ends with a slash."""
+        self._path = os.fsencode(path)
+        self._prefix = prefix.encode()
+        self._listing = listing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+
+        async def send_dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["date"] = formatdate(usegmt=True)
+            await send(message)
+
+        found: Found | None = None
+        try:
+            if scope["method"] not in ("GET", "HEAD"):
+                response: Response = PlainTextResponse("Method Not Allowed\n", 405, {"allow": "GET, HEAD"})
+            else:
+                answer = await anyio.to_thread.run_sync(self._answer, scope["raw_path"])
+                if isinstance(answer, Found):
+                    found = answer
+                    response = _file(found, Headers(scope=scope))
+                    scope = {**scope, "headers": _with_right_range(scope["headers"])}
+                else:
+                    response = answer
+            await response(scope, receive, send_dated)
+        finally:
+            if found is not None:
+                os.close(found.descriptor)
+
+    def _answer(self, raw_path: bytes) -> Found | Response:
+        if raw_path == self._prefix[:-1] != b"":
+            return _to_folder(raw_path.rpartition(b"/")[2])
+        names, is_folder = _names(raw_path.removeprefix(self._prefix))
+        if names is None or not raw_path.startswith(self._prefix):
+            return _nothing()
+        try:
+            where = self._locate(names)
+            if stat.S_ISDIR(os.stat(where).st_mode):
+                return self._folder(names, where, is_folder=is_folder)
+            return _nothing() if is_folder else self._open(where)
+        except (OSError, ValueError):
+            return _nothing()
+
+    def _locate(self, names: list[bytes]) -> bytes:
+        """The real path. Raises `OSError` for one that is not to be seen."""
+        root = os.path.realpath(self._path, strict=True)
+        where = os.path.realpath(os.path.join(root, *names), strict=True)
+        _check_below(root, where)
+        return where
+
+    def _folder(self, names: list[bytes], where: bytes, *, is_folder: bool) -> Found | Response:
+        if not is_folder:
+            return _to_folder(quote_from_bytes(names[-1]).encode())
+        try:
+            return self._open(self._locate([*names, _INDEX]))
+        except OSError:
+            if not self._listing:
+                return _nothing()
+        return _list(where, self._locate, names)
+
+    def _open(self, where: bytes) -> Found:
+        if not stat.S_ISREG(os.stat(where).st_mode):  # to open a device may do something already
+            raise OSError(errno.EACCES, "no regular file")
+        descriptor = os.open(where, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EACCES, "no regular file")
+            opened = os.fsencode(os.readlink(f"/proc/self/fd/{descriptor}"))
+            _check_below(os.path.realpath(self._path, strict=True), opened)
+            return Found(descriptor, status, os.fsdecode(os.path.basename(where)))
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+
+def _names(raw_path: bytes) -> tuple[list[bytes] | None, bool]:
+    """What of a request's path leads below the folder, percent-encoded as it came → the names in it (None: there can be
+    no such file), and whether it is a folder's. Decoded once, after it was cut: an encoded slash is part of a name,
+    which no file has."""
+    parts = [unquote_to_bytes(part) for part in raw_path.split(b"/")]
+    is_folder = not parts[-1]
+    names = parts[:-1] if is_folder else parts
+    for number, name in enumerate(names):
+        if not name or b"/" in name or b"\0" in name or (_is_hidden(name) and (number or name != _WELL_KNOWN)):
+            return None, is_folder
+    return names, is_folder
+
+
+def _is_hidden(name: bytes) -> bool:
+    return name.startswith(b".")
+
+
+def _check_below(root: bytes, where: bytes) -> None:
+    """Raises `OSError` for what lies elsewhere, or behind a hidden name."""
+    if where == root:
+        return
+    prefix = root if root.endswith(b"/") else root + b"/"
+    if where.startswith(prefix):
+        first, *rest = where[len(prefix) :].split(b"/")
+        if not any(map(_is_hidden, rest)) and (not _is_hidden(first) or first == _WELL_KNOWN):
+            return
+    raise OSError(errno.EACCES, "not below the folder")
+
+
+def _to_folder(name: bytes) -> Response:
+    # Relative, as nobody here knows the scheme that the user speaks; "./", as a name may have a colon.
+    return Response(status_code=307, headers={"location": f"./{name.decode('ascii')}/"})
+
+
+def _nothing() -> Response:
+    return PlainTextResponse("Not Found\n", 404)
+
+
+def media_type(name: str) -> str:
+    """By the name's end. What is compressed is that, and not what is in it: nobody said that it is to be unpacked."""
+    found, compression = _TYPES.guess_type(name, strict=False)
+    if compression is not None:
+        return _COMPRESSED.get(compression, "application/octet-stream")
+    return found or "application/octet-stream"
+
+
+def _file(found: Found, request: Headers) -> Response:
+    response = FileResponse(
+        f"/proc/self/fd/{found.descriptor}",
+        media_type=media_type(found.name),
+        stat_result=found.status,
+        headers={"cache-control": "no-cache", **_SECURITY},
+    )
+    if _is_known(request, response.headers, found.status.st_mtime):
+        return NotModifiedResponse(response.headers)
+    return response
+
+
+def _is_known(request: Headers, response: Headers, modified: float) -> bool:
+    """Whether the user has it already (RFC 9110 §13.2.2)."""
+    tags = request.get("if-none-match")
+    if tags is not None:
+        known = [tag.strip().removeprefix("W/") for tag in tags.split(",")]
+        return "*" in known or response["etag"] in known
+    try:
+        return int(modified) <= parsedate_to_datetime(request["if-modified-since"]).timestamp()
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return False
+
+
+def _with_right_range(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Without a Range that is none: it has no meaning (RFC 9110 §14.2), where the library answers 400."""
+    return [
+        (name, value)
+        for name, value in headers
+        if name != b"range" or _RANGES.fullmatch(value.decode("latin-1").strip(), 0, 4096)
+    ]
+
+
+def _list(where: bytes, locate: Callable[[list[bytes]], bytes], names: list[bytes]) -> Response:
+    """A page of what can be had; folders first."""
+    rows: list[tuple[bool, bytes, os.stat_result]] = []
+    with os.scandir(where) as entries:
+        for entry in islice(entries, MOST_LISTED):
+            try:
+                status = os.stat(locate([*names, entry.name]))
+            except OSError:
+                continue
+            is_folder = stat.S_ISDIR(status.st_mode)
+            if not _is_hidden(entry.name) and (is_folder or stat.S_ISREG(status.st_mode)):
+                rows.append((not is_folder, entry.name, status))
+    title = html.escape("/" + "".join(f"{each.decode(errors='replace')}/" for each in names))
+    lines = ['<tr><td><a href="../">../</a></td><td></td><td></td></tr>'] if names else []
+    for is_file, name, status in sorted(rows):
+        slash = "" if is_file else "/"
+        shown = html.escape(name.decode(errors="replace"))
+        size = str(status.st_size) if is_file else ""
+        lines.append(
+            f'<tr><td><a href="./{quote_from_bytes(name)}{slash}">{shown}{slash}</a></td><td>{size}</td>'
+            f"<td>{formatdate(status.st_mtime, usegmt=True)}</td></tr>"
+        )
+    return HTMLResponse(_PAGE.format(title=title, rows="\n".join(lines)), headers=_LISTING_POLICY)
+
+
+_PAGE: Final = """<!doctype html>
+<html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>body{{font-family:sans-serif;margin:2em}}td{{padding:.1em 1em .1em 0}}td+td{{color:#666}}</style></head>
+<body><h1>{title}</h1>
+<table>
+{rows}
+</table></body></html>
+"""
+
+
+class FolderServer:
+    """HTTP on connections to itself."""
+
+    def __init__(self, path: str, *, listing: bool) -> None:
+        self._path, self._listing = path, listing
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+        if soft != resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+        self._state = ServerState()
+        self._config = uvicorn.Config(
+            Folder("/"),  # each connection has its own
+            http=H11Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE,
+        )
+        self._config.load()
+
+    async def connect(self, prefix: str) -> socket.socket:
+        """One end of a connection; the other one is served until the user goes. Raises `OSError` if the folder cannot
+        be read."""
+        os.close(os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        users, ours = socket.socketpair()
+        ours.setblocking(False)
+
+        def protocol() -> H11Protocol:
+            made = H11Protocol(self._config, self._state, {})
+            made.app = Folder(self._path, prefix, listing=self._listing)
+            return made
+
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, ours)
+        except BaseException:
+            users.close()
+            ours.close()
+            raise
+        return users

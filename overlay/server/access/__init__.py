@@ -1,0 +1,1 @@
+"""Who may use an exposure, and how much."""

@@ -26,9 +26,15 @@ class Made:
     access: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def private(self) -> str:
+        """Digest of the token of a private exposure; "": none was made."""
+        return _token(self.shown["token"]) if "token" in self.shown else ""
 
-def make_credentials(*, users: str, bearer: str, link: bool) -> Made:
-    """`users`, `bearer`: a file, "-", or `NEW`; "": none. Raises `UserError` ("credentials-…", exit 2)."""
+
+def make_credentials(*, users: str, bearer: str, link: bool, private: bool = False) -> Made:
+    """`users`, `bearer`: a file, "-", or `NEW`; "": none. `private`: a token for peers. Raises `UserError`
+    ("credentials-…", exit 2)."""
     made = Made()
     if users == NEW:
         made.shown.update(user=USER, password=secrets.token_urlsafe(_SIZE))
@@ -43,6 +49,8 @@ def make_credentials(*, users: str, bearer: str, link: bool) -> Made:
     if link:
         made.shown["link"] = secrets.token_urlsafe(_SIZE)
         made.access["link"] = _token(made.shown["link"])
+    if private:
+        made.shown["token"] = secrets.token_urlsafe(_SIZE)
     return made
 
 

@@ -1,7 +1,7 @@
 """One byte from the node, before all that the target says: it has reached the target.
 
-A connection to a node tells nothing of the target behind it. Where the server has another node to go to, it waits for
-this byte before the user's first one goes: then nothing has been said that could not be said to the other as well.
+A connection to a node tells nothing of the target behind it. Who has another node to go to, or can ask to be let in
+again, waits for this byte before the user's first one goes: then nothing was said that could not be said once more.
 """
 
 from typing import Final

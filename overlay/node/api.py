@@ -14,6 +14,7 @@ from overlay.daemon.peers import Peers, peer_routes
 from overlay.daemon.records import Recording, record_routes
 from overlay.errors import Exit, UserError
 from overlay.node.status import ExposeWish, ExposureStatus, NameAnswer, NamesStatus, NodeStatus
+from overlay.wire.control.messages import Connected
 
 
 class Node(Recording, Protocol):
@@ -25,6 +26,7 @@ class Node(Recording, Protocol):
     async def expose(self, wish: ExposeWish, owner: int) -> ExposureStatus: ...
     def watch_requests(self, name: str) -> Produce: ...
     async def unexpose(self, name: str) -> None: ...
+    async def connect(self, name: str, token: str) -> Connected: ...
     def names_status(self) -> NamesStatus: ...
     async def query_name(self, name: str, rtype: str) -> NameAnswer: ...
 
@@ -57,6 +59,10 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
         await node.unexpose(request.path_params["id"])
         return _answer({})
 
+    async def connect(request: Request) -> Response:
+        document = await json_object(request)
+        return _answer(await node.connect(text_in(document, "name"), text_in(document, "token", "")))
+
     async def names_status(_request: Request) -> Response:
         return _answer(node.names_status())
 
@@ -72,6 +78,7 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
             Route("/v1/exposures", expose, methods=["POST"]),
             Route("/v1/exposures/{id}", unexpose, methods=["DELETE"]),
             Route("/v1/exposures/{id}/requests", requests, methods=["GET"]),
+            Route("/v1/connect", connect, methods=["POST"]),
             Route("/v1/dns", names_status, methods=["GET"]),
             Route("/v1/dns/query", query_name, methods=["POST"]),
             *capture_routes(capturing),

@@ -18,6 +18,8 @@ from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.node.backoff import Backoff, Liveness
 from overlay.wire.control import netmap
 from overlay.wire.control.messages import (
+    Admit,
+    Connected,
     Done,
     Endpoints,
     Exposed,
@@ -52,7 +54,7 @@ ENDPOINTS_DELAY = 0.1
 
 _log = logging.getLogger(__name__)
 
-Answer = Exposed | Recorded | Done
+Answer = Exposed | Connected | Recorded | Done
 Dial = Callable[[], Awaitable[ControlConnection]]
 
 
@@ -65,6 +67,7 @@ class Listener(Protocol):
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None: ...
     def supply(self, wish: Supply) -> None: ...
     def group_changed(self, name: str, members: tuple[GroupMember, ...]) -> None: ...
+    def let_in(self, name: str, address: str, seconds: float) -> None: ...
     def disconnected(self) -> None: ...
 
 
@@ -365,7 +368,7 @@ class ControlClient:
                         self.rtt = now - self._pings.pop(seq)
                 case SignedMap():
                     self._receive_map(message)
-                case Exposed(seq=seq) | Recorded(seq=seq) | Done(seq=seq) | Failed(seq=seq):
+                case Exposed(seq=seq) | Connected(seq=seq) | Recorded(seq=seq) | Done(seq=seq) | Failed(seq=seq):
                     if seq in self._pending:
                         self._pending[seq].answer = message
                         self._pending[seq].arrived.set()
@@ -375,6 +378,8 @@ class ControlClient:
                     self._listener.supply(message)
                 case Members(id=name, members=members):
                     self._listener.group_changed(name, members)
+                case Admit(id=name, address=address, seconds=seconds):
+                    self._listener.let_in(name, address, seconds)
                 case Requests(id=name, entries=entries):
                     self._listener.requested(name, entries)
                 case Refused():

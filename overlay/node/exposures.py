@@ -25,6 +25,7 @@ from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.direct_end import WELL_KNOWN, DirectEnd
+from overlay.node.guests import Guests
 from overlay.node.health import Checks
 from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
 from overlay.node.status import ExposeWish, ExposureStatus
@@ -65,6 +66,7 @@ class Exposures:
         is_server: Callable[[str], bool],
         is_member: Callable[[str], bool] = lambda address: False,
         say: Callable[[Message], Coroutine[Any, Any, None]] = _say_nothing,
+        server_is_there: Callable[[], bool] = lambda: True,
     ) -> None:
         """`request` asks the server, `say` tells it something if it is there. `is_server` says whether an overlay
         address is the server's, `is_member` whether it is of this network.
@@ -78,6 +80,7 @@ class Exposures:
         self._request = request
         self._is_server = is_server
         self._is_member = is_member
+        self._server_is_there = server_is_there
         self._checks = Checks(say)
         self._members: dict[str, tuple[GroupMember, ...]] = {}
         self._lock = anyio.Lock()
@@ -128,7 +131,16 @@ class Exposures:
         "server-older", and what the server answers.
         """
         # A port of its own carries whatever is said there; a name needs a protocol that tells it.
-        target = Target.parse(wish.target, "tcp" if wish.public else "http")
+        private = bool(wish.terms.private.name)
+        target = Target.parse(wish.target, "tcp" if wish.public or private else "http")
+        if private and not self._address:
+            raise UserError(
+                "no-tunnel",
+                "Peers reach a private exposure at this machine's address in the network, which it has after "
+                "'overlay up' alone.",
+                "Run 'sudo overlay up' first.",
+                Exit.USAGE,
+            )
         if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
             raise UserError(
                 "bad-target",
@@ -154,7 +166,7 @@ class Exposures:
                     port=end.port,
                     tunnel=self._tunnel_of(wish),
                     known_as=wish.known_as,
-                    service=wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
+                    service="" if private else wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
                     owner=owner,
                     options=wish.options,
                     terms=wish.terms,
@@ -279,6 +291,12 @@ class Exposures:
                 with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
                     sending.send_nowait(entry)
 
+    def let_in(self, name: str, address: str, seconds: float) -> None:
+        """The server says which peer may come to a private exposure."""
+        end = self._ends.get(name)
+        if end is not None and isinstance(end.accepts, Guests):
+            end.accepts.let_in(address, seconds)
+
     def set_members(self, name: str, members: tuple[GroupMember, ...]) -> None:
         """The server tells of the group that an exposure is in."""
         if name in self._kept:
@@ -350,8 +368,9 @@ class Exposures:
         return inside
 
     def _open(self, inside: TargetEnd, port: int, terms: Terms) -> TunnelEnd:
-        grouped = bool(terms.group.name)
-        return TunnelEnd(inside, self._address, port, self._is_server, self.drops, says_reached=grouped)
+        accepts = Guests(self._server_is_there) if terms.private.name else self._is_server
+        reached = bool(terms.group.name or terms.private.name)
+        return TunnelEnd(inside, self._address, port, accepts, self.drops, says_reached=reached)
 
     def _serve(self, kept: Kept, end: TunnelEnd, inside: TargetEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start

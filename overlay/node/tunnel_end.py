@@ -38,16 +38,17 @@ class TunnelEnd:
         inside: TargetEnd,
         address: str,
         port: int,
-        is_server: Callable[[str], bool],
+        accepts: Callable[[str], bool],
         drops: Counter[str],
         *,
         says_reached: bool = False,
     ) -> None:
-        """At `address`, or nowhere (""); port 0 picks one. `says_reached`: as `overlay.carrier.reached` has it. Raises
-        `UserError` ("port-taken") if that is taken."""
+        """At `address`, or nowhere (""); port 0 picks one. `accepts`: whose connections are taken: the server's, as a
+        rule. `says_reached`: as `overlay.carrier.reached` has it. Raises `UserError` ("port-taken") if that is
+        taken."""
         self._inside = inside
         self._target = inside.target
-        self._is_server = is_server
+        self.accepts = accepts
         self._drops = drops
         self._says_reached = says_reached
         self._scope = anyio.CancelScope()
@@ -135,7 +136,7 @@ class TunnelEnd:
             self._streams -= 1
 
     def _unwanted(self, host: str) -> str | None:
-        if not self._is_server(canonical_endpoint(host, 0)[0]):
+        if not self.accepts(canonical_endpoint(host, 0)[0]):
             return "exposure_not_the_server"
         return "exposure_limit" if self._streams >= CONNECTION_LIMIT else None
 
@@ -212,7 +213,7 @@ class TunnelEnd:
             bound,
             lambda source, local: self._outlet(),
             limit=CONNECTION_LIMIT,
-            accepts=lambda source: self._is_server(source[0]),
+            accepts=lambda source: self.accepts(source[0]),
             drops=self._drops,
         )
 

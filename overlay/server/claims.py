@@ -49,6 +49,7 @@ class Surroundings:
     web_ports: tuple[int, ...] = ()  # the shared ones, for URLs
     web_domain: str = ""  # below which hosts are picked; "": none are
     domains: tuple[str, ...] = ()  # the network's
+    tags_of: Callable[[int], tuple[str, ...]] = lambda number: ()  # of a node
     direct: bool = True  # whether peers may be led past the server
     on_names: Callable[[], None] = lambda: None  # what is said of some exposure has changed
     leads_here: Callable[[str], Awaitable[bool]] | None = None
@@ -109,12 +110,15 @@ class Claims:
         return wanted
 
     def _wanted(self, node: int, request: Expose) -> ExposureRecord:
+        private = request.terms.private.name
         by_name = (
             request.protocol == "http"
             and not request.public
             and (request.host or (self._around.web_domain and not request.known_as))
         )
-        if by_name:
+        if private:
+            host, port, path = private, 0, ""
+        elif by_name:
             host, path = parse_host(request.host) if request.host else (self._pick_host(node), "/")
             port = 0
         else:
@@ -143,11 +147,17 @@ class Claims:
                 return host
 
     def check_renewed(self, held: ExposureRecord, renewed: ExposureRecord) -> None:
-        """Raises `UserError` ("group-fixed") for what a lease cannot become."""
+        """Raises `UserError` ("group-fixed", "private-fixed", "group-twice") for what a lease cannot become."""
         if renewed.terms.group.name != held.terms.group.name:
             raise UserError(
                 "group-fixed",
                 f"Exposure {held.name} cannot change its group.",
+                "Give it back with 'overlay expose rm', and expose the target anew.",
+            )
+        if renewed.private != held.private:
+            raise UserError(
+                "private-fixed",
+                f"Exposure {held.name} cannot change its private name.",
                 "Give it back with 'overlay expose rm', and expose the target anew.",
             )
         self._check_twice(renewed, self.mates(renewed))
@@ -213,6 +223,8 @@ class Claims:
 
     def public(self, record: ExposureRecord) -> str:
         """Where users reach it: "203.0.113.1:9000", or "docs.example.com/prefix"."""
+        if record.private:
+            return f"private: {record.private}"
         if record.path:
             return record.host + record.path.rstrip("/")
         host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")

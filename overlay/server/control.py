@@ -19,6 +19,7 @@ from overlay.wire.control.messages import (
     AddRecord,
     Attach,
     Attached,
+    Connect,
     Done,
     Endpoints,
     Expose,
@@ -229,7 +230,7 @@ async def _answer(network: Network, number: int, message: Message, told: _Told) 
         case Endpoints():
             network.set_endpoints(number, message.lan, message.observed)
             return None
-        case Expose() | Unexpose() | Watch() | AddRecord() | RemoveRecord():
+        case Expose() | Unexpose() | Connect() | Watch() | AddRecord() | RemoveRecord():
             try:
                 return await _grant(network, number, message, told)
             except UserError as error:
@@ -239,7 +240,7 @@ async def _answer(network: Network, number: int, message: Message, told: _Told) 
 
 
 async def _grant(
-    network: Network, number: int, request: Expose | Unexpose | Watch | AddRecord | RemoveRecord, told: _Told
+    network: Network, number: int, request: Expose | Unexpose | Connect | Watch | AddRecord | RemoveRecord, told: _Told
 ) -> ServerMessage:
     """Do what a node asks for. Raises `UserError`."""
     match request:
@@ -247,6 +248,8 @@ async def _grant(
             return Exposed(seq=request.seq, exposure=await network.exposures.expose(number, request))
         case Unexpose():
             await network.exposures.unexpose(number, request.id)
+        case Connect():
+            return await network.exposures.private.connect(number, request)
         case Watch():
             told.watch(request.id, wanted=request.wanted)
         case AddRecord():

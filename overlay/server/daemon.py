@@ -392,6 +392,7 @@ class ServerDaemon:
             web_ports=tuple(sorted({own for kind, own in self._own_ports(port) if kind == "tcp"})),
             web_domain=self._settings.web_domain,
             domains=domains,
+            tags_of=lambda number: self._network.tags_of(number) if self._network is not None else (),
             direct=self._settings.direct_names,
             on_names=self._tell_records,
             leads_here=self._leads_here,

@@ -23,6 +23,7 @@ from overlay.server.claims import Claims, Surroundings
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
 from overlay.server.groups import Groups
 from overlay.server.ingress import PublicPort, ServeUser
+from overlay.server.private import Private, check_private
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
 from overlay.server.tunnels import SingleTunnel, Tunnel, Visitor
@@ -59,6 +60,7 @@ class Exposures:
         self._records: dict[int, ExposureRecord] = {}
         self._claims = Claims(around, self._records, self.drops)
         self.groups = Groups(around, self._claims, self._records, self.drops)
+        self.private = Private(around, self._records)
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http
@@ -104,20 +106,21 @@ class Exposures:
         lowest = 1 if request.tunnel == "single" else 0  # what a node without an overlay address has
         if not lowest <= request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
             raise UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)
-        if not self._around.tunnel and request.tunnel == "single":
+        if not self._around.tunnel and request.tunnel == "single" and not request.terms.private.name:
             raise UserError(
                 "no-tunnel",
                 "This server runs without a network interface and cannot carry users to nodes.",
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
         check_terms(request.terms, request.protocol)
+        check_private(request)
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 record = await (self._renew(node, request) if request.id else self._grant(node, request))
-                if record.path:
+                if record.path or record.private:
                     said = NOTHING_SAID  # all of it is about a port
                 if self._said.get(record.id, NOTHING_SAID) != said:
                     self._said[record.id] = said
@@ -146,6 +149,7 @@ class Exposures:
             for record in [record for record in self._records.values() if record.node == node]:
                 self._forget(record.id)
             self._callers.forget_node(node)
+            await self.private.forget_node(node)
 
     def said(self) -> list[tuple[ExposureRecord, Said]]:
         """Each exposure, with what its node has said of it."""
@@ -185,6 +189,7 @@ class Exposures:
                 await transaction.set_exposure(renewed)
             self._records[record.id] = renewed
             self._apply(renewed)
+            await self.private.renewed(record, renewed)
         return renewed
 
     async def _grant(self, node: int, request: Expose) -> ExposureRecord:
@@ -197,7 +202,10 @@ class Exposures:
             )
         wanted = self._claims.wanted(node, request)
         public: PublicPort | None = None
-        if wanted.path or self._mate(wanted) is not None:
+        if wanted.private:
+            record = wanted
+            self.private.check_name(record)
+        elif wanted.path or self._mate(wanted) is not None:
             record = wanted
             self._claims.check_place(record)
         else:
@@ -215,7 +223,7 @@ class Exposures:
 
     def _open_missing(self) -> None:
         for record in list(self._records.values()):
-            if record.id in self._ports or record.id in self._sites:
+            if record.id in self._ports or record.id in self._sites or record.private:
                 continue
             if not self._around.tunnel and record.tunnel == "single":
                 continue
@@ -231,6 +239,8 @@ class Exposures:
         """`public`: the lease's own port; None: it is found by its name, or by what others of its group have opened."""
         self._records[lease.id] = lease
         self._problems.pop(lease.id, None)
+        if lease.private:
+            return  # peers go to its node
         mate = self._mate(lease)
         tunnel = self._tunnel(lease)
         if lease.terms.group.name:
@@ -297,6 +307,7 @@ class Exposures:
         lease = self._records.pop(number, None)
         self._problems.pop(number, None)
         self.groups.leave(number)
+        self.private.forget(number)
         self._gates.pop(number, None)
         if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
             self._around.on_names()
@@ -340,7 +351,7 @@ class Exposures:
         )
 
     def _url(self, record: ExposureRecord) -> str | None:
-        if record.protocol != "http":
+        if record.protocol != "http" or record.private:
             return None
         if not record.path:
             return f"http://{self._claims.public(record)}/"

@@ -391,6 +391,10 @@ class Network:
         node = self._nodes.get(number)
         return node.name if node is not None else f"number {number}"
 
+    def tags_of(self, number: int) -> tuple[str, ...]:
+        node = self._nodes.get(number)
+        return node.tags if node is not None else ()
+
     def names(self) -> dict[str, int]:
         """Of all nodes, and their numbers."""
         return {node.name: node.number for node in self._nodes.values()}

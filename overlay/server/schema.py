@@ -90,8 +90,8 @@ exposure_table = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("node", Integer, ForeignKey("node.number", ondelete="CASCADE"), nullable=False),
     Column("protocol", Text, nullable=False),
-    Column("host", Text, nullable=False),  # public address, "" is every address of the server; or a web host's name
-    Column("public_port", Integer, nullable=False),  # 0: reached by the host's name on the shared port
+    Column("host", Text, nullable=False),  # public address, "" is every one of the server; a web host's or private name
+    Column("public_port", Integer, nullable=False),  # 0: reached by the host's name on the shared port, or private
     Column("path", Text, nullable=False),  # prefix below that name, "/docs/"; "" at a port
     Column("target", Text, nullable=False),  # for show
     Column("port", Integer, nullable=False),  # on the node's overlay address, for the single tunnel
@@ -191,6 +191,11 @@ class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
     def place(self) -> tuple[str, str, int, str]:
         """Where users reach it: the same one for all members of a group, and for nobody else."""
         return (self.protocol, self.host, self.public_port, self.path)
+
+    @property
+    def private(self) -> str:
+        """The name by which peers alone reach it; "": it is public."""
+        return self.terms.private.name
 
     @property
     def transport(self) -> Literal["tcp", "udp"]:

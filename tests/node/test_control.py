@@ -46,6 +46,7 @@ class Recorder:
         self.requests: list[RequestEntry] = []
         self.supplies: list[Supply] = []
         self.members: dict[str, tuple[GroupMember, ...]] = {}
+        self.guests: list[tuple[str, str, float]] = []
         self.lost = 0
         self._changed = anyio.Event()
 
@@ -69,6 +70,10 @@ class Recorder:
 
     def group_changed(self, name: str, members: tuple[GroupMember, ...]) -> None:
         self.members[name] = members
+        self._tell()
+
+    def let_in(self, name: str, address: str, seconds: float) -> None:
+        self.guests.append((name, address, seconds))
         self._tell()
 
     def disconnected(self) -> None:

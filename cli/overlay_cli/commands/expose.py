@@ -66,6 +66,9 @@ def add_exposure(
     bearer: options.Bearer = "",
     secret_link: options.SecretLink = False,
     max_connections: options.MaxConnections = 0,
+    private: options.Private = "",
+    for_tag: options.ForTag = None,
+    token: options.Token = False,
     group: options.Group = "",
     balance: options.Balance = "least",
     health: options.Health = "",
@@ -85,7 +88,7 @@ def add_exposure(
 
     ways = way_settings(carrier, proxy, ca)
     check_ways(ways["carriers"], ways["proxy"])
-    made = make_credentials(users=users, bearer=bearer, link=secret_link)
+    made = make_credentials(users=users, bearer=bearer, link=secret_link, private=token)
     client, started = find_publisher(state, read_invite(invite), ways, quiet=quiet or json)
     wish = {
         "target": absolute_target(target),
@@ -103,6 +106,9 @@ def add_exposure(
             group=group,
             balance=balance,
             health=health,
+            private=private,
+            for_tag=for_tag,
+            token=made.private,
         ),
     }
     try:

@@ -14,6 +14,7 @@ from overlay.errors import Exit, UserError
 PLACE: Final = "Where"
 WHO: Final = "Who"
 HOW_MUCH: Final = "How much"
+PRIVATE: Final = "For peers alone"
 SEVERAL: Final = "Several machines behind one name or port"
 WAY: Final = "The way to the target"
 TOLD: Final = "What the target is told"
@@ -188,6 +189,33 @@ MaxConnections = Annotated[
     ),
 ]
 
+# for peers alone ------------------------------------------------------------------------------------------------------
+
+Private = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        envvar="OVERLAY_PRIVATE",
+        help="Open no public place: only peers reach it, by 'overlay connect NAME'.",
+        show_default=False,
+        rich_help_panel=PRIVATE,
+    ),
+]
+ForTag = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TAG",
+        envvar="OVERLAY_FOR_TAG",
+        help="Peers whose invite had this tag; may be repeated.",
+        show_default=False,
+        rich_help_panel=PRIVATE,
+    ),
+]
+Token = Annotated[
+    bool,
+    typer.Option("--token", help="Peers who have the token that is made and shown now, once.", rich_help_panel=PRIVATE),
+]
+
 # several machines -----------------------------------------------------------------------------------------------------
 
 Group = Annotated[
@@ -272,6 +300,9 @@ def terms(
     group: str,
     balance: str,
     health: str,
+    private: str,
+    for_tag: list[str] | None,
+    token: str,
 ) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
     return {
@@ -279,4 +310,5 @@ def terms(
         "limits": {"connections": max_connections},
         "group": {"name": group.lower(), "balance": balance},
         "health": health,
+        "private": {"name": private.lower(), "tags": for_tag or [], "token": token},
     }

@@ -83,6 +83,14 @@ class Health(Message, frozen=True, kw_only=True, tag="health"):
     problem: str = ""  # why it is not, in words; "": it is
 
 
+class Connect(Message, frozen=True, kw_only=True, tag="connect"):
+    """Ask to be let in at a private exposure, for a while. Answered by `Connected` or `Failed`."""
+
+    seq: int
+    name: str
+    token: str = ""  # a secret
+
+
 class Watch(Message, frozen=True, kw_only=True, tag="watch"):
     """Have the requests of an exposure by http told (`Requests`) from now on, or no longer; as long as this connection
     lasts. Answered by `Done` or `Failed`."""
@@ -262,6 +270,23 @@ class Members(Message, frozen=True, kw_only=True, tag="members"):
     members: tuple[GroupMember, ...]
 
 
+class Connected(Message, frozen=True, kw_only=True, tag="connected"):
+    seq: int
+    node: str  # its name
+    address: str  # overlay address
+    port: int
+    datagrams: bool = False  # it is UDP's port
+    seconds: float  # for how long new connections are let in
+
+
+class Admit(Message, frozen=True, kw_only=True, tag="admit"):
+    """Let a peer in at a private exposure of this node; what has begun goes on after that time."""
+
+    id: str
+    address: str  # the peer's overlay address
+    seconds: float  # from now; 0: no longer
+
+
 class Done(Message, frozen=True, kw_only=True, tag="done"):
     seq: int
 
@@ -280,7 +305,19 @@ class Pong(Message, frozen=True, kw_only=True, tag="pong"):
 
 
 NodeMessage = (
-    Hello | Endpoints | Expose | Unexpose | Health | Watch | AddRecord | RemoveRecord | Ping | Pong | Leave | Attach
+    Hello
+    | Endpoints
+    | Expose
+    | Unexpose
+    | Health
+    | Connect
+    | Watch
+    | AddRecord
+    | RemoveRecord
+    | Ping
+    | Pong
+    | Leave
+    | Attach
 )
 ServerMessage = (
     Welcome
@@ -291,6 +328,8 @@ ServerMessage = (
     | Supply
     | Requests
     | Members
+    | Connected
+    | Admit
     | Recorded
     | Done
     | Failed

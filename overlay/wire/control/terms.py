@@ -17,6 +17,8 @@ from overlay.wire.networks import NetworkLists
 MOST_CONNECTIONS: Final = 8192
 MOST_NETWORKS: Final = 256  # in a list
 MOST_SECRETS: Final = 256  # users, or tokens
+MOST_TAGS: Final = 16
+LONGEST_TAG: Final = 64  # characters
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,7 +40,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 Balance = Literal["least", "round-robin", "sticky"]
 """Which member of a group serves a user: the one with the fewest connections, each in turn, always the same one."""
 
-_GROUP: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
 _HEALTH: Final = re.compile(r"tcp|http(:/[!-~]{0,255})?")
 
 
@@ -47,6 +49,14 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str = ""  # of the group; "": none
     balance: Balance = "least"
+
+
+class Private(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """At no public place: for peers alone, those with one of the tags or with the token."""
+
+    name: str = ""  # by which peers ask for it; "": it is public
+    tags: tuple[str, ...] = ()
+    token: str = ""  # its digest; "": there is none
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,6 +69,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     access: Access = Access()
     limits: Limits = Limits()
     group: Membership = Membership()
+    private: Private = Private()
     health: str = ""  # how the node looks whether its target is well: "tcp", "http:/path"; "": it does not look
 
 
@@ -68,6 +79,7 @@ NO_TERMS: Final = Terms()
 def check_terms(terms: Terms, protocol: str) -> None:
     """Of an exposure that users reach by `protocol`. Raises `UserError` ("terms-invalid", exit 2)."""
     check_group(terms)
+    _check_private(terms.private)
     if not 0 <= terms.limits.connections <= MOST_CONNECTIONS:
         raise _invalid(f"--max-connections is a number from 1 to {MOST_CONNECTIONS}")
     _check_networks(terms.access)
@@ -101,12 +113,28 @@ def _check_secrets(access: Access, protocol: str) -> None:
 def check_group(terms: Terms) -> None:
     """Raises `UserError` ("terms-invalid", exit 2)."""
     group = terms.group
-    if group.name and not _GROUP.fullmatch(group.name):
+    if group.name and not _NAME.fullmatch(group.name):
         raise _invalid(f"'{group.name[:64]}' is no name of a group, such as web-1: letters, digits and hyphens")
     if group.balance not in get_args(Balance) or (group.balance != "least" and not group.name):
         raise _invalid("--balance is how the members of a --group share their users")
     if terms.health and not _HEALTH.fullmatch(terms.health):
         raise _invalid(f"'{terms.health[:64]}' is no way to look whether a target is well, such as tcp or http:/health")
+
+
+def _check_private(private: Private) -> None:
+    if not private.name:
+        if private != Private():
+            raise _invalid("--for-tag and --token say who may reach what is exposed with --private NAME")
+        return
+    if not _NAME.fullmatch(private.name):
+        raise _invalid(f"'{private.name[:64]}' is no name such as db-1: letters, digits and hyphens")
+    if not private.tags and not private.token:
+        raise _invalid("say who may reach it, with --for-tag TAG or --token")
+    tags = private.tags
+    if len(tags) > MOST_TAGS or not all(0 < len(tag) <= LONGEST_TAG and tag.isprintable() for tag in tags):
+        raise _invalid(f"--for-tag takes {MOST_TAGS} tags at the most, of 1 to {LONGEST_TAG} printable characters")
+    if private.token and not is_digest(private.token):
+        raise _invalid("its token is not a digest")
 
 
 def shared(terms: Terms) -> Terms:

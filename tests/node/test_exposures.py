@@ -31,7 +31,7 @@ from overlay.wire.control.messages import (
     Unexpose,
     Watch,
 )
-from overlay.wire.control.terms import Limits, Membership, Terms
+from overlay.wire.control.terms import Limits, Membership, Private, Terms
 
 SERVER, NODE, STRANGER, PEER = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.4"
 
@@ -492,5 +492,42 @@ def test_a_member_of_a_group_says_that_it_reached_its_target_and_how_that_is(tmp
             await setup.exposures.remove(shown.id)
             await setup.exposures.reconcile(())
             assert len(setup.said) == 2
+
+    anyio.run(main)
+
+
+def test_a_private_exposure_takes_those_whom_the_server_has_named(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    terms = Terms(private=Private(name="db", tags=("team",)))
+
+    async def main() -> None:
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            shown = await setup.add(f"127.0.0.1:{port}", "", terms=terms)
+            assert shown.target == f"tcp://127.0.0.1:{port}" and shown.service == ""
+            inner = setup.server.exposures[shown.id].port
+            setup.exposures.let_in(shown.id, PEER, 600)
+            setup.exposures.let_in("x99", SERVER, 600)
+            assert await ask(inner, PEER, b"hello") == REACHED + b"HELLO"
+            for other in (SERVER, STRANGER):
+                with pytest.raises((anyio.BrokenResourceError, OSError)):
+                    await ask(inner, other, b"hello")
+            setup.exposures.let_in(shown.id, PEER, 0)
+            with pytest.raises((anyio.BrokenResourceError, OSError)):
+                await ask(inner, PEER, b"hello")
+        async with serving(setup.make(), ""):
+            pass
+
+    anyio.run(main)
+
+
+def test_a_private_exposure_needs_an_overlay_address(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+
+    async def main() -> None:
+        async with serving(setup.exposures, ""):
+            with pytest.raises(UserError) as caught:
+                await setup.add("22", "", terms=Terms(private=Private(name="ssh", tags=("team",))))
+            assert caught.value.code == "no-tunnel" and "overlay up" in caught.value.hint
+            assert not setup.server.requests
 
     anyio.run(main)

@@ -117,6 +117,7 @@ class ControlConnection:
                 if message is not None:
                     return message
             self._raise_if_lost()
+            await anyio.lowlevel.checkpoint_if_cancelled()  # a stream looks first, and is cancelled where it waits
             await self._read(self._limits.silence)
 
     async def aclose(self) -> None:

@@ -4,8 +4,6 @@ Both ends of an exposure use it: the server's ingress between a user and the nod
 the server and the target. Nothing here knows whom it forwards for.
 """
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +12,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.flows import UdpFlows
 from overlay.carrier.quic import QuicStream
-from overlay.carrier.splice import WORTHWHILE, make_pipe, splice
+from overlay.carrier.splice import Count, join
 from overlay.carrier.stream import TcpStream, reset_on_close, set_options
 from overlay.carrier.streams import CodecStream
 
@@ -44,37 +42,50 @@ async def forward_streams(a: Forwardable, b: Forwardable, forwarded: Forwarded |
     """
     result = Forwarded() if forwarded is None else forwarded
     whole = False
+
+    def count_a(size: int) -> None:
+        result.a_to_b += size
+
+    def count_b(size: int) -> None:
+        result.b_to_a += size
+
     try:
-        for stream in (a, b):
-            if isinstance(stream, SocketStream):  # the others are made so
-                set_options(stream.extra(SocketAttribute.raw_socket))
-        async with anyio.create_task_group() as tasks:
-
-            async def copy(source: Forwardable, sink: Forwardable, count: Callable[[int], None]) -> None:
-                try:
-                    await _copy(source, sink, count)
-                except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-                    result.error = result.error or (str(error.__cause__ or error) or "connection reset")
-                    tasks.cancel_scope.cancel()
-
-            def count_a(size: int) -> None:
-                result.a_to_b += size
-
-            def count_b(size: int) -> None:
-                result.b_to_a += size
-
-            tasks.start_soon(copy, a, b, count_a)
-            tasks.start_soon(copy, b, a, count_b)
+        if isinstance(a, TcpStream) and isinstance(b, TcpStream):
+            await join(a.unwatched(), b.unwatched(), count_a, count_b)
+        else:
+            await _copy_both(a, b, count_a, count_b, result)
         whole = result.error is None
-    except OSError as error:  # a socket that was dead before we began
-        result.error = str(error)
+    except OSError as error:  # also a socket that was dead before we began
+        result.error = error.strerror or "connection reset"
+    except anyio.ClosedResourceError:
+        result.error = "closed"
     finally:
         for stream in (a, b):
             if not whole:
                 _cut(stream)
-            with anyio.CancelScope(shield=True):  # one turn of the loop each
+            if not isinstance(stream, SocketStream):
+                stream.close()
+                continue
+            with anyio.CancelScope(shield=True):  # one turn of the loop
                 await stream.aclose()
     return result
+
+
+async def _copy_both(a: Forwardable, b: Forwardable, count_a: Count, count_b: Count, result: Forwarded) -> None:
+    for stream in (a, b):
+        if isinstance(stream, SocketStream):  # the others are made so
+            set_options(stream.extra(SocketAttribute.raw_socket))
+    async with anyio.create_task_group() as tasks:
+
+        async def copy(source: Forwardable, sink: Forwardable, count: Count) -> None:
+            try:
+                await _copy(source, sink, count)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+                result.error = result.error or (str(error.__cause__ or error) or "connection reset")
+                tasks.cancel_scope.cancel()
+
+        tasks.start_soon(copy, a, b, count_a)
+        tasks.start_soon(copy, b, a, count_b)
 
 
 def _cut(stream: Forwardable) -> None:
@@ -84,33 +95,12 @@ def _cut(stream: Forwardable) -> None:
         stream.cut()
 
 
-async def _copy(source: Forwardable, sink: Forwardable, count: Callable[[int], None]) -> None:
-    if not (isinstance(source, TcpStream) and isinstance(sink, TcpStream)):
-        await _copy_some(source, sink, count, float("inf"))
-        return
-    if not await _copy_some(source, sink, count, WORTHWHILE):
-        return
-    pipe = make_pipe()
-    if pipe is None:
-        await _copy_some(source, sink, count, float("inf"))
-        return
-    try:
-        await splice(source, sink, pipe, count)
-    finally:
-        for end in pipe:
-            os.close(end)
-
-
-async def _copy_some(source: Forwardable, sink: Forwardable, count: Callable[[int], None], most: float) -> bool:
-    """→ whether there may be more than `most` bytes; not: the end has been passed on"""
-    copied = 0
-    while copied < most:
+async def _copy(source: Forwardable, sink: Forwardable, count: Count) -> None:
+    while True:
         try:
             data = await source.receive(_CHUNK)
         except anyio.EndOfStream:
             await sink.send_eof()
-            return False
+            return
         await sink.send(data)
         count(len(data))
-        copied += len(data)
-    return True

@@ -6,6 +6,7 @@ fresh key, so the handshake alone earns no trust. Nothing here does I/O; time is
 
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
@@ -36,6 +37,7 @@ BURST: Final = 2.0  # s worth of handshakes that may come at once
 _ADDRESSES_KEPT: Final = 4096  # in the rate table; the longest unseen goes first
 
 
+@lru_cache(4096)
 def network_of(host: str) -> str:
     """Whom to count together: an IPv4 address, or the /64 that a single IPv6 host can pick its addresses from."""
     address = ip_address(host)
@@ -97,6 +99,8 @@ class Door:
         # Generic cell rate algorithm: the time at which each bucket would be full again.
         self._full_at: OrderedDict[str, float] = OrderedDict()
         self._full_at_all = 0.0
+        self._expected: OrderedDict[str, tuple[int, float]] = OrderedDict()  # how many, until when
+        self._called = Room(limits.silent, limits.silent)
 
     @property
     def strangers(self) -> int:
@@ -110,9 +114,26 @@ class Door:
             return "too_many_silent_from_address" if full == "address" else "too_many_silent"
         return self._silent.enter(network)
 
+    def expect(self, host: str, count: int, until: float) -> None:
+        """A node at `host` has been asked to connect so many times: the limits on strangers are not for these."""
+        network = network_of(host)
+        known, _ = self._expected.pop(network, (0, 0.0))
+        self._expected[network] = (min(known + count, self._limits.silent), until)
+        if len(self._expected) > _ADDRESSES_KEPT:
+            self._expected.popitem(last=False)
+
+    def _is_expected(self, network: str, now: float) -> bool:
+        count, until = self._expected.get(network, (0, 0.0))
+        if now > until or not count or self._called.full_for(network):
+            return False
+        self._expected[network] = (count - 1, until)
+        return True
+
     def enter(self, host: str, now: float) -> Visit | str:
         """A connection from `host` wants to prove that it is a node's. A visit: it is in; else why it is not."""
         network = network_of(host)
+        if self._is_expected(network, now):
+            return self._called.enter(network)
         limits = self._limits
         full_at = max(self._full_at.get(network, now), now)
         full_at_all = max(self._full_at_all, now)

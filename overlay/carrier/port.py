@@ -99,6 +99,7 @@ _STARTS: Final[dict[bytes, Spoken]] = {
     STUN: "stun",
     **dict.fromkeys(METHODS, "http"),
 }
+LONGEST_START: Final = max(map(len, _STARTS))
 
 
 def spoken(start: bytes) -> Spoken | None:
@@ -123,7 +124,7 @@ async def greet(
     """
     start = b""
     while (speaks := spoken(start)) is None:
-        more = await tcp.peek(len(start) + 1)
+        more = await tcp.peek(len(start) + 1, LONGEST_START)
         if len(more) <= len(start):
             raise anyio.EndOfStream
         start = more

@@ -73,7 +73,7 @@ class QuicStream:
         self._over = False
         self._flushing = False
         self._unanswered_since: float | None = None
-        self._patience = UNANSWERED
+        self._closely = False
         self._probing: asyncio.TimerHandle | None = None
         self._when_closed: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -84,8 +84,9 @@ class QuicStream:
 
     # the stream ------------------------------------------------------------------------------------------------------
 
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        """At least one byte. Raises `EndOfStream` when the peer has closed in order, `BrokenResourceError` else."""
+    async def receive(self, max_bytes: int = 65536, within: float | None = None) -> bytes:
+        """At least one byte. Raises `EndOfStream` when the peer has closed in order, `TimeoutError` if nothing comes
+        `within` so many seconds, `BrokenResourceError` else."""
         while True:
             await anyio.lowlevel.checkpoint_if_cancelled()
             if self._closed:
@@ -100,7 +101,8 @@ class QuicStream:
                 raise anyio.BrokenResourceError(self._broken)
             if self._ended:
                 raise anyio.EndOfStream
-            await self._changed.wait()
+            with anyio.fail_after(within):
+                await self._changed.wait()
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """Take what there is room for, waiting until there is some. → bytes taken; cancelled: none."""
@@ -198,7 +200,7 @@ class QuicStream:
 
     def watch(self, *, closely: bool) -> None:
         """As `TcpStream.watch`."""
-        self._patience = GONE_AFTER if closely else UNANSWERED
+        self._closely = closely
         if self._probing is not None:
             self._probing.cancel()
         if closely:
@@ -273,6 +275,10 @@ class QuicStream:
         if not self._over:
             self.connection.close(QuicErrorCode.APPLICATION_ERROR if self._cut else QuicErrorCode.NO_ERROR)
             self.flush()
+
+    @property
+    def _patience(self) -> float:
+        return GONE_AFTER if self._closely else UNANSWERED
 
     def _probe(self) -> None:
         """The other machine, while it is watched closely."""

@@ -5,8 +5,10 @@ talk to, and gives no way to say what of a cancelled write has gone. Here a stra
 connecting, reading and writing are cancelled cleanly at any point.
 """
 
+import asyncio
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Mapping
@@ -27,19 +29,26 @@ GONE_AFTER: Final = 1.5  # s
 
 
 class TcpStream(ByteStream):
-    """Owns a connected, non-blocking socket of TCP, or a unix one. Errors as of every anyio byte stream."""
+    """Owns a connected, non-blocking socket of TCP, or a unix one. Errors as of every anyio byte stream.
+
+    One task at a time reads, and one writes; either is cancelled where it waits. The loop goes on watching for whoever
+    reads again and again: beginning and ending that for each read, and a scope for a time limit, cost three times what
+    reading does.
+    """
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._closed = False
         self._when_closed: Callable[[], None] | None = None
+        self._reader: _Reader | None = None  # from the first wait on
+        self._writing: asyncio.Future[None] | None = None
         connected.setblocking(False)
         set_options(connected)
 
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        """At least one byte. Raises `EndOfStream` on FIN, `BrokenResourceError` on a reset."""
+    async def receive(self, max_bytes: int = 65536, within: float | None = None) -> bytes:
+        """At least one byte. Raises `EndOfStream` on FIN, `BrokenResourceError` on a reset, `TimeoutError` if nothing
+        comes `within` so many seconds."""
         while True:
-            await anyio.lowlevel.checkpoint_if_cancelled()
             if self._closed:
                 raise anyio.ClosedResourceError
             try:
@@ -52,20 +61,20 @@ class TcpStream(ByteStream):
                 if not data:
                     raise anyio.EndOfStream
                 return data
-            await anyio.wait_readable(self._socket)
+            await self._readable(within)
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """Give the kernel what it takes now, waiting until it takes something. → bytes taken; cancelled: none."""
         while True:
-            await anyio.lowlevel.checkpoint_if_cancelled()
             if self._closed:
                 raise anyio.ClosedResourceError
             try:
                 return self._socket.send(data)
             except BlockingIOError:
-                await anyio.wait_writable(self._socket)
+                pass
             except OSError as error:
                 raise anyio.BrokenResourceError(error.strerror) from error
+            await self.writable()
 
     def send_now(self, data: bytes | memoryview) -> int:
         """→ bytes that the kernel takes without waiting; 0: none."""
@@ -80,30 +89,41 @@ class TcpStream(ByteStream):
 
     async def writable(self) -> None:
         """Wait until the kernel takes something, or says what is wrong."""
-        await anyio.lowlevel.checkpoint_if_cancelled()
         if self._closed:
             raise anyio.ClosedResourceError
-        await anyio.wait_writable(self._socket)
+        if self._writing is not None:
+            raise anyio.BusyResourceError("writing to")
+        loop = asyncio.get_running_loop()
+        waiting = self._writing = loop.create_future()
+        loop.add_writer(self._socket.fileno(), _done, waiting)
+        try:
+            await waiting
+        finally:
+            self._writing = None
+            if not self._closed:
+                loop.remove_writer(self._socket.fileno())
 
-    async def peek(self, size: int) -> bytes:
-        """The first `size` bytes, which stay where they are; fewer only at the end of the stream."""
+    async def peek(self, size: int, most: int = 0) -> bytes:
+        """The first `size` bytes, and up to `most` if they are there, all of which stay where they are; fewer than
+        `size` only at the end of the stream."""
         while True:
-            await anyio.lowlevel.checkpoint_if_cancelled()
             if self._closed:
                 raise anyio.ClosedResourceError
             try:
-                # Without the low-water mark, the first of several bytes would wake us again and again.
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
-                await anyio.wait_readable(self._socket)
-                data = self._socket.recv(size, socket.MSG_PEEK)
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+                data = self._socket.recv(max(size, most), socket.MSG_PEEK)
+                if len(data) >= size or _has_ended(self._socket):
+                    return data
             except BlockingIOError:
-                continue
+                pass
             except OSError as error:
-                if self._closed:
-                    raise anyio.ClosedResourceError from error
                 raise anyio.BrokenResourceError(error.strerror) from error
-            return data
+            # Without the low-water mark, the first of several bytes would wake us again and again.
+            set_low_water(self._socket, size)
+            try:
+                await self._readable(None)
+            finally:
+                if not self._closed:
+                    set_low_water(self._socket, 1)
 
     async def send(self, item: bytes) -> None:
         """All of `item`; how much of it has gone when this is cancelled, only the peer knows."""
@@ -128,8 +148,7 @@ class TcpStream(ByteStream):
 
     def close(self) -> None:
         if not self._closed:
-            self._closed = True
-            anyio.notify_closing(self._socket)
+            self._leave()
             self._socket.close()
             if self._when_closed is not None:
                 self._when_closed()
@@ -166,13 +185,101 @@ class TcpStream(ByteStream):
         """Give the socket away. This stream is closed then; whoever waits in another task is woken."""
         if self._closed:
             raise anyio.ClosedResourceError
-        self._closed = True
-        anyio.notify_closing(self._socket)
+        self._leave()
         return Detached(self._socket, Plain(), b"")
+
+    def unwatched(self) -> socket.socket:
+        """The socket, for somebody who has the loop watch it for reading at once. The stream is of use for closing
+        alone."""
+        if self._closed:
+            raise anyio.ClosedResourceError
+        self._reader = None  # whoever watches now takes the place of it in the loop
+        return self._socket
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return {SocketAttribute.raw_socket: lambda: self._socket}
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    async def _readable(self, within: float | None) -> None:
+        if self._reader is None:
+            self._reader = _Reader(self._socket)
+        await self._reader.wait(within)
+
+    def _leave(self) -> None:
+        self._closed = True
+        if self._reader is not None:
+            self._reader.stop()
+            self._reader.fail(anyio.ClosedResourceError())
+        if self._writing is not None and not self._writing.done():
+            self._writing.get_loop().remove_writer(self._socket.fileno())
+            self._writing.set_exception(anyio.ClosedResourceError())
+
+
+class _Reader:
+    """Waits for a socket to have something to read. The loop watches it until there is something that nobody wants."""
+
+    __slots__ = ("_loop", "_number", "_said", "_waiting", "_watched")
+
+    def __init__(self, watched: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._number = watched.fileno()  # the loop prints a socket that it does not know, for an error that none sees
+        self._watched = False
+        self._said = False  # in the loop's last turn: in the next, where it is read, the loop says it once more
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def wait(self, within: float | None) -> None:
+        """Raises `TimeoutError`, `BusyResourceError`, and what `fail` was given."""
+        if self._waiting is not None:
+            raise anyio.BusyResourceError("reading from")
+        if not self._watched:
+            self._loop.add_reader(self._number, self._ready)
+            self._watched, self._said = True, False
+        waiting = self._waiting = self._loop.create_future()
+        timer = None if within is None else self._loop.call_later(within, _too_late, waiting)
+        try:
+            await waiting
+        finally:
+            self._waiting = None
+            if timer is not None:
+                timer.cancel()
+
+    def fail(self, error: Exception) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(error)
+
+    def stop(self) -> None:
+        if self._watched:
+            self._watched = False
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._number)
+
+    def _ready(self) -> None:
+        if self._said:
+            self._said = False
+        elif self._waiting is not None:
+            self._said = True
+            _done(self._waiting)
+        else:
+            self.stop()
+
+
+def _done(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
+def _too_late(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_exception(TimeoutError())
+
+
+def _has_ended(connected: socket.socket) -> bool:
+    """Whether nothing more comes behind what is there."""
+    poll = select.poll()
+    poll.register(connected, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def set_options(connected: socket.socket) -> None:
@@ -196,6 +303,14 @@ def _set(connected: socket.socket, *options: tuple[int, int, int]) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EBADF):  # reset already: the first read says so
             raise
+
+
+def set_low_water(connected: socket.socket, size: int) -> None:
+    """Of how many bytes it takes to be told that there is something to read (or an end, or an error)."""
+    try:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+    except OSError as error:
+        raise anyio.BrokenResourceError(error.strerror) from error
 
 
 def reset_on_close(connected: socket.socket) -> None:
@@ -223,6 +338,8 @@ async def connect_socket(connecting: socket.socket, endpoint: Endpoint) -> None:
     """Connect a socket that does not block. Raises `OSError`; closing it stays the caller's."""
     result = connecting.connect_ex(endpoint)
     if result == errno.EINPROGRESS:
+        result = connecting.connect_ex(endpoint)  # what is near has answered already
+    if result == errno.EALREADY:
         await anyio.wait_writable(connecting)
         result = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if result:

@@ -29,11 +29,12 @@ class CodecStream(ByteStream):
         self._encoded = 0  # bytes of a cancelled `send_some` that are in `_outgoing`, or gone already
         self._ending = False
 
-    async def receive(self, max_bytes: int = _READ_SIZE) -> bytes:
+    async def receive(self, max_bytes: int = _READ_SIZE, within: float | None = None) -> bytes:
+        """Raises `TimeoutError` when for `within` s nothing has come at all, be it a part of a record."""
         while not self._received:
             if self._codec.ended:
                 raise anyio.EndOfStream
-            data = await self._tcp.receive(_READ_SIZE)
+            data = await self._tcp.receive(_READ_SIZE, within)
             try:
                 self._received = self._codec.decode(data)
             except RemoteProtocolError as error:

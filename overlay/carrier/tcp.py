@@ -23,6 +23,7 @@ from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
 from overlay.carrier.port import NOISE, TOKEN, Caller, Guest, Services, greet, take_caller
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_door import QuicDoor
+from overlay.carrier.silence import Silence, take_token
 from overlay.carrier.stream import TcpStream
 from overlay.carrier.stun import Answer, StunRoom
 from overlay.errors import RemoteProtocolError
@@ -59,6 +60,7 @@ async def serve(
     quic: QuicDoor | None = None,
     services: Services = _NO_SERVICES,
     stun: Answer | None = None,
+    door: Door | None = None,
 ) -> None:
     """Serve nodes until cancelled, all under one set of limits. `listeners`: one or several of those that
     `anyio.create_tcp_listener` gives; they stay the caller's.
@@ -67,12 +69,13 @@ async def serve(
     returns: what it sent last still arrives. It must send `Welcome` within `Limits.admission`, which ends the peer's
     time as a stranger. It learns of the connection's end from `receive` or `send`. A `ConnectionLost` that it lets out
     is expected; any other error is logged, and ends that connection alone.
-    `services`: what else there is on the port. `stun` answers Binding requests there.
+    `services`: what else there is on the port. `stun` answers Binding requests there. `door`: one of the caller's, who
+    has the limits in it.
     `drops` counts every connection that was not let in, or was closed for cause, by reason; each reason is logged
     once as a warning, and after that only at debug level. `quic` is served besides, under the same limits.
     """
     counted = Counter() if drops is None else drops
-    server = _Server(private_key, handler, limits, counted, random_bytes, services, stun)
+    server = _Server(private_key, handler, limits, counted, random_bytes, services, stun, door)
     await server.run(_listening_sockets(listeners), quic)
 
 
@@ -95,6 +98,7 @@ class _Server:
         random_bytes: Callable[[int], bytes],
         services: Services,
         stun: Answer | None,
+        door: Door | None,
     ) -> None:
         self._private_key = private_key
         self._handler = handler
@@ -103,8 +107,9 @@ class _Server:
         self._random_bytes = random_bytes
         self._services = services
         self._stun = None if stun is None else StunRoom(stun)
-        self.door = Door(limits)
+        self.door = Door(limits) if door is None else door
         self._streams: set[CarrierStream] = set()
+        self._silences: dict[Silence, tuple[TcpStream, _Arrival]] = {}
         self._tasks: TaskGroup
 
     async def run(self, sockets: Sequence[socket.socket], quic: QuicDoor | None) -> None:
@@ -117,6 +122,9 @@ class _Server:
         finally:
             for stream in self._streams:  # those whose task was cancelled before its first step
                 stream.close()
+            for silence, (tcp, _) in self._silences.items():
+                silence.stop()
+                tcp.close()
 
     async def _accept_from(self, listening: socket.socket) -> None:
         while True:
@@ -142,11 +150,34 @@ class _Server:
             _turn_away(accepted)
             return
         tcp = TcpStream(accepted)
+        if self._take_call(tcp, accepted):  # a node that is near
+            visit.leave()
+            return
+        arrival = _Arrival(self.door, endpoint, visit, accepted, self._limits.handshake)
+        self._silences[Silence(accepted, self._limits.handshake, self._end_silence)] = tcp, arrival
 
-        async def greeting(arrival: _Arrival) -> _Greeted | _Served | None:
-            return await greet(tcp, self._services, arrival.enter, self._random_bytes)
+    def _end_silence(self, silence: Silence, heard: bool) -> None:
+        tcp, arrival = self._silences.pop(silence)
+        if not heard:
+            self.count("handshake_timeout", format_endpoint(arrival.endpoint))
+            tcp.close()
+            arrival.leave()
+        elif self._take_call(tcp, silence.accepted):
+            arrival.leave()
+        else:
 
-        self._start(tcp, greeting, _Arrival(self.door, endpoint, visit, accepted))
+            async def greeting(arrival: _Arrival) -> _Greeted | _Served | None:
+                return await greet(tcp, self._services, arrival.enter, self._random_bytes)
+
+            self._start(tcp, greeting, arrival)
+
+    def _take_call(self, tcp: TcpStream, accepted: socket.socket) -> bool:
+        guests = self._services.guests
+        token = take_token(accepted) if guests is not None else None
+        if guests is None or token is None:
+            return False
+        guests.take_caller(Caller(tcp, token))
+        return True
 
     def start(self, stream: QuicStream, endpoint: Endpoint, visit: Visit) -> None:
         """Serve a connection over QUIC in a task of its own."""
@@ -160,7 +191,7 @@ class _Server:
             stream.unread(start)
             return stream, "udp"
 
-        self._start(stream, greeted, _Arrival(self.door, endpoint, visit, None))
+        self._start(stream, greeted, _Arrival(self.door, endpoint, visit, None, self._limits.handshake))
 
     def _start(self, stream: CarrierStream, greeting: _Greeting, arrival: "_Arrival") -> None:
         self._streams.add(stream)
@@ -207,7 +238,7 @@ class _Server:
     async def _authenticate(self, greeting: _Greeting, arrival: "_Arrival") -> ControlConnection | _Served | None:
         peer = format_endpoint(arrival.endpoint)
         try:
-            with anyio.fail_after(self._limits.handshake):
+            with anyio.fail_after(arrival.deadline - anyio.current_time()):
                 greeted = await greeting(arrival)
                 if greeted is None or not isinstance(greeted, tuple):
                     return greeted
@@ -283,7 +314,10 @@ class _NotLetIn(RemoteProtocolError):
 class _Arrival:
     """Somebody at the port, counted as one who has shown nothing until he enters."""
 
-    def __init__(self, door: Door, endpoint: Endpoint, visit: Visit, accepted: socket.socket | None) -> None:
+    def __init__(
+        self, door: Door, endpoint: Endpoint, visit: Visit, accepted: socket.socket | None, patience: float
+    ) -> None:
+        self.deadline = anyio.current_time() + patience  # for proving a key
         self.endpoint = endpoint
         self.accepted = accepted
         self._door = door

@@ -15,8 +15,9 @@ from overlay.errors import RemoteProtocolError
 from overlay.wire.control.messages import Supply, TunnelCarrier
 
 START_SIZE: Final = 8  # bytes: the exposure's number, big-endian
-DIAL_TIMEOUT: Final = 5.0  # s, as long as a user waits
+DIAL_TIMEOUT: Final = 5.0  # s; half of what a user waits
 MOST_CALLS: Final = 2048  # at once, used or not
+MOST_DIALLING: Final = 64  # that have not shown their token yet: the server turns a crowd of one address away
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Calls:
         self._drops = drops
         self._tasks: TaskGroup | None = None
         self._count = 0
+        self._dialling = anyio.Semaphore(MOST_DIALLING)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Signals `started` once calls can be made."""
@@ -57,9 +59,10 @@ class Calls:
     async def _call(self, carrier: TunnelCarrier, token: bytes, pin: bytes) -> None:
         stream: CarrierStream | None = None
         try:
-            with anyio.fail_after(DIAL_TIMEOUT):
-                stream = await self._dial(carrier, pin)
-                await stream.send(TOKEN + token)
+            async with self._dialling:
+                with anyio.fail_after(DIAL_TIMEOUT):
+                    stream = await self._dial(carrier, pin)
+                    await stream.send(TOKEN + token)
             if isinstance(stream, QuicStream):
                 stream.keep_alive()
             start = b""

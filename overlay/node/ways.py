@@ -81,6 +81,7 @@ class Ways:
         self._favourites = self._remembered()
         self._linger = DIAL_TIMEOUT
         self._server: tuple[ServerAddress, Endpoint] | None = None  # where it was found last
+        self._plain: tuple[ServerAddress, bytes, DialOptions] | None = None  # for a pin, there
         self._found: Found | None = None  # by the search for a better one, the last time
 
     @property
@@ -116,10 +117,11 @@ class Ways:
         if self._server is None:
             raise OSError("the server has not been found yet")
         address, endpoint = self._server
-        options = replace(self._target.options, pin=pin or self._target.options.pin)
-        options = options_at(address, options, partial(excepted, self._target.no_proxy))
+        if self._plain is None or self._plain[:2] != (address, pin):
+            options = replace(self._target.options, pin=pin or self._target.options.pin)
+            self._plain = address, pin, options_at(address, options, partial(excepted, self._target.no_proxy))
         # A reverse proxy takes one carrier alone.
-        return await self._openers[address.carrier or carrier](endpoint, options)
+        return await self._openers[address.carrier or carrier](endpoint, self._plain[2])
 
     async def better(self) -> ControlConnection:
         """Wait until a carrier that is wished for more than the one in use has proven itself. → a connection over it"""

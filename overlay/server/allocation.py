@@ -5,6 +5,7 @@ offset in the ULA range, so one number stands for both. The place is the node's 
 """
 
 from collections.abc import Set
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 
 from overlay.errors import Exit, UserError
@@ -32,6 +33,7 @@ def next_host(network: IPv4Network, taken: Set[int], last: int) -> int:
     )
 
 
+@lru_cache(4096)
 def addresses(ipv4: IPv4Network, ipv6: IPv6Network, host: int) -> tuple[str, str]:
     """The overlay addresses of a place, IPv4 first."""
     return (str(ipv4[host]), str(ipv6[host]))

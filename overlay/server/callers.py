@@ -3,6 +3,9 @@
 The server sends a node one-time tokens over the control channel; the node connects by the carrier and shows one. What
 has come waits ready, a few of them, so that the next user need not wait; when one is used, eight bytes say for which
 exposure, and from then on every byte is the user's or the target's. A token counts once, for one node and some seconds.
+
+How many wait follows the users: twice as many when they come faster than connections do, half as many when it was
+enough for some time. They are asked for by the half of what is wanted, as a message costs more than a connection.
 """
 
 from collections import Counter, deque
@@ -17,11 +20,12 @@ from overlay.carrier.port import TOKEN_SIZE, Caller, Stream
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.wire.control.messages import Message, Supply, TunnelCarrier
 
-READY: Final = 4  # connections that wait for users, of one node by one carrier, once there was a user
-MOST_WAITING: Final = 256  # users who wait for one node
+READY: Final = 4  # connections that wait for users, of one node by one carrier, once there was a user; at least
+MOST_READY: Final = 64  # where users come fast
+MOST_WAITING: Final = 1024  # users who wait for one node
 MOST_TOKENS: Final = 64  # in one message
-PATIENCE: Final = 5.0  # s that a user waits for the node's connection
-TOKEN_LIFE: Final = 10.0  # s
+PATIENCE: Final = 10.0  # s that a user waits for the node's connection, as by the single tunnel
+TOKEN_LIFE: Final = 15.0  # s
 START_SIZE: Final = 8  # bytes: the exposure's number, big-endian
 
 Key = tuple[int, TunnelCarrier]
@@ -35,6 +39,7 @@ class _Wish:
 
     came: anyio.Event = field(default_factory=anyio.Event)
     stream: Stream | None = None
+    offline: bool = False
 
 
 @dataclass(eq=False)
@@ -42,6 +47,9 @@ class _Pool:
     ready: deque[Stream] = field(default_factory=deque)
     waiting: deque[_Wish] = field(default_factory=deque)
     asked: dict[bytes, float] = field(default_factory=dict)  # token → when it ends
+    wanted: int = READY
+    was_short: bool = False  # since the last `rest`
+    asking: bool = False
 
 
 class Callers:
@@ -80,10 +88,11 @@ class Callers:
         stream = self._ready(pool)
         if stream is None:
             stream = await self._wait(node, carrier, pool)
-        else:
-            await self._ask(node, carrier, pool)
+        start = number.to_bytes(START_SIZE, "big")
         try:
-            await stream.send(number.to_bytes(START_SIZE, "big"))
+            if (taken := stream.send_now(start)) < START_SIZE:
+                await stream.send(start[taken:])
+            await self._ask(node, carrier, pool)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             stream.close()
             raise TunnelError(502, "tunnel_broken") from error
@@ -91,6 +100,15 @@ class Callers:
             stream.close()
             raise
         return stream
+
+    def rest(self) -> None:
+        """Called now and then: where users come slower than they did, fewer connections wait for them."""
+        for pool in self._pools.values():
+            if not pool.was_short:
+                pool.wanted = max(READY, pool.wanted // 2)
+                while len(pool.ready) > pool.wanted:
+                    pool.ready.popleft().close()
+            pool.was_short = False
 
     def forget_node(self, node: int) -> None:
         """It is gone: what waits of it is of no use."""
@@ -118,12 +136,14 @@ class Callers:
     async def _wait(self, node: int, carrier: TunnelCarrier, pool: _Pool) -> Stream:
         if len(pool.waiting) >= MOST_WAITING:
             raise TunnelError(503, "too_many_waiting")
+        if pool.asked or pool.waiting:  # else this is the first user
+            pool.wanted = min(2 * pool.wanted, MOST_READY)
+        pool.was_short = True
         wish = _Wish()
         pool.waiting.append(wish)
         try:
             with anyio.move_on_after(PATIENCE):
-                if not await self._ask(node, carrier, pool):
-                    raise TunnelError(502, "target_offline")
+                await self._ask(node, carrier, pool)
                 await wish.came.wait()
         except BaseException:
             if wish.stream is not None:
@@ -133,24 +153,43 @@ class Callers:
             wish.came.set()  # whatever comes now is for somebody else
             if wish in pool.waiting:
                 pool.waiting.remove(wish)
+        if wish.offline:
+            raise TunnelError(502, "target_offline")
         if wish.stream is None:
             raise TunnelError(504, "node_does_not_call")
         return wish.stream
 
-    async def _ask(self, node: int, carrier: TunnelCarrier, pool: _Pool) -> bool:
-        """Have the node call as often as is wanted. → whether it is there"""
+    async def _ask(self, node: int, carrier: TunnelCarrier, pool: _Pool) -> None:
+        """Have the node call as often as is wanted; if it is not there, whoever waits is told."""
+        if pool.waiting:
+            self._forget_old(pool)
+        if pool.asking or len(pool.ready) + len(pool.asked) - len(pool.waiting) > pool.wanted // 2:
+            return
+        pool.asking = True
+        try:
+            await anyio.lowlevel.checkpoint()  # who comes in the same turn of the loop is asked for at once
+            self._forget_old(pool)
+            ends = anyio.current_time() + TOKEN_LIFE
+            there = True
+            while there and (missing := pool.wanted + len(pool.waiting) - len(pool.ready) - len(pool.asked)) > 0:
+                tokens = tuple(self._random_bytes(TOKEN_SIZE) for _ in range(min(missing, MOST_TOKENS)))
+                for token in tokens:
+                    pool.asked[token] = ends
+                    self._tokens[token] = (node, carrier)
+                there = await self._tell(node, Supply(carrier=carrier, tokens=tokens, pin=self._pin()))
+        finally:
+            pool.asking = False
+        if not there:
+            while pool.waiting:
+                wish = pool.waiting.popleft()
+                wish.offline = True
+                wish.came.set()
+
+    def _forget_old(self, pool: _Pool) -> None:
         now = anyio.current_time()
         for token in [token for token, ends in pool.asked.items() if ends < now]:
             del pool.asked[token]
             self._tokens.pop(token, None)
-        missing = READY + len(pool.waiting) - len(pool.ready) - len(pool.asked)
-        if missing <= 0:
-            return True
-        tokens = tuple(self._random_bytes(TOKEN_SIZE) for _ in range(min(missing, MOST_TOKENS)))
-        for token in tokens:
-            pool.asked[token] = now + TOKEN_LIFE
-            self._tokens[token] = (node, carrier)
-        return await self._tell(node, Supply(carrier=carrier, tokens=tokens, pin=self._pin()))
 
 
 class DynamicTunnel:

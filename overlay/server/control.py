@@ -73,6 +73,7 @@ class NodeLink:
 
     def __init__(self, number: int, connection: ControlConnection) -> None:
         self.number = number
+        self.host = connection.remote_address[0]
         self.scope = anyio.CancelScope()
         self.refused: Refused | None = None
         self._connection = connection

@@ -21,6 +21,7 @@ from anyio import CancelScope
 from anyio.abc import Listener, SocketStream, TaskGroup, TaskStatus
 
 from overlay import __version__
+from overlay.carrier.limits import DEFAULT_LIMITS, Door
 from overlay.carrier.port import Services
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.tcp import ControlConnection, serve
@@ -34,6 +35,7 @@ from overlay.node.ciphers import measure
 from overlay.node.interface import Machine, check_tun, read_machine
 from overlay.node.member import Identity, Member, MemberSettings, StartEngine
 from overlay.server.api import make_api
+from overlay.server.callers import TOKEN_LIFE
 from overlay.server.certificates import Certificates, check_settings
 from overlay.server.claims import Surroundings
 from overlay.server.control import converse
@@ -50,7 +52,7 @@ from overlay.server.schema import NetworkRecord, NodeRecord
 from overlay.server.settings import ServerSettings
 from overlay.server.stun import StunService, open_second_port
 from overlay.wire.control.codec import encode
-from overlay.wire.control.messages import MapDelta, MapRecord, Message, NetworkMap, SignedMap
+from overlay.wire.control.messages import MapDelta, MapRecord, Message, NetworkMap, SignedMap, Supply
 from overlay.wire.control.netmap import sign
 from overlay.wire.demux import kind_of
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
@@ -111,6 +113,7 @@ class ServerDaemon:
             check_tun()
         self._keys = load_or_make_keys(state, secrets.token_bytes)
         self._drops: Counter[str] = Counter()  # of control connections
+        self._strangers = Door(DEFAULT_LIMITS)
         self._listening: tuple[Endpoint, ...] = ()
         self._reach = Reach(addresses=(), relays=())
         self._stopping = anyio.Event()
@@ -279,6 +282,7 @@ class ServerDaemon:
                         guests=self._network.exposures.guests if self._network is not None else None,
                     ),
                     stun=self._stun.answer if self._stun is not None else None,
+                    door=self._strangers,
                 )
         finally:
             self._served.set()
@@ -410,7 +414,11 @@ class ServerDaemon:
         )
 
     async def _tell(self, number: int, message: Message) -> bool:
-        return self._network is not None and await self._network.hub.tell(number, encode(message))
+        if self._network is None:
+            return False
+        if isinstance(message, Supply) and (host := self._network.hub.host_of(number)) is not None:
+            self._strangers.expect(host, len(message.tokens), anyio.current_time() + TOKEN_LIFE)
+        return await self._network.hub.tell(number, encode(message))
 
     def _sign(self, body: NetworkMap | MapDelta) -> SignedMap:
         return sign(body, self._keys.map_seed)

@@ -87,6 +87,7 @@ class Exposures:
             while True:
                 await anyio.sleep(RETRY_INTERVAL)
                 self._open_missing()
+                self._callers.rest()
 
     def close(self) -> None:
         """Close all ports; the leases stay. The task group may have been cancelled before a port was served."""

@@ -110,10 +110,9 @@ class Group:
         self._members[member.number] = member
 
     def remove(self, number: int) -> None:
-        """Those whom it serves are cut off."""
-        for stream in tuple(self._members.pop(number).streams):
-            stream.cut()
-            stream.close()
+        """Its node cuts those off whom it serves; where the node itself has gone, they notice soon."""
+        for stream in self._members.pop(number).streams:
+            stream.watch(closely=True)
 
     def get(self, number: int) -> Member | None:
         return self._members.get(number)
@@ -124,7 +123,7 @@ class Group:
     def serves_well(self, stream: Stream) -> bool:
         """Whether the member that this stream goes to would be chosen again."""
         member = self._serving.get(stream)
-        return member is not None and member.state() in _WELL
+        return member is not None and self._members.get(member.number) is member and member.state() in _WELL
 
     async def open(self, visitor: Visitor) -> Stream:
         return await self.open_another(visitor, set())

@@ -35,6 +35,8 @@ class Link(Protocol):
     """One connected node."""
 
     number: int
+    host: str
+    """The address that it is connected from."""
 
     async def send(self, messages: Sequence[bytes]) -> None:
         """Queue encoded messages, without ever waiting. Who is gone or does not keep up gets nothing any more."""
@@ -101,6 +103,11 @@ class Hub:
             earlier.close(None)
         self._links[link.number] = link
         await link.send(self._history.since(mark))  # does not wait: no delta can come in between
+
+    def host_of(self, number: int) -> str | None:
+        """Where a node is connected from; None: it is not."""
+        link = self._links.get(number)
+        return link.host if link is not None else None
 
     async def tell(self, number: int, message: bytes) -> bool:
         """Send an encoded message to one node. → whether it is connected"""

@@ -75,3 +75,20 @@ def test_counts_always_come_back_to_zero(steps: list[tuple[int, bool]]) -> None:
     for visit in inside:
         visit.leave()
     assert door.strangers == 0
+
+
+def test_who_was_asked_to_come_is_let_in_beside_the_limits() -> None:
+    door = Door(Limits(strangers_per_address=1, silent=8))
+    door.expect("192.0.2.7", 3, 10.0)
+    visits = [door.enter("192.0.2.7", 5.0) for _ in range(4)]
+    assert all(isinstance(visit, Visit) for visit in visits), "three that were asked for, and a stranger"
+    assert door.enter("192.0.2.7", 5.0) == "too_many_from_address"
+    assert isinstance(door.enter("192.0.2.8", 5.0), Visit)
+    door.expect("192.0.2.7", 100, 10.0)
+    assert [isinstance(door.enter("192.0.2.7", 5.0), Visit) for _ in range(7)] == [True] * 5 + [False] * 2, "8 at once"
+    for visit in visits:
+        assert isinstance(visit, Visit)
+        visit.leave()
+    assert isinstance(door.enter("192.0.2.7", 5.0), Visit)
+    assert isinstance(door.enter("192.0.2.7", 11.0), Visit), "a stranger: what was asked for has not come"
+    assert door.enter("192.0.2.7", 11.0) == "too_many_from_address"

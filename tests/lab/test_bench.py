@@ -19,11 +19,12 @@ from tests.lab.bench import daemon, echo, tailscale
 from tests.lab.bench.chart import chart, number
 from tests.lab.bench.load import Datagrams, LoadFailed, parse_pings
 from tests.lab.bench.machine import cpu_seconds
+from tests.lab.bench.publishers import Chisel, Frp, HaproxyTwice, Rathole, Stage, found_publishers
 from tests.lab.bench.report import Report
 from tests.lab.bench.result import Quantity, Result
 from tests.lab.bench.rivals import CANDIDATES, EasyTier, Rival, WireGuard, easytier_configuration, found_rivals
 from tests.lab.bench.runner import Bench
-from tests.lab.bench.suites import SUITES, carrier
+from tests.lab.bench.suites import SUITES, carrier, expose
 from tests.lab.bench.suites.pps import LOWEST_RATE, highest_rate
 from tests.lab.bench.suites.scale import make_circle
 from tests.lab.netns import Lab
@@ -168,7 +169,7 @@ def test_without_root_it_says_what_it_needs(
 
 def test_every_suite_of_the_issue_is_there() -> None:
     data_plane = {"tcp", "pps", "rtt", "relay", "wireguard", "loss", "mtu", "cpu", "memory", "idle", "scale"}
-    assert set(SUITES) == data_plane | {"carrier", "paths", "dns"}
+    assert set(SUITES) == data_plane | {"carrier", "paths", "dns", "expose"}
 
 
 @pytest.fixture
@@ -208,6 +209,13 @@ def test_what_is_not_there_is_left_out_and_said(on_path: Callable[..., None], tm
         "easytier-core": "left out: not on PATH",
         "tailscaled": "left out: it also takes headscale (its control server), not on PATH",
     }
+
+
+def test_every_publisher_of_the_issue_is_driven(on_path: Callable[..., None]) -> None:
+    on_path("haproxy", "frps", "rathole", "chisel")
+    found, left_out = found_publishers()
+    assert [each.name for each in found] == ["haproxy ×2", "rathole", "chisel"]
+    assert left_out == {"frpc": "left out: not on PATH"}
 
 
 def test_easytier_knows_its_peer() -> None:
@@ -298,6 +306,59 @@ def test_many_nodes_join_stay_and_come_back_after_a_restart() -> None:
     assert made.failures == []
     assert set(made.samples) == {carrier.MEMORY, carrier.JOINED, carrier.JOIN_CPU, carrier.RETURNED, carrier.DIALLED}
     assert (made.median(carrier.JOINED, "300 nodes by tcp") or 0) > 0
+
+
+@pytest.mark.lab
+def test_an_exposure_is_measured_beside_the_yardstick() -> None:
+    made = Result("expose", "", expose.OURS)
+    trial = Bench([], 1, 1, quick=True, say=lambda _: None)
+    with expose.stage(trial, made, [HaproxyTwice()]) as joined:
+        assert [ends.contender for ends in joined] == [*expose.TUNNELS, "haproxy ×2", expose.BARE]
+        for part in expose.PARTS.values():
+            part(trial, made, [ends for ends in joined if ends.contender == expose.OURS])
+    assert made.failures == []
+    measured = {expose.BULK, expose.CONNECTIONS, expose.REQUESTS, expose.AT_HALF, expose.ADDED}
+    assert set(made.samples) == measured | {expose.MEMORY, expose.MEMORY_HTTP}
+    assert (made.median(expose.BULK, expose.OURS) or 0) > 0
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("rival", [Frp(plain=True), Rathole(), Chisel()], ids=lambda rival: rival.name)
+def test_a_publisher_that_does_not_work_is_a_line(rival: Frp | Rathole | Chisel, on_path: Callable[..., None]) -> None:
+    on_path("frps", "frpc", "rathole", "chisel", script=BROKEN, alone=False)
+    with Lab() as lab, pytest.raises(ChildProcessError, match="ended with status 3"):
+        machine = lab.namespace("m")
+        rival.publish(Stage(machine, machine, "127.0.0.1", "127.0.0.1", expose.TARGETS), 7000)
+
+
+WRK = """
+  Latency Distribution
+     50%   16.95ms
+     99%   {high}
+  100 requests in 1.00s, 1.00MB read
+{more}
+Requests/sec:   3156.21
+"""
+
+
+@pytest.mark.parametrize(("high", "seconds"), [("43.70ms", 0.0437), ("910.00us", 0.00091), ("1.02s", 1.02)])
+def test_what_wrk_says(high: str, seconds: float) -> None:
+    rate, latency = expose.parse_wrk(WRK.format(high=high, more=""))
+    assert rate == 3156.21
+    assert latency == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "  Socket errors: connect 3, read 0, write 0, timeout 0",
+        "  Socket errors: connect 0, read 1, write 0, timeout 5",
+        "  Non-2xx or 3xx responses: 7",
+    ],
+)
+def test_requests_that_failed_are_no_measurement(more: str) -> None:
+    with pytest.raises(LoadFailed, match=more.strip()[:20]):
+        expose.parse_wrk(WRK.format(high="1.00ms", more=more))
 
 
 def test_an_echo_is_passed_on_and_answered() -> None:

@@ -34,6 +34,7 @@ class Listening:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.host = "192.0.2.1"
         self.replica = Replica()
         self.mark = b""
         self.updates: list[NetworkMap | MapDelta] = []

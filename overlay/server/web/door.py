@@ -124,9 +124,7 @@ class _Connection:
     async def _request(self) -> RequestHead | None:
         """The next one; None: there is none."""
         try:
-            if not self._user.ahead:
-                with anyio.fail_after(IDLE_TIMEOUT):
-                    await self._user.wait()
+            await self._user.wait(IDLE_TIMEOUT)
         except (TimeoutError, anyio.EndOfStream):
             return None
         try:
@@ -161,7 +159,7 @@ class _Connection:
             self._target = None
 
     async def _serve(self, request: RequestHead, site: Site) -> bool:
-        started = anyio.current_time()
+        started = time.monotonic()
         exchange = Exchange(request, self._user, closely=isinstance(site.tunnel, Group) and may_repeat(request))
         refusal: Unanswered | None = None
         try:
@@ -177,7 +175,7 @@ class _Connection:
         finally:
             if not (exchange.keep_user and exchange.keep_target) or refusal is not None:
                 self._drop_target()
-            took = anyio.current_time() - started
+            took = time.monotonic() - started
             site.note(self._entry(exchange, site.count + 1, refusal, took))
         if refusal is None:
             return exchange.keep_user

@@ -5,6 +5,7 @@ arrive when they happen. A body goes to the target while the answer is awaited a
 early refusals work by themselves.
 """
 
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
@@ -64,7 +65,7 @@ class Exchange:
         self._user = user
         self._closely = closely
         self._body = BodyReader(request.framing)
-        self._body_sent = anyio.Event()
+        self._is_sent = self._body.done
         self._body_error: Exception | None = None
 
     async def run(self, head: bytes, target: Incoming) -> None:
@@ -73,15 +74,15 @@ class Exchange:
         Raises `Unanswered`, if another answer may be given; `UserGone`; `TargetGone` in the middle of an answer.
         """
         if self._body.done:
-            self._body_sent.set()
             await self._send_to_target(target, head)
             await self._respond(target)
             return
         async with anyio.create_task_group() as tasks:
             # With the head goes what is here of the body: most bodies are whole then.
-            tasks.start_soon(self._pump, head, target, tasks.cancel_scope)
+            sent = anyio.Event()
+            tasks.start_soon(self._pump, head, target, sent, tasks.cancel_scope)
             try:
-                await self._respond(target)
+                await self._respond(target, sent)
             except (Unanswered, UserGone, TargetGone) as error:
                 if self._body_error is None:
                     self._body_error = error
@@ -93,7 +94,7 @@ class Exchange:
 
     # the request's body
 
-    async def _pump(self, head: bytes, target: Incoming, scope: anyio.CancelScope) -> None:
+    async def _pump(self, head: bytes, target: Incoming, sent: anyio.Event, scope: anyio.CancelScope) -> None:
         chunked = self.request.framing == "chunked"
         waiting = head
         try:
@@ -108,7 +109,8 @@ class Exchange:
                     waiting = b""
                 if self._body.done:
                     self._user.unread(self._body.rest)
-                    self._body_sent.set()
+                    self._is_sent = True
+                    sent.set()
                     return
         except HttpError as error:
             # The target must not take what it has for a whole request.
@@ -124,8 +126,7 @@ class Exchange:
 
     async def _from_user(self) -> bytes:
         try:
-            with anyio.fail_after(BODY_TIMEOUT):
-                return await self._user.receive()
+            return await self._user.receive(BODY_TIMEOUT)
         except TimeoutError as error:
             raise HttpError(408, "slow_body") from error
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
@@ -133,9 +134,9 @@ class Exchange:
 
     # the answer
 
-    async def _respond(self, target: Incoming) -> None:
+    async def _respond(self, target: Incoming, sent: anyio.Event | None = None) -> None:
         while True:
-            response = await self._head(target)
+            response = await self._head(target, sent)
             if response.status >= 200 or response.status == 101:
                 break
             if self.request.version == 1:
@@ -146,19 +147,19 @@ class Exchange:
         else:
             await self._body_to_user(response, target)
 
-    async def _head(self, target: Incoming) -> ResponseHead:
+    async def _head(self, target: Incoming, sent: anyio.Event | None) -> ResponseHead:
         try:
-            if self._body_sent.is_set():
-                with anyio.move_on_after(WATCH_AFTER):
-                    await target.wait()
+            if self._is_sent:
+                with contextlib.suppress(TimeoutError):
+                    await target.wait(WATCH_AFTER)
             if target.has_head:
                 return parse_response(await target.head(), self.request.method)
             if self._closely:
                 target.stream.watch(closely=True)
             with anyio.fail_after(ANSWER_TIMEOUT) as patience:
-                if not self._body_sent.is_set():
+                if sent is not None and not self._is_sent:
                     patience.deadline = float("inf")  # the user's time is watched where the body comes from
-                    await self._either(self._body_sent.wait, target.wait)
+                    await self._either(sent.wait, target.wait)
                     patience.deadline = anyio.current_time() + ANSWER_TIMEOUT
                 await self._watched(target.wait)
                 head = await target.head()
@@ -241,16 +242,16 @@ class Exchange:
             raise Unanswered(504, "target_slow") from error
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             # A target that refuses early closes with its answer on the way: the answer is read first.
-            if self._body_sent.is_set():
+            if self._is_sent:
                 raise Unanswered(502, "target_closed") from error
             raise TargetGone("target_closed") from error
 
-    async def _watched(self, get: Callable[[], Awaitable[T]]) -> T:
+    async def _watched(self, get: Callable[[float | None], Awaitable[T]]) -> T:
         """What `get` gives. Raises `UserGone` when the user goes while it takes long."""
-        with anyio.move_on_after(WATCH_AFTER):
-            return await get()
-        if not self._body_sent.is_set():
-            return await get()  # who sends the body watches
+        with contextlib.suppress(TimeoutError):
+            return await get(WATCH_AFTER)
+        if not self._is_sent:
+            return await get(None)  # who sends the body watches
         gone = False
         result: list[T] = []
         async with anyio.create_task_group() as tasks:
@@ -266,7 +267,7 @@ class Exchange:
             error: Exception | None = None
             tasks.start_soon(watch)
             try:
-                result.append(await get())
+                result.append(await get(None))
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as caught:
                 error = caught  # out of the group as it is
             tasks.cancel_scope.cancel()

@@ -36,14 +36,14 @@ class Incoming:
         data, self._ahead = self._ahead, b""
         return data
 
-    async def receive(self) -> bytes:
+    async def receive(self, within: float | None = None) -> bytes:
         """As the stream's own."""
-        return self.take_ahead() or await self.stream.receive(_READ_SIZE)
+        return self.take_ahead() or await self.stream.receive(_READ_SIZE, within)
 
-    async def wait(self) -> None:
+    async def wait(self, within: float | None = None) -> None:
         """Until something is there. Raises as `receive`."""
         if not self._ahead:
-            self._ahead = await self.stream.receive(_READ_SIZE)
+            self._ahead = await self.stream.receive(_READ_SIZE, within)
 
     async def head(self) -> bytes:
         """The next message's head. Raises as `overlay.carrier.http.read_head`; then, or cancelled, the stream is of no

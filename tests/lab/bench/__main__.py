@@ -11,6 +11,7 @@ from pathlib import Path
 
 from overlay.errors import Exit
 from tests.lab.bench import machine, rivals
+from tests.lab.bench.publishers import HAPROXY, found_publishers
 from tests.lab.bench.report import Report
 from tests.lab.bench.runner import Bench
 from tests.lab.bench.suites import SUITES
@@ -60,10 +61,13 @@ def main(words: list[str] | None = None) -> int:
         return Exit.REFUSED if os.geteuid() != 0 else Exit.FAILED
     report = Report(as_json=options.json, charts=options.charts)
     found, left_out = rivals.found_rivals(options.wireguard_go)
+    others, others_left_out = found_publishers()
     if options.only:
         found = [rival for rival in found if rival.name in options.only]
-    versions = {rival.name: machine.version_of(rival.program) for rival in found}
-    report.machine(machine.describe() | versions | left_out, _notes())
+        others = [other for other in others if other.name in (*options.only, HAPROXY)]
+    programs = {rival.name: rival.program for rival in found} | {other.program: other.program for other in others}
+    versions = {name: machine.version_of(program) for name, program in programs.items()}
+    report.machine(machine.describe() | versions | left_out | others_left_out, _notes())
     bench = Bench(
         rivals=found,
         rounds=options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS),
@@ -71,6 +75,7 @@ def main(words: list[str] | None = None) -> int:
         quick=options.quick,
         say=report.say,
         nodes=options.nodes,
+        publishers=others,
     )
     results = []
     for name in options.suite or SUITES:

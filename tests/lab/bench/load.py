@@ -44,10 +44,10 @@ class Pings:
         return sorted(self.times)[max(0, math.ceil(share * len(self.times)) - 1)]
 
 
-def _listens(namespace: Namespace) -> bool:
+def listens(namespace: Namespace, port: int) -> bool:
     with namespace.enter():
         lines = Path("/proc/thread-self/net/tcp6").read_text() + Path("/proc/thread-self/net/tcp").read_text()
-    wanted = f":{IPERF_PORT:04X}"
+    wanted = f":{port:04X}"
     sockets = (line.split() for line in lines.splitlines())
     return any(fields[1].endswith(wanted) and fields[3] == LISTENING for fields in sockets)
 
@@ -57,7 +57,7 @@ def iperf_server(ends: Ends) -> Iterator[None]:
     """For one run: a server that has seen a run break off would call itself busy from then on."""
     server = ends.b.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: _listens(ends.b), "iperf3 listens", interval=0.005)
+        wait_for(lambda: listens(ends.b, IPERF_PORT), "iperf3 listens", interval=0.005)
         yield
     finally:
         server.terminate()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.lab.bench.contenders import PLAIN_WIRE, Contender, Ends, Overlay, Veth, Wire
 from tests.lab.bench.load import LoadFailed
+from tests.lab.bench.publishers import Publisher
 from tests.lab.bench.result import Result, Sample
 from tests.lab.engines import ping as answers
 from tests.lab.netns import Lab, pids, wait_for
@@ -35,6 +36,7 @@ class Bench:
     quick: bool  # to see that it works, not how fast
     say: Callable[[str], None]
     nodes: int | None = None  # that join a server; None: as many as the suite thinks
+    publishers: Sequence[Publisher] = ()  # of exposures, beside ours
 
     def contenders(self) -> list[Contender]:
         return [Overlay(), Veth(), *self.rivals]

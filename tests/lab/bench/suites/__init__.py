@@ -8,6 +8,7 @@ from tests.lab.bench.suites import (
     carrier,
     cpu,
     dns,
+    expose,
     idle,
     loss,
     memory,
@@ -36,4 +37,5 @@ SUITES: Mapping[str, Callable[[Bench], Result]] = {
     "scale": scale.run,
     "paths": paths.run,
     "dns": dns.run,
+    "expose": expose.run,
 }

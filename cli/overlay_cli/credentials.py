@@ -5,7 +5,8 @@ Secrets are in no argument, as every list of processes shows those. What is made
 
 import secrets
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,33 +26,44 @@ class Made:
 
     access: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def private(self) -> str:
-        """Digest of the token of a private exposure; "": none was made."""
-        return _token(self.shown["token"]) if "token" in self.shown else ""
+    private: str = ""  # digest of the token of a private exposure; "": there is none
 
 
-def make_credentials(*, users: str, bearer: str, link: bool, private: bool = False) -> Made:
-    """`users`, `bearer`: a file, "-", or `NEW`; "": none. `private`: a token for peers. Raises `UserError`
-    ("credentials-…", exit 2)."""
-    made = Made()
-    if users == NEW:
+def make_credentials(
+    *,
+    users: str,
+    bearer: str,
+    link: bool,
+    private: bool = False,
+    known: Mapping[str, Any] | None = None,
+    known_private: str = "",
+) -> Made:
+    """`users`, `bearer`: a file, "-", or `NEW`; "": none. `private`: a token for peers. `known`: `access` as it is
+    already, `known_private`: the token's digest; what was made then stays, and a password that is the same keeps its
+    hash. Raises `UserError` ("credentials-…", exit 2)."""
+    made, known = Made(), known or {}
+    if users == NEW and _names(known) == [USER]:
+        made.access["users"] = known["users"]
+    elif users == NEW:
         made.shown.update(user=USER, password=secrets.token_urlsafe(_SIZE))
-        made.access["users"] = [_user(1, f"{USER}:{made.shown['password']}")]
+        made.access["users"] = [_user(1, f"{USER}:{made.shown['password']}", {})]
     elif users:
-        made.access["users"] = [_user(number, line) for number, line in _lines(users, "--users")]
-    if bearer == NEW:
+        made.access["users"] = [_user(number, line, known) for number, line in _lines(users, "--users")]
+    if bearer == NEW and len(known.get("bearers", ())) == 1:
+        made.access["bearers"] = known["bearers"]
+    elif bearer == NEW:
         made.shown["bearer"] = secrets.token_urlsafe(_SIZE)
         made.access["bearers"] = [_token(made.shown["bearer"])]
     elif bearer:
         made.access["bearers"] = [_token(line) for _, line in _lines(bearer, "--bearer")]
-    if link:
+    if link and known.get("link"):
+        made.access["link"] = known["link"]
+    elif link:
         made.shown["link"] = secrets.token_urlsafe(_SIZE)
         made.access["link"] = _token(made.shown["link"])
-    if private:
+    if private and not known_private:
         made.shown["token"] = secrets.token_urlsafe(_SIZE)
-    return made
+    return replace(made, private=_token(made.shown["token"]) if "token" in made.shown else known_private * private)
 
 
 def with_link(url: str, secret: str) -> str:
@@ -79,9 +91,16 @@ def _lines(name: str, option: str) -> list[tuple[int, str]]:
     return lines
 
 
-def _user(number: int, line: str) -> str:
-    from overlay.node.credentials import hashed_user
+def _names(known: Mapping[str, Any]) -> list[str]:
+    return [each.partition(":")[0] for each in known.get("users", ())]
 
+
+def _user(number: int, line: str, known: Mapping[str, Any]) -> str:
+    from overlay.node.credentials import hashed_user, is_user
+
+    for each in known.get("users", ()):
+        if is_user(line, each):
+            return str(each)
     try:
         return hashed_user(line)
     except ValueError as error:  # the line itself is a secret

@@ -35,9 +35,9 @@ def flush() -> None:
 
 def show(*renderables: "RenderableType") -> None:
     """Draw on standard output, in colour if that is a terminal and NO_COLOR does not forbid it."""
-    console = _console(sys.stdout)
+    drawn = console(sys.stdout)
     for renderable in renderables:
-        console.print(renderable)
+        drawn.print(renderable)
 
 
 def note(text: str) -> None:
@@ -53,10 +53,10 @@ def report_error(error: UserError, *, as_json: bool) -> None:
     if sys.stderr.isatty():
         from rich.text import Text
 
-        console = _console(sys.stderr)
-        console.print(Text.assemble(("overlay: ", "bold red"), error.message), soft_wrap=True)
+        drawn = console(sys.stderr)
+        drawn.print(Text.assemble(("overlay: ", "bold red"), error.message), soft_wrap=True)
         if error.hint:
-            console.print(Text(error.hint, style="dim"), soft_wrap=True)
+            drawn.print(Text(error.hint, style="dim"), soft_wrap=True)
     else:
         note(f"overlay: {error.message}")
         if error.hint:
@@ -71,11 +71,12 @@ def working(text: str, *, quiet: bool) -> Iterator[None]:
         return
     from rich.text import Text
 
-    with _console(sys.stderr).status(Text(text)):
+    with console(sys.stderr).status(Text(text)):
         yield
 
 
-def _console(file: TextIO) -> "Console":
+def console(file: TextIO) -> "Console":
+    """Draws there, in colour if that is a terminal and NO_COLOR does not forbid it."""
     from rich.console import Console
 
     width = None if file.isatty() else WIDTH_OF_A_PIPE

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from overlay_cli.durations import format_duration
 from overlay_cli.rates import format_rate
+from overlay_cli.sizes import format_size
 
 _STATE_STYLES = {"connected": "green", "running": "green", "offline": "yellow", "starting": "yellow", "stopped": "red"}
 
@@ -45,7 +46,7 @@ def server_summary(status: dict[str, Any], *, verbose: bool = False) -> Renderab
         Text("addresses  " + "  ".join(status["addresses"])),
         Text("networks   " + "  ".join(status["networks"])),
         Text(f"nodes      {status['nodes']}, {status['online']} online"),
-        Text(f"relayed    {_size(status['relayed_bytes'])}{_rate(status['relay_rate_bit_s'])}"),
+        Text(f"relayed    {format_size(status['relayed_bytes'])}{_rate(status['relay_rate_bit_s'])}"),
         *_warnings(status),
     ]
     if status["exposures"]:
@@ -182,8 +183,8 @@ def peer_table(peers: list[dict[str, Any]]) -> Table:
             Text(_path(peer["path"])),
             Text("–" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms"),
             Text("–" if peer["last_handshake_s"] is None else f"{format_duration(peer['last_handshake_s'])} ago"),
-            Text(_size(peer["rx_bytes"])),
-            Text(_size(peer["tx_bytes"])),
+            Text(format_size(peer["rx_bytes"])),
+            Text(format_size(peer["tx_bytes"])),
         )
     return table
 
@@ -201,11 +202,15 @@ def record_table(records: list[dict[str, Any]]) -> RenderableType:
 
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
     grouped = any(exposure.get("members") for exposure in exposures)
-    table = _table("id", "public", "target", "tunnel", "connections", *(("group",) if grouped else ()))
+    named = any(exposure.get("entry") for exposure in exposures)
+    more = ("group",) if grouped else ()
+    table = _table("id", *(("name",) if named else ()), "public", "target", "tunnel", "connections", *more)
     for exposure in exposures:
         problem = exposure.get("problem")
+        entry = exposure.get("entry")
         table.add_row(
             Text(exposure["id"]),
+            *((Text(entry["name"] if entry else ""),) if named else ()),
             Text("\n".join((exposure.get("url") or exposure["public"], *exposure.get("known_as", ())))),
             Text(exposure["target"]) + Text(f"\n{problem}" if problem else "", style="yellow"),
             Text(exposure["tunnel"]),
@@ -288,12 +293,3 @@ def _path(path: dict[str, Any] | None) -> str:
 
 def _rate(bits: float | None) -> str:
     return "" if bits is None else f", {format_rate(bits / 8)} per node at most"
-
-
-def _size(count: int) -> str:
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"

@@ -15,11 +15,13 @@ from overlay.carrier.quic import QuicStream
 from overlay.carrier.splice import Count, join
 from overlay.carrier.stream import TcpStream, reset_on_close, set_options
 from overlay.carrier.streams import CodecStream
+from overlay.carrier.tapped import TappedStream
 
 __all__ = ["Forwarded", "Forwardable", "UdpFlows", "forward_streams"]
 
-Forwardable = SocketStream | TcpStream | CodecStream | QuicStream
+Forwardable = SocketStream | TcpStream | CodecStream | QuicStream | TappedStream
 
+_TURN: Final = 16  # pieces before other tasks get a turn
 _CHUNK: Final = 64 * 1024  # bytes held per direction: what one side has sent and the other not yet taken
 
 
@@ -96,7 +98,11 @@ def _cut(stream: Forwardable) -> None:
 
 
 async def _copy(source: Forwardable, sink: Forwardable, count: Count) -> None:
+    pieces = 0
     while True:
+        pieces += 1
+        if pieces % _TURN == 0:
+            await anyio.lowlevel.checkpoint()
         try:
             data = await source.receive(_CHUNK)
         except anyio.EndOfStream:

@@ -2,7 +2,9 @@
 
     00 60           a Noise message of 96 bytes, the first one: tcp, or tls within TLS
     00 10           a one-time token of 16 bytes: a connection that the server has asked a node for, on any carrier
-    16 03           a TLS record with a ClientHello: once more within, by the server's certificate
+    16 03           a TLS record with a ClientHello: of a user of a name that is exposed by TLS, not looked into; else
+                    once more within, by the server's certificate
+    PRI             HTTP/2, within TLS alone: a user of what is exposed
     GET, POST, …    HTTP: a user of what is exposed under that name, WebSocket's upgrade, or an answer such as any web
                     server gives
     00 01           a Binding request of STUN
@@ -31,14 +33,17 @@ from overlay.carrier.tls import server_handshake
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import INITIATION_SIZE
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.ingress.client_hello import RECORD_HEADER, ClientHello, parse_client_hello
+from overlay.wire.ingress.client_hello import NO_HELLO, RECORD_HEADER, ClientHello, parse_client_hello
 from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
 from overlay.wire.stream.websocket import WebSocket
 
-Spoken = Literal["noise", "token", "tls", "http", "stun"]
+Spoken = Literal["noise", "token", "tls", "http", "http2", "stun"]
 UserStream = TcpStream | CodecStream
 Stream = UserStream | QuicStream
 """With those of nodes, whom no user can be."""
+TlsPlace = Literal["here", "beyond"]
+ShowCertificate = Callable[[ClientHello, tuple[str, ...]], ssl.SSLContext]
+"""For the answer to a ClientHello, and the protocols that are spoken here (ALPN, RFC 7301), best first."""
 HttpAnswer = Callable[[str], bytes | None]
 """Path below `CHALLENGES` → body; None: not known. Called for every stranger who asks: it must be quick."""
 
@@ -50,6 +55,16 @@ class Guest:
     stream: UserStream
     begun: bytes
     secure: bool
+    http2: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TlsGuest:
+    """A user who came by TLS to a name that is exposed by it: all of what he has said and says, or, where TLS ends
+    here, what was in it."""
+
+    stream: UserStream
+    name: str  # as he asked for it, in lower case
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,39 +79,52 @@ class Guests(Protocol):
     """Who serves those that come to the port and are no nodes that want to talk to the server."""
 
     def exposes(self, host: str) -> bool:
-        """Whether users of this host, in lower case, are served here."""
+        """Whether users of this host, in lower case, are served by HTTP here."""
 
-    async def serve_user(self, guest: Guest, source: Endpoint) -> None:
+    def tls_end(self, host: str) -> TlsPlace | None:
+        """Where the TLS of users ends who ask for this host, whatever they say in it; None: they are not taken so."""
+
+    async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
         """Until the stream ends. Closing stays the caller's."""
 
-    def take_caller(self, caller: Caller) -> None:
-        """Closing the stream is theirs from now on."""
+    def take_caller(self, caller: Caller, host: str) -> None:
+        """Closing the stream is theirs from now on. `host`: where it comes from."""
+
+    def expects(self, host: str) -> bool:
+        """Whether one more connection from this host may be a call that a node was asked for: then it is not held
+        against the rate at which strangers may come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     """What there is behind the port beside the control channel."""
 
-    tls: Callable[[], ssl.SSLContext] | None = None  # asked for each connection anew
+    tls: ShowCertificate | None = None  # asked for each connection anew
     http_answer: HttpAnswer | None = None
     guests: Guests | None = None
 
     def exposes(self, host: str) -> bool:
         return self.guests is not None and bool(host) and self.guests.exposes(host)
 
+    def tls_end(self, host: str) -> TlsPlace | None:
+        return self.guests.tls_end(host) if self.guests is not None and host else None
 
-_NO_HELLO: Final = ClientHello("", ())
+
+ALPN_HTTP: Final = ("http/1.1",)
+ALPN_EXPOSED: Final = ("h2", "http/1.1")
 CHALLENGES: Final = "/.well-known/acme-challenge/"  # RFC 8555 §8.3
 NOISE: Final = INITIATION_SIZE.to_bytes(2, "big")
 TOKEN_SIZE: Final = 16
 TOKEN: Final = TOKEN_SIZE.to_bytes(2, "big")
 TLS: Final = b"\x16\x03"  # handshake, version 3.x (RFC 8446 §5.1)
+HTTP2: Final = b"PRI "  # RFC 9113 §3.4
 METHODS: Final = tuple(f"{name} ".encode() for name in "GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT".split())
 _STARTS: Final[dict[bytes, Spoken]] = {
     NOISE: "noise",
     TOKEN: "token",
     TLS: "tls",
     STUN: "stun",
+    HTTP2: "http2",
     **dict.fromkeys(METHODS, "http"),
 }
 LONGEST_START: Final = max(map(len, _STARTS))
@@ -114,7 +142,7 @@ def spoken(start: bytes) -> Spoken | None:
 
 async def greet(
     tcp: TcpStream, services: Services, enter: Callable[[], None], random_bytes: Callable[[int], bytes]
-) -> tuple[UserStream, CarrierName] | Guest | Caller | TcpStream | None:
+) -> tuple[UserStream, CarrierName] | Guest | TlsGuest | Caller | TcpStream | None:
     """→ the stream whose first bytes are those of Noise, and what it runs over; a guest or a caller; a stream alone:
     STUN is spoken there. None: an HTTP request was served, and there is nothing more to do.
 
@@ -136,17 +164,24 @@ async def greet(
     if services.tls is None:
         raise RemoteProtocolError("unknown_protocol", "TLS, and there is no certificate")
     hello = await _client_hello(tcp)
-    entered = not services.exposes(hello.name)
-    if entered:
+    tls_end = services.tls_end(hello.name)
+    if tls_end == "beyond":
+        return TlsGuest(tcp, hello.name)
+    if tls_end == "here":
+        return TlsGuest(await server_handshake(tcp, services.tls(hello, _whatever(hello))), hello.name)
+    exposed = services.exposes(hello.name)
+    if not exposed:
         enter()
-    secured = await server_handshake(tcp, services.tls())
+    secured = await server_handshake(tcp, services.tls(hello, ALPN_EXPOSED if exposed else ALPN_HTTP))
     start = b""
     while (speaks := spoken(start)) is None:
         start += await secured.receive()
     if speaks in ("stun", "tls"):
         raise RemoteProtocolError("unknown_protocol", f"{speaks} within TLS")
+    if speaks == "http2" and exposed:
+        return Guest(secured, start, secure=True, http2=True)
     return await _within(
-        secured, start, speaks, "tls", "wss", services, (lambda: None) if entered else enter, random_bytes
+        secured, start, speaks, "tls", "wss", services, enter if exposed else (lambda: None), random_bytes
     )
 
 
@@ -167,6 +202,8 @@ async def _within(
         return stream, carrier
     if speaks == "token":
         return await take_caller(stream, start)
+    if speaks == "http2":
+        raise RemoteProtocolError("unknown_protocol", "HTTP/2 where nothing is exposed by it")
     opened = await _serve_http(stream, start, services, enter, random_bytes)
     if opened is None or isinstance(opened, Guest):
         return opened
@@ -189,6 +226,15 @@ async def take_caller(stream: Stream, start: bytes) -> Caller:
     return Caller(stream, start[len(TOKEN) : size])
 
 
+def _whatever(hello: ClientHello) -> tuple[str, ...]:
+    """The protocol that is agreed where the target knows which it speaks, and we do not: HTTP/1.1, if that is among
+    them, since HTTP/2 is offered by whoever speaks both."""
+    if not hello.protocols or b"http/1.1" in hello.protocols:
+        return ALPN_HTTP
+    first = hello.protocols[0]
+    return (first.decode("ascii"),) if first.isascii() else ()
+
+
 async def _client_hello(tcp: TcpStream) -> ClientHello:
     needed, data = RECORD_HEADER, b""
     while True:
@@ -199,7 +245,7 @@ async def _client_hello(tcp: TcpStream) -> ClientHello:
         try:
             found = parse_client_hello(data)
         except RemoteProtocolError:
-            return _NO_HELLO  # the handshake says what is wrong, to the client too
+            return NO_HELLO  # the handshake says what is wrong, to the client too
         if isinstance(found, ClientHello):
             return found
         needed = found

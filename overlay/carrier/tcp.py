@@ -10,6 +10,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import anyio
@@ -20,7 +21,7 @@ from overlay.carrier.carriers import CarrierName, CarrierStream
 from overlay.carrier.connection import ConnectionLost, ControlConnection, broken_by
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Limits, Visit
-from overlay.carrier.port import NOISE, TOKEN, Caller, Guest, Services, greet, take_caller
+from overlay.carrier.port import NOISE, TOKEN, Caller, Guest, Services, TlsGuest, greet, take_caller
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.silence import Silence, take_token
@@ -36,7 +37,7 @@ __all__ = ["DEFAULT_LIMITS", "ConnectionLost", "ControlConnection", "Limits", "d
 logger = logging.getLogger(__name__)
 
 _Greeted = tuple[CarrierStream, CarrierName]
-_Served = Guest | Caller | TcpStream
+_Served = Guest | TlsGuest | Caller | TcpStream
 _Greeting = Callable[["_Arrival"], Awaitable[_Greeted | _Served | None]]
 """Finds out what a connection runs over, and sets that up: as `overlay.carrier.port.greet`."""
 
@@ -150,7 +151,7 @@ class _Server:
             _turn_away(accepted)
             return
         tcp = TcpStream(accepted)
-        if self._take_call(tcp, accepted):  # a node that is near
+        if self._take_call(tcp, accepted, endpoint[0]):  # a node that is near
             visit.leave()
             return
         arrival = _Arrival(self.door, endpoint, visit, accepted, self._limits.handshake)
@@ -162,21 +163,32 @@ class _Server:
             self.count("handshake_timeout", format_endpoint(arrival.endpoint))
             tcp.close()
             arrival.leave()
-        elif self._take_call(tcp, silence.accepted):
+        elif self._take_call(tcp, silence.accepted, arrival.endpoint[0]):
             arrival.leave()
         else:
 
             async def greeting(arrival: _Arrival) -> _Greeted | _Served | None:
-                return await greet(tcp, self._services, arrival.enter, self._random_bytes)
+                return await greet(tcp, self._services, partial(self._enter, arrival), self._random_bytes)
 
             self._start(tcp, greeting, arrival)
 
-    def _take_call(self, tcp: TcpStream, accepted: socket.socket) -> bool:
+    def admit(self, host: str, now: float) -> Visit | str:
+        """Over QUIC."""
+        return self.door.knock(host) if self._expects(host) else self.door.enter(host, now)
+
+    def _enter(self, arrival: "_Arrival") -> None:
+        if not self._expects(arrival.endpoint[0]):
+            arrival.enter()
+
+    def _expects(self, host: str) -> bool:
+        return self._services.guests is not None and self._services.guests.expects(host)
+
+    def _take_call(self, tcp: TcpStream, accepted: socket.socket, host: str) -> bool:
         guests = self._services.guests
         token = take_token(accepted) if guests is not None else None
         if guests is None or token is None:
             return False
-        guests.take_caller(Caller(tcp, token))
+        guests.take_caller(Caller(tcp, token), host)
         return True
 
     def start(self, stream: QuicStream, endpoint: Endpoint, visit: Visit) -> None:
@@ -205,7 +217,7 @@ class _Server:
                 await self._converse(come)
             elif isinstance(come, Caller) and self._services.guests is not None:
                 taken = True
-                self._services.guests.take_caller(come)
+                self._services.guests.take_caller(come, arrival.endpoint[0])
             elif come is not None:
                 await self._serve_other(come, arrival)
         finally:

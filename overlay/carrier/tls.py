@@ -5,6 +5,7 @@ TLS may be there only to pass what lets nothing else through.
 """
 
 import ssl
+from functools import lru_cache
 from typing import Final
 
 from overlay.carrier.stream import TcpStream
@@ -72,18 +73,30 @@ class Tls:
 def client_context(
     alpn: tuple[str, ...], *, authorities: bool = False, ca_file: str | None = None, ca_data: str = ""
 ) -> ssl.SSLContext:
-    """For one connection of a node. `ca_data`: PEM. Raises `OSError` if `ca_file` cannot be read, `ssl.SSLError` (also
+    """For connections of a node. `ca_data`: PEM. Raises `OSError` if `ca_file` cannot be read, `ssl.SSLError` (also
     an `OSError`) if no certificate is in it."""
+    if ca_file is None and not ca_data and not authorities:
+        return _unverified(alpn)
+    context = _client_context(alpn)
+    if ca_file is not None or ca_data:
+        context.load_verify_locations(ca_file, cadata=ca_data or None)
+    else:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    return context
+
+
+@lru_cache(8)  # making one takes OpenSSL 1 ms
+def _unverified(alpn: tuple[str, ...]) -> ssl.SSLContext:
+    context = _client_context(alpn)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _client_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     harden(context)
     context.set_alpn_protocols(list(alpn))
-    if ca_file is not None or ca_data:
-        context.load_verify_locations(ca_file, cadata=ca_data or None)
-    elif authorities:
-        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-    else:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
     return context
 
 

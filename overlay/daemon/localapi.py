@@ -13,13 +13,12 @@ import pwd
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.lowlevel
-import uvicorn
 from anyio.abc import TaskStatus
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -27,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from overlay.daemon.application import serve_application
 from overlay.daemon.launch import error_document
 from overlay.daemon.state import SOCKET_NAME
 from overlay.errors import Exit, UserError
@@ -132,39 +132,10 @@ async def serve_local_api(
     path = state / SOCKET_NAME
     listener = _listen(path)
     try:
-        config = uvicorn.Config(
-            app, http=_PeerProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False
-        )
-        server = _Server(config)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, [listener])
-            try:
-                await server.listening.wait()
-                task_status.started()
-                await anyio.sleep_forever()
-            finally:
-                server.should_exit = server.force_exit = True
+        await serve_application(app, listener, http=_PeerProtocol, task_status=task_status)
     finally:
-        # uvicorn leaves its reader behind when it is cancelled; the next owner of this descriptor would never be woken.
-        asyncio.get_running_loop().remove_reader(listener)
-        listener.close()
         with suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers (the daemon has its own), saying when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = anyio.Event()
-
-    def capture_signals(self) -> nullcontext[None]:  # type: ignore[override]
-        return nullcontext()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
 
 
 class _PeerProtocol(H11Protocol):

@@ -13,6 +13,10 @@ from overlay.daemon.localapi import Produce, Streamed, caller, json_object, on_u
 from overlay.daemon.peers import Peers, peer_routes
 from overlay.daemon.records import Recording, record_routes
 from overlay.errors import Exit, UserError
+from overlay.node.exposure_files import ExposureFiles
+from overlay.node.exposure_files_api import exposure_file_routes
+from overlay.node.inspector.api import inspector_routes
+from overlay.node.inspector.inspector import Inspector
 from overlay.node.status import ExposeWish, ExposureStatus, NameAnswer, NamesStatus, NodeStatus
 from overlay.wire.control.messages import Connected
 
@@ -31,7 +35,7 @@ class Node(Recording, Protocol):
     async def query_name(self, name: str, rtype: str) -> NameAnswer: ...
 
 
-def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
+def make_api(node: Node, capturing: Capturing, peers: Peers, files: ExposureFiles, inspector: Inspector) -> Starlette:
     """The application for `serve_local_api`."""
 
     async def status(_request: Request) -> Response:
@@ -81,6 +85,8 @@ def make_api(node: Node, capturing: Capturing, peers: Peers) -> Starlette:
             Route("/v1/connect", connect, methods=["POST"]),
             Route("/v1/dns", names_status, methods=["GET"]),
             Route("/v1/dns/query", query_name, methods=["POST"]),
+            *exposure_file_routes(files),
+            *inspector_routes(inspector),
             *capture_routes(capturing),
             *peer_routes(peers),
             *record_routes(node),

@@ -6,6 +6,7 @@ from overlay.wire.credentials import (
     MOST_PASSWORD,
     SALT_SIZE,
     digest_of,
+    fits_password,
     hash_password,
     is_password_hash,
     is_user_name,
@@ -23,6 +24,13 @@ def hashed_user(line: str) -> str:
     if password.startswith("$") and password.count("$") > 2:
         raise ValueError("the password is hashed in a way that is not known here")
     return f"{name}:{hash_password(password.encode(), secrets.token_bytes(SALT_SIZE))}"
+
+
+def is_user(line: str, hashed: str) -> bool:
+    """Whether `hashed` is what `hashed_user` makes of this line, or has made of it with another salt."""
+    name, _, password = line.partition(":")
+    known, _, encoded = hashed.partition(":")
+    return name == known and (password == encoded or fits_password(encoded, password.encode()))
 
 
 def hashed_token(token: str) -> str:

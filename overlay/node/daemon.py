@@ -19,6 +19,7 @@ from typing import Literal
 
 import anyio
 from anyio.abc import TaskGroup
+from starlette.applications import Starlette
 
 from overlay import __version__
 from overlay.carrier.carriers import DialOptions
@@ -34,6 +35,7 @@ from overlay.node.api import make_api
 from overlay.node.calls import Calls
 from overlay.node.ciphers import measure
 from overlay.node.control import ControlClient
+from overlay.node.exposure_files import ExposureFiles
 from overlay.node.exposures import Exposures
 from overlay.node.interface import check_tun
 from overlay.node.joining import default_name, identity_of, plan_start, relay_of, stun_servers_of
@@ -165,6 +167,7 @@ class NodeDaemon:
             self._control.say,
             lambda: self._control.state == "connected",
         )
+        self._exposure_files = ExposureFiles(state, self._exposures)
         self._calls = Calls(self._ways.dial_plain, self._exposures.serve, self._exposures.drops)
         self._records = Records(self._control.request, lambda: self._memory.network_map)
         self._identity: Identity | None = None
@@ -182,12 +185,13 @@ class NodeDaemon:
         if welcome is not None and self._memory.network_map is not None:
             self._remember(welcome, self._memory.network_map)
         async with anyio.create_task_group() as tasks:
-            await tasks.start(serve_local_api, make_api(self, self._member, self._member), self._state.path)
+            await tasks.start(serve_local_api, self._api(), self._state.path)
             tasks.start_soon(self._take_signals, tasks.cancel_scope)
             tasks.start_soon(self._memory.keep_map)
             tasks.start_soon(functools.partial(self._control.run, patient=self._identity is not None))
             tasks.start_soon(self._be_member)
             tasks.start_soon(self._keep_exposures)
+            tasks.start_soon(self._exposures.inspector.run)
             tasks.start_soon(self._say_ready)
             await self._stopping.wait()
             self._stopped = True
@@ -330,6 +334,9 @@ class NodeDaemon:
 
     # inside ----------------------------------------------------------------------------------------------------------
 
+    def _api(self) -> Starlette:
+        return make_api(self, self._member, self._member, self._exposure_files, self._exposures.inspector)
+
     def _hello(self, map_version: int, map_mark: bytes) -> Hello:
         chosen = self._start.joined.name
         return Hello(
@@ -431,6 +438,7 @@ class NodeDaemon:
                 await tasks.start(self._member.run, identity)
                 await tasks.start(self._exposures.run, str(identity.addresses[0]) if self._settings.tun else "")
                 tasks.start_soon(self._calls.run)
+                tasks.start_soon(self._exposure_files.run)
                 if self._settings.tun:
                     self._look_for_paths(tasks, identity)
                 self._up.set()

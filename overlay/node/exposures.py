@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,14 +25,16 @@ from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
-from overlay.node.direct_end import WELL_KNOWN, DirectEnd
+from overlay.node.direct_end import DirectEnd
 from overlay.node.guests import Guests
 from overlay.node.health import Checks
+from overlay.node.inspector.inspector import Inspector
 from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
-from overlay.node.status import ExposeWish, ExposureStatus
-from overlay.node.target_end import TargetEnd
+from overlay.node.status import Entry, ExposeWish, ExposureStatus
+from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target, TargetOptions
 from overlay.node.tunnel_end import TunnelEnd
+from overlay.node.wishes import check_heard, checked_inspect, checked_target, service_of
 from overlay.wire.control.messages import (
     Exposed,
     Exposure,
@@ -75,6 +78,7 @@ class Exposures:
         """
         stored = state.read_struct(FILE, KeptFile) or KeptFile()
         self.drops: Counter[str] = Counter()
+        self.inspector = Inspector(self._connect_to_target)
         self._kept = {kept.id: kept for kept in stored.exposures}
         self._state = state
         self._request = request
@@ -124,16 +128,20 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    async def add(self, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+    def declared(self, file: str) -> dict[str, Kept]:
+        """What the entries of a file have asked for, by their names."""
+        return {
+            kept.entry.name: kept for kept in self._kept.values() if kept.entry is not None and kept.entry.file == file
+        }
+
+    async def add(self, wish: ExposeWish, owner: int = 0, entry: Entry | None = None) -> ExposureStatus:
         """Expose a target. `owner`: uid of who asks, with whose rights files are opened.
 
         Raises `UserError`: "bad-target", "target-forbidden", "target-missing", "not-up", "server-unreachable",
         "server-older", and what the server answers.
         """
-        # A port of its own carries whatever is said there; a name needs a protocol that tells it.
-        private = bool(wish.terms.private.name)
-        target = Target.parse(wish.target, "tcp" if wish.public or private else "http")
-        if private and not self._address:
+        target = checked_target(wish)
+        if wish.terms.private.name and not self._address:
             raise UserError(
                 "no-tunnel",
                 "Peers reach a private exposure at this machine's address in the network, which it has after "
@@ -141,15 +149,6 @@ class Exposures:
                 "Run 'sudo overlay up' first.",
                 Exit.USAGE,
             )
-        if wish.host and (wish.public or wish.known_as or target.protocol != "http"):
-            raise UserError(
-                "bad-target",
-                "Only a target that speaks http can be reached by a host's name on the shared port.",
-                "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
-                Exit.USAGE,
-            )
-        wish.options.check(target)
-        transport = "udp" if target.protocol == "udp" else "tcp"
         async with self._lock:
             inside = self._target_end(target, wish.options, owner)
             try:
@@ -166,10 +165,13 @@ class Exposures:
                     port=end.port,
                     tunnel=self._tunnel_of(wish),
                     known_as=wish.known_as,
-                    service="" if private else wish.service.lower() or WELL_KNOWN.get((transport, target.port), ""),
+                    service=service_of(wish),
                     owner=owner,
                     options=wish.options,
                     terms=wish.terms,
+                    inspect=checked_inspect(wish, target),
+                    entry=entry,
+                    wish=wish,
                 )
                 exposure = await self._ask(wanted, wish)
                 kept = msgspec.structs.replace(
@@ -182,12 +184,7 @@ class Exposures:
                     service=exposure.service,
                 )
                 try:
-                    if exposure.terms != wish.terms:
-                        raise UserError(
-                            "server-older",
-                            "The server is older than this machine's overlay and does not know all that was asked for.",
-                            "Bring the server up to date, or leave out the options that it does not know.",
-                        )
+                    check_heard(exposure, wish)
                     await self._save({**self._kept, kept.id: kept})
                 except UserError:
                     await self._give_back(kept.id)
@@ -199,6 +196,66 @@ class Exposures:
             self._serve(kept, end, inside)
             await self._tell_direct(kept)
             return self._show(kept)
+
+    async def change(self, name: str, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
+        """Have an exposure lead elsewhere, or on other terms, in its place (`wishes.is_renewable`). Users stay
+        connected where the target is the same. Raises as `add` does; it is as it was then."""
+        target = checked_target(wish)
+        async with self._lock:
+            kept = self._kept.get(name)
+            if kept is None:
+                raise _unknown(name)
+            wanted = msgspec.structs.replace(
+                kept,
+                target=target.text,
+                known_as=wish.known_as,
+                service=service_of(wish),
+                terms=wish.terms,
+                inspect=checked_inspect(wish, target),
+                wish=wish,
+            )
+            inside = end = None
+            try:
+                if (target.text, wish.options) != (kept.target, kept.options):
+                    inside = self._target_end(target, wish.options, owner)
+                    await inside.check()
+                    end = self._open(inside, 0, wish.terms)
+                    wanted = msgspec.structs.replace(wanted, port=end.port, owner=owner, options=wish.options)
+                await self._renew_as(wanted, kept, wish)
+            except BaseException:
+                for each in (end, inside):
+                    if each is not None:
+                        each.close()
+                raise
+            before, kept = kept, self._kept[name]
+            gone: list[TunnelEnd | DirectEnd | TargetEnd | None] = []
+            if end is not None or kept.terms != before.terms:
+                gone.append(self._direct.pop(name, None))
+            if end is not None and inside is not None:
+                gone += [self._ends.pop(name, None), self._inside.pop(name, None)]
+                self._serve(kept, end, inside)
+            elif kept.terms.health != before.terms.health:
+                self._look_after(kept, self._inside.get(name))
+            for old in gone:
+                if old is not None:
+                    old.close()
+            self._inspect(self._ends.get(name), kept)
+            if not kept.inspect:
+                self.inspector.forget(name)
+            await self._tell_direct(kept)
+            return self._show(kept)
+
+    async def _renew_as(self, wanted: Kept, kept: Kept, wish: ExposeWish) -> None:
+        """Have the server and the state folder know it as it is wanted, or as it was."""
+        exposure = await self._ask(wanted, wish)
+        try:
+            check_heard(exposure, wish)
+            renewed = msgspec.structs.replace(wanted, known_as=exposure.known_as, service=exposure.service)
+            await self._save({**self._kept, kept.id: renewed})
+        except UserError:
+            await self._renew(kept)
+            raise
+        self._note_direct(exposure, False)
 
     async def remove(self, name: str) -> None:
         """Give an exposure back. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
@@ -379,10 +436,25 @@ class Exposures:
             return
         inside.prefix = urlsplit(kept.url).path or "/"
         self._ends[kept.id], self._inside[kept.id] = end, inside
+        self._inspect(end, kept)
         self._tasks.start_soon(end.run)
-        if kept.terms.health:
+        self._look_after(kept, inside)
+
+    def _look_after(self, kept: Kept, inside: TargetEnd | None) -> None:
+        """See whether the target is well, if somebody wants to know."""
+        self._checks.stop(kept.id)
+        if kept.terms.health and inside is not None and self._tasks is not None:
             host = kept.target.partition("://")[2].partition("/")[0]
             self._checks.start(self._tasks, kept.id, kept.terms.health, host, inside.open)
+
+    def _inspect(self, end: TunnelEnd | None, kept: Kept) -> None:
+        """The inspector looks at users who come from now on, if it is to."""
+        if end is not None:
+            end.tap = partial(self.inspector.tapped, exposure=kept.id, limit=kept.inspect) if kept.inspect else None
+
+    async def _connect_to_target(self, name: str) -> TargetStream | None:
+        end = self._ends.get(name)
+        return await end.connect() if end is not None else None
 
     async def _look_again(self) -> None:
         async with self._lock:
@@ -404,6 +476,7 @@ class Exposures:
             self._direct[kept.id] = direct
         end = direct.open()
         if end is not None:
+            self._inspect(end, kept)
             self._tasks.start_soon(end.run)
         return direct.leads()
 
@@ -446,6 +519,7 @@ class Exposures:
         self._members.pop(name, None)
         self._checks.stop(name)
         self._led.discard(name)
+        self.inspector.forget(name)
         for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
@@ -480,6 +554,8 @@ class Exposures:
             terms=kept.terms,
             problem=self._checks.problem(kept.id),
             members=self._members.get(kept.id, ()),
+            entry=kept.entry,
+            inspect=kept.inspect,
         )
 
 

@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from overlay.node.status import Entry, ExposeWish
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.wire.control.messages import Expose, Exposure, TunnelKind
 from overlay.wire.control.terms import Terms
@@ -25,6 +26,9 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     owner: int = 0  # uid of who exposed it: with this user's rights files are opened
     options: TargetOptions = NO_OPTIONS
     terms: Terms = Terms()
+    entry: Entry | None = None
+    inspect: int = 0
+    wish: ExposeWish | None = None  # what was asked for; None: by a version that did not keep it
 
 
 class KeptFile(msgspec.Struct, frozen=True, kw_only=True):

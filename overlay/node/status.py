@@ -66,6 +66,14 @@ class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
     service: str = ""  # what it is; "": what the target's port says
     options: TargetOptions = NO_OPTIONS
     terms: Terms = Terms()
+    inspect: int = 0  # of http: keep the last requests, and so many bytes of each body; 0: no
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person wrote in a file of exposures: the table `[exposures.NAME]` of `file`."""
+
+    file: str  # absolute
+    name: str
 
 
 class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +90,8 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     terms: Terms = Terms()
     problem: str | None = None  # why the target is not well, by --health
     members: tuple[GroupMember, ...] = ()  # of its group, as the server has told last
+    entry: Entry | None = None  # which asked for it; None: a command did
+    inspect: int = 0  # bytes of a body that the inspector keeps; 0: it does not look
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

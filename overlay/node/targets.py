@@ -9,8 +9,8 @@ import msgspec
 from overlay.errors import Exit, UserError
 
 _HINT: Final = (
-    "Write a port (8080), http://127.0.0.1:8080, https://…, tcp://127.0.0.1:22, udp://127.0.0.1:53, "
-    "unix:/run/app.sock, or a folder (./dist)."
+    "Write a port (8080), http://127.0.0.1:8080, https://…, tls://127.0.0.1:443, tcp://127.0.0.1:22, "
+    "udp://127.0.0.1:53, unix:/run/app.sock, or a folder (./dist)."
 )
 _LONGEST_HOST: Final = 253  # RFC 1035 section 2.3.4, as text
 _LONGEST_SOCKET_PATH: Final = 107  # bytes: sun_path less its final zero, unix(7)
@@ -19,10 +19,16 @@ _LONGEST_TOLD: Final = 256  # characters, as the server takes them
 _LONGEST_CA: Final = 512 * 1024  # characters: what a system has, twice
 _HOST_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 _HTTP_PORTS: Final = {"http": "80", "https": "443"}
-Protocol = Literal["tcp", "udp", "http"]
+Protocol = Literal["tcp", "udp", "http", "tls"]
 Kind = Literal["host", "unix", "folder"]
-_PROTOCOLS: Final[dict[str, Protocol]] = {"tcp": "tcp", "udp": "udp", "http": "http", "https": "http"}
-_SOCKETS: Final[dict[str, Protocol | None]] = {"unix": None, "http+unix": "http", "tcp+unix": "tcp"}
+_PROTOCOLS: Final[dict[str, Protocol]] = {
+    "tcp": "tcp",
+    "udp": "udp",
+    "http": "http",
+    "https": "http",
+    "tls": "tls",
+}
+_SOCKETS: Final[dict[str, Protocol | None]] = {"unix": None, "http+unix": "http", "tcp+unix": "tcp", "tls+unix": "tls"}
 
 
 class TargetOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -84,8 +90,9 @@ class Target:
 
     @classmethod
     def parse(cls, text: str, default: Protocol = "http") -> "Target":
-        """`http://host:port`, `https://…`, `tcp://…`, `udp://…`, `host:port`, `port` (of this machine), `unix:/path`,
-        `/path` of a folder; without a scheme that tells it, `default` is spoken. Raises `UserError`, exit 2."""
+        """`http://host:port`, `https://…`, `tls://…`, `tcp://…`, `udp://…`, `host:port`, `port` (of this machine),
+        `unix:/path`, `/path` of a folder; without a scheme that tells it, `default` is spoken. Raises `UserError`,
+        exit 2."""
         text = text.strip()
         scheme, colon, path = text.partition(":")
         if text.startswith("/"):

@@ -15,6 +15,7 @@ from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
 from overlay.carrier.reached import REACHED
 from overlay.carrier.stream import TcpStream, reset_on_close
+from overlay.carrier.tapped import TappedStream
 from overlay.errors import UserError
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
@@ -46,6 +47,7 @@ class TunnelEnd:
         """At `address`, or nowhere (""); port 0 picks one. `accepts`: whose connections are taken: the server's, as a
         rule. `says_reached`: as `overlay.carrier.reached` has it. Raises `UserError` ("port-taken") if that is
         taken."""
+        self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
         self._inside = inside
         self._target = inside.target
         self.accepts = accepts
@@ -151,7 +153,7 @@ class TunnelEnd:
         if self._target.protocol == "udp":
             await self._carry_datagrams(stream)
             return
-        inside = await self._connect()
+        inside = await self.connect()
         if inside is None:
             stream.cut()
             stream.close()
@@ -161,7 +163,7 @@ class TunnelEnd:
                 await stream.send(REACHED)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass  # forwarding ends at once, in order
-        await forward_streams(stream, inside)
+        await forward_streams(stream, inside if self.tap is None else self.tap(inside))
 
     async def _carry_datagrams(self, stream: Stream) -> None:
         """Of one user, whose flow the server ends."""
@@ -175,7 +177,8 @@ class TunnelEnd:
 
         await join(StreamOutlet(given, self._drops), target)
 
-    async def _connect(self) -> TargetStream | None:
+    async def connect(self) -> TargetStream | None:
+        """To the target; None: it is not reachable, which is counted."""
         try:
             stream = await self._inside.open()
         except OSError:  # TimeoutError is one

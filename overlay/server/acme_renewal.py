@@ -1,6 +1,6 @@
 """When to order a certificate from an authority: at first, again ahead of its end, and later after a failure.
 
-Account and certificate stand in the state folder, so that a restart orders nothing.
+Account and certificates stand in the state folder, so that a restart orders nothing.
 """
 
 import logging
@@ -12,13 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from overlay.daemon.state import StateDir, corrupt
 from overlay.errors import UserError
-from overlay.server.acme import KINDS, Account, AcmeFailure, Orders, new_account
+from overlay.server.acme import KINDS, Account, AcmeFailure, ChallengeKind, Orders, new_account
 from overlay.server.certificate import Certificate
 from overlay.server.certificate_files import day, keep, load_kept
 from overlay.server.challenges import Challenges
 from overlay.server.pace import Pace
 
-CERTIFICATE_NAME: Final = "tls-acme.pem"
+CERTIFICATES: Final = "tls-acme"  # how the names of their files begin
+CERTIFICATE_NAME: Final = f"{CERTIFICATES}.pem"
 ACCOUNT_NAME: Final = "acme-account.json"
 _SPREAD: Final = 1 / 30  # of a certificate's time: servers that were set up together do not come together
 
@@ -33,31 +34,29 @@ class AcmeRenewal:
         state: StateDir,
         key: ec.EllipticCurvePrivateKey,
         names: Sequence[str],
-        challenges: Challenges,
+        orders: Orders,
         *,
-        directory: str,
-        email: str,
         wall: Callable[[], float],
         uniform: Callable[[float, float], float],
         pace: Pace,
+        kept_as: str = CERTIFICATE_NAME,
+        kinds: list[ChallengeKind] | None = None,
     ) -> None:
-        """Raises `UserError`: "state-corrupt", or what the file system refuses."""
+        """`kept_as`: the certificate's file. `kinds`: of challenges, the one that worked last first; shared by those
+        that meet the same authority. Raises `UserError` for what the file system refuses."""
         self.certificate: Certificate | None = None  # the newest
         self.warning = ""  # why there is none, or no newer one
         self._state = state
         self._names = tuple(names)
+        self._orders = orders
+        self._kept_as = kept_as
         self._wall = wall
         self._uniform = uniform
         self._pace = pace
-        self._kinds = list(KINDS)
+        self._kinds = list(KINDS) if kinds is None else kinds
         self._failures = 0
         self._not_before = float("-inf")  # by the event loop's clock
-        account = self._open_account(directory, email)
-        try:
-            self._orders = Orders(account, key=key, answers=challenges, wall=wall, keep=self._keep_account)
-        except ValueError as error:
-            raise corrupt(state.path / ACCOUNT_NAME, "its key cannot be read") from error
-        found = load_kept(state, CERTIFICATE_NAME, key)
+        found = load_kept(state, kept_as, key)
         if found is not None and set(self._names) <= set(found.names):
             self._take(found)
 
@@ -65,11 +64,14 @@ class AcmeRenewal:
         """Forget that there were failures."""
         self._failures, self._not_before = 0, float("-inf")
 
+    def is_due(self) -> bool:
+        return not (self.certificate is not None and self._wall() < self._due) and (
+            anyio.current_time() >= self._not_before
+        )
+
     async def renew_if_due(self) -> None:
         """Order, if it is time to. Takes as long as an order takes."""
-        if self.certificate is not None and self._wall() < self._due:
-            return
-        if anyio.current_time() < self._not_before:
+        if not self.is_due():
             return
         reasons: list[str] = []
         for kind in tuple(self._kinds):
@@ -84,13 +86,16 @@ class AcmeRenewal:
             # What worked comes first the next time.
             self._kinds.sort(key=lambda each: each != kind)
             self._take(certificate)
-            keep(self._state, certificate, CERTIFICATE_NAME)
+            keep(self._state, certificate, self._kept_as)
             self.try_at_once()
             self.warning = ""
             _log.info("an authority has certified %s until %s", ", ".join(self._names), day(certificate.expires))
             return
+        self.put_off(" ".join(reasons), refused=refused)
+
+    def put_off(self, sentence: str, *, refused: bool) -> None:
+        """It cannot be had now, for this reason. `refused`: as in `AcmeFailure`."""
         self._wait(refused)
-        sentence = " ".join(reasons)
         if sentence != self.warning:
             _log.warning("%s", sentence)
         self.warning = sentence
@@ -106,18 +111,33 @@ class AcmeRenewal:
         self._failures += 1
         self._not_before = anyio.current_time() + wait * self._uniform(1.0, 1.25)
 
-    def _open_account(self, directory: str, email: str) -> Account:
-        account = self._state.read_struct(ACCOUNT_NAME, Account)
-        if account is not None and (account.directory, account.email) == (directory, email):
-            return account
-        if account is not None and account.directory != directory:
-            self._state.remove(CERTIFICATE_NAME)  # another authority's
-        account = new_account(directory, email)
-        self._state.write_struct(ACCOUNT_NAME, account)
-        return account
 
-    def _keep_account(self, account: Account) -> None:
+def open_orders(
+    state: StateDir,
+    key: ec.EllipticCurvePrivateKey,
+    challenges: Challenges,
+    *,
+    directory: str,
+    email: str,
+    wall: Callable[[], float],
+) -> Orders:
+    """For the account in the state folder, or a new one. Raises `UserError`: "state-corrupt", or what the file system
+    refuses."""
+    account = state.read_struct(ACCOUNT_NAME, Account)
+    if account is None or (account.directory, account.email) != (directory, email):
+        if account is not None and account.directory != directory:
+            for path in state.path.glob(f"{CERTIFICATES}*.pem"):  # another authority's
+                state.remove(path.name)
+        account = new_account(directory, email)
+        state.write_struct(ACCOUNT_NAME, account)
+
+    def keep_account(changed: Account) -> None:
         try:
-            self._state.write_struct(ACCOUNT_NAME, account)
+            state.write_struct(ACCOUNT_NAME, changed)
         except UserError as error:  # the authority knows its key: the next start registers it again
             _log.warning("%s", error.message)
+
+    try:
+        return Orders(account, key=key, answers=challenges, wall=wall, keep=keep_account)
+    except ValueError as error:
+        raise corrupt(state.path / ACCOUNT_NAME, "its key cannot be read") from error

@@ -50,6 +50,8 @@ class _Pool:
     wanted: int = READY
     was_short: bool = False  # since the last `rest`
     asking: bool = False
+    host: str = ""  # that the last call came from
+    passes: int = 0  # more calls that may come from there
 
 
 class Callers:
@@ -66,14 +68,24 @@ class Callers:
         self._pools: dict[Key, _Pool] = {}
         self._tokens: dict[bytes, Key] = {}
 
-    def take(self, caller: Caller) -> None:
-        """A node's connection has come; closing it is ours from now on."""
+    def expects(self, host: str) -> bool:
+        """Whether one more from this host may be a call: one has come from there, and more were asked for. Each counts
+        once."""
+        for pool in self._pools.values():
+            if pool.host == host and pool.passes > 0:
+                pool.passes -= 1
+                return True
+        return False
+
+    def take(self, caller: Caller, host: str) -> None:
+        """A node's connection has come, from there; closing it is ours from now on."""
         key = self._tokens.pop(caller.token, None)
         pool = self._pools.get(key) if key is not None else None
         if pool is None or pool.asked.pop(caller.token) < anyio.current_time():
             self.drops["unknown_token"] += 1
             caller.stream.close()
             return
+        pool.host = host
         while pool.waiting:
             wish = pool.waiting.popleft()
             if not wish.came.is_set():
@@ -176,6 +188,7 @@ class Callers:
                 for token in tokens:
                     pool.asked[token] = ends
                     self._tokens[token] = (node, carrier)
+                pool.passes = len(pool.asked)
                 there = await self._tell(node, Supply(carrier=carrier, tokens=tokens, pin=self._pin()))
         finally:
             pool.asking = False

@@ -4,6 +4,7 @@ import datetime
 import os
 import ssl
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -26,6 +27,7 @@ MAX_FILE: Final = 256 * 1024  # bytes of a certificate or key file: a chain of f
 LIFETIME: Final = datetime.timedelta(days=397)  # of one made here: what browsers and middleboxes take for ordinary
 _EARLIER: Final = datetime.timedelta(days=1)  # it is good from so long ago, for clocks that are behind
 _MAX_COMMON_NAME: Final = 64  # characters, RFC 5280 appendix A.1
+_CONTEXTS_KEPT: Final = 16  # of a certificate: whoever comes may ask for protocols of his own
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
@@ -82,7 +84,8 @@ class Certificate:
         """For the server's side, TLS 1.2 and up. Raises `ValueError` for what OpenSSL does not take."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         harden(context)
-        context.set_alpn_protocols(list(protocols))
+        if protocols:
+            context.set_alpn_protocols(list(protocols))
         # Python's ssl reads keys from files only: this one is in memory, and no other user can open it.
         with os.fdopen(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as file:
             file.write(self.chain_pem() + self.key_pem())
@@ -92,6 +95,25 @@ class Certificate:
             except ssl.SSLError as error:
                 raise ValueError(f"OpenSSL refuses it ({error.reason or error})") from error
         return context
+
+
+class Contexts:
+    """One certificate's contexts, each made when it is first wanted and kept among the last ones."""
+
+    def __init__(self, certificate: Certificate) -> None:
+        self.certificate = certificate
+        self._made: OrderedDict[tuple[str, ...], ssl.SSLContext] = OrderedDict()
+
+    def get(self, protocols: tuple[str, ...]) -> ssl.SSLContext:
+        """As `Certificate.context`."""
+        found = self._made.get(protocols)
+        if found is None:
+            found = self._made[protocols] = self.certificate.context(protocols)
+            if len(self._made) > _CONTEXTS_KEPT:
+                self._made.popitem(last=False)
+        else:
+            self._made.move_to_end(protocols)
+        return found
 
 
 def make_key() -> ec.EllipticCurvePrivateKey:
@@ -158,6 +180,12 @@ def self_signed(
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
     return Certificate((builder.sign(key, hashes.SHA256()),), key)
+
+
+def is_for(certificate: Certificate, name: str) -> bool:
+    """Whether it is for this name, in lower case; `*.` stands for one label (RFC 6125 §6.4.3)."""
+    names = {each.lower() for each in certificate.names}
+    return name in names or f"*.{name.partition('.')[2]}" in names
 
 
 def is_name(host: str) -> bool:

@@ -1,17 +1,18 @@
 """The server's certificate for tls, wss and quic: where it comes from, and that it is a good one all the time.
 
-Three sources: made here and signed by itself (the default), two files that somebody else keeps, or an authority by
-ACME. The first and the last have one key, made at the first start and kept, so that an invite may pin it for good;
-until an authority has given a certificate, and whenever its one has expired, the self-signed one serves.
+Three sources: made here and signed by itself (the default), files that somebody else keeps, or an authority by ACME.
+The first and the last have one key, made at the first start and kept, so that an invite may pin it for good; until an
+authority has given a certificate, and whenever its one has expired, the self-signed one serves. Which of several files
+serves, the client's hello says; names that are exposed have certificates of their own (`host_certificates.py`).
 """
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from ssl import SSLContext
 from time import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 import anyio.to_thread
@@ -19,11 +20,13 @@ import anyio.to_thread
 from overlay.carrier.verification import public_key_sha256
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
-from overlay.server.certificate import Certificate, is_name, self_signed
+from overlay.server.certificate import ALPN_HTTP, Certificate, Contexts, is_for, is_name, self_signed
 from overlay.server.certificate_files import CertificateFiles, day, keep, load_kept, load_or_make_key
 from overlay.server.challenges import Challenges
+from overlay.server.host_certificates import HostCertificates, LeadsHere
 from overlay.server.pace import DEFAULT_PACE, Pace
 from overlay.server.settings import LETS_ENCRYPT, ServerSettings
+from overlay.wire.ingress.client_hello import NO_HELLO, ClientHello
 
 if TYPE_CHECKING:
     from overlay.server.acme_renewal import AcmeRenewal
@@ -36,9 +39,9 @@ _log = logging.getLogger(__name__)
 
 def check_settings(settings: ServerSettings) -> None:
     """Raises `UserError` (exit 2): "tls-options", "acme-invalid"."""
-    if bool(settings.tls_cert) != bool(settings.tls_key):
+    if len(settings.tls_cert) != len(settings.tls_key):
         raise UserError(
-            "tls-options", "--tls-cert and --tls-key go together.", "Give both, or neither.", exit_code=Exit.USAGE
+            "tls-options", "--tls-cert and --tls-key go together.", "Give as many of both.", exit_code=Exit.USAGE
         )
     if settings.tls_cert and settings.acme_email:
         raise UserError(
@@ -70,6 +73,19 @@ def check_settings(settings: ServerSettings) -> None:
         )
 
 
+async def _anything_leads_here(_host: str) -> bool:
+    return True
+
+
+class Leases(Protocol):
+    """The names that are exposed, and whose TLS is ended here."""
+
+    def host_of(self, name: str) -> str | None:
+        """The one that this name belongs to: itself, or `*.` and the rest of it."""
+
+    def hosts(self) -> Iterable[str]: ...
+
+
 class Certificates:
     """See the module's docstring. For the event loop's thread."""
 
@@ -82,8 +98,10 @@ class Certificates:
         wall: Callable[[], float] = time,
         uniform: Callable[[float, float], float] = random.uniform,
         pace: Pace = DEFAULT_PACE,
+        leads_here: LeadsHere = _anything_leads_here,
     ) -> None:
-        """`hosts`: names and addresses under which others know the server.
+        """`hosts`: names and addresses under which others know the server. `leads_here`: whether one that is exposed
+        does, by the public DNS.
 
         Raises `UserError`: as `check_settings` and `CertificateFiles.load`, "acme-no-name" (exit 2), "state-corrupt",
         and what the file system refuses.
@@ -95,23 +113,28 @@ class Certificates:
         self._uniform = uniform
         self._pace = pace
         self._woken = anyio.Event()
-        self._file_warning = ""
-        self._stamp: tuple[object, ...] = ()
+        self._file_warnings: dict[int, str] = {}  # by place
         self._challenges = Challenges()
-        self._files: CertificateFiles | None = None
+        self._files = tuple(
+            CertificateFiles(Path(certificate), Path(key))
+            for certificate, key in zip(settings.tls_cert, settings.tls_key, strict=True)
+        )
+        self._stamps = [files.stamp() for files in self._files]
         self._authority: AcmeRenewal | None = None
-        if settings.tls_cert:
-            self._files = CertificateFiles(Path(settings.tls_cert), Path(settings.tls_key))
-            self._stamp = self._files.stamp()
-            self._current = self._files.load(wall())
+        self._hosts_have: HostCertificates | None = None
+        self.leases: Leases | None = None
+        """Whose names are exposed."""
+        self._more: dict[int, Contexts] = {}  # of files but the first, by their place
+        if self._files:
+            self._current = self._files[0].load(wall())
+            self._more = {place: Contexts(files.load(wall())) for place, files in enumerate(self._files) if place}
         else:
             self._key = load_or_make_key(state)
             self._self_signed = self._load_self_signed()
             self._current = self._self_signed
-            if settings.acme_email:
-                self._authority = self._open_authority(settings)
-                self._current = self._best()
-        self._make_contexts()
+            self._open_authority(settings, leads_here)
+            self._current = self._best()
+        self._contexts = Contexts(self._current)
 
     # what the carriers ask for
 
@@ -124,12 +147,24 @@ class Certificates:
     def pin(self) -> bytes:
         """SHA-256 of the public key that every certificate of this server will have, for invites; empty: whoever keeps
         the files may change the key, and a pin would lock nodes out."""
-        return b"" if self._files is not None else public_key_sha256(self._key.public_key())
+        return b"" if self._files else public_key_sha256(self._key.public_key())
 
-    def context(self) -> SSLContext:
-        """For the next connection: ask for each one anew. TLS 1.2 and up; ALPN http/1.1, and acme-tls/1 when an
-        authority is to see that."""
-        return self._watching if self._challenges.pending else self._ordinary
+    def context(self, hello: ClientHello = NO_HELLO, protocols: tuple[str, ...] = (ALPN_HTTP,)) -> SSLContext:
+        """For the connection that began so: ask for each one anew. TLS 1.2 and up, with one of these `protocols`
+        (ALPN); or acme-tls/1, when an authority comes to see that."""
+        return self._challenges.context(hello) or self._contexts_for(hello.name).get(protocols)
+
+    def _contexts_for(self, name: str) -> Contexts:
+        """The certificate of a name that somebody asks for: of the files that have it, of an exposure, or ours."""
+        for contexts in self._more.values():
+            if is_for(contexts.certificate, name):
+                return contexts
+        host = self.leases.host_of(name) if self.leases is not None and name else None
+        if host is None or self._hosts_have is None:
+            return self._contexts
+        if self._hosts_have.awaits(host):
+            self._woken.set()
+        return self._hosts_have.contexts(host)
 
     def chain_and_key(self) -> tuple[bytes, bytes]:
         """PEM, for QUIC: the chain, this server's own certificate first, and the private key."""
@@ -144,14 +179,17 @@ class Certificates:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences."""
-        found = [self._file_warning, self._authority.warning if self._authority is not None else ""]
+        found = [*self._file_warnings.values(), self._authority.warning if self._authority is not None else ""]
+        if self._hosts_have is not None:
+            found += self._hosts_have.warnings
         if self._wall() > self._current.expires:
             found.append(f"The server's certificate expired on {day(self._current.expires)}.")
         return tuple(filter(None, found))
 
     def status(self) -> dict[str, Any]:
-        """{"source", "names", "expires" (Unix s), "pin" (hex; of the certificate that serves now)}."""
-        if self._files is not None:
+        """{"source", "names", "expires" (Unix s), "pin" (hex; of the certificate that serves now), "hosts" (that are
+        exposed: name → source)}."""
+        if self._files:
             source = "files"
         else:
             source = "self-signed" if self._current is self._self_signed else "acme"
@@ -160,44 +198,54 @@ class Certificates:
             "names": list(self._current.names),
             "expires": self._current.expires,
             "pin": self._current.pin.hex(),
+            "hosts": self._hosts_have.status(self._leased()) if self._hosts_have is not None else {},
         }
 
     # over time
 
     def reload(self) -> None:
         """Look at once: for a change of files that a stamp does not show, and for an authority that said no."""
-        self._stamp = ()
+        self._stamps = [() for _ in self._files]
         if self._authority is not None:
             self._authority.try_at_once()
+        if self._hosts_have is not None:
+            self._hosts_have.try_at_once()
         self._woken.set()
 
     async def run(self) -> None:
         """Until cancelled: keep the certificate a good one."""
         while True:
             self._woken = anyio.Event()
-            if self._files is not None:
-                await self._look_at_files(self._files)
-            else:
+            for place in range(len(self._files)):
+                await self._look_at_files(place)
+            if not self._files:
                 self._renew_self_signed()
                 if self._authority is not None:
                     await self._authority.renew_if_due()
                 self._use(self._best())
+            if self._hosts_have is not None and await self._hosts_have.renew_if_due(self._leased()):
+                continue
             with anyio.move_on_after(self._pace.look):
                 await self._woken.wait()
 
-    async def _look_at_files(self, files: CertificateFiles) -> None:
+    def _leased(self) -> tuple[str, ...]:
+        return tuple(self.leases.hosts()) if self.leases is not None else ()
+
+    async def _look_at_files(self, place: int) -> None:
+        files = self._files[place]
         stamp = await anyio.to_thread.run_sync(files.stamp)
-        if stamp == self._stamp:
+        if stamp == self._stamps[place]:
             return
-        self._stamp = stamp  # as it was before reading: what changes meanwhile is seen the next time
+        self._stamps[place] = stamp  # as it was before reading: what changes meanwhile is seen the next time
         try:
             certificate = await anyio.to_thread.run_sync(files.load, self._wall())
         except UserError as error:
-            self._file_warning = f"The certificate's files have changed, and the old one stays: {error.message}"
-            _log.warning("%s", self._file_warning)
+            warning = f"The certificate's files have changed, and the old one stays: {error.message}"
+            self._file_warnings[place] = warning
+            _log.warning("%s", warning)
         else:
-            self._file_warning = ""
-            if self._use(certificate):
+            self._file_warnings.pop(place, None)
+            if self._use(certificate, place):
                 _log.info("the certificate in %s is taken, good until %s", files.certificate, day(certificate.expires))
 
     def _renew_self_signed(self) -> None:
@@ -214,7 +262,11 @@ class Certificates:
         keep(self._state, made, SELF_SIGNED_NAME)
         return made
 
-    def _open_authority(self, settings: ServerSettings) -> "AcmeRenewal":
+    def _open_authority(self, settings: ServerSettings, leads_here: LeadsHere) -> None:
+        seldom: dict[str, Any] = {"wall": self._wall, "uniform": self._uniform, "pace": self._pace}
+        if not settings.acme_email:
+            self._hosts_have = HostCertificates(self._state, self._key, leads_here=leads_here, **seldom)
+            return
         names = [host for host in self._hosts if is_name(host)]
         if not names or names == [_NO_HOST]:
             raise UserError(
@@ -224,32 +276,34 @@ class Certificates:
                 Exit.USAGE,
             )
         # The library takes a third of a second to load, which servers without ACME are spared.
-        from overlay.server.acme_renewal import AcmeRenewal
+        from overlay.server.acme import KINDS
+        from overlay.server.acme_renewal import AcmeRenewal, open_orders
 
-        return AcmeRenewal(
+        orders = open_orders(
             self._state,
             self._key,
-            names,
             self._challenges,
             directory=settings.acme_directory or LETS_ENCRYPT,
             email=settings.acme_email,
             wall=self._wall,
-            uniform=self._uniform,
-            pace=self._pace,
+        )
+        kinds = list(KINDS)
+        self._authority = AcmeRenewal(self._state, self._key, names, orders, kinds=kinds, **seldom)
+        self._hosts_have = HostCertificates(
+            self._state, self._key, leads_here=leads_here, orders=orders, kinds=kinds, **seldom
         )
 
     def _best(self) -> Certificate:
         given = self._authority.certificate if self._authority is not None else None
         return given if given is not None and given.good_at(self._wall()) else self._self_signed
 
-    def _use(self, certificate: Certificate) -> bool:
+    def _use(self, certificate: Certificate, place: int = 0) -> bool:
+        if place:
+            changed = certificate.chain != self._more[place].certificate.chain
+            self._more[place] = Contexts(certificate) if changed else self._more[place]
+            return changed
         if certificate.chain == self._current.chain:
             return False
         self._current = certificate
-        self._make_contexts()
+        self._contexts = Contexts(certificate)
         return True
-
-    def _make_contexts(self) -> None:
-        self._ordinary = self._current.context()
-        self._watching = self._current.context()
-        self._challenges.watch(self._watching, self._ordinary)

@@ -5,18 +5,17 @@ Both are answered on the server's one TCP port, and only while an order is under
 
 import hashlib
 import ssl
-import weakref
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from overlay.server.certificate import self_signed
+from overlay.wire.ingress.client_hello import ClientHello
 
 ALPN: Final = "acme-tls/1"  # RFC 8737 §6.2
 HTTP_PREFIX: Final = "/.well-known/acme-challenge/"
 _ACME_IDENTIFIER: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")  # RFC 8737 §6.1
-_OFFER: Final = bytes([len(ALPN)]) + ALPN.encode()  # as it stands in a ClientHello (RFC 7301 §3.1)
 _OCTET_STRING: Final = 0x04
 
 
@@ -26,7 +25,6 @@ class Challenges:
     def __init__(self) -> None:
         self._http: dict[str, bytes] = {}  # path → key authorization
         self._tls: dict[str, ssl.SSLContext] = {}  # name → context with the certificate that proves it
-        self._offering: weakref.WeakSet[ssl.SSLObject | ssl.SSLSocket] = weakref.WeakSet()
 
     def set_http(self, path: str, key_authorization: str) -> None:
         self._http[path] = key_authorization.encode("ascii")
@@ -52,24 +50,7 @@ class Challenges:
         """Whether a handshake may come for a challenge."""
         return bool(self._tls)
 
-    def watch(self, context: ssl.SSLContext, ordinary: ssl.SSLContext) -> None:
-        """Connections that begin on `context` go on with the challenge's certificate if they come for one, else on
-        `ordinary`.
-
-        A CA offers the challenge's protocol alone, and wants it agreed in that handshake; nodes that connect meanwhile
-        must still see the server's own certificate. Python's callback for the server name does not say what the client
-        offers, and the one for messages, which is for debugging, does. It is called for every record, so that a context
-        has it while a challenge is on and a connection until its context is changed.
-        """
-
-        def on_message(connection: Any, direction: str, version: Any, content: Any, message: Any, data: bytes) -> None:
-            # Whoever only writes these bytes somewhere in the hello sees a certificate that proves what is public.
-            if direction == "read" and _OFFER in data:
-                self._offering.add(connection)
-
-        def on_name(connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _context: ssl.SSLContext) -> None:
-            answer = self._tls.get((name or "").lower()) if connection in self._offering else None
-            connection.context = answer or ordinary
-
-        context._msg_callback = on_message  # type: ignore[attr-defined]
-        context.sni_callback = on_name
+    def context(self, hello: ClientHello) -> ssl.SSLContext | None:
+        """For an authority that comes for a proof: it offers the challenge's protocol, and wants it agreed in that
+        handshake (RFC 8737 §3). None: whoever it is, he came for something else."""
+        return self._tls.get(hello.name) if ALPN.encode() in hello.protocols else None

@@ -14,7 +14,7 @@ from overlay.errors import Exit, UserError
 from overlay.server.callers import Tell
 from overlay.server.ingress import PublicPort, bind_public
 from overlay.server.schema import ExposureRecord
-from overlay.server.web.hosts import parse_host
+from overlay.server.web.hosts import parse_host, tls_port
 from overlay.wire.control.messages import Expose, Message
 from overlay.wire.control.terms import shared
 from overlay.wire.endpoint import format_endpoint, parse_endpoint
@@ -111,8 +111,9 @@ class Claims:
 
     def _wanted(self, node: int, request: Expose) -> ExposureRecord:
         private = request.terms.private.name
+        tls = request.protocol == "tls"
         by_name = (
-            request.protocol == "http"
+            request.protocol in ("http", "tls")
             and not request.public
             and (request.host or (self._around.web_domain and not request.known_as))
         )
@@ -121,6 +122,20 @@ class Claims:
         elif by_name:
             host, path = parse_host(request.host) if request.host else (self._pick_host(node), "/")
             port = 0
+            if tls and path != "/":
+                raise UserError(
+                    "host-invalid",
+                    "Who comes by TLS shows a name and no path.",
+                    f"Expose it with --host {host}.",
+                    Exit.USAGE,
+                )
+        elif tls:
+            raise UserError(
+                "host-invalid",
+                "Users who come by TLS are told apart by the name that they ask for, and there is none.",
+                "Name it with --host db.example.com, or expose tcp://… at a port of its own.",
+                Exit.USAGE,
+            )
         else:
             (host, port), path = parse_public(request.public, self._around.public_hosts), ""
         return ExposureRecord(
@@ -179,13 +194,24 @@ class Claims:
         if wanted.host in self._around.public_hosts:
             raise UserError("host-taken", f"{wanted.host} is the server's own name.", "Choose another host.")
         for record in self._records.values():
-            if (record.host, record.path) == (wanted.host, wanted.path) and not are_mates(record, wanted):
-                raise UserError(
-                    "host-taken",
-                    f"{self.public(wanted)} is held by node '{self._around.name_of(record.node)}' "
-                    f"(exposure {record.name}).",
-                    "Choose another host or path, or have that exposure given back: 'overlay expose rm' on that node.",
-                )
+            if are_mates(record, wanted):
+                continue
+            tls = [each.protocol == "tls" for each in (record, wanted)]
+            if not record.path or record.host != wanted.host or not (any(tls) or record.path == wanted.path):
+                continue
+            holder = f"node '{self._around.name_of(record.node)}' (exposure {record.name})"
+            if all(tls) or not any(tls):
+                sentence = f"{wanted.host + wanted.path.rstrip('/')} is held by {holder}."
+            elif tls[0]:
+                sentence = f"All that comes for {wanted.host} by TLS, https too, goes to {holder}."
+            else:
+                sentence = f"{wanted.host} is exposed by http, and with it its https: it is held by {holder}."
+            raise UserError(
+                "host-taken",
+                sentence,
+                f"Choose another host{'' if any(tls) else ' or path'}, or have that exposure given back: "
+                "'overlay expose rm' on that node.",
+            )
 
     def open_any(self, wanted: ExposureRecord) -> tuple[ExposureRecord, PublicPort]:
         held = {record.public_port for record in self._records.values() if record.transport == wanted.transport}
@@ -222,13 +248,29 @@ class Claims:
         return PublicPort(protocol, bind_public(protocol, wanted.host, wanted.public_port), self._drops)
 
     def public(self, record: ExposureRecord) -> str:
-        """Where users reach it: "203.0.113.1:9000", or "docs.example.com/prefix"."""
+        """Where users reach it: "203.0.113.1:9000", or "docs.example.com/prefix", or "db.example.com:443" by TLS."""
         if record.private:
             return f"private: {record.private}"
+        if record.protocol == "tls":
+            return format_endpoint((record.host, tls_port(self._around.web_ports)))
         if record.path:
             return record.host + record.path.rstrip("/")
         host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")
         return format_endpoint((host, record.public_port))
+
+
+def check_tls_end(request: Expose) -> None:
+    """Raises `UserError` ("terms-invalid", exit 2): where TLS ends is set for what has TLS alone."""
+    ends = {"http": ("", "server"), "tls": ("", "target", "server", "node")}.get(request.protocol, ("",))
+    if request.terms.tls_end not in ends or (request.public and request.terms.tls_end):
+        raise UserError(
+            "terms-invalid",
+            f"Of {request.protocol} at a port of its own the server ends no TLS."
+            if request.public or len(ends) == 1
+            else "Users who come by http have their TLS ended by the server or by the node.",
+            "Leave out --tls-end, or expose tls://HOST:PORT --host NAME.",
+            Exit.USAGE,
+        )
 
 
 def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:

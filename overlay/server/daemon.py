@@ -222,9 +222,12 @@ class ServerDaemon:
         stun = self._stun = self._make_stun(port, second_port, machine)
         for warning in self._reach.warnings:
             _log.warning("%s", warning)
-        certificates = self._certificates = Certificates(self._state, self._settings, self._reach.hosts)
+        certificates = self._certificates = Certificates(
+            self._state, self._settings, self._reach.hosts, leads_here=self._leads_here
+        )
         member = self._member = self._make_member(port)
         exposures = Exposures(registry, self._surroundings(port, record.domains), tasks)
+        certificates.leases = exposures
         records = self._make_records(registry, record.domains)
         await records.start()
         network = self._network = Network(

@@ -5,7 +5,7 @@ again.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from overlay.errors import Exit, UserError
 from overlay.server.access.credentials import Desk
 from overlay.server.access.gate import Gate
 from overlay.server.callers import Callers, DynamicTunnel
-from overlay.server.claims import Claims, Surroundings
+from overlay.server.claims import Claims, Surroundings, check_tls_end
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
 from overlay.server.groups import Groups
 from overlay.server.ingress import PublicPort, ServeUser
@@ -27,10 +27,11 @@ from overlay.server.private import Private, check_private
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
 from overlay.server.tunnels import SingleTunnel, Tunnel, Visitor
-from overlay.server.web.door import WebDoor
+from overlay.server.web.door import WebDoor, make_room
 from overlay.server.web.guests import WebGuests
 from overlay.server.web.hosts import url_of
 from overlay.server.web.sites import Site, Sites
+from overlay.server.web.tls_door import TlsDoor
 from overlay.wire.control.messages import (
     Expose,
     Exposure,
@@ -63,13 +64,14 @@ class Exposures:
         self.private = Private(around, self._records)
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
-        self._sites: dict[int, Site] = {}  # of what is exposed by http
+        self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
         self._gates: dict[int, Gate] = {}
         self._desk = Desk()
-        self._by_name = Sites()
-        self._web = WebDoor(self.drops, around.wall)
+        self._by_name = Sites(around.public_hosts)
+        room = make_room()
+        self._web = WebDoor(self.drops, around.wall, room)
         self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
-        self.guests = WebGuests(self._by_name, self._web, self._callers)
+        self.guests = WebGuests(self._by_name, self._web, TlsDoor(self.drops, room), self._callers)
         """Who serves users on the shared port."""
         self._problems: dict[int, str] = {}  # why a port of a kept lease is not open
         self._lock = anyio.Lock()
@@ -115,6 +117,7 @@ class Exposures:
             )
         check_terms(request.terms, request.protocol)
         check_private(request)
+        check_tls_end(request)
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
@@ -151,6 +154,13 @@ class Exposures:
                 self._forget(record.id)
             self._callers.forget_node(node)
             await self.private.forget_node(node)
+
+    def host_of(self, name: str) -> str | None:
+        """As `overlay.server.certificates.Leases` has it, with the next one."""
+        return self._by_name.ended_here(name)
+
+    def hosts(self) -> Iterable[str]:
+        return self._by_name.all_ended_here()
 
     def said(self) -> list[tuple[ExposureRecord, Said]]:
         """Each exposure, with what its node has said of it."""
@@ -256,11 +266,14 @@ class Exposures:
             return
         gate = self._gates[lease.id] = Gate(lease.terms, lease.name, lease.path or "/", self._desk)
         serve_user: ServeUser | None = None
-        if lease.protocol == "http":
+        if lease.protocol in ("http", "tls"):
             site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)
-            serve_user = self._server_of(site)
-            if public is None:
-                self._by_name.add(lease.host, lease.path, site)
+            if lease.protocol == "tls":
+                self._by_name.add_tls(lease.host, site)
+            else:
+                serve_user = self._server_of(site)
+                if public is None:
+                    self._by_name.add(lease.host, lease.path, site)
         if public is not None:
             public.gate = gate
             self._ports[lease.id] = public

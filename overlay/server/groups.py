@@ -99,7 +99,7 @@ class Group:
         self.balance: Balance = "least"
         self._drops = drops
         self._members: dict[int, Member] = {}
-        self._serving: dict[Stream, Member] = {}
+        self._serving: dict[object, Member] = {}  # by stream
         self._turn = 0
 
     @property
@@ -120,7 +120,7 @@ class Group:
     def online(self) -> bool:
         return any(member.tunnel.online() for member in self._members.values())
 
-    def serves_well(self, stream: Stream) -> bool:
+    def serves_well(self, stream: object) -> bool:
         """Whether the member that this stream goes to would be chosen again."""
         member = self._serving.get(stream)
         return member is not None and self._members.get(member.number) is member and member.state() in _WELL

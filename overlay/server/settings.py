@@ -24,8 +24,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     relay_rate: float = 0.0  # bytes per second relayed for each node; 0: no bound
     direct_names: bool = True  # peers are led past the server where they ask for an exposure's public name
     dscp: Literal["hide", "copy"] = "hide"  # of packets inside, in the headers outside
-    tls_cert: str = ""  # file, PEM; default a certificate that the server makes and signs itself
-    tls_key: str = ""  # file, PEM
+    tls_cert: tuple[str, ...] = ()  # files, PEM, the server's own first; default one that it makes and signs itself
+    tls_key: tuple[str, ...] = ()  # files, PEM, of `tls_cert` in order
     acme_email: str = ""  # ask an authority for a certificate; whom it may write to
     acme_directory: str = ""  # URL; default `LETS_ENCRYPT`
     web_domain: str = ""  # below which exposures by http get a host when none is asked for; "": a port instead

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import ssl
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +14,7 @@ from anyio.abc import SocketAttribute
 from overlay.carrier.connection import ConnectionLost, ControlConnection
 from overlay.carrier.dialling import dial
 from overlay.carrier.limits import DEFAULT_LIMITS, Limits
-from overlay.carrier.port import HttpAnswer, Services
+from overlay.carrier.port import HttpAnswer, Services, ShowCertificate
 from overlay.carrier.tcp import serve
 from overlay.wire.control.channel import NoiseChannel
 from overlay.wire.control.messages import Message, Ping, Pong, Welcome
@@ -67,7 +66,7 @@ class Running:
 async def serving(
     handler: Handler,
     limits: Limits = DEFAULT_LIMITS,
-    tls: Callable[[], ssl.SSLContext] | None = None,
+    tls: ShowCertificate | None = None,
     http_answer: HttpAnswer | None = None,
 ) -> AsyncIterator[Running]:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)

@@ -18,6 +18,7 @@ from overlay.carrier.openers import OPENERS
 from overlay.wire.control.channel import NoiseChannel
 from overlay.wire.control.codec import decode_server_message
 from overlay.wire.endpoint import Endpoint
+from overlay.wire.ingress.client_hello import NO_HELLO, ClientHello
 
 from .ends import NODE, SERVER_PUBLIC
 
@@ -44,10 +45,10 @@ class Certificate:
         key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         self.pin = hashlib.sha256(key).digest()
 
-    def context(self) -> ssl.SSLContext:
+    def context(self, hello: ClientHello = NO_HELLO, protocols: tuple[str, ...] = ("http/1.1",)) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.chain_file, self.key_file)
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols(list(protocols))
         return context
 
 

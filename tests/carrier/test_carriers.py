@@ -16,6 +16,7 @@ from overlay.carrier.openers import OPENERS
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import MAX_MESSAGE, NoiseChannel
 from overlay.wire.control.messages import Failed, Hello, Message, Ping, Pong
+from overlay.wire.ingress.client_hello import ClientHello
 from overlay.wire.wireguard.primitives import clamp, public_key
 
 from .ends import NODE, NODE_PUBLIC, WELCOME, Running, answer, answer_pings, greeted, in_thread, lost, read_all, serving
@@ -204,8 +205,8 @@ async def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
 async def test_the_name_is_told_and_old_versions_are_not_spoken(certificate: Certificate) -> None:
     names: list[str | None] = []
 
-    def context() -> ssl.SSLContext:
-        made = certificate.context()
+    def context(hello: ClientHello, protocols: tuple[str, ...]) -> ssl.SSLContext:
+        made = certificate.context(hello, protocols)
         made.sni_callback = lambda _object, name, _context: names.append(name)
         return made
 

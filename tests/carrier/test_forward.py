@@ -173,6 +173,28 @@ async def test_what_is_not_read_is_not_hoarded() -> None:
         assert this.progress.a_to_b == before
 
 
+async def test_a_target_that_reads_late_gets_all_of_it() -> None:
+    """Long enough for a pipe; each time that the target reads nothing for a while, the source is left alone."""
+    data = Random(3).randbytes(24_000_000)
+    async with forwarding() as this:
+
+        async def send() -> None:
+            await this.user.send(data)
+            await this.user.send_eof()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            got = hashlib.sha256()
+            for _ in range(3):
+                await anyio.wait_all_tasks_blocked()
+                for _ in range(50):
+                    got.update(await this.target.receive())
+            got.update(await read_all(this.target))
+        await this.target.send_eof()
+        assert (await this.end()).error is None
+    assert got.hexdigest() == hashlib.sha256(data).hexdigest()
+
+
 async def test_a_side_that_is_dead_from_the_start_is_a_result() -> None:
     user, a = socket_pair()
     target, b = socket_pair()

@@ -26,7 +26,7 @@ class Host:
     """Takes whoever comes."""
 
     def __init__(self) -> None:
-        self.door = Door(DEFAULT_LIMITS)
+        self.admit = Door(DEFAULT_LIMITS).enter
         self.streams: list[QuicStream] = []
 
     def count(self, reason: str, peer: str, detail: str = "") -> None:

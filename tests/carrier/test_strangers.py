@@ -14,6 +14,7 @@ from overlay.carrier.tls import ALPN_ORDINARY, client_context
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import BUSY, NoiseChannel
 from overlay.wire.control.messages import Ping, Pong
+from overlay.wire.ingress.client_hello import ClientHello
 
 from .ends import Running, answer, answer_pings, greeted, in_thread, initiation, read_all, serving
 from .streams import PLAIN_OPTIONS, Certificate, connected
@@ -260,7 +261,7 @@ def test_first_bytes() -> None:
 
 
 async def test_a_certificate_that_cannot_be_read_ends_only_that_connection() -> None:
-    def unreadable() -> ssl.SSLContext:
+    def unreadable(_hello: ClientHello, _protocols: tuple[str, ...]) -> ssl.SSLContext:
         raise PermissionError("injected")
 
     async with serving(answer_pings, tls=unreadable) as server:

@@ -1,6 +1,10 @@
 """A request's line in the terminal: plain, whatever users write."""
 
-from overlay_cli.requests import request_line
+from typing import Any
+
+import pytest
+
+from overlay_cli.requests import request_line, short_line
 
 ENTRY = {
     "at": 0.0,
@@ -17,8 +21,34 @@ def test_a_line() -> None:
     line = request_line(ENTRY)
     assert line.endswith("  GET      200     12 ms    1.2 kB  192.0.2.7        /a?b")
     assert request_line({**ENTRY, "sent": 5}).count(" 5 B ") == 1
-    assert request_line({**ENTRY, "sent": 7_000_000_000}).count("7000.0 MB") == 1
+    assert request_line({**ENTRY, "sent": 7_000_000_000}).count("7.0 GB") == 1
 
 
 def test_no_control_character_comes_through() -> None:
     assert request_line({**ENTRY, "path": "/\x1b[2J\r\n"}).endswith("/?[2J??")
+
+
+@pytest.mark.parametrize(
+    ("more", "width", "line"),
+    [
+        ({}, 80, "GET     200   12 ms   1.2 kB  192.0.2.7        /a?b"),
+        (
+            {"path": "/" + "x" * 90 + "?q=1"},
+            80,
+            "GET     200   12 ms   1.2 kB  192.0.2.7        /xxxxxxxxxxxxxx…xxx?q=1",
+        ),
+        ({"source": "2001:db8:1234:5678::1"}, 80, "GET     200   12 ms   1.2 kB  2001:db8:1234:…  /a?b"),
+        ({"status": 101, "took_ms": 3_723_000.0}, 80, "GET     101  62 min   1.2 kB  192.0.2.7        /a?b"),
+        ({"status": 504, "took_ms": 60_012.0}, 80, "GET     504   1 min   1.2 kB  192.0.2.7        /a?b"),
+        ({"path": "/\x1b[2J"}, 80, "GET     200   12 ms   1.2 kB  192.0.2.7        /?[2J"),
+    ],
+)
+def test_a_line_of_a_terminal(more: dict[str, Any], width: int, line: str) -> None:
+    made = short_line({**ENTRY, **more}, width)
+    assert made.plain[10:] == line and made.cell_len <= width
+    assert short_line({**ENTRY, **more}, width, "web").plain.startswith("web  ")
+
+
+def test_errors_stand_out() -> None:
+    styles = [short_line({**ENTRY, "status": status}, 80).spans[1].style for status in (200, 304, 404, 502)]
+    assert styles == ["green", "cyan", "yellow", "red"]

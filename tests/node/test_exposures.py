@@ -167,6 +167,8 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "terms": {},
                 "problem": None,
                 "members": (),
+                "entry": None,
+                "inspect": 0,
             }
             listening = setup.server.exposures["x1"].port
             assert await ask(listening, SERVER, b"hello" * 100_000) == b"HELLO" * 100_000

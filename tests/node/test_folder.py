@@ -75,6 +75,8 @@ def serve(folder: Path, visit: Callable[[Ask], Coroutine[None, None, None]], *, 
 
         with anyio.fail_after(60):
             await visit(ask)
+            while server._state.tasks:  # noqa: ASYNC110 - files that have been sent are closed behind it
+                await anyio.sleep(0.001)
 
     anyio.run(main)
 

@@ -13,6 +13,7 @@ from overlay.node.targets import Target
     [
         ("tcp://127.0.0.1:8080", "tcp://127.0.0.1:8080"),
         ("udp://127.0.0.1:53", "udp://127.0.0.1:53"),
+        ("tls://db.lan:5432", "tls://db.lan:5432"),
         ("UDP://localhost:53", "udp://localhost:53"),
         ("localhost:8080", "http://localhost:8080"),
         ("8080", "http://127.0.0.1:8080"),

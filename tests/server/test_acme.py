@@ -21,6 +21,7 @@ from overlay.server.certificates import Certificates
 from overlay.server.challenges import Challenges
 from overlay.server.pace import Pace
 from overlay.server.settings import ServerSettings
+from overlay.wire.ingress.client_hello import ClientHello
 from tests.programs import program
 from tests.server.pebble import BLOCKED, LIFETIME, Pebble, pebble
 from tests.server.test_certificates import Wall, pin_of, until
@@ -41,7 +42,7 @@ class Server:
         self.authority: Pebble
         self.port = 0
 
-    def open(self, *hosts: str, directory: str = "", email: str = "admin@example.org") -> Certificates:
+    def open(self, *hosts: str, directory: str = "", email: str = "admin@example.org", **more: Any) -> Certificates:
         self.certificates = Certificates(
             StateDir(self.state).open(),
             ServerSettings(
@@ -50,14 +51,15 @@ class Server:
             hosts or (NAME, "203.0.113.1"),
             wall=self.wall,
             pace=QUICK,
+            **more,
         )
         return self.certificates
 
     def http_answer(self, path: str) -> bytes | None:
         return self.certificates.http_answer(path)
 
-    def context(self) -> Any:
-        return self.certificates.context()
+    def context(self, hello: ClientHello) -> Any:
+        return self.certificates.context(hello)
 
 
 def with_authority(
@@ -281,13 +283,15 @@ def test_waits_grow_and_end_at_their_bound(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(acme.Orders, "obtain", obtain)
 
     async def main() -> None:
+        state, key = StateDir(tmp_path).open(), make_key()
+        orders = acme_renewal.open_orders(
+            state, key, Challenges(), directory="https://ca.test/dir", email="a@b.c", wall=time.time
+        )
         renewal = acme_renewal.AcmeRenewal(
-            StateDir(tmp_path).open(),
-            make_key(),
+            state,
+            key,
             [NAME],
-            Challenges(),
-            directory="https://ca.test/dir",
-            email="a@b.c",
+            orders,
             wall=time.time,
             uniform=lambda low, high: low,
             pace=Pace(refused=100.0, refused_most=350.0, unreachable=10.0, unreachable_most=15.0),

@@ -16,7 +16,7 @@ from anyio.abc import Listener, SocketAttribute, SocketStream
 from overlay.carrier.carriers import CarrierStream, DialOptions
 from overlay.carrier.flows import UdpFlows
 from overlay.carrier.forward import forward_streams
-from overlay.carrier.limits import DEFAULT_LIMITS
+from overlay.carrier.limits import DEFAULT_LIMITS, Limits
 from overlay.carrier.openers import OPENERS
 from overlay.carrier.outlets import MOST_WAITING, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import TOKEN, TOKEN_SIZE, Services, Stream
@@ -27,9 +27,10 @@ from overlay.node.calls import Calls
 from overlay.server import callers as module
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.tunnels import TunnelError, Visitor
-from overlay.server.web.door import WebDoor
+from overlay.server.web.door import WebDoor, make_room
 from overlay.server.web.guests import WebGuests
 from overlay.server.web.sites import Sites
+from overlay.server.web.tls_door import TlsDoor
 from overlay.wire.control.messages import Message, Supply, TunnelCarrier
 from overlay.wire.endpoint import Endpoint
 from tests.carrier.ends import SERVER, answer_pings
@@ -111,7 +112,7 @@ async def two_ports() -> tuple[socket.socket, Listener[SocketStream]]:
 
 
 @asynccontextmanager
-async def bench(certificate: Certificate) -> AsyncIterator[Bench]:
+async def bench(certificate: Certificate, limits: Limits = DEFAULT_LIMITS) -> AsyncIterator[Bench]:
     opened, listener = await two_ports()
 
     def send(datagrams: Sequence[bytes], endpoint: Endpoint) -> None:
@@ -130,11 +131,11 @@ async def bench(certificate: Certificate) -> AsyncIterator[Bench]:
     ):
         it = Bench(listener.extra(SocketAttribute.local_port), certificate.pin)
         it.target = target.extra(SocketAttribute.local_port)
-        guests = WebGuests(Sites(), WebDoor(it.drops), it.callers)
+        guests = WebGuests(Sites(), WebDoor(it.drops), TlsDoor(it.drops, make_room()), it.callers)
         services = Services(tls=certificate.context, guests=guests)
 
         async def run() -> None:
-            await serve(listener, SERVER, answer_pings, DEFAULT_LIMITS, drops=it.drops, services=services, quic=door)
+            await serve(listener, SERVER, answer_pings, limits, drops=it.drops, services=services, quic=door)
 
         tasks.start_soon(run)
         tasks.start_soon(target.serve, shout)
@@ -286,3 +287,45 @@ async def test_datagrams_for_a_node_that_is_away_are_dropped(
         assert it.drops["tunnel_full"] == 1
         await outlet.run(lambda datagram: None)
         assert it.drops["node_does_not_call"] == 1
+
+
+async def test_as_many_wait_as_users_come_and_fewer_when_they_do_not(certificate: Certificate) -> None:
+    async with bench(certificate) as it:
+        tunnel = it.tunnel("tcp")
+
+        async def one() -> None:
+            assert await asked(await tunnel.open(VISITOR), b"x")
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(100):
+                tasks.start_soon(one)
+        pool = it.callers._pools[2, "tcp"]
+        assert pool.wanted == module.MOST_READY
+        assert len(it.supplies) < 10, "they are asked for together"
+        await it.ready(module.MOST_READY // 2 + 1)
+        it.callers.rest()
+        assert pool.wanted == module.MOST_READY, "there were too few, since the last look"
+        for left in (32, 16, 8, 4, 4):
+            it.callers.rest()
+            assert pool.wanted == left
+            assert len(pool.ready) <= left
+        await one()
+        assert not it.drops
+
+
+async def test_calls_by_tls_are_not_held_against_the_rate_of_strangers(certificate: Certificate) -> None:
+    """An address may begin five handshakes here; a node makes as many as it was asked for."""
+    async with bench(certificate, Limits(handshakes_per_address=2.5)) as it:
+        tunnel = it.tunnel("tls")
+        assert await asked(await tunnel.open(VISITOR), b"first")
+
+        async def one() -> None:
+            assert await asked(await tunnel.open(VISITOR), b"x")
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(one)
+        assert not it.drops
+        passes = sum(pool.passes for pool in it.callers._pools.values())
+        assert [it.callers.expects(HOST) for _ in range(passes + 1)] == [True] * passes + [False]
+        assert not it.callers.expects("192.0.2.1")

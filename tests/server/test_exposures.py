@@ -186,6 +186,42 @@ def test_names_on_the_shared_port(tmp_path: Path) -> None:
     on_bench(tmp_path, grant, kept, public_hosts=("vpn.test",), web_ports=(8443,))
 
 
+TLS = {"protocol": "tls", "target": "tls://127.0.0.1:443"}
+
+
+def test_names_by_tls_on_the_shared_port(tmp_path: Path) -> None:
+    async def grant(it: Bench) -> None:
+        db = await it.expose(2, **TLS, host="DB.test")
+        assert (db.protocol, db.public, db.url) == ("tls", "db.test:8443", "")
+        assert (await it.expose(3, **TLS, host="*.db.test")).public == "*.db.test:8443"
+        await it.expose(3, **WEB, host="docs.test/a")
+        twice = await it.refusal(3, **TLS, host="db.test")
+        assert twice.code == "host-taken" and twice.message == "db.test is held by node 'a' (exposure x1)."
+        web = await it.refusal(3, **WEB, host="db.test/a")
+        assert web.message == "All that comes for db.test by TLS, https too, goes to node 'a' (exposure x1)."
+        other = await it.refusal(2, **TLS, host="docs.test")
+        assert other.code == "host-taken" and "its https: it is held by node 'b' (exposure x3)" in other.message
+        assert (await it.refusal(2, **TLS, host="vpn.test")).code == "host-taken"
+        assert "no path" in (await it.refusal(2, **TLS, host="a.test/b")).message
+        for nameless in ({}, {"public": "9000"}):
+            assert "--host db.example.com" in (await it.refusal(2, **TLS, **nameless)).hint
+        ended = Terms(tls_end="server")
+        assert (await it.refusal(2, terms=ended)).code == "terms-invalid"
+        assert (await it.refusal(2, **{**WEB, "terms": Terms(tls_end="target")}, host="a.test")).code == "terms-invalid"
+        assert (await it.expose(2, **TLS, host="inside.test", terms=ended)).terms == ended
+
+    async def kept(it: Bench) -> None:
+        guests = it.exposures.guests
+        assert guests.tls_end("db.test") == guests.tls_end("any.db.test") == "beyond"
+        assert guests.tls_end("inside.test") == "here"
+        assert guests.tls_end("docs.test") is None and not guests.exposes("db.test")
+        await it.exposures.unexpose(2, "x1")
+        await it.exposures.unexpose(3, "x2")
+        assert guests.tls_end("db.test") is None
+
+    on_bench(tmp_path, grant, kept, public_hosts=("vpn.test",), web_ports=(8443,))
+
+
 def test_a_name_is_picked_where_there_is_a_domain_for_it(tmp_path: Path) -> None:
     async def test(it: Bench) -> None:
         assert (await it.expose(2, **WEB)).url == "https://a-aaaaaa.apps.test/"

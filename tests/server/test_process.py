@@ -88,8 +88,8 @@ def holds(process: Path, file: Path) -> bool:
 def test_mistakes_are_reported_to_the_starter(tmp_path: Path) -> None:
     assert refusal(tmp_path, range="10.0.0.1/16").code == "range-invalid"
     assert refusal(tmp_path, listen=("nonsense",)).exit_code is Exit.USAGE
-    assert refusal(tmp_path, tls_cert="/nowhere").code == "tls-options"
-    assert refusal(tmp_path, tls_cert="/nowhere", tls_key="/nowhere").code == "tls-file-missing"
+    assert refusal(tmp_path, tls_cert=("/nowhere",)).code == "tls-options"
+    assert refusal(tmp_path, tls_cert=("/nowhere",), tls_key=("/nowhere",)).code == "tls-file-missing"
     assert refusal(tmp_path, acme_email="admin@example.org", public=("192.0.2.1",)).code == "acme-no-name"
     with started(tmp_path):
         assert LocalClient(tmp_path).request("GET", "/v1/status")["certificate"]["source"] == "self-signed"

@@ -9,13 +9,16 @@ from typing import Protocol
 
 import anyio
 
+from overlay.carrier.stream import TcpStream
+from overlay.wire.ingress.client_hello import RECORD_HEADER, ClientHello, parse_client_hello
+
 PATIENCE = 30.0  # s; a test that waits longer has failed
 
 
 class Shown(Protocol):
     """What the port asks `Certificates` for."""
 
-    def context(self) -> ssl.SSLContext: ...
+    def context(self, hello: ClientHello) -> ssl.SSLContext: ...
     def http_answer(self, path: str) -> bytes | None: ...
 
 
@@ -43,7 +46,7 @@ async def _serve(connection: socket.socket, certificates: Shown) -> None:
     connection.setblocking(False)
     await anyio.wait_readable(connection)
     first = connection.recv(1, socket.MSG_PEEK)
-    context = certificates.context() if first == b"\x16" else None
+    context = certificates.context(await _hello(connection)) if first == b"\x16" else None
     opened: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = loop.create_future()
 
     def protocol() -> asyncio.StreamReaderProtocol:
@@ -70,6 +73,16 @@ async def _serve(connection: socket.socket, certificates: Shown) -> None:
         return
     finally:
         writer.close()
+
+
+async def _hello(connection: socket.socket) -> ClientHello:
+    stream = TcpStream(connection)
+    needed = RECORD_HEADER
+    while True:
+        found = parse_client_hello(await stream.peek(needed))
+        if isinstance(found, ClientHello):
+            return found
+        needed = found
 
 
 def trusting_nobody() -> ssl.SSLContext:

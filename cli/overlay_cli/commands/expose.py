@@ -1,9 +1,15 @@
 """`overlay expose TARGET`, `overlay expose ls | rm | logs`: what this node publishes to the outside."""
 
 import difflib
-import json as jsonlib
+import os
+import re
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -14,6 +20,7 @@ from overlay.errors import Exit, UserError
 from overlay_cli import output
 from overlay_cli.commands import expose_options as options
 from overlay_cli.options import CaFile, Carrier, Json, NodeState, Proxy, Quiet, read_invite, way_settings
+from overlay_cli.requests import show_requests
 
 if TYPE_CHECKING:
     from overlay.daemon.client import LocalClient
@@ -49,11 +56,16 @@ expose_app = typer.Typer(
 
 @expose_app.command(_ADD, cls=_AddCommand, epilog="Example: overlay expose 3000 --host app.example.com")
 def add_exposure(
-    target: options.Target,
+    context: typer.Context,
     state: NodeState,
+    target: options.Target = None,
+    file: options.File = None,
+    dry_run: options.DryRun = False,
+    unattended: options.Unattended = False,
     public: options.Public = "",
     host: options.Host = "",
     tunnel: options.Tunnel = "auto",
+    tls_end: options.TlsEnd = None,
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",
@@ -72,6 +84,9 @@ def add_exposure(
     group: options.Group = "",
     balance: options.Balance = "least",
     health: options.Health = "",
+    inspect: options.Inspect = False,
+    inspect_body: options.InspectBody = "64kB",
+    show_secrets: options.ShowSecrets = False,
     invite: options.Invite = None,
     carrier: Carrier = "auto",
     proxy: Proxy = None,
@@ -80,50 +95,42 @@ def add_exposure(
     quiet: Quiet = False,
 ) -> None:
     """Publish TARGET, a service that this machine can reach."""
-    _reject_mistyped_command(target)
+    given = dict(locals())  # what options.wish and files of exposures know by these names
+    _check_usage(context, target, file, dry_run=dry_run)
     from overlay.node.settings import check_ways
-    from overlay_cli.credentials import make_credentials
     from overlay_cli.publisher import end_publisher, find_publisher
-    from overlay_cli.targets import absolute_target
 
     ways = way_settings(carrier, proxy, ca)
     check_ways(ways["carriers"], ways["proxy"])
-    made = make_credentials(users=users, bearer=bearer, link=secret_link, private=token)
-    client, started = find_publisher(state, read_invite(invite), ways, quiet=quiet or json)
-    wish = {
-        "target": absolute_target(target),
-        "public": public,
-        "host": host,
-        "tunnel": tunnel,
-        "known_as": known_as or [],
-        "service": service,
-        "options": options.target_options(listing=listing, insecure=insecure_target, ca=target_ca),
-        "terms": options.terms(
-            allow=allow,
-            deny=deny,
-            credentials=made.access,
-            max_connections=max_connections,
-            group=group,
-            balance=balance,
-            health=health,
-            private=private,
-            for_tag=for_tag,
-            token=made.private,
-        ),
-    }
+    connect = partial(find_publisher, state, read_invite(invite), ways, quiet=quiet or json)
+    if file is not None:
+        from overlay_cli import followed_file
+        from overlay_cli.exposure_file import ExposureFile
+
+        exposure_file = ExposureFile(
+            file, context, signature(add_exposure), options.wish, may_make_secrets=not unattended
+        )
+        if dry_run:
+            raise typer.Exit(followed_file.check(exposure_file, state, json=json, quiet=quiet))
+        if foreground is False:
+            raise typer.Exit(followed_file.apply_once(exposure_file, connect, json=json, quiet=quiet or unattended))
+        followed_file.follow(exposure_file, connect, json=json, quiet=quiet)
+        return
+    wish = options.wish(given, Path())
+    client, started = connect()
     try:
         with output.working("Asking the server…", quiet=quiet or json):
-            exposure = client.request("POST", "/v1/exposures", wish, timeout=30)
+            exposure = client.request("POST", "/v1/exposures", wish.document, timeout=30)
     except UserError:
         if started:
             end_publisher(client)
         raise
-    _show_exposed(exposure, made, json=json, quiet=quiet)
+    _show_exposed(exposure, wish.made, json=json, quiet=quiet)
     if foreground is None:
         foreground = (bool(exposure["url"]) or started) and sys.stdout.isatty() and not (json or quiet)
     if foreground:
         try:
-            _stay(client, exposure, json=json, quiet=quiet)
+            _stay(client, exposure, json=json, quiet=quiet, show_secrets=show_secrets)
         finally:
             if started:
                 end_publisher(client)
@@ -146,7 +153,7 @@ def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: 
             output.note(f"{name:<9}{secret}")
 
 
-def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool) -> None:
+def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool, show_secrets: bool) -> None:
     """Show requests until somebody ends it, and then give the exposure back."""
 
     def end(_number: int, _frame: object) -> None:
@@ -154,38 +161,27 @@ def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet:
 
     signal.signal(signal.SIGTERM, end)
     try:
-        if exposure["url"]:
+        if exposure["inspect"] and not (json or quiet):
+            from overlay_cli.inspect_terminal import inspect as inspect_requests
+
+            inspect_requests(client, exposure, show_secrets=show_secrets)
+        elif exposure["url"]:
             if sys.stdout.isatty() and not (json or quiet):
                 import segno
 
                 segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
                 output.note("Ctrl-C ends it.")
-            _show_requests(client, exposure["id"], json=json, quiet=quiet)
+            show_requests(client, exposure["id"], json=json, quiet=quiet)
         else:
             while True:
                 signal.pause()
-    except KeyboardInterrupt:
-        client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
-        raise
-
-
-def _show_requests(client: "LocalClient", name: str, *, json: bool, quiet: bool = False) -> None:
-    from overlay_cli.requests import request_line
-
-    waiting = b""
-    with client.stream("GET", f"/v1/exposures/{quote(name, safe='')}/requests") as chunks:
-        for data in chunks:
-            *lines, waiting = (waiting + data).split(b"\n")
-            for line in filter(None, lines):
-                if json:
-                    output.print_line(line.decode())
-                elif not quiet:
-                    output.print_line(request_line(jsonlib.loads(line)))
-            sys.stdout.flush()
+    finally:
+        with _suppress_unknown():  # somebody else has given it back
+            client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
 
 
 @expose_app.command("logs", epilog="Example: overlay expose logs x1")
-def show_requests(
+def show_log(
     id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it.")],
     state: NodeState,
     json: Json = False,
@@ -193,7 +189,47 @@ def show_requests(
     """Show users' requests to an exposure by http as they come; with --json, a document a line."""
     from overlay.daemon.client import LocalClient
 
-    _show_requests(LocalClient(state), id, json=json)
+    client = LocalClient(state)
+    show_requests(client, _id_of(client, id), json=json)
+
+
+@expose_app.command("inspect", epilog="Example: overlay expose inspect x1   (after: overlay expose 3000 --inspect)")
+def inspect_exposure(
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it, or its name there.")],
+    state: NodeState,
+    show_secrets: options.ShowSecrets = False,
+    json: Json = False,
+) -> None:
+    """Look at the last requests to what is exposed with --inspect; with --json, list them."""
+    from overlay.daemon.client import LocalClient
+
+    client = LocalClient(state)
+    name = _id_of(client, id)
+    shown = [each for each in client.request("GET", "/v1/exposures")["exposures"] if each["id"] == name]
+    if not shown or not shown[0]["inspect"]:
+        what = f"{id} is not inspected" if shown else f"This node has no exposure '{id}'"
+        raise UserError("not-inspected", f"{what}.", "Expose it with --inspect; see 'overlay expose ls'.")
+    if json:
+        page = client.request("POST", "/v1/inspector")["url"]
+        output.print_json({"url": page, **client.request("GET", f"/v1/exchanges?exposure={name}")})
+        return
+    from overlay_cli.inspect_terminal import inspect as inspect_requests
+
+    inspect_requests(client, shown[0], show_secrets=show_secrets)
+
+
+@expose_app.command("replay", epilog="Example: overlay expose replay r7 --json")
+def replay_request(
+    id: Annotated[str, typer.Argument(metavar="ID", help="Of a request, as the inspector shows it.")],
+    state: NodeState,
+    show_secrets: options.ShowSecrets = False,
+    json: Json = False,
+) -> None:
+    """Send a request that was inspected to the target once more, and show the answer."""
+    from overlay.daemon.client import LocalClient
+    from overlay_cli.inspect_terminal import replay
+
+    replay(LocalClient(state), id, show_secrets=show_secrets, json=json)
 
 
 @expose_app.command("ls", epilog="Example: overlay expose ls --json")
@@ -201,18 +237,30 @@ def list_exposures(state: NodeState, json: Json = False) -> None:
     """List what this node publishes."""
     from overlay.daemon.client import LocalClient
 
-    document = LocalClient(state).request("GET", "/v1/exposures")
+    client = LocalClient(state)
+    document = client.request("GET", "/v1/exposures")
+    files = client.request("GET", "/v1/exposure-files")["files"]
     if json:
-        output.print_json(document)
+        output.print_json({**document, "files": files})
         return
     from overlay_cli.tables import exposure_table
 
     output.show(exposure_table(document["exposures"]))
+    for each in files:
+        if each["problem"]:
+            output.note(f"{each['file']}: {each['problem']}")
 
 
-@expose_app.command("rm", epilog="Example: overlay expose rm x1")
+@expose_app.command("rm", epilog="Example: overlay expose rm x1   (or: overlay expose rm exposures.toml)")
 def remove_exposure(
-    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it.")],
+    id: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="As 'overlay expose ls' shows it, or its name there; or a file that was given with --file, which is "
+            "followed no longer.",
+        ),
+    ],
     state: NodeState,
     json: Json = False,
     quiet: Quiet = False,
@@ -220,16 +268,71 @@ def remove_exposure(
     """Publish it no longer; open connections end."""
     from overlay.daemon.client import LocalClient
 
-    LocalClient(state).request("DELETE", f"/v1/exposures/{quote(id, safe='')}", timeout=30)
+    client = LocalClient(state)
+    if "/" in id or id.endswith(".toml"):
+        from overlay_cli.followed_file import forget
+
+        raise typer.Exit(forget(client, Path(os.path.abspath(id)), json=json, quiet=quiet))
+    name = _id_of(client, id)
+    client.request("DELETE", f"/v1/exposures/{quote(name, safe='')}", timeout=30)
     if json:
-        output.print_json({"removed": id})
+        output.print_json({"removed": name})
     elif not quiet:
         output.note(f"{id} is no longer published.")
 
 
+@contextmanager
+def _suppress_unknown() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        if error.code != "exposure-unknown":
+            raise
+
+
+def _id_of(client: "LocalClient", word: str) -> str:
+    """The id of what is called so: by its id, or by its name in a file. Raises `UserError`."""
+    if re.fullmatch("x[0-9]+", word):
+        return word
+    shown = client.request("GET", "/v1/exposures")["exposures"]
+    found = [each["id"] for each in shown if each["entry"] is not None and each["entry"]["name"] == word]
+    if len(found) > 1:
+        raise UserError(
+            "exposure-ambiguous",
+            f"Several files have an entry '{word}'.",
+            f"Name one of {', '.join(found)}.",
+            Exit.USAGE,
+        )
+    return found[0] if found else word
+
+
+def _check_usage(context: typer.Context, target: str | None, file: Path | None, *, dry_run: bool) -> None:
+    """Raises `UserError`, exit 2."""
+    if target is not None:
+        _reject_mistyped_command(target)
+    if (target is None) == (file is None):
+        what = "Missing argument 'TARGET'" if target is None else "TARGET and --file cannot be together"
+        raise _usage(f"{what}.", "Name one of them, as in: overlay expose 3000")
+    if file is None:
+        if dry_run:
+            raise _usage("--dry-run is for --file.", "Leave it out.")
+        return
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in options.NOT_OF_AN_EXPOSURE and source is not None and source.name == "COMMANDLINE":
+            raise _usage(
+                f"{parameter.opts[0]} cannot be together with --file.", "Write it into the file, where it is meant."
+            )
+
+
+def _usage(message: str, hint: str) -> UserError:
+    return UserError("usage", message, hint, Exit.USAGE)
+
+
 def _reject_mistyped_command(word: str) -> None:
     """`lss` is a command mistyped, not a target: nothing with a colon or a slash in it is."""
-    near = difflib.get_close_matches(word, ("ls", "rm", "logs"), 1)
+    near = difflib.get_close_matches(word, ("ls", "rm", "logs", "inspect", "replay"), 1)
     if near and ":" not in word and "/" not in word:
         message = f"No such command '{word}'. Did you mean '{near[0]}'?"
         raise UserError("unknown-command", message, "See 'overlay expose --help'.", Exit.USAGE)

@@ -1,32 +1,63 @@
 """The options of `overlay expose TARGET`, by what they are about, and the terms that come of them.
 
 Those about one thing stand in one panel of the help. A new option is declared here, and stands in the signature of
-`overlay_cli.commands.expose.add_exposure` with the same name.
+`overlay_cli.commands.expose.add_exposure` with the same name; with that, it is a key of files of exposures, too, if
+`wish` makes something of it.
 """
 
+import os.path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import typer
 
 from overlay.errors import Exit, UserError
+from overlay_cli.credentials import NEW, Made, make_credentials
+from overlay_cli.sizes import parse_size
+from overlay_cli.targets import absolute_target
 
+MANY: Final = "Many at once"
 PLACE: Final = "Where"
 WHO: Final = "Who"
 HOW_MUCH: Final = "How much"
 PRIVATE: Final = "For peers alone"
 SEVERAL: Final = "Several machines behind one name or port"
 WAY: Final = "The way to the target"
+LOOK: Final = "Looking at requests"
 TOLD: Final = "What the target is told"
 
 Target = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="TARGET",
-        help="PORT, HOST:PORT, http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT, unix:PATH of a "
-        "socket, or a folder (./dist). Without a scheme, and for unix: http, or tcp if --public is given.",
+        help="PORT, HOST:PORT, http://HOST:PORT, https://HOST:PORT, tls://HOST:PORT, tcp://HOST:PORT, "
+        "udp://HOST:PORT, unix:PATH of a socket, or a folder (./dist). Without a scheme, and for unix: http, or tcp if "
+        "--public is given.",
+        show_default=False,
     ),
 ]
+
+# many at once --------------------------------------------------------------------------------------------------------
+
+File = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Publish what this TOML file says instead of TARGET, and follow its changes: for each a table "
+        '[exposures.NAME], with target = "3000" and any of the options here by their long names.',
+        show_default=False,
+        rich_help_panel=MANY,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", "--check", help="With --file: say what would be done, and do nothing.", rich_help_panel=MANY
+    ),
+]
+Unattended = Annotated[bool, typer.Option("--unattended", hidden=True, help="Nobody sees what this prints.")]
 
 # where ----------------------------------------------------------------------------------------------------------------
 
@@ -46,8 +77,8 @@ Host = Annotated[
         "--host",
         metavar="NAME[/PATH]",
         envvar="OVERLAY_HOST",
-        help="For http: the name, and the path below it, that users type. It must lead to the server; "
-        "*.example.com stands for all names of one label below.",
+        help="For http: the name, and the path below it, that users type; for tls: the name alone. It must lead to "
+        "the server; *.example.com stands for all names of one label below.",
         show_default=False,
         rich_help_panel=PLACE,
     ),
@@ -60,6 +91,17 @@ Tunnel = Annotated[
         help="How users' connections travel to this machine: by the overlay itself (single), encrypted from end to "
         "end, or each by a connection of its own to the server; auto: single where the network is up at both ends, "
         "else tls.",
+        rich_help_panel=PLACE,
+    ),
+]
+TlsEnd = Annotated[
+    Literal["target", "server"] | None,
+    typer.Option(
+        "--tls-end",
+        envvar="OVERLAY_TLS_END",
+        help="Where the TLS of users ends who come by a name. With http: at the server. With tls: at the target, and "
+        "the server has no key to it; or at the server, and the target gets what was in it.",
+        show_default=False,
         rich_help_panel=PLACE,
     ),
 ]
@@ -250,6 +292,30 @@ Health = Annotated[
     ),
 ]
 
+# looking at it --------------------------------------------------------------------------------------------------------
+
+Inspect = Annotated[
+    bool,
+    typer.Option(
+        "--inspect",
+        help="For http: keep the last requests with their bodies in this machine's memory, show them here and on a "
+        "local web page, and send them again at a key press.",
+        rich_help_panel=LOOK,
+    ),
+]
+InspectBody = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE",
+        help="So much of each body is kept, as in 64kB or 2MB.",
+        rich_help_panel=LOOK,
+    ),
+]
+ShowSecrets = Annotated[
+    bool,
+    typer.Option("--show-secrets", help="Show what fields like Authorization and Cookie hold.", rich_help_panel=LOOK),
+]
+
 # without 'overlay up' -------------------------------------------------------------------------------------------------
 
 Invite = Annotated[
@@ -273,6 +339,62 @@ Foreground = Annotated[
         show_default="in the foreground for http on a terminal",
     ),
 ]
+
+
+NOT_OF_AN_EXPOSURE: Final = frozenset(
+    "context state file dry_run unattended foreground show_secrets invite carrier proxy ca json quiet help".split()
+)
+"""Parameters of the command that say how it is run; all others say what is exposed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """`document`: `overlay.node.status.ExposeWish` as the local API takes it; `made`: secrets that were made for it."""
+
+    document: dict[str, Any]
+    made: Made
+
+
+def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | None = None) -> Wish:
+    """`given`: at least all parameters of the command that say what is exposed, by their names; paths start from
+    `folder`. `known`: the terms on which it is exposed already: secrets stay as they are there. Raises `UserError`
+    (exit 2)."""
+    made = make_credentials(
+        users=_secrets_file(given["users"], folder),
+        bearer=_secrets_file(given["bearer"], folder),
+        link=given["secret_link"],
+        private=given["token"],
+        known=(known or {}).get("access", {}),
+        known_private=(known or {}).get("private", {}).get("token", ""),
+    )
+    document = {
+        "target": absolute_target(given["target"], folder),
+        "public": given["public"],
+        "host": given["host"],
+        "tunnel": given["tunnel"],
+        "known_as": given["known_as"] or [],
+        "service": given["service"],
+        "inspect": parse_size(given["inspect_body"]) if given["inspect"] else 0,
+        "options": target_options(listing=given["listing"], insecure=given["insecure_target"], ca=given["target_ca"]),
+        "terms": terms(
+            allow=given["allow"],
+            deny=given["deny"],
+            credentials=made.access,
+            max_connections=given["max_connections"],
+            tls_end=given["tls_end"],
+            group=given["group"],
+            balance=given["balance"],
+            health=given["health"],
+            private=given["private"],
+            for_tag=given["for_tag"],
+            token=made.private,
+        ),
+    }
+    return Wish(document, made)
+
+
+def _secrets_file(name: str, folder: Path) -> str:
+    return name if name in ("", "-", NEW) else os.path.join(folder, name)
 
 
 def target_options(*, listing: bool, insecure: bool, ca: Path | None) -> dict[str, Any]:
@@ -303,6 +425,7 @@ def terms(
     private: str,
     for_tag: list[str] | None,
     token: str,
+    tls_end: str | None,
 ) -> dict[str, Any]:
     """`overlay.wire.control.terms.Terms` as the local API takes them."""
     return {
@@ -311,4 +434,5 @@ def terms(
         "group": {"name": group.lower(), "balance": balance},
         "health": health,
         "private": {"name": private.lower(), "tags": for_tag or [], "token": token},
+        "tls_end": tls_end or "",
     }

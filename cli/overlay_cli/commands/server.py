@@ -99,23 +99,23 @@ def server(
     ] = False,
     dscp: Dscp = "hide",
     tls_cert: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--tls-cert",
             metavar="FILE",
             envvar="OVERLAY_TLS_CERT",
-            help="The server's certificate and those above it, in PEM form; read again when it changes. "
-            "[default: one that the server makes, which invites vouch for]",
+            help="The server's certificate and those above it, in PEM form; read again when it changes. May be "
+            "repeated, for names that are exposed. [default: one that the server makes, which invites vouch for]",
             show_default=False,
         ),
     ] = None,
     tls_key: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--tls-key",
             metavar="FILE",
             envvar="OVERLAY_TLS_KEY",
-            help="The private key of --tls-cert, in PEM form.",
+            help="The private key of --tls-cert, in PEM form; of several in the same order.",
             show_default=False,
         ),
     ] = None,
@@ -163,8 +163,8 @@ def server(
         direct_names=not no_direct_names,
         dscp=dscp,
         web_domain=(web_domain or "").lower().strip("."),
-        tls_cert=str(tls_cert.absolute()) if tls_cert else "",
-        tls_key=str(tls_key.absolute()) if tls_key else "",
+        tls_cert=tuple(str(path.absolute()) for path in tls_cert or ()),
+        tls_key=tuple(str(path.absolute()) for path in tls_key or ()),
         acme_email=acme_email or "",
         acme_directory=acme_directory or "",
         verbosity=verbosity(verbose, quiet),

@@ -1,4 +1,5 @@
-"""Users by HTTP/1.1: one connection after the other, and on each one request after the other.
+"""Users by HTTP/1.1: one connection after the other, and on each one request after the other; each stream of HTTP/2 is
+served as such a connection, too.
 
 A user's connection has its own to the target, which is kept for the next request to the same exposure and never shared
 with another user, so that nobody can get what was meant for somebody else. What users may cost is bounded here: how
@@ -8,7 +9,7 @@ many there are, how long a head may take, how long nothing may happen.
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import anyio
 
@@ -19,8 +20,10 @@ from overlay.server.access.gate import Asker, Reply
 from overlay.server.groups import MOST_TRIES, Group
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat
+from overlay.server.web.http2 import Http2Connection, Http2Stream
 from overlay.server.web.incoming import Incoming
 from overlay.server.web.sites import Site
+from overlay.server.web.targets import KeptTargets
 from overlay.wire.control.messages import RequestEntry
 from overlay.wire.ingress.forwarding import request_to_target
 from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
@@ -33,16 +36,22 @@ MAX_PER_SITE: Final = 1024
 _LONGEST_PATH: Final = 256  # characters in the log
 _ABORTED: Final = 499  # in the log: the user went away before the answer (nginx's number for it)
 
+Scheme = Literal["http", "https"]
 Find = Callable[[RequestHead], Site | None]
+
+
+def make_room() -> Room:
+    return Room(MAX_USERS, MAX_PER_NETWORK)
 
 
 class WebDoor:
     """Serves users. `drops` counts by reason what did not get through."""
 
-    def __init__(self, drops: Counter[str], wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, drops: Counter[str], wall: Callable[[], float] = time.time, room: Room | None = None) -> None:
+        """`room`: for all users of the shared port."""
         self._drops = drops
         self._wall = wall
-        self._room = Room(MAX_USERS, MAX_PER_NETWORK)
+        self._room = make_room() if room is None else room
 
     async def serve(self, guest: Guest, visitor: Visitor, find: Find) -> None:
         """Until the connection ends, which the caller closes. `find`: whose a request is."""
@@ -53,25 +62,45 @@ class WebDoor:
             return
         visit = self._room.enter(network)
         try:
-            await _Connection(guest, visitor, find, self._drops, self._wall).run()
+            if guest.http2:
+                await self._serve_streams(guest, visitor, find)
+            else:
+                user = Incoming(guest.stream, guest.begun)
+                scheme: Scheme = "https" if guest.secure else "http"
+                await _Connection(user, scheme, visitor, find, self._drops, self._wall).run()
         finally:
             visit.leave()
+
+    async def _serve_streams(self, guest: Guest, visitor: Visitor, find: Find) -> None:
+        targets = KeptTargets()
+
+        async def serve(stream: Http2Stream) -> None:
+            await _Connection(Incoming(stream), "https", visitor, find, self._drops, self._wall, targets).run()
+
+        try:
+            await Http2Connection(guest.stream, guest.begun, serve, self._drops).run()
+        finally:
+            targets.close()
 
 
 class _Connection:
     def __init__(
         self,
-        guest: Guest,
+        user: Incoming,
+        scheme: Scheme,
         visitor: Visitor,
         find: Find,
         drops: Counter[str],
         wall: Callable[[], float],
+        targets: KeptTargets | None = None,
     ) -> None:
-        self._user = Incoming(guest.stream, guest.begun)
-        self._scheme = "https" if guest.secure else "http"
+        """`targets`: of the same user, for streams that come one after the other."""
+        self._user = user
+        self._scheme = scheme
+        self._targets = targets
         self._visitor = visitor
         self._source = visitor.source[0]
-        self._asker = Asker(self._source, guest.secure)
+        self._asker = Asker(self._source, scheme == "https")
         self._find = find
         self._drops = drops
         self._wall = wall
@@ -145,9 +174,14 @@ class _Connection:
             return False
         site.users.add(self._scope)
         self._site = site
+        if self._targets is not None:
+            self._target = self._targets.take(site)
         return True
 
     def _leave_site(self) -> None:
+        if self._targets is not None and self._site is not None and self._target is not None:
+            self._targets.put(self._site, self._target)
+            self._target = None
         self._drop_target()
         if self._site is not None:
             self._site.users.discard(self._scope)

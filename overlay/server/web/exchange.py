@@ -15,6 +15,7 @@ from anyio.abc import SocketAttribute
 
 from overlay.carrier.forward import forward_streams
 from overlay.carrier.port import UserStream
+from overlay.server.web.http2 import Http2Stream
 from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
@@ -155,7 +156,7 @@ class Exchange:
             if target.has_head:
                 return parse_response(await target.head(), self.request.method)
             if self._closely:
-                target.stream.watch(closely=True)
+                target.probe(closely=True)
             with anyio.fail_after(ANSWER_TIMEOUT) as patience:
                 if sent is not None and not self._is_sent:
                     patience.deadline = float("inf")  # the user's time is watched where the body comes from
@@ -164,7 +165,7 @@ class Exchange:
                 await self._watched(target.wait)
                 head = await target.head()
             if self._closely:
-                target.stream.watch(closely=False)
+                target.probe(closely=False)
             return parse_response(head, self.request.method)
         except TimeoutError as error:
             raise Unanswered(504, "target_slow") from error
@@ -209,13 +210,14 @@ class Exchange:
             raise TargetGone("answer_cut") from error
 
     async def _upgrade(self, response: ResponseHead, target: Incoming) -> None:
-        if not wants_upgrade(self.request):
+        user, other = self._user.stream, target.stream
+        if not wants_upgrade(self.request) or isinstance(user, Http2Stream) or isinstance(other, Http2Stream):
             raise Unanswered(502, "bad_answer")
         self.began = self.upgraded = True
         await self._to_user(response_to_user(response, 0, close=False) + target.take_ahead())
         if early := self._user.take_ahead():
             await self._send_to_target(target, early)
-        forwarded = await forward_streams(self._user.stream, target.stream)
+        forwarded = await forward_streams(user, other)
         self.sent = forwarded.b_to_a
 
     # sending and waiting

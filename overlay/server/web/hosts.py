@@ -42,6 +42,11 @@ def url_of(host: str, ports: tuple[int, ...], path: str) -> str:
     return f"http://{host}:{ports[0]}{path}"
 
 
+def tls_port(ports: tuple[int, ...]) -> int:
+    """Where users by TLS find a name."""
+    return 443 if 443 in ports or not ports else ports[0]
+
+
 def _invalid(text: str, why: str) -> UserError:
     return UserError(
         "host-invalid", f"'{text[:100]}' cannot be exposed: {why}.", "As in --host docs.example.com.", Exit.USAGE

@@ -6,16 +6,20 @@ import anyio
 
 from overlay.carrier.http import read_head
 from overlay.carrier.port import Stream
+from overlay.server.web.http2 import Http2Stream
 from overlay.wire.ingress.http1 import HEAD_END
 
 MAX_AHEAD: Final = 64 * 1024
 _READ_SIZE: Final = 64 * 1024
 
 
+AnyStream = Stream | Http2Stream
+
+
 class Incoming:
     """One task receives at a time. Cancelled at any point, nothing is lost."""
 
-    def __init__(self, stream: Stream, begun: bytes = b"") -> None:
+    def __init__(self, stream: AnyStream, begun: bytes = b"") -> None:
         self.stream = stream
         self._ahead = begun
 
@@ -50,6 +54,11 @@ class Incoming:
         further use."""
         head, self._ahead = await read_head(self.stream, self.take_ahead())
         return head
+
+    def probe(self, *, closely: bool) -> None:
+        """As a stream's `watch`."""
+        if not isinstance(self.stream, Http2Stream):
+            self.stream.watch(closely=closely)
 
     async def watch(self) -> None:
         """Read ahead, and never return: raises `EndOfStream` or `BrokenResourceError` when the other side goes away."""

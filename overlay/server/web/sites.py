@@ -1,7 +1,8 @@
-"""Which exposure a request is for, by host and path prefix, and what became of the last ones."""
+"""Which exposure a user is for, by the host and path prefix of a request or the name in a ClientHello, and what became
+of the last requests."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,7 +17,7 @@ LOG_SIZE: Final = 200  # requests of one exposure that are remembered
 
 @dataclass(eq=False)
 class Site:
-    """One exposure as the web sees it."""
+    """One exposure that users find by its name, or by http at a port."""
 
     name: str
     tunnel: Tunnel
@@ -51,17 +52,26 @@ class Site:
 
 
 class Sites:
-    """By host, and the path prefix that is longest. A host `*.example.com` stands for every one label before it."""
+    """By host, and the path prefix that is longest. A host `*.example.com` stands for every one label before it; what
+    is exposed under a name itself goes before that, by TLS as by HTTP."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_hosts: Iterable[str] = ()) -> None:
+        """`own_hosts`: the server's own names, which no wildcard may take from it: nodes find it by them."""
+        self._own_hosts = frozenset(host.lower() for host in own_hosts)
         self._hosts: dict[str, list[tuple[str, Site]]] = {}
+        self._tls: dict[str, Site] = {}
 
     def add(self, host: str, prefix: str, site: Site) -> None:
         """`prefix` begins and ends with "/"."""
         sites = [*self._hosts.get(host, ()), (prefix, site)]
         self._hosts[host] = sorted(sites, key=lambda each: -len(each[0]))
 
+    def add_tls(self, host: str, site: Site) -> None:
+        """All that comes for this host by TLS."""
+        self._tls[host] = site
+
     def remove(self, site: Site) -> None:
+        self._tls = {host: each for host, each in self._tls.items() if each is not site}
         for host, sites in tuple(self._hosts.items()):
             left = [each for each in sites if each[1] is not site]
             if left:
@@ -70,15 +80,37 @@ class Sites:
                 del self._hosts[host]
 
     def exposes(self, host: str) -> bool:
-        return host in self._hosts or _wildcard(host) in self._hosts
+        """By HTTP."""
+        return any(name in self._hosts for name in self._names(host))
+
+    def find_tls(self, host: str) -> Site | None:
+        """Where a user goes as he comes who asks for this host by TLS; None: nowhere, or TLS is ended to see what he
+        wants by HTTP."""
+        for name in self._names(host):
+            if name in self._tls or name in self._hosts:
+                return self._tls.get(name)
+        return None
+
+    def ended_here(self, host: str) -> str | None:
+        """The exposed name that this one belongs to, if TLS for it is ended here."""
+        for name in self._names(host):
+            if name in self._tls:
+                return name if self._tls[name].gate.terms.tls_end == "server" else None
+            if name in self._hosts:
+                return name
+        return None
+
+    def all_ended_here(self) -> Iterable[str]:
+        yield from self._hosts
+        yield from (name for name, site in self._tls.items() if site.gate.terms.tls_end == "server")
 
     def find(self, host: str, path: str) -> Site | None:
-        for name in (host, _wildcard(host)):
+        for name in self._names(host):
             for prefix, site in self._hosts.get(name, ()):
                 if path.startswith(prefix) or path == prefix[:-1]:
                     return site
         return None
 
-
-def _wildcard(host: str) -> str:
-    return f"*.{host.partition('.')[2]}"
+    def _names(self, host: str) -> tuple[str, ...]:
+        """Under which it may be exposed, the one that counts most first."""
+        return () if host in self._own_hosts else (host, f"*.{host.partition('.')[2]}")

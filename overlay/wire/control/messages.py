@@ -17,8 +17,9 @@ TunnelCarrier = Literal["udp", "tcp", "tls", "ws", "wss"]
 TunnelKind = Literal["single", "udp", "tcp", "tls", "ws", "wss"]
 """How users' connections travel to the node: by the overlay itself, or each by one that the node makes for it."""
 
-ExposureProtocol = Literal["tcp", "udp", "http"]
-"""What users speak: http by a host's name on the shared port or at a port of its own, the others at a port."""
+ExposureProtocol = Literal["tcp", "udp", "http", "tls"]
+"""What users speak: http by a host's name on the shared port or at a port of its own, tls by a host's name, the others
+at a port."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
@@ -57,7 +58,7 @@ class Expose(Message, frozen=True, kw_only=True, tag="expose"):
     seq: int
     protocol: ExposureProtocol
     public: str = ""  # "9000", "203.0.113.1:9000", or "" for one that the server picks
-    host: str = ""  # of http, on the server's shared port: "docs.example.com/prefix"; "": the server picks
+    host: str = ""  # of http and tls, on the server's shared port: "docs.example.com/prefix"; "": the server picks
     target: str  # as the person typed it, for show: "tcp://127.0.0.1:8080"
     port: int  # where the node listens on its overlay address for the single tunnel
     tunnel: TunnelKind = "single"

@@ -37,6 +37,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return bool(self.users or self.bearers or self.link)
 
 
+TlsEnd = Literal["", "target", "server", "node"]
+"""Where the TLS of users ends that come by a name; "": at the server by http, at the target by tls."""
 Balance = Literal["least", "round-robin", "sticky"]
 """Which member of a group serves a user: the one with the fewest connections, each in turn, always the same one."""
 
@@ -68,6 +70,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     access: Access = Access()
     limits: Limits = Limits()
+    tls_end: TlsEnd = ""
     group: Membership = Membership()
     private: Private = Private()
     health: str = ""  # how the node looks whether its target is well: "tcp", "http:/path"; "": it does not look

@@ -26,6 +26,10 @@ class ClientHello:
     protocols: tuple[bytes, ...]
 
 
+NO_HELLO: Final = ClientHello("", ())
+"""One that says nothing, or cannot be read."""
+
+
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data = data

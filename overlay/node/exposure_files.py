@@ -1,0 +1,301 @@
+"""Files that say what is exposed: what their entries ask for and what there is are made to agree, and files that are
+watched are read again when they change.
+
+What stands in a file is the command line's affair, since its keys are options: it is read by a process of the program's
+own, with the rights of the user who named the file, and the entries come here as wishes (`apply`). Here is known by
+which entry each exposure was asked for, so that nobody has to remember what the file said before.
+"""
+
+import logging
+import os
+import pwd
+import sys
+from collections.abc import Awaitable, Mapping
+from typing import Final, Literal
+
+import anyio
+import msgspec
+
+from overlay.daemon.launch import error_document
+from overlay.daemon.state import StateDir
+from overlay.errors import Exit, UserError
+from overlay.node.exposures import Exposures
+from overlay.node.kept import Kept
+from overlay.node.status import Entry, ExposeWish, ExposureStatus
+from overlay.node.wishes import is_renewable
+
+FILE: Final = "exposure-files.json"
+MOST_FILES: Final = 16
+MOST_ENTRIES: Final = 256
+LOOK_INTERVAL: Final = 0.5  # s between looks at a file; it is read when two of them show the same
+RETRY_INTERVAL: Final = 15.0  # s until a file is read again of which something failed
+READ_TIMEOUT: Final = 120.0  # s for reading and applying one
+_LONGEST_PROBLEM: Final = 1000  # characters of it are shown
+
+_log = logging.getLogger(__name__)
+
+Action = Literal["kept", "added", "changed", "replaced", "removed"]
+Signature = tuple[int, int, int]
+"""Changes when a file is written, or another one is put in its place."""
+
+
+class ErrorDocument(msgspec.Struct, frozen=True, kw_only=True):
+    code: str
+    message: str
+    hint: str
+    exit_code: int
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an entry, or would become of it."""
+
+    entry: str
+    action: Action
+    exposure: ExposureStatus | None = None  # as it is now; None: there is none
+    error: ErrorDocument | None = None  # why the action failed
+
+
+class WatchedFile(msgspec.Struct, frozen=True, kw_only=True):
+    file: str  # absolute
+    owner: int  # uid of who named it
+
+
+class FileStatus(msgspec.Struct, frozen=True, kw_only=True):
+    file: str
+    watched: bool
+    problem: str = ""  # what is wrong with it, or with some of its entries
+
+
+class _WatchedFiles(msgspec.Struct, frozen=True, kw_only=True):
+    files: tuple[WatchedFile, ...] = ()
+
+
+class ExposureFiles:
+    """Files are applied one after another."""
+
+    def __init__(self, state: StateDir, exposures: Exposures) -> None:
+        """Raises `UserError` ("state-corrupt")."""
+        stored = state.read_struct(FILE, _WatchedFiles) or _WatchedFiles()
+        self._watched = {each.file: each for each in stored.files}
+        self._state = state
+        self._exposures = exposures
+        self._lock = anyio.Lock()
+        self._problems: dict[str, str] = {}
+        self._seen: dict[str, Signature | None] = {}  # what was there at the last look
+        self._applied: dict[str, Signature | None] = {}  # what was read last
+        self._retry_at: dict[str, float] = {}
+
+    def status(self) -> tuple[FileStatus, ...]:
+        named = {shown.entry.file for shown in self._exposures.status() if shown.entry is not None}
+        return tuple(
+            FileStatus(file=file, watched=file in self._watched, problem=self._problems.get(file, ""))
+            for file in sorted(named | set(self._watched))
+        )
+
+    async def apply(
+        self, file: str, entries: Mapping[str, ExposeWish], owner: int = 0, *, dry: bool = False
+    ) -> tuple[Outcome, ...]:
+        """Make what this file asked for before what it asks for now, for the user of this uid. An entry that fails
+        leaves the others alone; what was there for it stays where that can be. `dry`: only say what would be done.
+        Raises `UserError` ("bad-request")."""
+        _check_path(file)
+        if len(entries) > MOST_ENTRIES:
+            raise _bad(f"A file of exposures has {MOST_ENTRIES} entries at most")
+        async with self._lock:
+            there = self._exposures.declared(file)
+            plan = {name: _plan(there.get(name), wish) for name, wish in entries.items()}
+            plan |= {name: "removed" for name in there if name not in entries}
+            if dry:
+                shown = {each.id: each for each in self._exposures.status()}
+                return tuple(
+                    Outcome(entry=name, action=action, exposure=shown.get(there[name].id) if name in there else None)
+                    for name, action in plan.items()
+                )
+            return await self._carry_out(file, entries, owner, there, plan)
+
+    async def watch(self, file: str, owner: int) -> None:
+        """Go on applying this file as it changes, after a restart too. Raises `UserError`."""
+        if self._watched.get(file) == WatchedFile(file=file, owner=owner):
+            return
+        if os.geteuid() != 0 and owner not in (0, os.geteuid()):
+            raise UserError(
+                "file-forbidden",
+                "This daemon runs without root and cannot read files for another user than its own.",
+                "Leave out --background, or start a daemon of your own with --state.",
+                Exit.REFUSED,
+            )
+        if len(self._watched) >= MOST_FILES and file not in self._watched:
+            raise UserError(
+                "too-many-files",
+                f"{MOST_FILES} files are watched already.",
+                "End one with 'overlay expose rm FILE'.",
+                Exit.REFUSED,
+            )
+        await self._save({**self._watched, file: WatchedFile(file=file, owner=owner)})
+
+    async def forget(self, file: str) -> tuple[Outcome, ...]:
+        """Watch it no longer, and give back what it asked for. Raises `UserError` ("file-unknown")."""
+        if file not in self._watched and not self._exposures.declared(file):
+            raise UserError(
+                "file-unknown", f"Nothing is exposed by a file {file}.", "See 'overlay expose ls' for what is."
+            )
+        await self._save({name: each for name, each in self._watched.items() if name != file})
+        for kept in (self._problems, self._seen, self._applied, self._retry_at):
+            kept.pop(file, None)
+        return await self.apply(file, {})
+
+    async def run(self) -> None:
+        """Look after the watched files until cancelled."""
+        while True:
+            for watched in tuple(self._watched.values()):
+                await self._look_after(watched)
+            await anyio.sleep(LOOK_INTERVAL)
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    async def _carry_out(
+        self,
+        file: str,
+        entries: Mapping[str, ExposeWish],
+        owner: int,
+        there: Mapping[str, Kept],
+        plan: Mapping[str, Action],
+    ) -> tuple[Outcome, ...]:
+        """Names and ports are freed before others take them."""
+        exposures, failed = self._exposures, dict[str, UserError]()
+        freed: set[str] = set()
+
+        async def attempt(name: str, part: Awaitable[object]) -> None:
+            try:
+                await part
+            except UserError as error:
+                failed[name] = error
+
+        for name, action in plan.items():
+            if action in ("removed", "replaced"):
+                await attempt(name, exposures.remove(there[name].id))
+                if name not in failed:
+                    freed.add(name)
+        for name, action in plan.items():
+            wish = entries.get(name)
+            if wish is None or action == "kept" or name in failed:
+                continue
+            if action == "changed":
+                await attempt(name, exposures.change(there[name].id, wish, owner))
+            else:
+                await attempt(name, exposures.add(wish, owner, Entry(file=file, name=name)))
+        for name in freed & set(failed):
+            before = there[name].wish
+            if before is not None:
+                try:
+                    await exposures.add(before, there[name].owner, Entry(file=file, name=name))
+                except UserError as error:
+                    _log.warning("exposure %s of %s is gone: %s", name, file, error)
+        now = {name: kept.id for name, kept in exposures.declared(file).items()}
+        by_id = {each.id: each for each in exposures.status()}
+        return tuple(
+            Outcome(
+                entry=name,
+                action=action,
+                exposure=by_id.get(now.get(name, "")),
+                error=ErrorDocument(**error_document(failed[name])) if name in failed else None,
+            )
+            for name, action in plan.items()
+        )
+
+    async def _look_after(self, watched: WatchedFile) -> None:
+        file, now = watched.file, anyio.current_time()
+        signature = await _look(file)
+        before, self._seen[file] = self._seen.get(file), signature
+        if signature is None:
+            if file not in self._problems:
+                _log.warning("the file of exposures %s is gone; what it asked for stays", file)
+                self._problems[file] = "The file is gone; what it asked for stays."
+            return
+        due = now >= self._retry_at.get(file, float("inf"))
+        if signature != before or (signature == self._applied.get(file) and not due):
+            return
+        self._applied[file] = signature
+        problem = await self._read(watched)
+        if file not in self._watched:
+            return
+        if problem and problem != self._problems.get(file):
+            _log.warning("the file of exposures %s: %s", file, problem)
+        self._retry_at.pop(file, None)
+        self._problems.pop(file, None)
+        if problem:
+            self._problems[file], self._retry_at[file] = problem, now + RETRY_INTERVAL
+
+    async def _read(self, watched: WatchedFile) -> str:
+        """Have it read and applied. → what went wrong"""
+        command = [
+            sys.executable,
+            "-m",
+            "overlay_cli",
+            "expose",
+            "--file",
+            watched.file,
+            "--background",
+            "--unattended",
+        ]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERLAY_")}
+        try:
+            user, group, groups = _rights(watched.owner)
+            with anyio.fail_after(READ_TIMEOUT):
+                done = await anyio.run_process(
+                    [*command, "--state", str(self._state.path)],
+                    check=False,
+                    cwd="/",
+                    env=environment,
+                    user=user,
+                    group=group,
+                    extra_groups=groups,
+                )
+        except TimeoutError:
+            return "It could not be read in time."
+        except (OSError, KeyError) as error:
+            return f"It could not be read ({error})."
+        if done.returncode == 0:
+            return ""
+        return done.stderr.decode(errors="replace").strip()[:_LONGEST_PROBLEM] or "It could not be applied."
+
+    async def _save(self, watched: dict[str, WatchedFile]) -> None:
+        await anyio.to_thread.run_sync(self._state.write_struct, FILE, _WatchedFiles(files=tuple(watched.values())))
+        self._watched = watched
+
+
+def _plan(kept: Kept | None, wish: ExposeWish) -> Action:
+    if kept is None:
+        return "added"
+    if kept.wish == wish:
+        return "kept"
+    try:
+        return "changed" if is_renewable(kept.wish, wish) else "replaced"
+    except UserError:
+        return "changed"  # which says what is wrong with it, and leaves what is there
+
+
+def _rights(owner: int) -> tuple[int | None, int | None, list[int] | None]:
+    """User, group and further groups of a process that reads a file for this user; None: those of this one. Raises
+    `KeyError`: there is no such user any more."""
+    if owner in (0, os.geteuid()):
+        return None, None, None
+    entry = pwd.getpwuid(owner)
+    return owner, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid)
+
+
+async def _look(file: str) -> Signature | None:
+    try:
+        found = await anyio.Path(file).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _check_path(file: str) -> None:
+    if not file.startswith("/") or not file.isprintable() or len(file) > 4096:
+        raise _bad("A file of exposures is named by its absolute path")
+
+
+def _bad(sentence: str) -> UserError:
+    return UserError("bad-request", f"{sentence}.", exit_code=Exit.USAGE)

@@ -1,0 +1,55 @@
+"""Users by TLS to a name that is exposed by it: carried to the target as they come, ClientHello and all, so that the
+server holds no key and learns nothing but the name; or, where their TLS has been ended here, what was in it."""
+
+from collections import Counter
+
+import anyio
+
+from overlay.carrier.forward import forward_streams
+from overlay.carrier.limits import Room, network_of
+from overlay.carrier.port import TlsGuest
+from overlay.server.tunnels import TunnelError, Visitor
+from overlay.server.web.door import MAX_PER_SITE
+from overlay.server.web.sites import Site
+
+
+class TlsDoor:
+    """Serves users. `drops` counts by reason who did not get through; `room`: for all users of the shared port."""
+
+    def __init__(self, drops: Counter[str], room: Room) -> None:
+        self._drops = drops
+        self._room = room
+
+    async def serve(self, guest: TlsGuest, visitor: Visitor, site: Site | None) -> None:
+        """Until the connection ends, which the caller closes. `site`: whose it is; None: it was given back just now."""
+        network = network_of(visitor.source[0])
+        if site is None:
+            self._turn_away(guest, "tls_stranger")
+            return
+        if not site.gate.admits(visitor.source[0]):
+            self._turn_away(guest, "source_refused")
+            return
+        if self._room.full_for(network) or site.connections >= (site.gate.terms.limits.connections or MAX_PER_SITE):
+            self._turn_away(guest, "too_many_users")
+            return
+        visit = self._room.enter(network)
+        scope = anyio.CancelScope()
+        site.users.add(scope)
+        try:
+            with scope:
+                await self._forward(guest, visitor, site)
+        finally:
+            site.users.discard(scope)
+            visit.leave()
+
+    async def _forward(self, guest: TlsGuest, visitor: Visitor, site: Site) -> None:
+        try:
+            inside = await site.tunnel.open(visitor)
+        except TunnelError as error:
+            self._turn_away(guest, error.reason)
+        else:
+            await forward_streams(guest.stream, inside)
+
+    def _turn_away(self, guest: TlsGuest, reason: str) -> None:
+        self._drops[reason] += 1
+        guest.stream.cut()

@@ -1,0 +1,155 @@
+"""What files of exposures ask for and what there is made to agree, with the server of the tests beside."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from overlay.errors import UserError
+from overlay.node.exposure_files import ExposureFiles, Outcome
+from overlay.node.status import ExposeWish
+from overlay.wire.control.messages import Expose, Unexpose
+from overlay.wire.control.terms import Limits, Terms
+from tests.node.test_exposures import NODE, SERVER, Setup, ask, serving, shout, tcp_service
+
+FILE = "/etc/e.toml"
+
+
+class Files(Setup):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.files = ExposureFiles(self.state, self.exposures)
+
+    async def apply(self, dry: bool = False, **entries: ExposeWish) -> Mapping[str, Outcome]:
+        return {each.entry: each for each in await self.files.apply(FILE, entries, dry=dry)}
+
+    async def actions(self, dry: bool = False, **entries: ExposeWish) -> dict[str, str]:
+        outcomes = await self.apply(dry, **entries)
+        assert not [each.error for each in outcomes.values() if each.error is not None]
+        return {name: each.action for name, each in outcomes.items()}
+
+    def ids(self) -> dict[str, str]:
+        return {name: kept.id for name, kept in self.exposures.declared(FILE).items()}
+
+
+def wish(target: str = "1", **more: object) -> ExposeWish:
+    return msgspec.convert({"target": target, **more}, ExposeWish)
+
+
+def test_a_file_is_followed_entry_by_entry(tmp_path: Path) -> None:
+    async def main() -> None:
+        it = Files(tmp_path)
+        web, db = wish(host="a.test"), wish("tcp://127.0.0.1:2", public="9000")
+        async with serving(it.exposures):
+            by_hand = await it.add("tcp://127.0.0.1:9", "9009")
+            assert await it.actions(dry=True, web=web, db=db) == {"web": "added", "db": "added"}
+            assert it.ids() == {}
+            assert await it.actions(web=web, db=db) == {"web": "added", "db": "added"}
+            before, asked = it.ids(), len(it.server.requests)
+            assert await it.actions(web=web, db=db) == {"web": "kept", "db": "kept"}
+            assert len(it.server.requests) == asked, "what stays as it is costs the server nothing"
+
+            few = Terms(limits=Limits(connections=3))
+            db = msgspec.structs.replace(db, target="tcp://127.0.0.1:3", terms=few)
+            assert await it.actions(dry=True, web=web, db=db) == {"web": "kept", "db": "changed"}
+            assert await it.actions(web=web, db=db) == {"web": "kept", "db": "changed"}
+            assert it.ids() == before, "in its place"
+            renewed = it.server.exposures[before["db"]]
+            assert (renewed.target, renewed.terms) == ("tcp://127.0.0.1:3", few)
+
+            web = msgspec.structs.replace(web, host="b.test")
+            assert await it.actions(web=web) == {"web": "replaced", "db": "removed"}
+            assert [each.url for each in it.server.list()] == ["", "https://b.test/"]
+            assert [each.id for each in it.exposures.status() if each.entry is None] == [by_hand.id]
+
+        again = it.make()
+        assert await ExposureFiles(it.state, again).apply(FILE, {"web": web}, dry=False) == (
+            Outcome(entry="web", action="kept", exposure=again.status()[-1]),
+        ), "it is known after a restart"
+
+    anyio.run(main)
+
+
+def test_users_stay_connected_where_the_target_is_the_same(tmp_path: Path) -> None:
+    async def main() -> None:
+        it = Files(tmp_path)
+        async with serving(it.exposures), tcp_service(shout) as one, tcp_service(shout) as other:
+            await it.actions(db=wish(f"tcp://127.0.0.1:{one}"))
+            port = it.server.list()[0].port
+            with anyio.fail_after(5):
+                async with await anyio.connect_tcp(NODE, port, local_host=SERVER) as stream:
+                    few = {"limits": {"connections": 3}}
+                    await it.actions(db=wish(f"tcp://127.0.0.1:{one}", terms=few), more=wish("tcp://127.0.0.1:9"))
+                    await stream.send(b"still here")
+                    await stream.send_eof()
+                    assert await stream.receive() == b"STILL HERE"
+            await it.actions(db=wish(f"tcp://127.0.0.1:{other}"))
+            assert await ask(it.server.list()[0].port, SERVER, b"moved") == b"MOVED"
+
+    anyio.run(main)
+
+
+def test_names_are_free_before_others_take_them(tmp_path: Path) -> None:
+    async def main() -> None:
+        it = Files(tmp_path)
+        async with serving(it.exposures):
+            await it.actions(a=wish(host="a.test"), b=wish(host="b.test"))
+            del it.server.requests[:]
+            await it.actions(a=wish(host="b.test"), b=wish(host="a.test"))
+            kinds = [type(each) for each in it.server.requests]
+            assert kinds == [Unexpose, Unexpose, Expose, Expose]
+
+    anyio.run(main)
+
+
+def test_an_entry_that_is_refused_leaves_the_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        it = Files(tmp_path)
+        async with serving(it.exposures):
+            outcomes = await it.apply(good=wish(), bad=wish("ftp://127.0.0.1:1"), other=wish("2"))
+            assert {name: each.error is None for name, each in outcomes.items()} == {
+                "good": True,
+                "bad": False,
+                "other": True,
+            }
+            error = outcomes["bad"].error
+            assert error is not None and error.code == "bad-target" and set(it.ids()) == {"good", "other"}
+            await it.actions(good=wish(host="a.test"), other=wish("2"))
+            refused = await it.apply(good=wish("ftp://127.0.0.1:1", host="a.test"), other=wish("2"))
+            assert refused["good"].exposure is not None, "what was there stays"
+            it.server.is_old = True
+            refused = await it.apply(good=wish(host="a.test", terms={"limits": {"connections": 1}}), other=wish("2"))
+            error = refused["good"].error
+            assert error is not None and error.code == "server-older"
+            assert it.exposures.declared(FILE)["good"].terms == Terms()
+            it.server.failure = UserError("server-unreachable", "Away.", exit_code=5)  # type: ignore[arg-type]
+            refused = await it.apply(other=wish("2"))
+            assert refused["good"].error is not None and set(it.ids()) == {"good", "other"}
+
+    anyio.run(main)
+
+
+def test_a_watched_file_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:
+    async def main() -> None:
+        it = Files(tmp_path)
+        async with serving(it.exposures):
+            await it.files.watch(FILE, os.geteuid())
+            await it.actions(web=wish())
+            again = ExposureFiles(it.state, it.exposures)
+            (shown,) = again.status()
+            assert (shown.file, shown.watched, shown.problem) == (FILE, True, "")
+            assert [each.action for each in await again.forget(FILE)] == ["removed"]
+            assert again.status() == () == ExposureFiles(it.state, it.exposures).status()
+            with pytest.raises(UserError, match="Nothing is exposed"):
+                await again.forget(FILE)
+            for number in range(16):
+                await again.watch(f"/{number}", os.geteuid())
+            with pytest.raises(UserError, match="16 files"):
+                await again.watch("/17", os.geteuid())
+            with pytest.raises(UserError, match="absolute"):
+                await again.apply("e.toml", {}, dry=False)
+
+    anyio.run(main)

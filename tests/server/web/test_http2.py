@@ -1,0 +1,427 @@
+"""Users by HTTP/2 on the shared port: real TLS, the h2 library and curl on their side, targets by HTTP/1.1 behind."""
+
+import hashlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute, SocketStream
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
+from hyperframe.frame import ContinuationFrame, DataFrame, GoAwayFrame, HeadersFrame, PingFrame, SettingsFrame
+
+from overlay.server.web import http2 as module
+from overlay.server.web.sites import Site
+from tests.carrier.streams import Certificate
+from tests.server.web.door import Handler, Target
+from tests.server.web.http2_user import NAME, Http2User, http2_user, tls_user
+from tests.server.web.shared_port import HOST, SharedPort, shared_port, site_to
+
+pytestmark = pytest.mark.anyio
+
+SIZE = 3_000_000
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
+
+
+class Web:
+    def __init__(self, port: SharedPort, certificate: Certificate, site: Site) -> None:
+        self.port = port
+        self.site = site
+        self.certificate = certificate
+        self.connections = 0  # to the target, so far
+        self.open = 0
+
+    async def until(self, outcome: Callable[[], bool]) -> None:
+        while not outcome():  # noqa: ASYNC110 - a counter tells nobody
+            await anyio.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Certificate(tmp_path_factory.mktemp("tls"))
+
+
+@asynccontextmanager
+async def web(certificate: Certificate, handler: Handler) -> AsyncIterator[Web]:
+    async def serve(stream: SocketStream) -> None:
+        it.connections += 1
+        it.open += 1
+        async with stream:
+            try:
+                while True:
+                    await handler(Target(stream))
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                return
+            finally:
+                it.open -= 1
+
+    async with (
+        shared_port(certificate) as port,
+        await anyio.create_tcp_listener(local_host=HOST) as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        site = site_to(listener.extra(SocketAttribute.local_port))
+        port.sites.add(NAME, "/", site)
+        it = Web(port, certificate, site)
+        tasks.start_soon(listener.serve, serve)
+        yield it
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def meeting(certificate: Certificate, handler: Handler) -> AsyncIterator[tuple[Web, Http2User]]:
+    async with web(certificate, handler) as it, http2_user(it.port, certificate) as user:
+        yield it, user
+
+
+async def tell(target: Target) -> None:
+    """Says what it was asked."""
+    head = await target.head()
+    await target.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Kept: yes\r\n\r\n%b" % (len(head), head))
+
+
+async def whole(target: Target) -> None:
+    """Takes a body in chunks, and says what it was."""
+    head = await target.head()
+    digest = hashlib.sha256()
+    while size := int(await target.until(b"\r\n"), 16):
+        digest.update(await target.exactly(size))
+        await target.exactly(2)
+    trailers = await target.until(b"\r\n")
+    if trailers != b"\r\n":
+        await target.until(b"\r\n")
+    said = digest.hexdigest().encode() + b" " + trailers.strip()
+    assert b"chunked" in head
+    await target.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(said), said))
+    await target.say(b"0\r\nX-Digest: fine\r\n\r\n")
+
+
+async def test_requests_go_the_way_of_those_by_http1(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        answer = await user.answer(await user.ask("/a?b", (b"x-forwarded-for", b"6.6.6.6"), (b"accept", b"*/*")))
+        assert answer.heads == [{b":status": b"200", b"content-length": b"%d" % len(answer.body), b"x-kept": b"yes"}]
+        head = answer.body.lower()
+        assert head.startswith(b"get /a?b http/1.1\r\nhost: site.test\r\n") and b"6.6.6.6" not in head
+        assert b"x-forwarded-for: 127.0.0.1\r\n" in head and b"x-forwarded-proto: https\r\n" in head
+        await user.answer(await user.ask("/second"))
+        assert it.connections == 1, "one stream after the other has the connection of the last one"
+        assert [(entry.path, entry.status) for entry in it.site.log] == [("/a?b", 200), ("/second", 200)]
+        await it.until(lambda: it.site.connections == 0)
+        unknown = await user.answer(await user.ask("/", (b"host", b"site.test")))
+        assert unknown.status == b"200"
+        assert it.port.drops == {}
+    await it.until(lambda: it.open == 0)
+
+
+async def test_other_names_learn_nothing(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        number = user.h2.get_next_available_stream_id()
+        fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"other.test"), (b":path", b"/")]
+        user.h2.send_headers(number, fields, end_stream=True)
+        await user.flush()
+        assert (await user.answer(number)).status == b"404"
+        assert it.port.drops == {"http_stranger": 1}
+        assert (await user.answer(await user.ask())).status == b"200"
+
+
+async def test_many_streams_at_once(certificate: Certificate) -> None:
+    gate = anyio.Event()
+
+    async def together(target: Target) -> None:
+        head = await target.head()
+        await gate.wait()
+        await target.say(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n" + head[5:8])
+
+    async with meeting(certificate, together) as (it, user):
+        numbers = [await user.ask(f"/{number:03}") for number in range(module.MAX_STREAMS)]
+        await it.until(lambda: it.connections == module.MAX_STREAMS)
+        gate.set()
+        for number, stream in enumerate(numbers):
+            assert (await user.answer(stream)).body == b"%03d" % number
+        await it.until(lambda: it.open <= 4)  # the rest is not kept
+        again = [await user.ask(f"/{number:03}") for number in range(4)]
+        for stream in again:
+            await user.answer(stream)
+        assert it.connections == module.MAX_STREAMS
+
+
+async def test_bodies_both_ways_within_windows(certificate: Certificate) -> None:
+    data = os.urandom(SIZE)
+
+    async def large(target: Target) -> None:
+        await target.head()
+        await target.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
+        await target.say(data)
+
+    async with meeting(certificate, large) as (_, user):
+        assert (await user.answer(await user.ask())).body == data
+    async with meeting(certificate, whole) as (_, user):
+        number = await user.ask("/up", method="POST", end=False)
+        at = 0
+        while at < SIZE:
+            size = min(user.h2.local_flow_control_window(number), user.h2.max_outbound_frame_size, SIZE - at)
+            if not size:
+                await user.turn()
+                continue
+            user.h2.send_data(number, data[at : at + size])
+            await user.flush()
+            at += size
+        user.h2.send_headers(number, [(b"x-check", b"7")], end_stream=True)
+        await user.flush()
+        answer = await user.answer(number)
+        assert answer.body == hashlib.sha256(data).hexdigest().encode() + b" x-check: 7"
+        assert answer.trailers == {b"x-digest": b"fine"}
+
+
+async def test_a_target_that_does_not_take_a_body_holds_up_its_own_stream_alone(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        with socket.create_server((HOST, 0)) as silent:  # which never accepts
+            site = site_to(silent.getsockname()[1])
+            it.port.sites.add(NAME, "/slow/", site)
+            slow = await user.ask("/slow/", (b"content-length", b"900000000"), method="POST", end=False)
+            full = 0
+            while full < 3:  # the window, and what the kernel holds
+                size = min(user.h2.local_flow_control_window(slow), user.h2.max_outbound_frame_size)
+                full = 0 if size else full + 1
+                if size:
+                    user.h2.send_data(slow, bytes(size))
+                await user.ping()
+            assert (await user.answer(await user.ask("/quick"))).status == b"200"
+            user.h2.reset_stream(slow, ErrorCodes.CANCEL)
+            await user.flush()
+            await it.until(lambda: site.connections == 0)
+        while user.h2.outbound_flow_control_window < module.WINDOW / 2:
+            await user.turn()  # what the lost stream held of the window is given back
+
+
+async def test_who_does_not_take_an_answer_holds_up_its_own_stream_alone(certificate: Certificate) -> None:
+    async def endless(target: Target) -> None:
+        if b"/small" in await target.head():
+            await target.say(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nsmall")
+            return
+        await target.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            await target.say(b"10000\r\n" + bytes(65536) + b"\r\n")
+
+    async with meeting(certificate, endless) as (it, user):
+        user.taking = False
+        big = await user.ask("/big")
+        while user.h2.remote_flow_control_window(big):
+            await user.turn()
+        user.h2.increment_flow_control_window(100_000)  # of the connection, not of that stream
+        await user.flush()
+        assert (await user.answer(await user.ask("/small"))).body == b"small"
+        user.h2.reset_stream(big, ErrorCodes.CANCEL)
+        await user.flush()
+        await it.until(lambda: it.open == 1)
+        assert [entry.status for entry in it.site.log] == [200, 200]
+
+
+async def test_heads_alone_early_answers_and_interim_ones(certificate: Certificate) -> None:
+    async def some(target: Target) -> None:
+        head = await target.head()
+        if head.startswith(b"HEAD"):
+            await target.say(b"HTTP/1.1 200 OK\r\nContent-Length: 77\r\n\r\n")
+        elif b"/wait" in head:
+            await target.say(b"HTTP/1.1 100 Continue\r\n\r\n")
+            body = await target.exactly(5)
+            await target.say(b"HTTP/1.1 204 No Content\r\nX-Body: %b\r\n\r\n" % body)
+        else:
+            await target.say(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno!")
+
+    async with meeting(certificate, some) as (it, user):
+        head = await user.answer(await user.ask(method="HEAD"))
+        assert (head.heads[0][b"content-length"], head.body, head.ended) == (b"77", b"", True)
+        number = await user.ask(
+            "/wait", (b"content-length", b"5"), (b"expect", b"100-continue"), method="POST", end=False
+        )
+        while not user.answers[number].heads:
+            await user.turn()
+        user.h2.send_data(number, b"hello", end_stream=True)
+        await user.flush()
+        waited = await user.answer(number)
+        assert [head[b":status"] for head in waited.heads] == [b"100", b"204"] and waited.heads[1][
+            b"x-body"
+        ] == b"hello"
+        refused = await user.ask("/refused", (b"content-length", b"900"), method="POST", end=False)
+        answer = await user.answer(refused)
+        assert (answer.status, answer.body, answer.ended) == (b"413", b"no!", True)
+        while user.answers[refused].reset is None:
+            await user.turn()
+        assert answer.reset == ErrorCodes.NO_ERROR  # the rest is of no interest (RFC 9113 section 8.1)
+
+
+async def test_what_goes_wrong_behind(certificate: Certificate) -> None:
+    async def broken(target: Target) -> None:
+        if b"/cut" in await target.head():
+            await target.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        await target.stream.aclose()
+        raise anyio.EndOfStream
+
+    async with meeting(certificate, broken) as (it, user):
+        cut = await user.answer(await user.ask("/cut"))
+        assert (cut.status, cut.ended, cut.reset) == (b"200", False, ErrorCodes.INTERNAL_ERROR)
+        gone = await user.answer(await user.ask("/gone", method="POST"))
+        assert (gone.status, gone.ended) == (b"502", True)
+        it.site.close()
+        assert it.port.drops == {"answer_cut": 1, "target_closed": 1}
+
+
+async def test_a_user_who_cancels_takes_the_targets_connection_along(certificate: Certificate) -> None:
+    async def silent(target: Target) -> None:
+        await target.head()
+        await anyio.sleep_forever()
+
+    async with meeting(certificate, silent) as (it, user):
+        number = await user.ask()
+        await it.until(lambda: it.open == 1)
+        user.h2.reset_stream(number, ErrorCodes.CANCEL)
+        await user.flush()
+        await it.until(lambda: it.site.connections == 0)
+        assert [entry.status for entry in it.site.log] == [499]
+        number = await user.ask()
+        await it.until(lambda: it.site.connections == 1)
+        it.site.close()  # given back
+        assert (await user.answer(number)).reset == ErrorCodes.INTERNAL_ERROR
+
+
+async def test_a_user_who_says_goodbye(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        await user.answer(await user.ask())
+        await user.stream.send(GoAwayFrame(0).serialize())
+        await user.end()
+        await it.until(lambda: it.open == 0)
+
+
+async def test_who_says_nothing_for_long_is_told_goodbye(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IDLE_TIMEOUT", 0.05)
+    async with meeting(certificate, tell) as (_, user):
+        await user.answer(await user.ask())
+        assert await user.end() == ErrorCodes.NO_ERROR
+
+
+SMUGGLED: list[tuple[bytes, bytes]] = [
+    (b"a", b"x\r\ntransfer-encoding: chunked"),
+    (b"a\r\nb", b"x"),
+    (b"a:b", b"x"),
+    (b"transfer-encoding", b"chunked"),
+    (b"connection", b"keep-alive"),
+    (b"Upper", b"x"),
+    (b":path", b"/again"),
+]
+
+
+@pytest.mark.parametrize("field", SMUGGLED, ids=range(len(SMUGGLED)))
+async def test_smuggling_reaches_no_target(certificate: Certificate, field: tuple[bytes, bytes]) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        await user.ask("/", field)
+        assert await user.end() == ErrorCodes.PROTOCOL_ERROR
+        assert it.connections == 0 and sum(it.port.drops.values()) == 1
+
+
+async def test_a_request_that_only_http1_cannot_say_is_a_400(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        assert (await user.answer(await user.ask("/a b"))).status == b"400"
+        assert (await user.answer(await user.ask("*"))).status == b"400"
+        assert (await user.answer(await user.ask("/", method="A B"))).status == b"400"
+        assert (await user.answer(await user.ask("/", (b"content-length", b"5")))).status == b"400"
+        assert (await user.answer(await user.ask())).status == b"200"
+        assert it.connections == 1 and it.port.drops == {"bad_http": 4}
+
+
+async def test_a_body_that_is_longer_than_it_said_reaches_nobody_whole(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        number = await user.ask("/", (b"content-length", b"3"), method="POST", end=False)
+        user.h2.send_data(number, b"GET /smuggled", end_stream=True)
+        await user.flush()
+        assert await user.end() == ErrorCodes.PROTOCOL_ERROR
+        assert it.port.drops["http2_error"] == 1
+
+
+async def test_large_heads(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        for more in ([(b"a", b"x" * 20_000)], [(b"a", b"b")] * 101):
+            assert (await user.answer(await user.ask("/", *more))).status == b"431"
+        assert it.port.drops == {"http_head_too_large": 2}
+        await user.ask("/", (b"a", b"x" * 70_000))
+        assert await user.end() == ErrorCodes.ENHANCE_YOUR_CALM
+        assert it.connections == 0
+
+
+async def test_header_blocks_without_end(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        await user.turn()
+        first = HeadersFrame(1, data=b"\x00")
+        try:
+            await user.stream.send(first.serialize())
+            for _ in range(100):
+                await user.stream.send(ContinuationFrame(1, data=bytes(16_000)).serialize())
+        except anyio.BrokenResourceError:
+            pass
+        await user.end()
+        await it.port.dropped("http2_flood")
+
+
+async def test_streams_that_are_reset_as_soon_as_they_are_opened(certificate: Certificate) -> None:
+    """CVE-2023-44487."""
+    async with meeting(certificate, tell) as (it, user):
+        await user.turn()
+        try:
+            for _ in range(2 * module.RESETS):
+                user.h2.reset_stream(await user.ask(), ErrorCodes.CANCEL)
+        except (anyio.BrokenResourceError, ProtocolError):
+            pass
+        await user.end()
+        await it.port.dropped("http2_rapid_reset")
+        await it.until(lambda: it.site.connections == 0 and it.open == 0)
+        assert it.connections < 2 * module.RESETS
+
+
+async def test_frames_that_bring_nothing(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        await user.answer(await user.ask())
+        ping = PingFrame(0, opaque_data=b"12345678").serialize()
+        try:
+            for _ in range(100):
+                await user.stream.send(ping * 1000)
+                with anyio.move_on_after(0):
+                    await user.turn()
+        except (anyio.BrokenResourceError, anyio.EndOfStream):
+            pass
+        await it.port.dropped("http2_flood")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "http2_error"),
+        (PREFACE + DataFrame(1, data=b"x").serialize(), "http2_error"),
+        (PREFACE + b"\xff" * 200_000, "http2_flood"),  # a frame of 16 MiB
+    ],
+)
+async def test_what_is_no_http2(certificate: Certificate, said: bytes, reason: str) -> None:
+    async with web(certificate, tell) as it:
+        async with await tls_user(it.port, certificate) as stream:
+            await stream.send(said)
+            await it.port.dropped(reason)
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                while True:
+                    await stream.receive()
+
+
+@pytest.mark.parametrize("version", ["--http2", "--http1.1"])
+async def test_curl(certificate: Certificate, version: str) -> None:
+    async with web(certificate, tell) as it:
+        url = f"https://{NAME}:{it.port.port}"
+        done = await anyio.run_process(
+            ["curl", "-sS", "-k", version, "--noproxy", "*", "--resolve", f"{NAME}:{it.port.port}:{HOST}"]
+            + ["-w", "%{http_version} %{num_connects}\n", f"{url}/one", f"{url}/two"]
+        )
+        said = done.stdout.decode()
+        assert "GET /one HTTP/1.1" in said and "GET /two HTTP/1.1" in said
+        assert said.endswith("2 0\n" if version == "--http2" else "1.1 0\n"), said

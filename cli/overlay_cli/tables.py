@@ -233,6 +233,20 @@ def _members(members: Iterable[dict[str, Any]]) -> Text:
     return Text("\n").join(lines)
 
 
+def token_table(tokens: list[dict[str, Any]]) -> RenderableType:
+    if not tokens:
+        return Text("no tokens", style="dim")
+    table = _table("token", "nodes", "good for")
+    for token in tokens:
+        left = token["expires"] - time.time()
+        table.add_row(
+            Text(token["id"]),
+            Text(" ".join(token["nodes"]) or "all"),
+            Text(format_duration(left)) if left > 0 else Text("expired", style="yellow"),
+        )
+    return table
+
+
 def node_table(nodes: list[dict[str, Any]]) -> Table:
     table = _table("node", "addresses", "tags", "last seen", "key")
     for node in nodes:

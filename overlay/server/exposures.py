@@ -162,6 +162,10 @@ class Exposures:
     def hosts(self) -> Iterable[str]:
         return self._by_name.all_ended_here()
 
+    def is_end(self, node: int, port: int) -> bool:
+        """Whether this is where a node waits for the users of an exposure, at its overlay address."""
+        return any((record.node, record.port) == (node, port) for record in self._records.values())
+
     def said(self) -> list[tuple[ExposureRecord, Said]]:
         """Each exposure, with what its node has said of it."""
         return [(record, self._said.get(record.id, NOTHING_SAID)) for record in self._records.values()]

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from overlay.wire.control.terms import Terms
 
-REVISION = "0005"
+REVISION = "0006"
 """The newest migration: a registry at this revision needs none."""
 
 metadata = MetaData(
@@ -102,6 +102,18 @@ exposure_table = Table(
     sqlite_autoincrement=True,  # the id of an exposure that was given back never means another one
 )
 
+token_table = Table(
+    "proxy_token",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("nodes", JSON, nullable=False),  # numbers of those that are reached with it; []: all
+    Column("created", Double, nullable=False),
+    Column("expires", Double, nullable=False),
+    UniqueConstraint("digest"),
+    sqlite_autoincrement=True,
+)
+
 record_table = Table(
     "record",
     metadata,
@@ -167,6 +179,21 @@ class InviteRecord(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...]
     created: float
     expires: float
+
+
+class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A token for HTTP CONNECT."""
+
+    id: int
+    digest: bytes
+    nodes: tuple[int, ...]
+    created: float
+    expires: float
+
+    @property
+    def name(self) -> str:
+        """The id as people see it."""
+        return f"t{self.id}"
 
 
 class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,12 +15,14 @@ from overlay.server.schema import (
     InviteRecord,
     NetworkRecord,
     NodeRecord,
+    TokenRecord,
     exposure_table,
     invite_table,
     network_table,
     node_table,
     record_table,
     record_values,
+    token_table,
 )
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -136,6 +138,23 @@ class Transaction:
 
     async def remove_exposure(self, number: int) -> None:
         await self._connection.execute(delete(exposure_table).where(exposure_table.c.id == number))
+
+    # tokens for HTTP CONNECT
+
+    async def tokens(self) -> list[TokenRecord]:
+        return await self._rows(TokenRecord, token_table, order=token_table.c.id)
+
+    async def add_token(self, record: TokenRecord) -> TokenRecord:
+        """Returns it with the id that the registry gave it."""
+        values = record_values(record)
+        del values["id"]
+        result = await self._connection.execute(insert(token_table).values(**values))
+        key = result.inserted_primary_key
+        assert key is not None  # an INSERT of one row always has it
+        return msgspec.structs.replace(record, id=int(key[0]))
+
+    async def remove_token(self, number: int) -> None:
+        await self._connection.execute(delete(token_table).where(token_table.c.id == number))
 
     # records of the zone
 

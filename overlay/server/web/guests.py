@@ -2,6 +2,7 @@
 
 from overlay.carrier.port import Caller, Guest, TlsGuest, TlsPlace
 from overlay.server.callers import Callers
+from overlay.server.proxying import ProxyDoor
 from overlay.server.tunnels import Visitor
 from overlay.server.web.door import WebDoor
 from overlay.server.web.exchange import raw_socket
@@ -19,6 +20,10 @@ class WebGuests:
         self._door = door
         self._tls_door = tls_door
         self._callers = callers
+        self.proxy: ProxyDoor | None = None
+
+    def proxies(self, request: RequestHead) -> bool:
+        return self.proxy is not None and self.proxy.knows(request)
 
     def exposes(self, host: str) -> bool:
         return self._sites.exposes(host)
@@ -33,7 +38,9 @@ class WebGuests:
         visitor = Visitor.of(raw_socket(guest.stream), source)
         if isinstance(guest, TlsGuest):
             await self._tls_door.serve(guest, visitor, self._sites.find_tls(guest.name))
-        else:
+            return
+        by_connect = self.proxy is not None and guest.begun.startswith(b"CONNECT ")
+        if not (by_connect and self.proxy is not None and await self.proxy.serve(guest, visitor)):
             await self._door.serve(guest, visitor, self._find)
 
     def take_caller(self, caller: Caller, host: str) -> None:

@@ -115,8 +115,10 @@ class _RequestLog:
         self._json = json
         self._quiet = quiet
         self._followed: set[str] = set()
+        self._width = 0  # of names
 
     def follow(self, document: dict[str, Any]) -> None:
+        self._width = max((len(each["entry"]) for each in document["entries"] if each["exposure"]), default=0)
         for each in document["entries"]:
             exposure = each["exposure"]
             if self._quiet or exposure is None or not exposure["url"] or exposure["id"] in self._followed:
@@ -126,7 +128,7 @@ class _RequestLog:
 
     def _show(self, identity: str, entry: str) -> None:
         try:
-            show_requests(self._client, identity, json=self._json, entry=entry)
+            show_requests(self._client, identity, json=self._json, entry=lambda: f"{entry:{self._width}}")
         except UserError:
             pass  # it was given back, or the daemon has ended, which the main thread says
         self._followed.discard(identity)

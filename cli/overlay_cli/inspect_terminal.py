@@ -52,8 +52,9 @@ _KEYS: Final = {
 _KEY: Final = re.compile(rb"\x1b(?:\[[0-9;]*[A-Za-z~]|O[A-Za-z])|[\x00-\xff]")
 
 
-def inspect(client: "LocalClient", exposure: dict[str, Any], *, show_secrets: bool) -> None:
-    """Until q is pressed or the exposure is given back. On no terminal: a line for each request, until interrupted."""
+def inspect(client: "LocalClient", exposure: dict[str, Any], *, note: str = "", show_secrets: bool) -> None:
+    """Until q is pressed. On no terminal: a line for each request, until the exposure is given back. `note`: what a
+    person has to know beside it."""
     page = f"{client.request('POST', '/v1/inspector')['url']}#{exposure['id']}"
     if not (sys.stdout.isatty() and sys.stdin.isatty()):
         output.note(f"Inspector: {page}")
@@ -62,8 +63,8 @@ def inspect(client: "LocalClient", exposure: dict[str, Any], *, show_secrets: bo
                 output.print_line(_plain_line(summary))
                 sys.stdout.flush()
         return
-    title = f"{exposure['url']} → {exposure['target']}"
-    _Terminal(client, exposure["id"], View(title, f"Inspector: {page}", show_secrets=show_secrets)).run()
+    heading = [f"{exposure['url']} → {exposure['target']}", f"Inspector: {page}", *filter(None, [note])]
+    _Terminal(client, exposure["id"], View(*heading, show_secrets=show_secrets)).run()
 
 
 def replay(client: "LocalClient", identity: str, *, show_secrets: bool, json: bool) -> None:

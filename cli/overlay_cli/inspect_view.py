@@ -23,10 +23,9 @@ Action = Literal["quit", "replay", "load"]
 class View:
     """`take` what comes, `press` keys, and draw `lines`."""
 
-    def __init__(self, title: str, page: str, *, show_secrets: bool = False) -> None:
-        """`title`: what is exposed where; `page`: where a browser finds the same."""
-        self.title = title
-        self.page = page
+    def __init__(self, *heading: str, show_secrets: bool = False) -> None:
+        """`heading`: lines on what is exposed where."""
+        self._heading = heading
         self.show_secrets = self._wants_secrets = show_secrets
         self.message = ""  # what became of the last key
         self.selected = ""  # id
@@ -72,7 +71,7 @@ class View:
 
     def lines(self, width: int, height: int) -> list[Text]:
         """Exactly `height` lines, none wider than `width`."""
-        head = [Text(plain(self.title), "bold"), Text(self.page, "dim"), Text("")]
+        head = [*(Text(plain(line), "dim" if at else "bold") for at, line in enumerate(self._heading)), Text("")]
         foot = (
             Text(self.message, "yellow") if self.message else Text(_DETAIL_KEYS if self._opened else _LIST_KEYS, "dim")
         )

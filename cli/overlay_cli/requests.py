@@ -3,6 +3,7 @@
 import json as jsonlib
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -18,8 +19,11 @@ _LONGEST_METHOD: Final = 7
 _LONGEST_SOURCE: Final = 15  # that of IPv4: on a terminal more of an IPv6 address would leave no room for the path
 
 
-def show_requests(client: "LocalClient", name: str, *, json: bool, quiet: bool = False, entry: str = "") -> None:
-    """Users' requests to the exposure of this id as they come, until it is given back; `entry`: what it is called."""
+def show_requests(
+    client: "LocalClient", name: str, *, json: bool, quiet: bool = False, entry: Callable[[], str] = lambda: ""
+) -> None:
+    """Users' requests to the exposure of this id as they come, until it is given back; `entry`: what stands before
+    each, beside those of others."""
     waiting = b""
     with client.stream("GET", f"/v1/exposures/{quote(name, safe='')}/requests") as chunks:
         for data in chunks:
@@ -28,7 +32,7 @@ def show_requests(client: "LocalClient", name: str, *, json: bool, quiet: bool =
                 if json:
                     output.print_line(line.decode())
                 elif not quiet:
-                    show_request(jsonlib.loads(line), entry)
+                    show_request(jsonlib.loads(line), entry())
             sys.stdout.flush()
 
 

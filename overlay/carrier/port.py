@@ -90,12 +90,8 @@ class Guests(Protocol):
     async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
         """Until the stream ends. Closing stays the caller's."""
 
-    def take_caller(self, caller: Caller, host: str) -> None:
-        """Closing the stream is theirs from now on. `host`: where it comes from."""
-
-    def expects(self, host: str) -> bool:
-        """Whether one more connection from this host may be a call that a node was asked for: then it is not held
-        against the rate at which strangers may come."""
+    def take_caller(self, caller: Caller) -> None:
+        """Closing the stream is theirs from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +162,7 @@ async def greet(
         return await _within(tcp, b"", speaks, "tcp", "ws", services, enter, random_bytes)
     if services.tls is None:
         raise RemoteProtocolError("unknown_protocol", "TLS, and there is no certificate")
-    hello = await _client_hello(tcp)
+    hello = await read_client_hello(tcp)
     tls_end = services.tls_end(hello.name)
     if tls_end == "beyond":
         return TlsGuest(tcp, hello.name)
@@ -238,18 +234,25 @@ def _whatever(hello: ClientHello) -> tuple[str, ...]:
     return (first.decode("ascii"),) if first.isascii() else ()
 
 
-async def _client_hello(tcp: TcpStream) -> ClientHello:
+async def read_client_hello(stream: UserStream) -> ClientHello:
+    """It stays to be read by whoever goes on; `NO_HELLO`: what comes is none. Raises as the stream does."""
     needed, data = RECORD_HEADER, b""
     while True:
-        seen = await tcp.peek(needed)
-        if len(seen) <= len(data):
-            raise anyio.EndOfStream
-        data = seen
+        if isinstance(stream, TcpStream):
+            seen = await stream.peek(needed)
+            if len(seen) <= len(data):
+                raise anyio.EndOfStream
+            data = seen
+        else:
+            while len(data) < needed:
+                data += await stream.receive()
         try:
             found = parse_client_hello(data)
         except RemoteProtocolError:
-            return NO_HELLO  # the handshake says what is wrong, to the client too
+            found = NO_HELLO  # the handshake says what is wrong, to the client too
         if isinstance(found, ClientHello):
+            if isinstance(stream, CodecStream):
+                stream.unread(data)
             return found
         needed = found
 

@@ -28,7 +28,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from overlay.carrier.limits import BURST, Visit
+from overlay.carrier.limits import BURST, Door, Visit
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_connection import RESET_TOKEN_SIZE, BoundedConnection
 from overlay.carrier.waiting import Waiting, WaitingRoom
@@ -44,8 +44,8 @@ _RESETS_PER_SECOND: Final = 100.0  # each costs an HMAC: a server's restart unde
 class Host(Protocol):
     """Who serves the streams: the control channel's server."""
 
-    def admit(self, host: str, now: float) -> Visit | str:
-        """As `Door.enter`."""
+    @property
+    def door(self) -> Door: ...
 
     def count(self, reason: str, peer: str, detail: str = "") -> None: ...
 
@@ -166,7 +166,7 @@ class QuicDoor:
         if host is None:
             return
         now = self._now()
-        for connection_id, waiting, visit in self._room.admit(lambda address: host.admit(address, now), now):
+        for connection_id, waiting, visit in self._room.admit(lambda address: host.door.enter(address, now), now):
             self._start(connection_id, waiting, visit, host)
         if self._room:
             self._next_turn = asyncio.get_running_loop().call_later(_TURN, self._admit)

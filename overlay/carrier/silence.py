@@ -3,9 +3,11 @@
 import asyncio
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from overlay.carrier.port import TOKEN, TOKEN_SIZE
+from overlay.carrier.watch import watch
 
 _CALL: Final = len(TOKEN) + TOKEN_SIZE
 
@@ -17,12 +19,12 @@ class Silence:
         self.accepted = accepted
         self._ended = ended
         self._number = accepted.fileno()
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._number, self._end, True)
-        self._timer = self._loop.call_later(within, self._end, False)
+        self._watch = watch()
+        self._watch.add_reader(self._number, partial(self._end, True))
+        self._timer = asyncio.get_running_loop().call_later(within, self._end, False)
 
     def stop(self) -> None:
-        self._loop.remove_reader(self._number)
+        self._watch.remove_reader(self._number)
         self._timer.cancel()
 
     def _end(self, heard: bool) -> None:

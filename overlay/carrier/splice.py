@@ -1,4 +1,4 @@
-"""Bytes between two TCP sockets, by callbacks of the event loop and no task: a few bytes by way of a buffer, and what
+"""Bytes between two TCP sockets, by callbacks and without a task: a few bytes by way of a buffer, and what
 is long through a pipe in the kernel, none of it through Python (splice(2))."""
 
 import asyncio
@@ -8,6 +8,8 @@ import os
 import socket
 from collections.abc import Callable
 from typing import Final
+
+from overlay.carrier.watch import Watch, watch
 
 PIPE_SIZE: Final = 1 << 20  # bytes; with the usual 64 KiB one stream was half as fast
 WORTHWHILE: Final = 256 * 1024  # bytes that have gone one way, before a pipe is made for more
@@ -24,7 +26,8 @@ async def join(a: socket.socket, b: socket.socket, count_a: Count, count_b: Coun
     The sockets do not block, and nobody else waits for them meanwhile.
     """
     done = asyncio.get_running_loop().create_future()
-    there, back = _Way(a, b, count_a, done), _Way(b, a, count_b, done)
+    watched_by = watch()
+    there, back = _Way(a, b, count_a, done, watched_by), _Way(b, a, count_b, done, watched_by)
     there.other, back.other = back, there
     try:
         there.begin()
@@ -52,22 +55,29 @@ def make_pipe() -> tuple[int, int] | None:
 
 
 class _Way:
-    """One direction. The loop watches the source, or the sink while that takes nothing: never more than what was read
+    """One direction. The source is watched, or the sink while that takes nothing: never more than what was read
     at once waits here."""
 
     __slots__ = (
-        "_blocked", "_count", "_done", "_held", "_in_pipe", "_into", "_loop", "_moved", "_out_of", "_pipe", "_sink",
-        "_source", "ended", "other",
+        "_blocked", "_count", "_done", "_held", "_in_pipe", "_into", "_moved", "_out_of", "_pipe", "_sink",
+        "_source", "_watch", "ended", "other",
     )  # fmt: skip
 
     other: "_Way"
 
-    def __init__(self, source: socket.socket, sink: socket.socket, count: Count, done: "asyncio.Future[None]") -> None:
+    def __init__(
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        count: Count,
+        done: "asyncio.Future[None]",
+        watched_by: Watch,
+    ) -> None:
         self._source, self._out_of = source, source.fileno()
-        self._sink, self._into = sink, sink.fileno()  # by number: the loop prints a socket that it does not know yet
+        self._sink, self._into = sink, sink.fileno()
         self._count = count
         self._done = done
-        self._loop = done.get_loop()
+        self._watch = watched_by
         self._moved = 0
         self._held = b""  # read, and not yet taken
         self._in_pipe = 0  # bytes; as `_held`
@@ -76,13 +86,13 @@ class _Way:
         self.ended = False
 
     def begin(self) -> None:
-        self._loop.add_reader(self._out_of, self.read)
+        self._watch.add_reader(self._out_of, self.read)
 
     def stop(self) -> None:
         if self._blocked:
-            self._loop.remove_writer(self._into)
+            self._watch.remove_writer(self._into)
         elif not self.ended:
-            self._loop.remove_reader(self._out_of)
+            self._watch.remove_reader(self._out_of)
         self._close_pipe()
 
     def read(self) -> None:
@@ -124,7 +134,7 @@ class _Way:
         self._moved += taken
         self._count(taken)
         self._held = bytes(data[taken:])
-        self._watch(blocked=bool(self._held))
+        self._look_at(blocked=bool(self._held))
 
     def _splice(self, out: int, into: int) -> None:
         self._in_pipe = os.splice(self._out_of, into, PIPE_SIZE, flags=_FLAGS)
@@ -142,22 +152,22 @@ class _Way:
                 self._count(taken)
         except BlockingIOError:
             pass
-        self._watch(blocked=bool(self._in_pipe))
+        self._look_at(blocked=bool(self._in_pipe))
 
-    def _watch(self, *, blocked: bool) -> None:
+    def _look_at(self, *, blocked: bool) -> None:
         if blocked == self._blocked:
             return
         self._blocked = blocked
         if blocked:
-            self._loop.remove_reader(self._out_of)
-            self._loop.add_writer(self._into, self._write)
+            self._watch.remove_reader(self._out_of)
+            self._watch.add_writer(self._into, self._write)
         else:
-            self._loop.remove_writer(self._into)
-            self._loop.add_reader(self._out_of, self.read)
+            self._watch.remove_writer(self._into)
+            self._watch.add_reader(self._out_of, self.read)
 
     def _end(self) -> None:
         self.ended = True
-        self._loop.remove_reader(self._out_of)
+        self._watch.remove_reader(self._out_of)
         self._close_pipe()
         try:
             self._sink.shutdown(socket.SHUT_WR)

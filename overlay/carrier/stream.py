@@ -12,12 +12,14 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
 
 from overlay.carrier.carriers import Detached
+from overlay.carrier.watch import watch
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.stream.codec import Plain
 
@@ -31,9 +33,9 @@ GONE_AFTER: Final = 1.5  # s
 class TcpStream(ByteStream):
     """Owns a connected, non-blocking socket of TCP, or a unix one. Errors as of every anyio byte stream.
 
-    One task at a time reads, and one writes; either is cancelled where it waits. The loop goes on watching for whoever
-    reads again and again: beginning and ending that for each read, and a scope for a time limit, cost three times what
-    reading does.
+    One task at a time reads, and one writes; either is cancelled where it waits. Whoever reads again and
+    again is watched for all the time: beginning and ending that for each read, and a scope for a time limit, cost three
+    times what reading does.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -76,12 +78,12 @@ class TcpStream(ByteStream):
                 raise anyio.BrokenResourceError(error.strerror) from error
             await self.writable()
 
-    def send_now(self, data: bytes | memoryview) -> int:
-        """→ bytes that the kernel takes without waiting; 0: none."""
+    def send_now(self, data: bytes | memoryview, *, more: bool = False) -> int:
+        """→ bytes that the kernel takes without waiting; 0: none. `more` is sent at once: it goes in one packet."""
         if self._closed:
             raise anyio.ClosedResourceError
         try:
-            return self._socket.send(data) if data else 0
+            return self._socket.send(data, socket.MSG_MORE if more else 0) if data else 0
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -93,15 +95,15 @@ class TcpStream(ByteStream):
             raise anyio.ClosedResourceError
         if self._writing is not None:
             raise anyio.BusyResourceError("writing to")
-        loop = asyncio.get_running_loop()
-        waiting = self._writing = loop.create_future()
-        loop.add_writer(self._socket.fileno(), _done, waiting)
+        waiting = self._writing = asyncio.get_running_loop().create_future()
+        watched_by = watch()
+        watched_by.add_writer(self._socket.fileno(), partial(_done, waiting))
         try:
             await waiting
         finally:
             self._writing = None
             if not self._closed:
-                loop.remove_writer(self._socket.fileno())
+                watched_by.remove_writer(self._socket.fileno())
 
     async def peek(self, size: int, most: int = 0) -> bytes:
         """The first `size` bytes, and up to `most` if they are there, all of which stay where they are; fewer than
@@ -189,12 +191,10 @@ class TcpStream(ByteStream):
         return Detached(self._socket, Plain(), b"")
 
     def unwatched(self) -> socket.socket:
-        """The socket, for somebody who has the loop watch it for reading at once. The stream is of use for closing
-        alone."""
+        """The socket, for somebody who has it watched himself from now on. The stream is of use for closing alone."""
         if self._closed:
             raise anyio.ClosedResourceError
-        self._reader = None  # whoever watches now takes the place of it in the loop
-        return self._socket
+        return self._socket  # who is added to the `Watch` takes the place of ours
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -213,20 +213,19 @@ class TcpStream(ByteStream):
             self._reader.stop()
             self._reader.fail(anyio.ClosedResourceError())
         if self._writing is not None and not self._writing.done():
-            self._writing.get_loop().remove_writer(self._socket.fileno())
+            watch().remove_writer(self._socket.fileno())
             self._writing.set_exception(anyio.ClosedResourceError())
 
 
 class _Reader:
-    """Waits for a socket to have something to read. The loop watches it until there is something that nobody wants."""
+    """Waits for a socket to have something to read. It is watched until there is something that nobody wants."""
 
-    __slots__ = ("_loop", "_number", "_said", "_waiting", "_watched")
+    __slots__ = ("_number", "_waiting", "_watch", "_watched")
 
     def __init__(self, watched: socket.socket) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._number = watched.fileno()  # the loop prints a socket that it does not know, for an error that none sees
+        self._watch = watch()
+        self._number = watched.fileno()
         self._watched = False
-        self._said = False  # in the loop's last turn: in the next, where it is read, the loop says it once more
         self._waiting: asyncio.Future[None] | None = None
 
     async def wait(self, within: float | None) -> None:
@@ -234,10 +233,11 @@ class _Reader:
         if self._waiting is not None:
             raise anyio.BusyResourceError("reading from")
         if not self._watched:
-            self._loop.add_reader(self._number, self._ready)
-            self._watched, self._said = True, False
-        waiting = self._waiting = self._loop.create_future()
-        timer = None if within is None else self._loop.call_later(within, _too_late, waiting)
+            self._watch.add_reader(self._number, self._ready)
+            self._watched = True
+        loop = asyncio.get_running_loop()
+        waiting = self._waiting = loop.create_future()
+        timer = None if within is None else loop.call_later(within, _too_late, waiting)
         try:
             await waiting
         finally:
@@ -252,14 +252,10 @@ class _Reader:
     def stop(self) -> None:
         if self._watched:
             self._watched = False
-            if not self._loop.is_closed():
-                self._loop.remove_reader(self._number)
+            self._watch.remove_reader(self._number)
 
     def _ready(self) -> None:
-        if self._said:
-            self._said = False
-        elif self._waiting is not None:
-            self._said = True
+        if self._waiting is not None:
             _done(self._waiting)
         else:
             self.stop()

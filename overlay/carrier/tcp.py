@@ -10,7 +10,6 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Final
 
 import anyio
@@ -151,7 +150,7 @@ class _Server:
             _turn_away(accepted)
             return
         tcp = TcpStream(accepted)
-        if self._take_call(tcp, accepted, endpoint[0]):  # a node that is near
+        if self._take_call(tcp, accepted):  # a node that is near
             visit.leave()
             return
         arrival = _Arrival(self.door, endpoint, visit, accepted, self._limits.handshake)
@@ -163,32 +162,21 @@ class _Server:
             self.count("handshake_timeout", format_endpoint(arrival.endpoint))
             tcp.close()
             arrival.leave()
-        elif self._take_call(tcp, silence.accepted, arrival.endpoint[0]):
+        elif self._take_call(tcp, silence.accepted):
             arrival.leave()
         else:
 
             async def greeting(arrival: _Arrival) -> _Greeted | _Served | None:
-                return await greet(tcp, self._services, partial(self._enter, arrival), self._random_bytes)
+                return await greet(tcp, self._services, arrival.enter, self._random_bytes)
 
             self._start(tcp, greeting, arrival)
 
-    def admit(self, host: str, now: float) -> Visit | str:
-        """Over QUIC."""
-        return self.door.knock(host) if self._expects(host) else self.door.enter(host, now)
-
-    def _enter(self, arrival: "_Arrival") -> None:
-        if not self._expects(arrival.endpoint[0]):
-            arrival.enter()
-
-    def _expects(self, host: str) -> bool:
-        return self._services.guests is not None and self._services.guests.expects(host)
-
-    def _take_call(self, tcp: TcpStream, accepted: socket.socket, host: str) -> bool:
+    def _take_call(self, tcp: TcpStream, accepted: socket.socket) -> bool:
         guests = self._services.guests
         token = take_token(accepted) if guests is not None else None
         if guests is None or token is None:
             return False
-        guests.take_caller(Caller(tcp, token), host)
+        guests.take_caller(Caller(tcp, token))
         return True
 
     def start(self, stream: QuicStream, endpoint: Endpoint, visit: Visit) -> None:
@@ -217,7 +205,7 @@ class _Server:
                 await self._converse(come)
             elif isinstance(come, Caller) and self._services.guests is not None:
                 taken = True
-                self._services.guests.take_caller(come, arrival.endpoint[0])
+                self._services.guests.take_caller(come)
             elif come is not None:
                 await self._serve_other(come, arrival)
         finally:

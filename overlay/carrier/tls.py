@@ -121,14 +121,14 @@ async def client_handshake(stream: TcpStream, context: ssl.SSLContext, host: str
     return wrapped
 
 
-async def server_handshake(stream: TcpStream, context: ssl.SSLContext) -> CodecStream:
-    """Raises `RemoteProtocolError("tls_failed")`."""
+async def server_handshake(stream: TcpStream | CodecStream, context: ssl.SSLContext) -> CodecStream:
+    """`stream` is not to be used any more. Raises `RemoteProtocolError("tls_failed")`."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     return await _shake_hands(stream, context.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
 
 
 async def _shake_hands(
-    stream: TcpStream, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
+    stream: TcpStream | CodecStream, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
 ) -> CodecStream:
     while True:
         try:
@@ -144,6 +144,8 @@ async def _shake_hands(
             break
     await stream.send(outgoing.read())
     codec: Codec = Tls(tls, incoming, outgoing)
+    if isinstance(stream, CodecStream):
+        return stream.around(codec)
     # The peer's first data may have come right behind its Finished.
     return CodecStream(stream, codec, codec.decode(b""))
 

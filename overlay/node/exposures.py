@@ -29,7 +29,8 @@ from overlay.node.direct_end import DirectEnd
 from overlay.node.guests import Guests
 from overlay.node.health import Checks
 from overlay.node.inspector.inspector import Inspector
-from overlay.node.kept import FILE, Kept, KeptFile, agree, asked
+from overlay.node.kept import FILE, Kept, KeptFile, agree, asked, host_of, url_of
+from overlay.node.own_tls import OwnTls
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target, TargetOptions
@@ -70,6 +71,7 @@ class Exposures:
         is_member: Callable[[str], bool] = lambda address: False,
         say: Callable[[Message], Coroutine[Any, Any, None]] = _say_nothing,
         server_is_there: Callable[[], bool] = lambda: True,
+        tls: OwnTls | None = None,
     ) -> None:
         """`request` asks the server, `say` tells it something if it is there. `is_server` says whether an overlay
         address is the server's, `is_member` whether it is of this network.
@@ -94,6 +96,7 @@ class Exposures:
         self._direct: dict[str, DirectEnd] = {}
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
         self._led: set[str] = set()  # to which the server has peers led
+        self._tls = OwnTls(state) if tls is None else tls
         self._tasks: TaskGroup | None = None
         self._address = ""
 
@@ -103,6 +106,7 @@ class Exposures:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks, self._address = tasks, address
+                tasks.start_soon(self._tls.run)
                 for kept in tuple(self._kept.values()):
                     if self._rests(kept):
                         _log.warning("exposure %s rests until the network is up on this machine", kept.id)
@@ -153,6 +157,8 @@ class Exposures:
             inside = self._target_end(target, wish.options, owner)
             try:
                 await inside.check()
+                if wish.terms.tls_end == "node":
+                    self._tls.prepare(wish.tls)
                 end = self._open(inside, 0, wish.terms)
             except BaseException:
                 inside.close()
@@ -168,6 +174,7 @@ class Exposures:
                     service=service_of(wish),
                     owner=owner,
                     options=wish.options,
+                    tls=wish.tls,
                     terms=wish.terms,
                     inspect=checked_inspect(wish, target),
                     entry=entry,
@@ -178,7 +185,7 @@ class Exposures:
                     wanted,
                     id=exposure.id,
                     public=exposure.public,
-                    url=exposure.url,
+                    url=url_of(exposure, wanted),
                     tunnel=exposure.tunnel,
                     known_as=exposure.known_as,
                     service=exposure.service,
@@ -284,8 +291,9 @@ class Exposures:
                 if known is not None and agree(known, kept):
                     self._note_direct(known, known.direct)
                     await self._tell_direct(kept)
-                    if (known.public, known.url) != (kept.public, kept.url):
-                        changed = msgspec.structs.replace(kept, public=known.public, url=known.url)
+                    url = url_of(known, kept)
+                    if (known.public, url) != (kept.public, kept.url):
+                        changed = msgspec.structs.replace(kept, public=known.public, url=url)
                         await self._save({**self._kept, name: changed})
                     continue
                 await self._renew(kept)
@@ -308,6 +316,10 @@ class Exposures:
         kept = self._kept.get(name)
         if kept is None:
             raise _unknown(name)
+        if kept.terms.tls_end == "node":
+            raise UserError(
+                "exposure-not-http", f"The TLS of {name} ends at this machine: the server sees no requests to tell of."
+            )
         if Target.parse(kept.target).protocol != "http":
             raise UserError("exposure-not-http", f"{name} is not exposed by http: there are no requests to tell of.")
 
@@ -435,6 +447,9 @@ class Exposures:
             inside.close()
             return
         inside.prefix = urlsplit(kept.url).path or "/"
+        if kept.terms.tls_end == "node":
+            self._tls.add(kept.id, host_of(kept.public), kept.tls)
+            end.tls = partial(self._tls.end, kept.id)
         self._ends[kept.id], self._inside[kept.id] = end, inside
         self._inspect(end, kept)
         self._tasks.start_soon(end.run)
@@ -505,7 +520,7 @@ class Exposures:
                 await self._drop(kept.id)
                 return
             self._note_direct(answer.exposure, direct)
-            renewed = msgspec.structs.replace(kept, public=answer.exposure.public, url=answer.exposure.url)
+            renewed = msgspec.structs.replace(kept, public=answer.exposure.public, url=url_of(answer.exposure, kept))
             await self._save({**self._kept, kept.id: renewed})
 
     async def _give_back(self, name: str) -> None:
@@ -520,6 +535,7 @@ class Exposures:
         self._checks.stop(name)
         self._led.discard(name)
         self.inspector.forget(name)
+        self._tls.remove(name)
         for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
@@ -550,7 +566,9 @@ class Exposures:
             known_as=kept.known_as,
             service=kept.service,
             direct=kept.id in self._led,
-            trouble=inside.trouble if (inside := self._inside.get(kept.id)) is not None else "",
+            trouble=(inside.trouble if (inside := self._inside.get(kept.id)) is not None else "")
+            or self._tls.trouble(kept.id),
+            certificate=self._tls.source(kept.id),
             terms=kept.terms,
             problem=self._checks.problem(kept.id),
             members=self._members.get(kept.id, ()),

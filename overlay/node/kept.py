@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from overlay.node.own_tls import NO_TLS_OPTIONS, TlsOptions
 from overlay.node.status import Entry, ExposeWish
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.wire.control.messages import Expose, Exposure, TunnelKind
@@ -25,6 +26,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     service: str = ""
     owner: int = 0  # uid of who exposed it: with this user's rights files are opened
     options: TargetOptions = NO_OPTIONS
+    tls: TlsOptions = NO_TLS_OPTIONS
     terms: Terms = Terms()
     entry: Entry | None = None
     inspect: int = 0
@@ -41,7 +43,7 @@ def asked(kept: Kept, seq: int, *, host: str = "", direct: bool = False) -> Expo
     return Expose(
         seq=seq,
         id=kept.id,
-        protocol=target.protocol,
+        protocol="tls" if kept.terms.tls_end == "node" else target.protocol,
         public=kept.public,
         host=host,
         target=target.told,
@@ -52,6 +54,18 @@ def asked(kept: Kept, seq: int, *, host: str = "", direct: bool = False) -> Expo
         direct=direct,
         terms=kept.terms,
     )
+
+
+def host_of(public: str) -> str:
+    """Of what is exposed by TLS: "app.example.com:443" → "app.example.com"."""
+    return public.rpartition(":")[0]
+
+
+def url_of(theirs: Exposure, ours: Kept) -> str:
+    """Where a browser finds it. Of TLS that ends here the server does not know that http is in it."""
+    if ours.terms.tls_end != "node" or Target.parse(ours.target).protocol != "http":
+        return theirs.url
+    return f"https://{theirs.public.removesuffix(':443')}/"
 
 
 def agree(theirs: Exposure, ours: Kept) -> bool:

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from overlay.daemon.peers import PathStatus
+from overlay.node.own_tls import NO_TLS_OPTIONS, Source, TlsOptions
 from overlay.node.targets import NO_OPTIONS, TargetOptions
 from overlay.path.nat import Dependence
 from overlay.wire.control.messages import GroupMember, TunnelKind
@@ -65,6 +66,7 @@ class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
     known_as: tuple[str, ...] = ()  # names that users know a port by
     service: str = ""  # what it is; "": what the target's port says
     options: TargetOptions = NO_OPTIONS
+    tls: TlsOptions = NO_TLS_OPTIONS
     terms: Terms = Terms()
     inspect: int = 0  # of http: keep the last requests, and so many bytes of each body; 0: no
 
@@ -87,6 +89,7 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     service: str = ""  # what it is, as the zone has it
     direct: bool = False  # peers who ask for one of `known_as` come straight here
     trouble: str = ""  # why the target was not reached the last time; "": it was
+    certificate: Source | None = None  # of TLS that ends here: whom it is from now
     terms: Terms = Terms()
     problem: str | None = None  # why the target is not well, by --health
     members: tuple[GroupMember, ...] = ()  # of its group, as the server has told last

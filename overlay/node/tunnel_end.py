@@ -4,7 +4,7 @@ Without an overlay address (no TUN) there is none, and users come by dynamic tun
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
@@ -16,7 +16,7 @@ from overlay.carrier.port import Stream
 from overlay.carrier.reached import REACHED
 from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.carrier.tapped import TappedStream
-from overlay.errors import UserError
+from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
@@ -29,6 +29,9 @@ _BACKLOG: Final = 256
 _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no descriptor left
 
 _log = logging.getLogger(__name__)
+
+EndTls = Callable[[Stream], Awaitable[Stream | None]]
+"""What is in a user's TLS; None: that was all. Raises `RemoteProtocolError`, `TimeoutError`, and as the stream does."""
 
 
 class TunnelEnd:
@@ -48,6 +51,7 @@ class TunnelEnd:
         rule. `says_reached`: as `overlay.carrier.reached` has it. Raises `UserError` ("port-taken") if that is
         taken."""
         self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
+        self.tls: EndTls | None = None  # for users whose TLS ends here
         self._inside = inside
         self._target = inside.target
         self.accepts = accepts
@@ -153,17 +157,35 @@ class TunnelEnd:
         if self._target.protocol == "udp":
             await self._carry_datagrams(stream)
             return
+        if self.tls is not None:
+            await self._say_reached(stream)  # the user's first bytes are awaited here
+            secured = await self._end_tls(stream, self.tls)
+            if secured is None:
+                stream.cut()
+                stream.close()
+                return
+            stream = secured
         inside = await self.connect()
         if inside is None:
             stream.cut()
             stream.close()
             return
-        if self._says_reached:
-            try:
-                await stream.send(REACHED)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                pass  # forwarding ends at once, in order
+        if self.tls is None:
+            await self._say_reached(stream)
         await forward_streams(stream, inside if self.tap is None else self.tap(inside))
+
+    async def _say_reached(self, stream: Stream) -> None:
+        if self._says_reached:
+            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # what comes next says so
+                await stream.send(REACHED)
+
+    async def _end_tls(self, stream: Stream, tls: EndTls) -> Stream | None:
+        try:
+            return await tls(stream)
+        except (RemoteProtocolError, TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            self._drops["exposure_tls_failed"] += 1
+            _log.debug("a user of %s does not get through TLS: %s", self._target.text, error)
+            return None
 
     async def _carry_datagrams(self, stream: Stream) -> None:
         """Of one user, whose flow the server ends."""

@@ -6,6 +6,7 @@ import msgspec
 
 from overlay.errors import Exit, UserError
 from overlay.node.direct_end import WELL_KNOWN
+from overlay.node.own_tls import NO_TLS_OPTIONS
 from overlay.node.status import ExposeWish
 from overlay.node.targets import Target
 from overlay.wire.control.messages import Exposure
@@ -33,8 +34,8 @@ def is_renewable(old: ExposeWish | None, new: ExposeWish) -> bool:
     return mended == new
 
 
-def _spoken(wish: ExposeWish) -> str:
-    return target_of(wish).protocol
+def _spoken(wish: ExposeWish) -> tuple[str, bool]:
+    return target_of(wish).protocol, wish.terms.tls_end == "node"
 
 
 def target_of(wish: ExposeWish) -> Target:
@@ -60,15 +61,40 @@ def checked_target(wish: ExposeWish) -> Target:
             "Leave out --host, or --public, --known-as and the scheme tcp:// or udp://.",
             Exit.USAGE,
         )
-    if target.protocol == "tls" and (wish.public or wish.known_as):
+    if (target.protocol == "tls" or wish.terms.tls_end == "node") and (wish.public or wish.known_as):
         raise UserError(
             "bad-target",
-            "A target by tls is reached by a host's name on the shared port.",
+            "Users who come by TLS are told apart by the name that they ask for, on the shared port.",
             "Give --host db.example.com alone, or write tcp:// to have a port that carries TLS as all else.",
             Exit.USAGE,
         )
+    _check_tls(target, wish)
     wish.options.check(target)
     return target
+
+
+def _check_tls(target: Target, wish: ExposeWish) -> None:
+    if wish.terms.tls_end != "node":
+        if wish.tls != NO_TLS_OPTIONS:
+            raise UserError(
+                "bad-target",
+                "--acme-email is for TLS that ends at this machine.",
+                "Add --tls-end node, or leave it out.",
+                Exit.USAGE,
+            )
+        return
+    wish.tls.check()
+    if target.protocol not in ("http", "tls"):
+        raise UserError(
+            "bad-target",
+            f"Of {target.protocol} there is no TLS to end.",
+            "Write tls://HOST:PORT --host NAME: what is in the users' TLS goes to that port.",
+            Exit.USAGE,
+        )
+    if wish.tunnel == "udp":
+        raise UserError(
+            "no-tunnel", "With --tls-end node users come by tls, tcp, ws or wss.", "Leave out --tunnel.", Exit.USAGE
+        )
 
 
 def checked_inspect(wish: ExposeWish, target: Target) -> int:

@@ -17,6 +17,7 @@ import anyio
 
 from overlay.carrier.outlets import Outlet, StreamOutlet
 from overlay.carrier.port import TOKEN_SIZE, Caller, Stream
+from overlay.carrier.stream import TcpStream
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.wire.control.messages import Message, Supply, TunnelCarrier
 
@@ -50,8 +51,6 @@ class _Pool:
     wanted: int = READY
     was_short: bool = False  # since the last `rest`
     asking: bool = False
-    host: str = ""  # that the last call came from
-    passes: int = 0  # more calls that may come from there
 
 
 class Callers:
@@ -68,24 +67,14 @@ class Callers:
         self._pools: dict[Key, _Pool] = {}
         self._tokens: dict[bytes, Key] = {}
 
-    def expects(self, host: str) -> bool:
-        """Whether one more from this host may be a call: one has come from there, and more were asked for. Each counts
-        once."""
-        for pool in self._pools.values():
-            if pool.host == host and pool.passes > 0:
-                pool.passes -= 1
-                return True
-        return False
-
-    def take(self, caller: Caller, host: str) -> None:
-        """A node's connection has come, from there; closing it is ours from now on."""
+    def take(self, caller: Caller) -> None:
+        """A node's connection has come; closing it is ours from now on."""
         key = self._tokens.pop(caller.token, None)
         pool = self._pools.get(key) if key is not None else None
         if pool is None or pool.asked.pop(caller.token) < anyio.current_time():
             self.drops["unknown_token"] += 1
             caller.stream.close()
             return
-        pool.host = host
         while pool.waiting:
             wish = pool.waiting.popleft()
             if not wish.came.is_set():
@@ -94,15 +83,19 @@ class Callers:
                 return
         pool.ready.append(caller.stream)
 
-    async def open(self, node: int, number: int, carrier: TunnelCarrier) -> Stream:
-        """A connection to the target of exposure `number`. Raises `TunnelError`."""
+    async def open(self, node: int, number: int, carrier: TunnelCarrier, *, more: bool = False) -> Stream:
+        """A connection to the target of exposure `number`. `more` is sent on it at once. Raises `TunnelError`."""
         pool = self._pools.setdefault((node, carrier), _Pool())
         stream = self._ready(pool)
         if stream is None:
             stream = await self._wait(node, carrier, pool)
         start = number.to_bytes(START_SIZE, "big")
         try:
-            if (taken := stream.send_now(start)) < START_SIZE:
+            if isinstance(stream, TcpStream):
+                taken = stream.send_now(start, more=more)
+            else:
+                taken = stream.send_now(start)
+            if taken < START_SIZE:
                 await stream.send(start[taken:])
             await self._ask(node, carrier, pool)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
@@ -188,7 +181,6 @@ class Callers:
                 for token in tokens:
                     pool.asked[token] = ends
                     self._tokens[token] = (node, carrier)
-                pool.passes = len(pool.asked)
                 there = await self._tell(node, Supply(carrier=carrier, tokens=tokens, pin=self._pin()))
         finally:
             pool.asking = False
@@ -220,7 +212,7 @@ class DynamicTunnel:
     async def open(self, visitor: Visitor) -> Stream:
         if not self.online():
             raise TunnelError(502, "target_offline")
-        return await self._callers.open(self._node, self._number, self._carrier)
+        return await self._callers.open(self._node, self._number, self._carrier, more=visitor.has_spoken)
 
     def outlet(self, visitor: Visitor) -> Outlet | None:
         drops = self._callers.drops

@@ -3,7 +3,7 @@
 Three sources: made here and signed by itself (the default), files that somebody else keeps, or an authority by ACME.
 The first and the last have one key, made at the first start and kept, so that an invite may pin it for good; until an
 authority has given a certificate, and whenever its one has expired, the self-signed one serves. Which of several files
-serves, the client's hello says; names that are exposed have certificates of their own (`host_certificates.py`).
+serves, the client's hello says; names that are exposed have certificates of their own.
 """
 
 import logging
@@ -18,18 +18,19 @@ import anyio
 import anyio.to_thread
 
 from overlay.carrier.verification import public_key_sha256
+from overlay.certificates.authority import LETS_ENCRYPT, check_authority
+from overlay.certificates.certificate import ALPN_HTTP, Certificate, Contexts, is_for, is_name, self_signed
+from overlay.certificates.certificate_files import CertificateFiles, day, keep, load_kept, load_or_make_key
+from overlay.certificates.challenges import Challenges
+from overlay.certificates.host_certificates import HostCertificates, LeadsHere, anything_leads_here
+from overlay.certificates.pace import DEFAULT_PACE, Pace
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
-from overlay.server.certificate import ALPN_HTTP, Certificate, Contexts, is_for, is_name, self_signed
-from overlay.server.certificate_files import CertificateFiles, day, keep, load_kept, load_or_make_key
-from overlay.server.challenges import Challenges
-from overlay.server.host_certificates import HostCertificates, LeadsHere
-from overlay.server.pace import DEFAULT_PACE, Pace
-from overlay.server.settings import LETS_ENCRYPT, ServerSettings
+from overlay.server.settings import ServerSettings
 from overlay.wire.ingress.client_hello import NO_HELLO, ClientHello
 
 if TYPE_CHECKING:
-    from overlay.server.acme_renewal import AcmeRenewal
+    from overlay.certificates.acme_renewal import AcmeRenewal
 
 SELF_SIGNED_NAME: Final = "tls-self-signed.pem"
 _NO_HOST: Final = "localhost"  # in a self-signed certificate of a server that knows no name or address of itself
@@ -50,31 +51,7 @@ def check_settings(settings: ServerSettings) -> None:
             "Leave out either --tls-cert and --tls-key, or --acme-email.",
             Exit.USAGE,
         )
-    if not settings.acme_email:
-        if settings.acme_directory:
-            raise UserError(
-                "acme-invalid", "--acme-directory needs --acme-email.", "Give an address of yours.", Exit.USAGE
-            )
-        return
-    user, at, host = settings.acme_email.partition("@")
-    if not (user and at and host and settings.acme_email.isprintable()) or set(" ,?") & set(settings.acme_email):
-        raise UserError(
-            "acme-invalid",
-            f"'{settings.acme_email}' is not an e-mail address.",
-            "As in --acme-email admin@example.org.",
-            Exit.USAGE,
-        )
-    if settings.acme_directory and not settings.acme_directory.startswith("https://"):
-        raise UserError(
-            "acme-invalid",
-            "The ACME directory must be an https URL.",
-            f"As in --acme-directory {LETS_ENCRYPT}.",
-            Exit.USAGE,
-        )
-
-
-async def _anything_leads_here(_host: str) -> bool:
-    return True
+    check_authority(settings.acme_email, settings.acme_directory)
 
 
 class Leases(Protocol):
@@ -98,7 +75,7 @@ class Certificates:
         wall: Callable[[], float] = time,
         uniform: Callable[[float, float], float] = random.uniform,
         pace: Pace = DEFAULT_PACE,
-        leads_here: LeadsHere = _anything_leads_here,
+        leads_here: LeadsHere = anything_leads_here,
     ) -> None:
         """`hosts`: names and addresses under which others know the server. `leads_here`: whether one that is exposed
         does, by the public DNS.
@@ -276,8 +253,8 @@ class Certificates:
                 Exit.USAGE,
             )
         # The library takes a third of a second to load, which servers without ACME are spared.
-        from overlay.server.acme import KINDS
-        from overlay.server.acme_renewal import AcmeRenewal, open_orders
+        from overlay.certificates.acme import KINDS
+        from overlay.certificates.acme_renewal import AcmeRenewal, open_orders
 
         orders = open_orders(
             self._state,

@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Literal
 
 import anyio
@@ -186,15 +187,16 @@ class PublicPort:
         return "too_many_users" if len(self._users) >= self._limit else ""
 
     async def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel) -> None:
+        stream = TcpStream(user)
         try:
-            inside = await tunnel.open(visitor)
+            inside = await tunnel.open(visitor if stream.is_quiet() else replace(visitor, has_spoken=True))
         except TunnelError as error:
             self._drops[error.reason] += 1
             reset_on_close(user)
         else:
-            await forward_streams(TcpStream(user), inside)
+            await forward_streams(stream, inside)
         finally:
-            user.close()
+            stream.close()
             self._users.discard(user)
 
     async def _serve_user(self, user: socket.socket, visitor: Visitor, serve_user: ServeUser) -> None:

@@ -2,11 +2,9 @@
 msgspec alone.
 """
 
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
-
-LETS_ENCRYPT: Final = "https://acme-v02.api.letsencrypt.org/directory"
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +25,6 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls_cert: tuple[str, ...] = ()  # files, PEM, the server's own first; default one that it makes and signs itself
     tls_key: tuple[str, ...] = ()  # files, PEM, of `tls_cert` in order
     acme_email: str = ""  # ask an authority for a certificate; whom it may write to
-    acme_directory: str = ""  # URL; default `LETS_ENCRYPT`
+    acme_directory: str = ""  # URL; default Let's Encrypt's
     web_domain: str = ""  # below which exposures by http get a host when none is asked for; "": a port instead
     verbosity: int = 0  # as in `overlay.daemon.logs.configure`

@@ -32,6 +32,7 @@ class Visitor:
 
     source: Endpoint
     local: Endpoint
+    has_spoken: bool = False  # what the user has said goes into the tunnel as soon as that is open
 
     @classmethod
     def of(cls, user: socket.socket, source: Endpoint) -> "Visitor":

@@ -13,6 +13,7 @@ from overlay.carrier.carriers import CarrierName, Detached, DialOptions
 from overlay.carrier.connection import ConnectionLost, ControlConnection
 from overlay.carrier.limits import DEFAULT_LIMITS
 from overlay.carrier.openers import OPENERS
+from overlay.carrier.watch import watch
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import MAX_MESSAGE, NoiseChannel
 from overlay.wire.control.messages import Failed, Hello, Message, Ping, Pong
@@ -270,6 +271,7 @@ async def test_what_is_no_server_of_ours_is_told_apart(carrier: CarrierName, sai
 
 @pytest.mark.parametrize("carrier", STREAMS[1:])
 async def test_a_cancelled_opener_leaves_no_socket(carrier: CarrierName) -> None:
+    watch()  # the loop's own descriptor
     before = len(os.listdir("/proc/self/fd"))
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
     async with listener:

@@ -37,7 +37,6 @@ class Bench:
 
     def __init__(self) -> None:
         self.door = Door(DEFAULT_LIMITS)
-        self.admit = self.door.enter
         self.drops: Counter[str] = Counter()
         self.streams: list[CarrierStream] = []
         self.visits: list[Visit] = []

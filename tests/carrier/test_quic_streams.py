@@ -26,7 +26,7 @@ class Host:
     """Takes whoever comes."""
 
     def __init__(self) -> None:
-        self.admit = Door(DEFAULT_LIMITS).enter
+        self.door = Door(DEFAULT_LIMITS)
         self.streams: list[QuicStream] = []
 
     def count(self, reason: str, peer: str, detail: str = "") -> None:

@@ -1,6 +1,7 @@
 """The node's end of the single tunnel on loopback: 127.77.0.2 is this node, 127.77.0.1 the server."""
 
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import anyio
 import msgspec
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.tls import TLSStream
 
 from overlay.carrier.reached import REACHED
 from overlay.daemon.state import StateDir
@@ -17,6 +19,7 @@ from overlay.errors import Exit, UserError
 from overlay.node.control import Answer
 from overlay.node.exposures import Exposures
 from overlay.node.kept import FILE
+from overlay.node.own_tls import TlsOptions
 from overlay.node.status import ExposeWish, ExposureStatus
 from overlay.wire.control.messages import (
     Done,
@@ -59,11 +62,14 @@ class Server:
                 if message.id and message.id not in self.exposures:
                     raise UserError("exposure-unknown", "Gone.")
                 name = message.id or f"x{len(self.requests)}"
+                tls = message.protocol == "tls"
                 self.exposures[name] = Exposure(
                     id=name,
                     protocol=message.protocol,
-                    public=message.host or f"192.0.2.1:{message.public.rpartition(':')[2] or 20000}",
-                    url=f"https://{message.host}/" if message.host else "",
+                    public=f"{message.host}:443"
+                    if tls
+                    else message.host or f"192.0.2.1:{message.public.rpartition(':')[2] or 20000}",
+                    url=f"https://{message.host}/" if message.host and not tls else "",
                     target=message.target,
                     port=message.port,
                     tunnel=message.tunnel,
@@ -128,6 +134,11 @@ async def tcp_service(handle: Callable[[SocketStream], Awaitable[None]]) -> Asyn
         tasks.cancel_scope.cancel()
 
 
+async def echo(stream: SocketStream) -> None:
+    async with stream:
+        await stream.send((await stream.receive()).upper())
+
+
 async def shout(stream: SocketStream) -> None:
     """Reads to the end, answers in capitals: both directions and both half-closes are needed."""
     async with stream:
@@ -164,6 +175,7 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "service": "",
                 "direct": False,
                 "trouble": "",
+                "certificate": None,
                 "terms": {},
                 "problem": None,
                 "members": (),
@@ -279,6 +291,53 @@ def test_by_name_and_who_watches_hears_of_requests(tmp_path: Path) -> None:
 
     told = anyio.Event()
     anyio.run(main)
+
+
+def test_tls_by_name_and_tls_that_ends_here(tmp_path: Path) -> None:
+    here = Terms(tls_end="node")
+
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(echo) as port:
+            for public, target, wish in (
+                ("9000", "tls://127.0.0.1:1", {}),
+                ("9000", "3000", {"terms": here}),
+                ("", "tcp://127.0.0.1:1", {"terms": here}),
+                ("", "3000", {"host": "a.test", "tls": TlsOptions(acme_email="a@b.c")}),
+                ("", "3000", {"host": "a.test", "terms": here, "tunnel": "udp"}),
+                ("", "3000", {"host": "a.test", "terms": here, "tls": TlsOptions(acme_email="nobody")}),
+            ):
+                with pytest.raises(UserError):
+                    await setup.add(target, public, **wish)
+            assert setup.server.requests == []
+            passed = await setup.add("tls://127.0.0.1:1", "", host="db.test")
+            assert (passed.public, passed.url, passed.certificate) == ("db.test:443", None, None)
+            ended = await setup.add(str(port), "", host="app.test", terms=here)
+            assert (ended.url, ended.certificate) == ("https://app.test/", "self-signed")
+            asked = setup.server.requests[-1]
+            assert isinstance(asked, Expose) and asked.protocol == "tls"
+            with pytest.raises(UserError) as caught:
+                setup.exposures.watch(ended.id)
+            assert "ends at this machine" in caught.value.message
+            await setup.exposures.reconcile(setup.server.list())
+            assert len(setup.server.requests) == 2, "both agree"
+            assert await in_tls(setup.server.exposures[ended.id].port, "app.test", b"hello") == b"HELLO"
+            await setup.exposures.remove(ended.id)
+        again = setup.make()
+        async with serving(again):
+            assert [each.certificate for each in again.status()] == [None]
+
+    anyio.run(main)
+
+
+async def in_tls(port: int, name: str, data: bytes) -> bytes:
+    """As the server connects, for a user who speaks TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    plain = await anyio.connect_tcp(NODE, port, local_host=SERVER)
+    async with await TLSStream.wrap(plain, hostname=name, ssl_context=context, standard_compatible=False) as stream:
+        await stream.send(data)
+        return await stream.receive()
 
 
 def test_before_the_network_is_up(tmp_path: Path) -> None:

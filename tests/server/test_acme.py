@@ -12,14 +12,14 @@ import anyio
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from overlay.certificates import acme, acme_renewal
+from overlay.certificates.acme import Account, ChallengeKind, _clean
+from overlay.certificates.certificate import make_key
+from overlay.certificates.challenges import Challenges
+from overlay.certificates.pace import Pace
 from overlay.daemon.state import StateDir
 from overlay.errors import UserError
-from overlay.server import acme, acme_renewal
-from overlay.server.acme import Account, ChallengeKind, _clean
-from overlay.server.certificate import make_key
 from overlay.server.certificates import Certificates
-from overlay.server.challenges import Challenges
-from overlay.server.pace import Pace
 from overlay.server.settings import ServerSettings
 from overlay.wire.ingress.client_hello import ClientHello
 from tests.programs import program

@@ -16,7 +16,7 @@ from anyio.abc import Listener, SocketAttribute, SocketStream
 from overlay.carrier.carriers import CarrierStream, DialOptions
 from overlay.carrier.flows import UdpFlows
 from overlay.carrier.forward import forward_streams
-from overlay.carrier.limits import DEFAULT_LIMITS, Limits
+from overlay.carrier.limits import DEFAULT_LIMITS
 from overlay.carrier.openers import OPENERS
 from overlay.carrier.outlets import MOST_WAITING, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import TOKEN, TOKEN_SIZE, Services, Stream
@@ -112,7 +112,7 @@ async def two_ports() -> tuple[socket.socket, Listener[SocketStream]]:
 
 
 @asynccontextmanager
-async def bench(certificate: Certificate, limits: Limits = DEFAULT_LIMITS) -> AsyncIterator[Bench]:
+async def bench(certificate: Certificate) -> AsyncIterator[Bench]:
     opened, listener = await two_ports()
 
     def send(datagrams: Sequence[bytes], endpoint: Endpoint) -> None:
@@ -135,7 +135,7 @@ async def bench(certificate: Certificate, limits: Limits = DEFAULT_LIMITS) -> As
         services = Services(tls=certificate.context, guests=guests)
 
         async def run() -> None:
-            await serve(listener, SERVER, answer_pings, limits, drops=it.drops, services=services, quic=door)
+            await serve(listener, SERVER, answer_pings, DEFAULT_LIMITS, drops=it.drops, services=services, quic=door)
 
         tasks.start_soon(run)
         tasks.start_soon(target.serve, shout)
@@ -311,21 +311,3 @@ async def test_as_many_wait_as_users_come_and_fewer_when_they_do_not(certificate
             assert len(pool.ready) <= left
         await one()
         assert not it.drops
-
-
-async def test_calls_by_tls_are_not_held_against_the_rate_of_strangers(certificate: Certificate) -> None:
-    """An address may begin five handshakes here; a node makes as many as it was asked for."""
-    async with bench(certificate, Limits(handshakes_per_address=2.5)) as it:
-        tunnel = it.tunnel("tls")
-        assert await asked(await tunnel.open(VISITOR), b"first")
-
-        async def one() -> None:
-            assert await asked(await tunnel.open(VISITOR), b"x")
-
-        async with anyio.create_task_group() as tasks:
-            for _ in range(20):
-                tasks.start_soon(one)
-        assert not it.drops
-        passes = sum(pool.passes for pool in it.callers._pools.values())
-        assert [it.callers.expects(HOST) for _ in range(passes + 1)] == [True] * passes + [False]
-        assert not it.callers.expects("192.0.2.1")

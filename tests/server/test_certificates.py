@@ -26,13 +26,13 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from overlay.certificates.certificate import LIFETIME, is_name, make_key, self_signed
+from overlay.certificates.certificate_files import CertificateFiles
+from overlay.certificates.challenges import ALPN, Challenges
+from overlay.certificates.pace import Pace
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
-from overlay.server.certificate import LIFETIME, is_name, make_key, self_signed
-from overlay.server.certificate_files import CertificateFiles
 from overlay.server.certificates import Certificates, check_settings
-from overlay.server.challenges import ALPN, Challenges
-from overlay.server.pace import Pace
 from overlay.server.settings import ServerSettings
 from tests.server.tls_port import PATIENCE, handshake, tls_port, trusting_nobody
 

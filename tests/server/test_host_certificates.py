@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from overlay.server import host_certificates as module
+from overlay.certificates import host_certificates as module
 from overlay.server.certificates import Certificates
 from tests.server.pebble import BLOCKED, LIFETIME
 from tests.server.test_acme import NAME, Server, looked_after, with_authority

@@ -54,7 +54,11 @@ expose_app = typer.Typer(
 )
 
 
-@expose_app.command(_ADD, cls=_AddCommand, epilog="Example: overlay expose 3000 --host app.example.com")
+@expose_app.command(
+    _ADD,
+    cls=_AddCommand,
+    epilog="Example: overlay expose 3000 --host app.example.com   (or: overlay expose --file exposures.toml)",
+)
 def add_exposure(
     context: typer.Context,
     state: NodeState,
@@ -66,6 +70,8 @@ def add_exposure(
     host: options.Host = "",
     tunnel: options.Tunnel = "auto",
     tls_end: options.TlsEnd = None,
+    acme_email: options.AcmeEmail = "",
+    acme_directory: options.AcmeDirectory = "",
     foreground: options.Foreground = None,
     known_as: options.KnownAs = None,
     service: options.Service = "",
@@ -130,7 +136,7 @@ def add_exposure(
         foreground = (bool(exposure["url"]) or started) and sys.stdout.isatty() and not (json or quiet)
     if foreground:
         try:
-            _stay(client, exposure, json=json, quiet=quiet, show_secrets=show_secrets)
+            _stay(client, exposure, wish.made, json=json, quiet=quiet, show_secrets=show_secrets)
         finally:
             if started:
                 end_publisher(client)
@@ -148,12 +154,16 @@ def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: 
         return
     place = exposure["url"] or exposure["public"]
     output.print_line(place if quiet else f"{exposure['id']}  {place} → {exposure['target']}")
+    if exposure["certificate"] == "self-signed" and not quiet:
+        output.note("Its certificate is self-signed; 'overlay expose ls --json' says when an authority's is there.")
     for name, secret in shown.items():
         if name != "link":
             output.note(f"{name:<9}{secret}")
 
 
-def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet: bool, show_secrets: bool) -> None:
+def _stay(
+    client: "LocalClient", exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool, show_secrets: bool
+) -> None:
     """Show requests until somebody ends it, and then give the exposure back."""
 
     def end(_number: int, _frame: object) -> None:
@@ -164,17 +174,18 @@ def _stay(client: "LocalClient", exposure: dict[str, Any], *, json: bool, quiet:
         if exposure["inspect"] and not (json or quiet):
             from overlay_cli.inspect_terminal import inspect as inspect_requests
 
-            inspect_requests(client, exposure, show_secrets=show_secrets)
+            note = "  ".join(f"{name} {secret}" for name, secret in made.shown.items() if name != "link")
+            inspect_requests(client, exposure, note=note, show_secrets=show_secrets)
         elif exposure["url"]:
             if sys.stdout.isatty() and not (json or quiet):
                 import segno
 
                 segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
                 output.note("Ctrl-C ends it.")
+        if exposure["url"] and not exposure["inspect"] and exposure["terms"].get("tls_end") != "node":
             show_requests(client, exposure["id"], json=json, quiet=quiet)
-        else:
-            while True:
-                signal.pause()
+        while True:  # the server sees no requests
+            signal.pause()
     finally:
         with _suppress_unknown():  # somebody else has given it back
             client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)

@@ -45,8 +45,8 @@ File = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Publish what this TOML file says instead of TARGET, and follow its changes: for each a table "
-        '[exposures.NAME], with target = "3000" and any of the options here by their long names.',
+        help="Publish what this TOML file says instead of TARGET, and follow its changes: a table exposures.NAME for "
+        'each, with target = "3000" and any of the options here by their long names.',
         show_default=False,
         rich_help_panel=MANY,
     ),
@@ -95,13 +95,34 @@ Tunnel = Annotated[
     ),
 ]
 TlsEnd = Annotated[
-    Literal["target", "server"] | None,
+    Literal["target", "server", "node"] | None,
     typer.Option(
         "--tls-end",
         envvar="OVERLAY_TLS_END",
-        help="Where the TLS of users ends who come by a name. With http: at the server. With tls: at the target, and "
-        "the server has no key to it; or at the server, and the target gets what was in it.",
-        show_default=False,
+        help="Where the TLS of users ends who come by a name; what is in it goes to the target. node: at this machine, "
+        "so that the server has no key to it, sees no requests and logs none.",
+        show_default="server for http, target for tls",
+        rich_help_panel=PLACE,
+    ),
+]
+AcmeEmail = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        envvar="OVERLAY_EXPOSE_ACME_EMAIL",
+        help="With --tls-end node: get and renew the certificate by ACME, under the authority's terms, with this "
+        "address to write to. The authority must reach port 443 of the name at the server.",
+        show_default="self-signed",
+        rich_help_panel=PLACE,
+    ),
+]
+AcmeDirectory = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        envvar="OVERLAY_EXPOSE_ACME_DIRECTORY",
+        help="Of that authority.",
+        show_default="Let's Encrypt",
         rich_help_panel=PLACE,
     ),
 ]
@@ -376,6 +397,7 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
         "service": given["service"],
         "inspect": parse_size(given["inspect_body"]) if given["inspect"] else 0,
         "options": target_options(listing=given["listing"], insecure=given["insecure_target"], ca=given["target_ca"]),
+        "tls": {"acme_email": given["acme_email"], "acme_directory": given["acme_directory"]},
         "terms": terms(
             allow=given["allow"],
             deny=given["deny"],

@@ -43,11 +43,8 @@ class WebGuests:
         if not (by_connect and self.proxy is not None and await self.proxy.serve(guest, visitor)):
             await self._door.serve(guest, visitor, self._find)
 
-    def take_caller(self, caller: Caller, host: str) -> None:
-        self._callers.take(caller, host)
-
-    def expects(self, host: str) -> bool:
-        return self._callers.expects(host)
+    def take_caller(self, caller: Caller) -> None:
+        self._callers.take(caller)
 
     def _find(self, request: RequestHead) -> Site | None:
         return self._sites.find(request.host, request.path)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from overlay.certificates.certificate import Certificate, Contexts, self_signed
+from overlay.certificates.pace import Pace
 from overlay.daemon.state import StateDir
-from overlay.server.certificate import Certificate, Contexts, self_signed
-from overlay.server.pace import Pace
 
 if TYPE_CHECKING:
-    from overlay.server.acme import ChallengeKind, Orders
-    from overlay.server.acme_renewal import AcmeRenewal
+    from overlay.certificates.acme import ChallengeKind, Orders
+    from overlay.certificates.acme_renewal import AcmeRenewal
 
 MOST_AN_HOUR: Final = 40  # orders; Let's Encrypt takes 300 in three hours
 MOST_WARNINGS: Final = 3  # of names, in the server's status
@@ -27,6 +27,10 @@ _HOUR: Final = 3600.0  # s
 
 LeadsHere = Callable[[str], Awaitable[bool]]
 """Whether a name of the public DNS leads to this server."""
+
+
+async def anything_leads_here(_host: str) -> bool:
+    return True
 
 
 class HostCertificates:
@@ -40,11 +44,14 @@ class HostCertificates:
         wall: Callable[[], float],
         uniform: Callable[[float, float], float],
         pace: Pace,
-        leads_here: LeadsHere,
+        leads_here: LeadsHere = anything_leads_here,
         orders: "Orders | None" = None,
         kinds: "list[ChallengeKind] | None" = None,
+        kept_as: str = "tls-acme",
     ) -> None:
-        """`orders`: at the authority; None: there is none. `kinds`: as in `AcmeRenewal`."""
+        """`orders`: at the authority; None: there is none. `kinds`: as in `AcmeRenewal`. `kept_as`: how the names of
+        the certificates' files begin."""
+        self._kept_as = kept_as
         self._state = state
         self._key = key
         self._wall = wall
@@ -77,6 +84,10 @@ class HostCertificates:
         found = [renewal.warning for renewal in self._renewals.values() if renewal.warning]
         more = len(found) - MOST_WARNINGS
         return (*found[:MOST_WARNINGS], *((f"So it is with {more} more exposed names.",) if more > 0 else ()))
+
+    def warning_of(self, host: str) -> str:
+        renewal = self._renewals.get(host)
+        return renewal.warning if renewal is not None else ""
 
     def status(self, hosts: Iterable[str]) -> dict[str, str]:
         """Name → "acme" or "self-signed"."""
@@ -113,7 +124,7 @@ class HostCertificates:
         return False
 
     def _renewal(self, host: str, orders: "Orders") -> "AcmeRenewal":
-        from overlay.server.acme_renewal import CERTIFICATES, AcmeRenewal  # loaded, where there are orders
+        from overlay.certificates.acme_renewal import AcmeRenewal  # loaded, where there are orders
 
         return AcmeRenewal(
             self._state,
@@ -123,7 +134,7 @@ class HostCertificates:
             wall=self._wall,
             uniform=self._uniform,
             pace=self._pace,
-            kept_as=f"{CERTIFICATES}-{host}.pem",
+            kept_as=f"{self._kept_as}-{host}.pem",
             kinds=self._kinds,
         )
 

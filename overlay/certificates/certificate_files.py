@@ -9,9 +9,9 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from overlay.certificates.certificate import MAX_FILE, Certificate, PrivateKey, belongs, make_key, read_chain, read_key
 from overlay.daemon.state import StateDir, corrupt
 from overlay.errors import Exit, UserError
-from overlay.server.certificate import MAX_FILE, Certificate, PrivateKey, belongs, make_key, read_chain, read_key
 
 _HINT_CERT: Final = "--tls-cert takes a file with the server's certificate and those above it, in PEM form."
 _HINT_KEY: Final = "--tls-key takes the file with the certificate's private key, in PEM form and without a password."

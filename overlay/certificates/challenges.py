@@ -10,7 +10,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from overlay.server.certificate import self_signed
+from overlay.certificates.certificate import self_signed
 from overlay.wire.ingress.client_hello import ClientHello
 
 ALPN: Final = "acme-tls/1"  # RFC 8737 §6.2

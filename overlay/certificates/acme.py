@@ -23,8 +23,8 @@ from josepy.errors import Error as JoseError
 from josepy.jwa import ES256
 from josepy.jwk import JWK, JWKEC
 
-from overlay.server.certificate import Certificate, belongs, make_key, read_chain
-from overlay.server.challenges import Challenges
+from overlay.certificates.certificate import Certificate, belongs, make_key, read_chain
+from overlay.certificates.challenges import Challenges
 
 T = TypeVar("T")
 ChallengeKind = Literal["tls-alpn-01", "http-01"]

@@ -10,13 +10,13 @@ from typing import Final
 import anyio
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from overlay.certificates.acme import KINDS, Account, AcmeFailure, ChallengeKind, Orders, new_account
+from overlay.certificates.certificate import Certificate
+from overlay.certificates.certificate_files import day, keep, load_kept
+from overlay.certificates.challenges import Challenges
+from overlay.certificates.pace import Pace
 from overlay.daemon.state import StateDir, corrupt
 from overlay.errors import UserError
-from overlay.server.acme import KINDS, Account, AcmeFailure, ChallengeKind, Orders, new_account
-from overlay.server.certificate import Certificate
-from overlay.server.certificate_files import day, keep, load_kept
-from overlay.server.challenges import Challenges
-from overlay.server.pace import Pace
 
 CERTIFICATES: Final = "tls-acme"  # how the names of their files begin
 CERTIFICATE_NAME: Final = f"{CERTIFICATES}.pem"
@@ -120,24 +120,27 @@ def open_orders(
     directory: str,
     email: str,
     wall: Callable[[], float],
+    kept_as: str = ACCOUNT_NAME,
 ) -> Orders:
-    """For the account in the state folder, or a new one. Raises `UserError`: "state-corrupt", or what the file system
-    refuses."""
-    account = state.read_struct(ACCOUNT_NAME, Account)
+    """For the account in the state folder, or a new one. `kept_as`: its file.
+
+    Raises `UserError`: "state-corrupt", or what the file system refuses.
+    """
+    account = state.read_struct(kept_as, Account)
     if account is None or (account.directory, account.email) != (directory, email):
         if account is not None and account.directory != directory:
             for path in state.path.glob(f"{CERTIFICATES}*.pem"):  # another authority's
                 state.remove(path.name)
         account = new_account(directory, email)
-        state.write_struct(ACCOUNT_NAME, account)
+        state.write_struct(kept_as, account)
 
     def keep_account(changed: Account) -> None:
         try:
-            state.write_struct(ACCOUNT_NAME, changed)
+            state.write_struct(kept_as, changed)
         except UserError as error:  # the authority knows its key: the next start registers it again
             _log.warning("%s", error.message)
 
     try:
         return Orders(account, key=key, answers=challenges, wall=wall, keep=keep_account)
     except ValueError as error:
-        raise corrupt(state.path / ACCOUNT_NAME, "its key cannot be read") from error
+        raise corrupt(state.path / kept_as, "its key cannot be read") from error

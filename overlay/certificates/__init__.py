@@ -1,0 +1,1 @@
+"""Certificates of servers and of nodes that end TLS: made, read, ordered from an authority by ACME, and kept."""

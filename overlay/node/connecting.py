@@ -7,10 +7,13 @@ reached is asked for anew at once: the exposing node may have got another port, 
 import logging
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import anyio
+import anyio.to_thread
+import msgspec
 from anyio.abc import TaskGroup
 
 from overlay.carrier.flows import UdpFlows
@@ -20,7 +23,7 @@ from overlay.carrier.reached import wait_reached
 from overlay.carrier.stream import TcpStream, connect, reset_on_close
 from overlay.errors import Exit, UserError
 from overlay.wire.control.messages import Connected
-from overlay.wire.endpoint import Endpoint, format_endpoint
+from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 CONNECT_TIMEOUT: Final = 10.0  # s; three SYNs
 MOST_CONNECTIONS: Final = 1024
@@ -61,6 +64,44 @@ def bind_local(endpoint: Endpoint, *, datagrams: bool) -> socket.socket:
             "listen-failed", f"Cannot listen at {where}: {error.strerror}.", "Name another place with --listen."
         ) from error
     return bound
+
+
+def parse_listen(text: str) -> Endpoint:
+    """`5432`, `127.0.0.1:5432`, `localhost:5432`; "": any port of this machine. Raises `UserError`
+    ("listen-invalid")."""
+    if not text:
+        return "127.0.0.1", 0
+    if text.isascii() and text.isdigit():
+        text = f"127.0.0.1:{text}"
+    try:
+        return parse_endpoint(text.replace("localhost:", "127.0.0.1:"))
+    except ValueError as error:
+        raise UserError(
+            "listen-invalid", f"--listen: {error}.", "Write a port, or as in 127.0.0.1:5432.", Exit.USAGE
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A local port that leads there, once `run` is called."""
+
+    listen: str  # where
+    node: str  # to whose exposure
+    protocol: Literal["tcp", "udp"]
+    run: Callable[[], Coroutine[Any, Any, None]]
+
+
+def open_local(listen: Endpoint, ask: Callable[[], dict[str, Any]]) -> Opened:
+    """`ask`: has this node let in, by the local API, and blocks meanwhile. Raises `UserError`."""
+    first = msgspec.convert(ask(), Connected)
+    bound = bind_local(listen, datagrams=first.datagrams)
+
+    async def ask_again() -> Connected:
+        return msgspec.convert(await anyio.to_thread.run_sync(ask), Connected)
+
+    where = format_endpoint(bound.getsockname()[:2])
+    protocol: Literal["tcp", "udp"] = "udp" if first.datagrams else "tcp"
+    return Opened(where, first.node, protocol, Connecting(bound, first, ask_again).run)
 
 
 class Connecting:

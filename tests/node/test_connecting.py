@@ -11,7 +11,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from overlay.carrier.reached import REACHED
 from overlay.errors import UserError
 from overlay.node import connecting as module
-from overlay.node.connecting import Connecting, bind_local
+from overlay.node.connecting import Connecting, bind_local, parse_listen
 from overlay.node.guests import MOST, Guests
 from overlay.wire.control.messages import Connected
 
@@ -159,3 +159,13 @@ async def test_guests_come_for_their_time_and_longer_while_the_server_is_away(mo
     for number in range(MOST + 1):
         guests.let_in(f"10.78.{number >> 8}.{number & 255}", 600 + number)
     assert not guests("10.78.0.0") and guests("10.78.0.1")
+
+
+def test_where_to_listen_as_people_write_it() -> None:
+    assert parse_listen("") == (HOST, 0)
+    assert parse_listen("5432") == parse_listen("localhost:5432") == parse_listen("127.0.0.1:5432") == (HOST, 5432)
+    assert parse_listen("[::1]:53") == ("::1", 53)
+    for wrong in ("x", "5432x", "1.2.3.4:", "host:9"):
+        with pytest.raises(UserError) as caught:
+            parse_listen(wrong)
+        assert caught.value.code == "listen-invalid"

@@ -124,12 +124,7 @@ class Transaction:
 
     async def add_exposure(self, record: ExposureRecord) -> ExposureRecord:
         """Returns it with the id that the registry gave it; that of `record` does not count."""
-        values = record_values(record)
-        del values["id"]
-        result = await self._connection.execute(insert(exposure_table).values(**values))
-        key = result.inserted_primary_key
-        assert key is not None  # an INSERT of one row always has it
-        return msgspec.structs.replace(record, id=int(key[0]))
+        return await self._added(exposure_table, record)
 
     async def set_exposure(self, record: ExposureRecord) -> None:
         values = record_values(record)
@@ -146,12 +141,7 @@ class Transaction:
 
     async def add_token(self, record: TokenRecord) -> TokenRecord:
         """Returns it with the id that the registry gave it."""
-        values = record_values(record)
-        del values["id"]
-        result = await self._connection.execute(insert(token_table).values(**values))
-        key = result.inserted_primary_key
-        assert key is not None  # an INSERT of one row always has it
-        return msgspec.structs.replace(record, id=int(key[0]))
+        return await self._added(token_table, record)
 
     async def remove_token(self, number: int) -> None:
         await self._connection.execute(delete(token_table).where(token_table.c.id == number))
@@ -172,7 +162,16 @@ class Transaction:
             )
         )
 
-    # reading
+    # inside
+
+    async def _added(self, table: Table, record: R) -> R:
+        """A row whose id the registry gives: the record with it."""
+        values = record_values(record)
+        del values["id"]
+        result = await self._connection.execute(insert(table).values(**values))
+        key = result.inserted_primary_key
+        assert key is not None  # an INSERT of one row always has it
+        return msgspec.structs.replace(record, id=int(key[0]))
 
     async def _one(self, kind: type[R], table: Table, condition: ColumnElement[bool]) -> R | None:
         rows = await self._rows(kind, table, condition)

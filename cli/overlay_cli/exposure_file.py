@@ -33,6 +33,9 @@ _KINDS: Final = {bool: "true or false", int: "a number", float: "a number", str:
 Values = dict[str, Any]
 """Of the command's options, by the names of its parameters."""
 
+Signature = tuple[int, int, int]
+"""Changes when a file is written, or another one is put in its place."""
+
 
 class ExposureFile:
     """The file at `path`; it need not be there yet."""
@@ -65,8 +68,8 @@ class ExposureFile:
             if name in {parameter.name for parameter in self._keys.values()}
         }
 
-    def signature(self) -> tuple[int, int, int] | None:
-        """Changes when the file is written or replaced; None: it is not there."""
+    def signature(self) -> Signature | None:
+        """None: it is not there."""
         try:
             found = self.path.stat()
         except OSError:
@@ -168,6 +171,8 @@ class ExposureFile:
             if isinstance(each, bool) or not isinstance(each, str | int | float):
                 raise self._wrong_kind(name, key, list if several else str)
         words = [str(each) for each in texts]
+        if "-" in words:
+            raise self._invalid(f"has '{key}' wrong: nobody writes to standard input here", "Name a file.", name)
         try:
             made = parameter.process_value(self._context, words if several else words[0])
         except typer.BadParameter as error:

@@ -13,7 +13,7 @@ from overlay.errors import Exit, UserError
 from overlay_cli import output
 from overlay_cli.commands.expose_options import Wish
 from overlay_cli.credentials import with_link
-from overlay_cli.exposure_file import ExposureFile
+from overlay_cli.exposure_file import ExposureFile, Signature
 from overlay_cli.requests import show_requests
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ Connect = Callable[[], "tuple[LocalClient, bool]"]
 """→ the daemon, and whether it was started for this."""
 
 LOOK_INTERVAL: Final = 0.5  # s between looks at the file; it is read when two of them show the same
+RETRY_INTERVAL: Final = 10.0  # s until what wanted a server that was away is tried again
 APPLY_TIMEOUT: Final = 120.0  # s, for many entries
 _WORDS: Final = {"kept": "=", "added": "+", "changed": "~", "replaced": "~", "removed": "-"}
 
@@ -74,7 +75,7 @@ def follow(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> 
     signal.signal(signal.SIGTERM, end)
     log = _RequestLog(client, json=json, quiet=quiet)
     try:
-        applied = seen = file.signature()
+        applied = file.signature()
         document = _applied(client, file, entries, json=json, quiet=quiet)
         log.follow(document)
         if not (json or quiet):
@@ -82,11 +83,8 @@ def follow(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> 
                 output.note(f"Inspector: {client.request('POST', '/v1/inspector')['url']}")
             output.note(f"Following {file.path}; Ctrl-C ends it.")
         while True:
-            time.sleep(LOOK_INTERVAL)
-            before, seen = seen, file.signature()
-            if seen != before or seen == applied:
-                continue
-            applied = seen
+            retry_at = time.monotonic() + RETRY_INTERVAL if awaits_server(document) else float("inf")
+            applied = _next_signature(file, applied, retry_at)
             try:
                 entries = file.read()
                 document = _applied(client, file, entries, json=json, quiet=quiet)
@@ -99,6 +97,22 @@ def follow(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> 
             log.follow(document)
     finally:
         _end(client, file, started=started)
+
+
+def _next_signature(file: ExposureFile, applied: Signature | None, deadline: float) -> Signature | None:
+    """When it is another one, and two looks show the same; or at the deadline, monotonic."""
+    seen = file.signature()
+    while True:
+        time.sleep(LOOK_INTERVAL)
+        before, seen = seen, file.signature()
+        if seen == before and (seen != applied or time.monotonic() >= deadline):
+            return seen
+
+
+def awaits_server(document: dict[str, Any]) -> bool:
+    """Whether something failed that is another thing when the server, or the network, is back."""
+    passing = (Exit.UNREACHABLE, Exit.NOT_RUNNING)
+    return any(each["error"] is not None and each["error"]["exit_code"] in passing for each in document["entries"])
 
 
 def forget(client: "LocalClient", path: Path, *, json: bool, quiet: bool) -> int:
@@ -162,7 +176,7 @@ def _apply(client: "LocalClient", file: ExposureFile, wishes: Mapping[str, Wish]
         document = client.request("PUT", "/v1/exposure-files", body, timeout=APPLY_TIMEOUT)
     for each in document["entries"]:
         shown = dict(wishes[each["entry"]].made.shown) if each["entry"] in wishes else {}
-        if shown and each["exposure"] is not None:
+        if shown and each["exposure"] is not None and each["error"] is None:
             if "link" in shown:
                 shown["link"] = with_link(each["exposure"]["url"], shown["link"])
             each["secrets"] = shown

@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 
 from rich.text import Text
 
+from overlay.daemon.quantities import format_size
 from overlay_cli.requests import clock, middle_out, plain, status_style, took
-from overlay_cli.sizes import format_size
 
 MOST_ROWS: Final = 400
 _LIST_KEYS: Final = "↑↓ move   Enter details   r replay   q quit"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from overlay.daemon.quantities import format_size
 from overlay_cli import output
-from overlay_cli.sizes import format_size
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from overlay.daemon.quantities import format_rate, format_size
 from overlay_cli.durations import format_duration
-from overlay_cli.rates import format_rate
-from overlay_cli.sizes import format_size
+from overlay_cli.terms import describe_terms
 
 _STATE_STYLES = {"connected": "green", "running": "green", "offline": "yellow", "starting": "yellow", "stopped": "red"}
 
@@ -203,19 +203,22 @@ def record_table(records: list[dict[str, Any]]) -> RenderableType:
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
     grouped = any(exposure.get("members") for exposure in exposures)
     named = any(exposure.get("entry") for exposure in exposures)
-    more = ("group",) if grouped else ()
-    table = _table("id", *(("name",) if named else ()), "public", "target", "tunnel", "connections", *more)
-    for exposure in exposures:
-        problem = exposure.get("problem")
+    exposures = _joined(exposures)
+    set_for = [describe_terms(exposure.get("terms", {})) for exposure in exposures]
+    columns = ["id", *(["name"] if named else []), "public", "target", "tunnel", "connections"]
+    table = _table(*columns, *(["group"] if grouped else []), *(["terms"] if any(set_for) else []))
+    for exposure, terms in zip(exposures, set_for, strict=True):
+        trouble = exposure.get("problem") or exposure.get("trouble")
         entry = exposure.get("entry")
         table.add_row(
             Text(exposure["id"]),
             *((Text(entry["name"] if entry else ""),) if named else ()),
             Text("\n".join((exposure.get("url") or exposure["public"], *exposure.get("known_as", ())))),
-            Text(exposure["target"]) + Text(f"\n{problem}" if problem else "", style="yellow"),
+            Text.assemble(exposure["target"], *(("\n", (f"not reached: {trouble}", "yellow")) if trouble else ())),
             Text(exposure["tunnel"]),
             Text(str(exposure["connections"])),
             *((_members(exposure.get("members", ())),) if grouped else ()),
+            *([Text(terms)] if any(set_for) else []),
         )
     return table
 
@@ -245,6 +248,35 @@ def token_table(tokens: list[dict[str, Any]]) -> RenderableType:
             Text(format_duration(left)) if left > 0 else Text("expired", style="yellow"),
         )
     return table
+
+
+def _joined(exposures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A run of ports of one range is one row; where one was given back in between, there are more of them."""
+    runs: list[list[dict[str, Any]]] = []
+    for exposure in exposures:
+        last = runs[-1][-1] if runs else {}
+        of_one = exposure.get("range") and exposure["range"] == last.get("range")
+        if of_one and _port_pair(exposure) == [port + 1 for port in _port_pair(last)]:
+            runs[-1].append(exposure)
+        else:
+            runs.append([exposure])
+    return [_run(each) if len(each) > 1 else each[0] for each in runs]
+
+
+def _port_pair(exposure: dict[str, Any]) -> list[int]:
+    return [int(exposure[side].rpartition(":")[2]) for side in ("public", "target")]
+
+
+def _run(run: list[dict[str, Any]]) -> dict[str, Any]:
+    public, target = _port_pair(run[-1])
+    return {
+        **run[0],
+        "id": run[0]["range"],
+        "public": f"{run[0]['public']}-{public}",
+        "target": f"{run[0]['target']}-{target}",
+        "connections": sum(each["connections"] for each in run),
+        "trouble": next((each["trouble"] for each in run if each["trouble"]), ""),
+    }
 
 
 def node_table(nodes: list[dict[str, Any]]) -> Table:

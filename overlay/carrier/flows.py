@@ -45,8 +45,9 @@ class UdpFlows:
     """Forwards between the users of a bound UDP socket and a target.
 
     `listening` is a non-blocking socket that stays the caller's. `open_outlet` gives each flow its way to the target;
-    one that is stale is replaced. `accepts` tells whose datagrams are taken, by source. An answer leaves from the local
-    address that the user wrote to, also on a host with several.
+    one that is stale is replaced. `accepts` tells whose datagrams are taken, by source; `begins` whether one who has no
+    flow may have one; `passes` whether so many bytes may go to the target (True) or the user (False) now. An answer
+    leaves from the local address that the user wrote to, also on a host with several.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class UdpFlows:
         limit: int = FLOW_LIMIT,
         idle: float = FLOW_IDLE,
         accepts: Callable[[Endpoint], bool] | None = None,
+        begins: Callable[[Endpoint], bool] | None = None,
+        passes: Callable[[int, bool], bool] | None = None,
         drops: Counter[str] | None = None,
     ) -> None:
         self.drops: Counter[str] = Counter() if drops is None else drops
@@ -69,6 +72,8 @@ class UdpFlows:
         self._limit = limit
         self._idle = idle
         self._accepts = accepts
+        self._begins = begins
+        self._passes = passes
         self._flows: OrderedDict[_Key, _Flow] = OrderedDict()  # the longest silent first
         self._buffer = bytearray(LARGEST_DATAGRAM)  # shared: never held across an await
         ask_for_local_address(listening)
@@ -77,6 +82,11 @@ class UdpFlows:
     def count(self) -> int:
         """Flows at this moment."""
         return len(self._flows)
+
+    def end_all(self) -> None:
+        """End all flows; others may begin."""
+        for key in tuple(self._flows):
+            self._close(key)
 
     async def run(self) -> None:
         """Forward until cancelled, or until the listening socket is closed."""
@@ -119,10 +129,16 @@ class UdpFlows:
             self._close(key)
             flow = None
         if flow is None:
+            if self._begins is not None and not self._begins(source):
+                self.drops["flow_refused"] += 1
+                return
             flow = self._open(key, source, tasks)
             if flow is None:
                 return
         self._touch(key, flow)
+        if self._passes is not None and not self._passes(len(datagram), True):
+            self.drops["over_bandwidth"] += 1
+            return
         if flow.outlet.send(datagram):
             self.to_target += len(datagram)
 
@@ -157,6 +173,9 @@ class UdpFlows:
                 del self._flows[key]
 
     def _answer(self, datagram: memoryview, flow: _Flow) -> None:
+        if self._passes is not None and not self._passes(len(datagram), False):
+            self.drops["over_bandwidth"] += 1
+            return
         try:
             self._listening.sendmsg([datagram], flow.answer_with, 0, flow.user)
         except BlockingIOError:

@@ -129,6 +129,27 @@ class SocketOutlet:
             self._socket.close()
 
 
+class HeadedOutlet:
+    """Another outlet, which gets each datagram with a header before it."""
+
+    def __init__(self, inner: Outlet, header: bytes, drops: Counter[str]) -> None:
+        self._inner = inner
+        self._header = header
+        self._drops = drops
+        self.run = inner.run
+        self.close = inner.close
+
+    @property
+    def stale(self) -> bool:
+        return self._inner.stale
+
+    def send(self, datagram: memoryview) -> bool:
+        if len(self._header) + len(datagram) > LARGEST_DATAGRAM:
+            self._drops["datagram_too_large"] += 1
+            return False
+        return self._inner.send(memoryview(self._header + datagram))
+
+
 class StreamOutlet:
     """A stream with a datagram in each frame. Over QUIC they go by datagrams of its own where they fit, so that none
     waits for another one that was lost."""

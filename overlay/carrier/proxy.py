@@ -20,7 +20,7 @@ from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
 
 PATIENCE: Final = 8.0  # s for the proxy to reach the server and say so
-_DEFAULT_PORT: Final = 80
+_DEFAULT_PORTS: Final = {"http": 80, "socks5": 1080, "socks5h": 1080}
 _WORDS: Final = {
     403: "refuses this destination",
     407: "asks for a user name and password",
@@ -36,26 +36,28 @@ class Proxy:
     port: int
     user: str = ""
     password: str = field(default="", repr=False)
+    scheme: str = "http"
 
     def __str__(self) -> str:
         return host_field(self.host, self.port, 0)
 
 
-def parse_proxy(url: str) -> Proxy:
-    """`http://[user:password@]host[:port]`, or without `http://`. Raises `UserError` (`proxy-invalid`), which does not
-    repeat the text: a password may be in it."""
+def parse_proxy(url: str, schemes: tuple[str, ...] = ("http",)) -> Proxy:
+    """`http://[user:password@]host[:port]`, or without `http://`; `schemes`: which are taken. Raises `UserError`
+    (`proxy-invalid`), which does not repeat the text: a password may be in it."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        host, port = parts.hostname, parts.port or _DEFAULT_PORT
+        host, port = parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
     except ValueError as error:
         raise _wrong("The proxy's address is wrong.") from error
-    if parts.scheme != "http":
-        raise _wrong(f"A proxy is reached by http://, not by {parts.scheme[:20]}://.")
+    if parts.scheme not in schemes:
+        ways = " or ".join(f"{scheme}://" for scheme in schemes[:2])
+        raise _wrong(f"A proxy is reached by {ways}, not by {parts.scheme[:20]}://.")
     if not host or parts.path.strip("/") or parts.query or parts.fragment:
         raise _wrong("The proxy's address must be a host and a port, and no more.")
     if not url.isprintable() or " " in url:
         raise _wrong("The proxy's address holds white space.")
-    return Proxy(host, port, unquote(parts.username or ""), unquote(parts.password or ""))
+    return Proxy(host, port, unquote(parts.username or ""), unquote(parts.password or ""), parts.scheme)
 
 
 def _wrong(sentence: str) -> UserError:
@@ -91,7 +93,18 @@ def _excepts(entry: str, host: str, port: int) -> bool:
 
 
 async def connect_through(proxy: Proxy, host: str, port: int) -> TcpStream:
-    """A connection to `host` (a name, which the proxy resolves, or an address) as if it were direct.
+    """A connection to the server `host`, as `open_tunnel`."""
+    stream, behind = await open_tunnel(proxy, host, port)
+    if behind:
+        stream.close()
+        # A server of ours never speaks first, so this is no tunnel to one.
+        raise OSError(f"the proxy {proxy} sends more than its answer")
+    return stream
+
+
+async def open_tunnel(proxy: Proxy, host: str, port: int) -> tuple[TcpStream, bytes]:
+    """A connection to `host` (a name, which the proxy resolves, or an address) as if it were direct, and what came of
+    it behind the proxy's answer.
 
     Raises `OSError`, whose text is the end of a sentence.
     """
@@ -102,11 +115,8 @@ async def connect_through(proxy: Proxy, host: str, port: int) -> TcpStream:
             await stream.send(_request(proxy, host, port))
             head, behind = await read_head(stream)
         _check(proxy, head)
-        if behind:
-            # A server of ours never speaks first, so this is no tunnel to one.
-            raise OSError(f"the proxy {proxy} sends more than its answer")
         connected = True
-        return stream
+        return stream, behind
     except TimeoutError as error:
         raise OSError(f"the proxy {proxy} does not answer within {PATIENCE:g} s") from error
     except anyio.EndOfStream as error:

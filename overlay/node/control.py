@@ -41,6 +41,7 @@ from overlay.wire.control.messages import (
     SignedMap,
     Supply,
     Welcome,
+    Withdrawn,
 )
 from overlay.wire.endpoint import Endpoint, format_endpoint
 
@@ -64,6 +65,7 @@ class Listener(Protocol):
     def welcomed(self, welcome: Welcome) -> None: ...
     def mapped(self, network_map: NetworkMap) -> None: ...
     def exposures_changed(self, exposures: tuple[Exposure, ...]) -> None: ...
+    def withdrawn(self, name: str, why: str) -> None: ...
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None: ...
     def supply(self, wish: Supply) -> None: ...
     def group_changed(self, name: str, members: tuple[GroupMember, ...]) -> None: ...
@@ -211,7 +213,10 @@ class ControlClient:
         if pending.answer is None:
             raise _unreachable()
         if isinstance(pending.answer, Failed):
-            raise UserError(pending.answer.code, pending.answer.message, pending.answer.hint)
+            failed = pending.answer
+            # Others are about the way to the server, which is known here.
+            exit_code = Exit(failed.exit_code) if failed.exit_code in (Exit.USAGE, Exit.REFUSED) else Exit.FAILED
+            raise UserError(failed.code, failed.message, failed.hint, exit_code)
         return pending.answer
 
     async def say(self, message: Message) -> None:
@@ -374,6 +379,8 @@ class ControlClient:
                         self._pending[seq].arrived.set()
                 case Exposures(exposures=exposures):
                     self._listener.exposures_changed(exposures)
+                case Withdrawn(id=name, why=why):
+                    self._listener.withdrawn(name, why)
                 case Supply():
                     self._listener.supply(message)
                 case Members(id=name, members=members):

@@ -166,6 +166,7 @@ class NodeDaemon:
             self._is_member,
             self._control.say,
             lambda: self._control.state == "connected",
+            look_up=self._member.look_up,
         )
         self._exposure_files = ExposureFiles(state, self._exposures)
         self._calls = Calls(self._ways.dial_plain, self._exposures.serve, self._exposures.drops)
@@ -233,6 +234,9 @@ class NodeDaemon:
         else:
             self._server_exposures = ("welcome", exposures)  # the welcome's have not been looked at yet
         self._server_exposures_changed.set()
+
+    def withdrawn(self, name: str, why: str) -> None:
+        self._exposures.withdrawn(name, why)
 
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
         self._exposures.requested(name, entries)

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -25,6 +26,7 @@ from overlay.node.targets import Kind
 _NUMBER: Final = struct.Struct("<I")
 _LARGEST_REQUEST: Final = 4096
 _ANSWER: Final = struct.Struct("<II")  # number, errno
+MOST_STUCK: Final = 4  # processes that hang in a file system which does not answer, and cannot be ended
 PATIENCE: Final = 5.0  # s for an answer, and for a process to end by itself
 
 
@@ -56,6 +58,8 @@ class Deputy:
         finally:
             self.close()
             with anyio.CancelScope(shield=True):
+                async with self._lock:  # who is just starting one
+                    self._let_go()
                 await anyio.to_thread.run_sync(self._see_them_end)
 
     def close(self) -> None:
@@ -65,19 +69,30 @@ class Deputy:
     async def connect(self, prefix: str = "/") -> socket.socket:
         """A connection to the target, which does not block. `prefix`: of a folder, as in `Folder`. Raises `OSError`."""
         async with self._lock:
-            if self._closed.is_set():
-                raise OSError(errno.ESHUTDOWN, "it is no longer published")
-            if self._pair is None:
-                await anyio.to_thread.run_sync(self._start)
+            found = self._pair is not None
             try:
-                with anyio.fail_after(PATIENCE):
-                    opened = await self._ask(prefix)
+                opened = await self._ask_one(prefix)
             except (OSError, anyio.ClosedResourceError) as error:  # TimeoutError is one
-                self._let_go()
-                raise OSError(errno.EIO, "the process that opens it has ended") from error
+                if not found:
+                    raise OSError(errno.EIO, "the process that opens it does not answer") from error
+                opened = await self._ask_one(prefix)  # it may have been killed since the last time
         if isinstance(opened, OSError):
             raise opened
         return opened
+
+    async def _ask_one(self, prefix: str) -> socket.socket | OSError:
+        if self._closed.is_set():
+            raise OSError(errno.ESHUTDOWN, "it is no longer published")
+        if self._pair is None:
+            await anyio.to_thread.run_sync(self._start)
+        try:
+            with anyio.fail_after(PATIENCE):
+                return await self._ask(prefix)
+        except (OSError, anyio.ClosedResourceError):
+            if self._process is not None:
+                self._process.kill()
+            self._let_go()
+            raise
 
     async def _ask(self, prefix: str) -> socket.socket | OSError:
         """What the deputy answers. Raises `OSError` if it does not."""
@@ -101,7 +116,10 @@ class Deputy:
             return connected
 
     def _start(self) -> None:
+        if len(self._ended) >= MOST_STUCK:
+            raise OSError(errno.EAGAIN, "nothing answers there")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pair = ours
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "overlay.node.deputy", str(theirs.fileno())],
@@ -113,10 +131,9 @@ class Deputy:
                 start_new_session=True,
             )
         assert self._process.stdin is not None
-        with self._process.stdin as pipe:
+        with suppress(BrokenPipeError), self._process.stdin as pipe:  # if it has died, it does not answer
             pipe.write(msgspec.json.encode(self._order))
         ours.setblocking(False)
-        self._pair = ours
 
     def _let_go(self) -> None:
         pair, self._pair = self._pair, None
@@ -125,8 +142,8 @@ class Deputy:
             pair.close()
         process, self._process = self._process, None
         if process is not None:
-            self._ended = [each for each in self._ended if each.poll() is None]
             self._ended.append(process)
+        self._ended = [each for each in self._ended if each.poll() is None]
 
     def _see_them_end(self) -> None:
         for process in self._ended:

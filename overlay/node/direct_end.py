@@ -7,8 +7,9 @@ lead to it there. Two cases:
   port is looked at, and never taken: the service could not start any more.
 - Any other target. Then the port is taken here, and forwards.
 
-Lists of networks hold for peers by their overlay addresses, as these are what they come from. What the server alone
-sees to (credentials, rates, how many bytes, what the target is told) keeps peers on the way by the server.
+Lists of networks hold for peers by their overlay addresses, as these are what they come from; by these the target is
+told of them, too. What the server alone sees to (credentials, rates, how many bytes, headers) keeps peers on the way by
+the server.
 """
 
 import errno
@@ -20,9 +21,10 @@ from typing import Final
 
 from overlay.errors import UserError
 from overlay.node.target_end import TargetEnd
-from overlay.node.targets import Protocol
+from overlay.node.targets import Protocol, Transport
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.wire.control.terms import NO_TERMS, Access, Limits, Terms
+from overlay.wire.control.terms import NO_TERMS, Access, Limits, Terms, Told
+from overlay.wire.endpoint import Endpoint
 from overlay.wire.networks import NetworkLists
 
 _UNUSED_LOOPBACK: Final = "127.215.97.3"
@@ -76,10 +78,16 @@ class DirectEnd:
         if self._end is not None or self._servers_alone or self._is_the_targets_own():
             return None
         try:
-            self._end = TunnelEnd(self._inside, self._address, self._port, self._admits, self._drops)
+            self._end = TunnelEnd(self._inside, self._address, self._port, self._admits, self._drops, peers=True)
         except UserError:
             return None  # something else has the port: the next look may find it free
         return self._end
+
+    def listens_at(self, transport: Transport) -> Endpoint | None:
+        """Where its own listener is."""
+        if self._end is None or transport != self._target.transport:
+            return None
+        return self._address, self._port
 
     def leads(self) -> bool:
         """Whether peers reach the target there, as it is at this moment."""
@@ -87,8 +95,8 @@ class DirectEnd:
             return False
         if not self._is_the_targets_own():
             return self._end is not None
-        if self._refuses_some:  # the target itself knows no lists
-            return False
+        if self._refuses_some or self._inside.told.proxy_protocol:
+            return False  # the target itself knows no lists, and would miss the header
         return self._target.host == self._address or _is_taken_everywhere(self._target.protocol, self._port)
 
     def close(self) -> None:
@@ -108,9 +116,11 @@ class DirectEnd:
 
 def _holds_here(terms: Terms) -> bool:
     """Whether nothing is set that the server alone sees to."""
-    access, limits = terms.access, terms.limits
+    access, limits, told = terms.access, terms.limits, terms.told
     return terms == Terms(
-        access=Access(allow=access.allow, deny=access.deny), limits=Limits(connections=limits.connections)
+        access=Access(allow=access.allow, deny=access.deny),
+        limits=Limits(connections=limits.connections),
+        told=Told(proxy_protocol=told.proxy_protocol, transparent=told.transparent),
     )
 
 

@@ -9,6 +9,7 @@ which entry each exposure was asked for, so that nobody has to remember what the
 import logging
 import os
 import pwd
+import subprocess
 import sys
 from collections.abc import Awaitable, Mapping
 from typing import Final, Literal
@@ -28,7 +29,7 @@ FILE: Final = "exposure-files.json"
 MOST_FILES: Final = 16
 MOST_ENTRIES: Final = 256
 LOOK_INTERVAL: Final = 0.5  # s between looks at a file; it is read when two of them show the same
-RETRY_INTERVAL: Final = 15.0  # s until a file is read again of which something failed
+RETRY_INTERVAL: Final = 30.0  # s until a file is read again of which something failed that may pass
 READ_TIMEOUT: Final = 120.0  # s for reading and applying one
 _LONGEST_PROBLEM: Final = 1000  # characters of it are shown
 
@@ -208,6 +209,7 @@ class ExposureFiles:
         signature = await _look(file)
         before, self._seen[file] = self._seen.get(file), signature
         if signature is None:
+            self._applied.pop(file, None)
             if file not in self._problems:
                 _log.warning("the file of exposures %s is gone; what it asked for stays", file)
                 self._problems[file] = "The file is gone; what it asked for stays."
@@ -216,7 +218,7 @@ class ExposureFiles:
         if signature != before or (signature == self._applied.get(file) and not due):
             return
         self._applied[file] = signature
-        problem = await self._read(watched)
+        problem, passes = await self._read(watched)
         if file not in self._watched:
             return
         if problem and problem != self._problems.get(file):
@@ -224,10 +226,12 @@ class ExposureFiles:
         self._retry_at.pop(file, None)
         self._problems.pop(file, None)
         if problem:
-            self._problems[file], self._retry_at[file] = problem, now + RETRY_INTERVAL
+            self._problems[file] = problem
+        if passes:
+            self._retry_at[file] = now + RETRY_INTERVAL
 
-    async def _read(self, watched: WatchedFile) -> str:
-        """Have it read and applied. → what went wrong"""
+    async def _read(self, watched: WatchedFile) -> tuple[str, bool]:
+        """Have it read and applied. → what went wrong, and whether that may be otherwise the next time"""
         command = [
             sys.executable,
             "-m",
@@ -240,10 +244,11 @@ class ExposureFiles:
         ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERLAY_")}
         try:
-            user, group, groups = _rights(watched.owner)
+            user, group, groups = rights_of(watched.owner)
             with anyio.fail_after(READ_TIMEOUT):
                 done = await anyio.run_process(
                     [*command, "--state", str(self._state.path)],
+                    stdin=subprocess.DEVNULL,
                     check=False,
                     cwd="/",
                     env=environment,
@@ -252,12 +257,13 @@ class ExposureFiles:
                     extra_groups=groups,
                 )
         except TimeoutError:
-            return "It could not be read in time."
+            return "It could not be read in time.", True
         except (OSError, KeyError) as error:
-            return f"It could not be read ({error})."
+            return f"It could not be read ({error}).", True
         if done.returncode == 0:
-            return ""
-        return done.stderr.decode(errors="replace").strip()[:_LONGEST_PROBLEM] or "It could not be applied."
+            return "", False
+        said = done.stderr.decode(errors="replace").strip()[:_LONGEST_PROBLEM]
+        return said or "It could not be applied.", done.returncode != Exit.USAGE
 
     async def _save(self, watched: dict[str, WatchedFile]) -> None:
         await anyio.to_thread.run_sync(self._state.write_struct, FILE, _WatchedFiles(files=tuple(watched.values())))
@@ -275,7 +281,7 @@ def _plan(kept: Kept | None, wish: ExposeWish) -> Action:
         return "changed"  # which says what is wrong with it, and leaves what is there
 
 
-def _rights(owner: int) -> tuple[int | None, int | None, list[int] | None]:
+def rights_of(owner: int) -> tuple[int | None, int | None, list[int] | None]:
     """User, group and further groups of a process that reads a file for this user; None: those of this one. Raises
     `KeyError`: there is no such user any more."""
     if owner in (0, os.geteuid()):

@@ -7,6 +7,7 @@ neither make one nor lead one elsewhere.
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -24,16 +25,19 @@ from overlay.carrier.port import Stream
 from overlay.daemon.localapi import Produce, Write
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
+from overlay.node import ranges
 from overlay.node.control import Answer
 from overlay.node.direct_end import DirectEnd
 from overlay.node.guests import Guests
 from overlay.node.health import Checks
 from overlay.node.inspector.inspector import Inspector
-from overlay.node.kept import FILE, Kept, KeptFile, agree, asked, host_of, url_of
+from overlay.node.kept import FILE, UNFINISHED, Kept, KeptFile, agree, asked, check_circle, host_of, places, url_of
 from overlay.node.own_tls import OwnTls
+from overlay.node.return_routes import ReturnRoutes
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
-from overlay.node.target_end import TargetEnd, TargetStream
-from overlay.node.targets import Target, TargetOptions
+from overlay.node.target_end import LookUp, NotInNetworkError, TargetEnd, TargetStream
+from overlay.node.targets import Target, TargetOptions, Transport
+from overlay.node.transparent import Transparent, check_told
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.node.wishes import check_heard, checked_inspect, checked_target, service_of
 from overlay.wire.control.messages import (
@@ -47,8 +51,11 @@ from overlay.wire.control.messages import (
     Watch,
 )
 from overlay.wire.control.terms import Terms
+from overlay.wire.endpoint import Endpoint
+from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode
 
 GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
+TAKING_BACK = 5.0  # s that giving back a range that did not become whole may take
 WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
 DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with names at this node
 _log = logging.getLogger(__name__)
@@ -72,16 +79,18 @@ class Exposures:
         say: Callable[[Message], Coroutine[Any, Any, None]] = _say_nothing,
         server_is_there: Callable[[], bool] = lambda: True,
         tls: OwnTls | None = None,
+        wall: Callable[[], float] = time.time,
+        look_up: LookUp = lambda name: None,
     ) -> None:
         """`request` asks the server, `say` tells it something if it is there. `is_server` says whether an overlay
-        address is the server's, `is_member` whether it is of this network.
+        address is the server's, `is_member` whether it is of this network; `look_up`: the network's names.
 
         Raises `UserError` ("state-corrupt").
         """
         stored = state.read_struct(FILE, KeptFile) or KeptFile()
         self.drops: Counter[str] = Counter()
         self.inspector = Inspector(self._connect_to_target)
-        self._kept = {kept.id: kept for kept in stored.exposures}
+        self._kept = {kept.id: kept for kept in stored.exposures if kept.range != UNFINISHED}
         self._state = state
         self._request = request
         self._is_server = is_server
@@ -89,6 +98,10 @@ class Exposures:
         self._server_is_there = server_is_there
         self._checks = Checks(say)
         self._members: dict[str, tuple[GroupMember, ...]] = {}
+        self._wall = wall
+        self._news = anyio.Event()  # one may end sooner than all others
+        self._look_up = look_up
+        self._routes = ReturnRoutes(state)
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
         self._inside: dict[str, TargetEnd] = {}
@@ -97,6 +110,8 @@ class Exposures:
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
         self._led: set[str] = set()  # to which the server has peers led
         self._tls = OwnTls(state) if tls is None else tls
+        self._places: dict[tuple[Transport, str, int], str] = {}  # where our exposures are reached
+        self._places_of: dict[str, Kept] | None = None
         self._tasks: TaskGroup | None = None
         self._address = ""
 
@@ -106,8 +121,13 @@ class Exposures:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks, self._address = tasks, address
+                if address:
+                    await tasks.start(self._routes.run)
                 tasks.start_soon(self._tls.run)
+                tasks.start_soon(self._expire)
                 for kept in tuple(self._kept.values()):
+                    if self._is_over(kept):
+                        continue  # ended at once
                     if self._rests(kept):
                         _log.warning("exposure %s rests until the network is up on this machine", kept.id)
                         continue
@@ -139,11 +159,42 @@ class Exposures:
         }
 
     async def add(self, wish: ExposeWish, owner: int = 0, entry: Entry | None = None) -> ExposureStatus:
-        """Expose a target. `owner`: uid of who asks, with whose rights files are opened.
+        """Expose a target, or a range of ports: all of them or none. `owner`: uid of who asks, with whose rights files
+        are opened.
 
-        Raises `UserError`: "bad-target", "target-forbidden", "target-missing", "not-up", "server-unreachable",
-        "server-older", and what the server answers.
+        Raises `UserError`: "bad-target", "range-invalid", "target-forbidden", "target-missing", "ca-invalid", "not-up",
+        "server-unreachable", "server-older", what `check_told` and `TargetEnd.check` raise, what the server answers.
         """
+        wishes = ranges.spread(wish)
+        if len(wishes) == 1:
+            return await self._add(wish, owner, entry)
+        if entry is not None:
+            raise ranges.not_in_a_file()
+        made: list[ExposureStatus] = []
+        try:
+            for one in wishes:
+                exposure = await self._add(one, owner, None, UNFINISHED)
+                made.append(exposure)
+            name = ranges.name_of(made)
+            async with self._lock:
+                ours = {each.id for each in made}
+                await self._save(
+                    {
+                        id: msgspec.structs.replace(kept, range=name) if id in ours else kept
+                        for id, kept in self._kept.items()
+                    }
+                )
+        except BaseException:
+            with anyio.move_on_after(TAKING_BACK, shield=True):
+                async with self._lock:
+                    for each in made:
+                        await self._drop(each.id)
+                    for each in made:  # what is left by then is given back after the next welcome
+                        await self._give_back(each.id)
+            raise
+        return ranges.whole([msgspec.structs.replace(each, range=name) for each in made])
+
+    async def _add(self, wish: ExposeWish, owner: int, entry: Entry | None, range: str = "") -> ExposureStatus:
         target = checked_target(wish)
         if wish.terms.private.name and not self._address:
             raise UserError(
@@ -153,61 +204,71 @@ class Exposures:
                 "Run 'sudo overlay up' first.",
                 Exit.USAGE,
             )
-        async with self._lock:
-            inside = self._target_end(target, wish.options, owner)
-            try:
-                await inside.check()
+        check_told(wish.terms, target, up=bool(self._address))
+        inside = self._target_end(target, wish.options, wish.terms, owner)
+        try:
+            await inside.check()
+            async with self._lock:
                 if wish.terms.tls_end == "node":
                     self._tls.prepare(wish.tls)
                 end = self._open(inside, 0, wish.terms)
-            except BaseException:
-                inside.close()
-                raise
-            try:
-                wanted = Kept(
-                    id="",
-                    public=wish.public,
-                    target=target.text,
-                    port=end.port,
-                    tunnel=self._tunnel_of(wish),
-                    known_as=wish.known_as,
-                    service=service_of(wish),
-                    owner=owner,
-                    options=wish.options,
-                    tls=wish.tls,
-                    terms=wish.terms,
-                    inspect=checked_inspect(wish, target),
-                    entry=entry,
-                    wish=wish,
-                )
-                exposure = await self._ask(wanted, wish)
-                kept = msgspec.structs.replace(
-                    wanted,
-                    id=exposure.id,
-                    public=exposure.public,
-                    url=url_of(exposure, wanted),
-                    tunnel=exposure.tunnel,
-                    known_as=exposure.known_as,
-                    service=exposure.service,
-                )
                 try:
-                    check_heard(exposure, wish)
-                    await self._save({**self._kept, kept.id: kept})
-                except UserError:
-                    await self._give_back(kept.id)
+                    wanted = Kept(
+                        id="",
+                        public=wish.public,
+                        target=target.text,
+                        port=end.port,
+                        tunnel=self._tunnel_of(wish),
+                        known_as=wish.known_as,
+                        service=service_of(wish),
+                        owner=owner,
+                        options=wish.options,
+                        range=range,
+                        tls=wish.tls,
+                        terms=wish.terms,
+                        inspect=checked_inspect(wish, target),
+                        entry=entry,
+                        wish=wish,
+                    )
+                    kept = await self._get(wanted, wish)
+                except BaseException:
+                    end.close()
                     raise
-            except BaseException:
-                end.close()
+                self._serve(kept, end, inside)
+                self._news.set()
+                await self._tell_direct(kept)
+                return self._show(kept)
+        except BaseException:
+            if inside not in self._inside.values():
                 inside.close()
-                raise
-            self._serve(kept, end, inside)
-            await self._tell_direct(kept)
-            return self._show(kept)
+            raise
+
+    async def _get(self, wanted: Kept, wish: ExposeWish) -> Kept:
+        """What the server grants, which is kept then."""
+        exposure = await self._ask(wanted, wish)
+        kept = msgspec.structs.replace(
+            wanted,
+            id=exposure.id,
+            public=exposure.public,
+            url=url_of(exposure, wanted),
+            tunnel=exposure.tunnel,
+            known_as=exposure.known_as,
+            service=exposure.service,
+        )
+        try:
+            check_heard(exposure, wish)
+            check_circle(kept)
+            await self._save({**self._kept, kept.id: kept})
+        except UserError:
+            await self._give_back(kept.id)
+            raise
+        return kept
 
     async def change(self, name: str, wish: ExposeWish, owner: int = 0) -> ExposureStatus:
         """Have an exposure lead elsewhere, or on other terms, in its place (`wishes.is_renewable`). Users stay
         connected where the target is the same. Raises as `add` does; it is as it was then."""
         target = checked_target(wish)
+        check_told(wish.terms, target, up=bool(self._address))
         async with self._lock:
             kept = self._kept.get(name)
             if kept is None:
@@ -223,8 +284,9 @@ class Exposures:
             )
             inside = end = None
             try:
-                if (target.text, wish.options) != (kept.target, kept.options):
-                    inside = self._target_end(target, wish.options, owner)
+                told = wish.terms.told
+                if (target.text, wish.options, told) != (kept.target, kept.options, kept.terms.told):
+                    inside = self._target_end(target, wish.options, wish.terms, owner)
                     await inside.check()
                     end = self._open(inside, 0, wish.terms)
                     wanted = msgspec.structs.replace(wanted, port=end.port, owner=owner, options=wish.options)
@@ -258,6 +320,7 @@ class Exposures:
         try:
             check_heard(exposure, wish)
             renewed = msgspec.structs.replace(wanted, known_as=exposure.known_as, service=exposure.service)
+            check_circle(renewed)
             await self._save({**self._kept, kept.id: renewed})
         except UserError:
             await self._renew(kept)
@@ -265,17 +328,22 @@ class Exposures:
         self._note_direct(exposure, False)
 
     async def remove(self, name: str) -> None:
-        """Give an exposure back. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
+        """Give an exposure back, or a whole range. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
         async with self._lock:
-            if name not in self._kept:
+            names = [each.id for each in self._kept.values() if name in (each.id, each.range)]
+            if not names or name == UNFINISHED:
                 raise _unknown(name)
-            try:
-                await self._request(lambda seq: Unexpose(seq=seq, id=name))
-            except UserError as error:
-                if error.exit_code == Exit.UNREACHABLE:
-                    raise
-                _log.info("the server does not know exposure %s any more: %s", name, error)
-            await self._drop(name)
+            for each in names:
+                await self._remove(each)
+
+    async def _remove(self, name: str) -> None:
+        try:
+            await self._request(lambda seq: Unexpose(seq=seq, id=name))
+        except UserError as error:
+            if error.exit_code == Exit.UNREACHABLE:
+                raise
+            _log.info("the server does not know exposure %s any more: %s", name, error)
+        await self._drop(name)
 
     async def reconcile(self, exposures: tuple[Exposure, ...]) -> None:
         """After a welcome: make both lists agree; what fails for want of a server waits for the next welcome."""
@@ -308,6 +376,11 @@ class Exposures:
             for name in [name for name in self._kept if name not in names]:
                 _log.warning("the server has taken exposure %s away", name)
                 await self._drop(name)
+
+    def withdrawn(self, name: str, why: str) -> None:
+        """The server has ended an exposure."""
+        if self._tasks is not None and name in self._kept:  # else the next welcome says that it is gone
+            self._tasks.start_soon(self._end, name, f"the server has ended it, as {why}")
 
     def watch(self, name: str) -> Produce:
         """What writes users' requests to an exposure by http as they come, a JSON document a line, until it is given
@@ -375,7 +448,7 @@ class Exposures:
 
     def _rests(self, kept: Kept) -> bool:
         """What was exposed while there was a TUN, and goes by it."""
-        return kept.tunnel == "single" and not self._address
+        return (kept.tunnel == "single" or kept.terms.told.transparent) and not self._address
 
     def _tunnel_of(self, wish: ExposeWish) -> TunnelKind:
         if wish.tunnel == "single" and not self._address:
@@ -400,6 +473,25 @@ class Exposures:
             raise UserError("bad-answer", "The server answered something that does not fit the request.")
         return answer.exposure
 
+    async def _expire(self) -> None:
+        while True:
+            ends = min((kept.terms.expires for kept in self._kept.values() if kept.terms.expires), default=0.0)
+            self._news = anyio.Event()
+            with anyio.move_on_after(max(0.0, ends - self._wall()) if ends else None):
+                await self._news.wait()
+            for kept in [kept for kept in self._kept.values() if self._is_over(kept)]:
+                await self._end(kept.id, "its time is over")
+                await self._give_back(kept.id)  # without a server it ends there all the same
+
+    def _is_over(self, kept: Kept) -> bool:
+        return 0 < kept.terms.expires <= self._wall()
+
+    async def _end(self, name: str, why: str) -> None:
+        async with self._lock:
+            if name in self._kept:
+                _log.warning("exposure %s at %s is gone: %s", name, self._kept[name].public, why)
+                await self._drop(name)
+
     async def _tell_server(self, name: str, *, wanted: bool) -> None:
         try:
             await self._request(lambda seq: Watch(seq=seq, id=name, wanted=wanted))
@@ -407,7 +499,7 @@ class Exposures:
             _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
-        inside = self._target_end(Target.parse(kept.target), kept.options, kept.owner)
+        inside = self._target_end(Target.parse(kept.target), kept.options, kept.terms, kept.owner)
         try:
             end = self._open(inside, kept.port, kept.terms)
         except UserError as error:
@@ -419,11 +511,11 @@ class Exposures:
                 inside.close()
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
                 return
-            self._kept[kept.id] = msgspec.structs.replace(kept, port=end.port)
+            self._kept = {**self._kept, kept.id: msgspec.structs.replace(kept, port=end.port)}
         self._serve(kept, end, inside)
         self._leads_directly(kept)
 
-    def _target_end(self, target: Target, options: TargetOptions, owner: int) -> TargetEnd:
+    def _target_end(self, target: Target, options: TargetOptions, terms: Terms, owner: int) -> TargetEnd:
         """It runs from now on, until it is closed."""
         if self._tasks is None:
             raise UserError(
@@ -432,14 +524,37 @@ class Exposures:
                 "Try again when 'overlay status' says 'connected'.",
                 Exit.NOT_RUNNING,
             )
-        inside = TargetEnd(target, options, owner=owner)
+        inside = TargetEnd(
+            target,
+            options,
+            owner=owner,
+            told=terms.told,
+            transparent=Transparent(self._routes, self.drops) if terms.told.transparent else None,
+            look_up=self._look_up_inside,
+            ours=lambda endpoint: self._ours(target.transport, endpoint),
+        )
         self._tasks.start_soon(inside.run)
         return inside
+
+    def _look_up_inside(self, name: str) -> tuple[str, ...] | None:
+        found = self._look_up(name)
+        if found and not self._address:
+            raise NotInNetworkError("it is in the network, which is reached after 'sudo overlay up' alone")
+        return found
+
+    def _ours(self, transport: Transport, endpoint: Endpoint) -> str:
+        """The exposure of this node that is reached there, "" if none is."""
+        if self._places_of is not self._kept:
+            self._places_of, self._places = self._kept, places(self._kept.values(), self._address)
+        direct = (id for id, each in self._direct.items() if each.listens_at(transport) == endpoint)
+        return self._places.get((transport, *endpoint)) or next(direct, "")
 
     def _open(self, inside: TargetEnd, port: int, terms: Terms) -> TunnelEnd:
         accepts = Guests(self._server_is_there) if terms.private.name else self._is_server
         reached = bool(terms.group.name or terms.private.name)
-        return TunnelEnd(inside, self._address, port, accepts, self.drops, says_reached=reached)
+        return TunnelEnd(
+            inside, self._address, port, accepts, self.drops, says_reached=reached, peers=bool(terms.private.name)
+        )
 
     def _serve(self, kept: Kept, end: TunnelEnd, inside: TargetEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start
@@ -460,7 +575,8 @@ class Exposures:
         self._checks.stop(kept.id)
         if kept.terms.health and inside is not None and self._tasks is not None:
             host = kept.target.partition("://")[2].partition("/")[0]
-            self._checks.start(self._tasks, kept.id, kept.terms.health, host, inside.open)
+            opening = encode(ProxyHeader(), kept.terms.told.proxy_protocol)  # as who is no user
+            self._checks.start(self._tasks, kept.id, kept.terms.health, host, partial(inside.open, None, opening))
 
     def _inspect(self, end: TunnelEnd | None, kept: Kept) -> None:
         """The inspector looks at users who come from now on, if it is to."""
@@ -569,6 +685,7 @@ class Exposures:
             trouble=(inside.trouble if (inside := self._inside.get(kept.id)) is not None else "")
             or self._tls.trouble(kept.id),
             certificate=self._tls.source(kept.id),
+            range=kept.range,
             terms=kept.terms,
             problem=self._checks.problem(kept.id),
             members=self._members.get(kept.id, ()),

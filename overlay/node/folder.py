@@ -8,6 +8,7 @@ and once more by what was opened, on the kernel's word. All else is 404, whateve
 import asyncio
 import errno
 import html
+import logging
 import mimetypes
 import os
 import re
@@ -273,6 +274,7 @@ class FolderServer:
         wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
         if soft != resource.RLIM_INFINITY:
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what users send is no news
         self._state = ServerState()
         self._config = uvicorn.Config(
             Folder("/"),  # each connection has its own

@@ -1,16 +1,23 @@
 """This node's exposures as its state folder has them, and what is said of them to the server."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
+from overlay.errors import Exit, UserError
 from overlay.node.own_tls import NO_TLS_OPTIONS, TlsOptions
 from overlay.node.status import Entry, ExposeWish
-from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
+from overlay.node.targets import NO_OPTIONS, Target, TargetOptions, Transport
 from overlay.wire.control.messages import Expose, Exposure, TunnelKind
 from overlay.wire.control.terms import Terms
+from overlay.wire.endpoint import parse_endpoint
 
 FILE: Final = "exposures.json"
+UNFINISHED: Final = "…"
+"""The range of those that are made before it is whole: after a crash they are given back."""
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +34,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     owner: int = 0  # uid of who exposed it: with this user's rights files are opened
     options: TargetOptions = NO_OPTIONS
     tls: TlsOptions = NO_TLS_OPTIONS
+    range: str = ""  # the id of the whole range of ports that it is one of
     terms: Terms = Terms()
     entry: Entry | None = None
     inspect: int = 0
@@ -76,3 +84,33 @@ def agree(theirs: Exposure, ours: Kept) -> bool:
         ours.service,
         ours.terms,
     )
+
+
+def places(exposures: Iterable[Kept], address: str) -> dict[tuple[Transport, str, int], str]:
+    """Where exposures are reached → their ids: at the server, and at this node's overlay address ("": none)."""
+    found: dict[tuple[Transport, str, int], str] = {}
+    for kept in exposures:
+        transport = Target.parse(kept.target).transport
+        if address:
+            found[transport, address, kept.port] = kept.id
+        with suppress(ValueError):  # of http by name
+            found[transport, *parse_endpoint(kept.public)] = kept.id
+    return found
+
+
+def check_circle(kept: Kept) -> None:
+    """Raises `UserError` ("target-loop") if a target is, as it is written, the place where the server has published
+    it."""
+    target, url = Target.parse(kept.target), urlsplit(kept.url)
+    if target.kind != "host":
+        return
+    # Users' requests go on with the name that they came with, so that it leads here from each port of the server.
+    ports = (80, 443) if url.port is None else (url.port,)
+    at_name = url.hostname == target.host.lower().rstrip(".") and target.port in ports
+    if at_name or f"{target.address}:{target.port}" == kept.public:
+        raise UserError(
+            "target-loop",
+            f"{target.text} is where users would reach this exposure itself.",
+            "Name the service that is to be reached, not the place where it is published.",
+            Exit.USAGE,
+        )

@@ -70,6 +70,7 @@ from overlay.node.why import why_report
 from overlay.path.nat import UNKNOWN_NAT, NatBehaviour
 from overlay.wire.control.hostnames import check_host_name
 from overlay.wire.control.messages import NetworkMap
+from overlay.wire.control.records import domain_of
 from overlay.wire.disco import Offer
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
@@ -233,6 +234,15 @@ class Member:
                 "names-down", "This machine has no resolver for the network's names now.", "See 'overlay status'."
             )
         return self._names
+
+    def look_up(self, name: str) -> tuple[str, ...] | None:
+        """As `Names.addresses`; where the resolver is switched off, of peers alone."""
+        if self._names is not None:
+            return self._names.addresses(name)
+        if self._map is None or domain_of(name.lower().rstrip("."), self._map.domains) is None:
+            return None
+        node = find_node(self._map, name)
+        return node.addresses if node is not None else ()
 
     @property
     def upstreams(self) -> "tuple[Upstream, ...]":

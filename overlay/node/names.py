@@ -12,7 +12,7 @@ from itertools import product
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
-from dnslib import QTYPE, RCODE, DNSError, DNSRecord
+from dnslib import QTYPE, RCODE, DNSError, DNSLabel, DNSRecord
 
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
@@ -203,6 +203,24 @@ class Names:
             upstreams=() if ours else tuple(resolver.forwarder.explain(name).upstreams),
             took_ms=round(took * 1000, 3),
         )
+
+    def addresses(self, name: str) -> tuple[str, ...] | None:
+        """Of a name in one of the network's domains: IPv4 first, none if there is no such name. None: it is in none of
+        these, or an alias leads out of them."""
+        zones = self._zones
+        try:
+            owner = DNSLabel(name)
+        except (DNSError, ValueError):
+            return None
+        if zones is None or zones.zone_of(labels_in(owner)) is None:
+            return None
+        found: list[str] = []
+        for rtype in (QTYPE.A, QTYPE.AAAA):
+            answer = zones.answer(owner, rtype)
+            if answer is None or answer.onward is not None:
+                return None
+            found += [str(record.rdata) for record in answer.records if record.rtype == rtype]
+        return tuple(found)
 
     def set_map(self, network_map: NetworkMap) -> None:
         """Answer from this map from now on. In a network of thousands something changes all the time, and hardly ever a

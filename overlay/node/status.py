@@ -60,7 +60,7 @@ class ExposeWish(msgspec.Struct, frozen=True, kw_only=True):
     """What a person asks to have exposed: at a port, or by http under a name; neither: the server picks."""
 
     target: str
-    public: str = ""  # "9000", "203.0.113.1:9000"
+    public: str = ""  # "9000", "203.0.113.1:9000", "9000-9010"
     host: str = ""  # "docs.example.com/prefix"
     tunnel: TunnelKind | Literal["auto"] = "auto"  # auto: single where both ends have a TUN, else tls
     known_as: tuple[str, ...] = ()  # names that users know a port by
@@ -88,6 +88,7 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     known_as: tuple[str, ...] = ()  # names that users know it by
     service: str = ""  # what it is, as the zone has it
     direct: bool = False  # peers who ask for one of `known_as` come straight here
+    range: str = ""  # the id of the whole range of ports that it is one of
     trouble: str = ""  # why the target was not reached the last time; "": it was
     certificate: Source | None = None  # of TLS that ends here: whom it is from now
     terms: Terms = Terms()

@@ -20,6 +20,7 @@ _LONGEST_CA: Final = 512 * 1024  # characters: what a system has, twice
 _HOST_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 _HTTP_PORTS: Final = {"http": "80", "https": "443"}
 Protocol = Literal["tcp", "udp", "http", "tls"]
+Transport = Literal["tcp", "udp"]
 Kind = Literal["host", "unix", "folder"]
 _PROTOCOLS: Final[dict[str, Protocol]] = {
     "tcp": "tcp",
@@ -36,12 +37,15 @@ class TargetOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     listing: bool = False  # of a folder: what is in it is shown where there is no index.html
     insecure: bool = False  # by https: its certificate is not verified
+    proxy: str = ""  # URL of the proxy that leads to it; may hold a password
     ca: str = ""  # by https: certificates (PEM) that it is verified by; "": those of the system
 
     def check(self, target: "Target") -> None:
         """Raises `UserError`, exit 2, for what does not fit."""
         if self.listing and target.kind != "folder":
             raise _unfit("--listing is for folders", target)
+        if self.proxy and (target.protocol == "udp" or target.kind != "host"):
+            raise _unfit("--target-proxy is for targets by tcp, http and https", target)
         if (self.insecure or self.ca) and not target.secure:
             raise _unfit("--insecure-target and --target-ca are for targets by https://", target)
         if self.insecure and self.ca:
@@ -77,6 +81,10 @@ class Target:
         if self.kind == "unix":
             return f"unix:{self.path}" if self.protocol == "http" else f"{self.protocol}+unix:{self.path}"
         return f"{'https' if self.secure else self.protocol}://{self.address}:{self.port}"
+
+    @property
+    def transport(self) -> Transport:
+        return "udp" if self.protocol == "udp" else "tcp"
 
     @property
     def address(self) -> str:

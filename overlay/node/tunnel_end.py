@@ -12,20 +12,28 @@ import anyio
 
 from overlay.carrier.flows import UdpFlows
 from overlay.carrier.forward import forward_streams
-from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet, join
+from overlay.carrier.http import answer, read_head, say
+from overlay.carrier.outlets import HeadedOutlet, Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
 from overlay.carrier.reached import REACHED
 from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.carrier.tapped import TappedStream
 from overlay.errors import RemoteProtocolError, UserError
+from overlay.node.return_routes import UnusableAddress
 from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.targets import Target
+from overlay.node.transparent import TransparentOutlet, user_of
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
+from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode, parse_proxy_header
+from overlay.wire.ingress.trouble import trouble_field, trouble_page
 
 CONNECTION_LIMIT: Final = 1024
 """Of one exposure at once, as at the server's end: one exposure cannot take all descriptors."""
+EXPLAIN_TIMEOUT: Final = 5.0
+"""Seconds for a request's head to come and its answer to go, where the target is not reached."""
 LOOKUP_INTERVAL: Final = 30.0
 """Seconds after which the name of a UDP target is looked up anew."""
+HEADER_TIMEOUT: Final = 10.0  # s for the server to say who a user is
 _BACKLOG: Final = 256
 _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no descriptor left
 
@@ -46,15 +54,18 @@ class TunnelEnd:
         accepts: Callable[[str], bool],
         drops: Counter[str],
         *,
+        peers: bool = False,
         says_reached: bool = False,
     ) -> None:
         """At `address`, or nowhere (""); port 0 picks one. `accepts`: whose connections are taken: the server's, as a
-        rule. `says_reached`: as `overlay.carrier.reached` has it. Raises `UserError` ("port-taken") if that is
-        taken."""
+        rule. `peers`: these come here themselves; they may read why a target is not reached, and it is for this end to
+        tell the target of them. `says_reached`: as `overlay.carrier.reached` has it. Raises `UserError` ("port-taken")
+        if that is taken."""
         self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
         self.tls: EndTls | None = None  # for users whose TLS ends here
         self._inside = inside
         self._target = inside.target
+        self._peers = peers
         self.accepts = accepts
         self._drops = drops
         self._says_reached = says_reached
@@ -123,7 +134,7 @@ class TunnelEnd:
                     await anyio.lowlevel.checkpoint()
                     continue
                 self._streams += 1
-                tasks.start_soon(self._forward, accepted)
+                tasks.start_soon(self._forward, accepted, canonical_endpoint(source[0], source[1]))
 
     async def serve(self, stream: Stream) -> None:
         """A user whom the server sends by a dynamic tunnel; closes the stream."""
@@ -147,33 +158,59 @@ class TunnelEnd:
             return "exposure_not_the_server"
         return "exposure_limit" if self._streams >= CONNECTION_LIMIT else None
 
-    async def _forward(self, accepted: socket.socket) -> None:
+    async def _forward(self, accepted: socket.socket, source: Endpoint) -> None:
+        own = accepted.getsockname()
         try:
             with accepted:
-                await self._forward_to_target(TcpStream(accepted))
+                peer = ProxyHeader(source, canonical_endpoint(own[0], own[1])) if self._peers else None
+                await self._forward_to_target(TcpStream(accepted), peer)
         finally:
             self._streams -= 1
 
-    async def _forward_to_target(self, stream: Stream) -> None:
+    async def _forward_to_target(self, stream: Stream, user: ProxyHeader | None = None) -> None:
         if self._target.protocol == "udp":
             await self._carry_datagrams(stream)
             return
-        if self.tls is not None:
+        reads_header = not self._peers and self._takes_header()
+        if reads_header:
+            user = await self._read_header(stream)
+        secured: Stream | None = stream
+        if reads_header and user is None:
+            secured = None
+        elif self.tls is not None:
             await self._say_reached(stream)  # the user's first bytes are awaited here
             secured = await self._end_tls(stream, self.tls)
-            if secured is None:
-                stream.cut()
-                stream.close()
-                return
-            stream = secured
-        inside = await self.connect()
-        if inside is None:
+        if secured is None:
             stream.cut()
             stream.close()
             return
-        if self.tls is None:
-            await self._say_reached(stream)
-        await forward_streams(stream, inside if self.tap is None else self.tap(inside))
+        stream = secured
+        inside = await self._connect_for(user)
+        if inside is not None:
+            if self.tls is None:
+                await self._say_reached(stream)
+            await forward_streams(stream, inside if self.tap is None else self.tap(inside))
+            return
+        try:
+            if self._says_reached or self._target.protocol != "http" or not await self._explain(stream):
+                stream.cut()
+        finally:
+            stream.close()
+
+    async def _explain(self, stream: Stream) -> bool:
+        """Say why there is nothing to say, to who speaks HTTP. → whether that could be done"""
+        inside = self._inside
+        sentence = f"{self._target.text} is not reachable: {inside.trouble}"
+        body = trouble_page(sentence) if self._peers else None
+        extra = () if self._peers else (trouble_field(sentence),)
+        try:
+            with anyio.fail_after(EXPLAIN_TIMEOUT):
+                head, _ = await read_head(stream)
+                with_body = not head.startswith(b"HEAD ")
+                await say(stream, answer(504 if inside.slow else 502, body, with_body=with_body, extra=extra))
+        except (TimeoutError, RemoteProtocolError, anyio.EndOfStream, anyio.BrokenResourceError):
+            return False
+        return True
 
     async def _say_reached(self, stream: Stream) -> None:
         if self._says_reached:
@@ -200,10 +237,51 @@ class TunnelEnd:
 
         await join(StreamOutlet(given, self._drops), target)
 
-    async def connect(self) -> TargetStream | None:
-        """To the target; None: it is not reachable, which is counted."""
+    def _takes_header(self) -> bool:
+        """What the server writes before a user's bytes goes to the target as it is, unless it is meant for this end,
+        has to stand before the target's TLS, or is in the way of the users' or of who looks at the bytes."""
+        told = self._inside.told
+        ends_here = self._target.secure or self.tls is not None or self.tap is not None
+        return told.transparent or (bool(told.proxy_protocol) and ends_here)
+
+    async def _read_header(self, stream: Stream) -> ProxyHeader | None:
+        """Takes it from the stream, and not a byte more. None: there is none, which is counted."""
+        data, needed = b"", 1
         try:
-            stream = await self._inside.open()
+            with anyio.fail_after(HEADER_TIMEOUT):
+                while len(data) < needed:
+                    data += await stream.receive(needed - len(data))
+                    found = parse_proxy_header(data)
+                    if isinstance(found, tuple):
+                        return found[0]
+                    needed = found
+        except RemoteProtocolError as error:
+            self._drops[error.reason] += 1
+        except (TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self._drops["no_proxy_header"] += 1
+        return None
+
+    async def connect(self) -> TargetStream | None:
+        """To the target, for this node itself; None: it is not reachable, which is counted."""
+        return await self._connect(None, encode(ProxyHeader(), self._inside.told.proxy_protocol))
+
+    async def _connect_for(self, user: ProxyHeader | None) -> TargetStream | None:
+        """`user`: of whom this end has to tell the target; None: nobody."""
+        if user is None:
+            return await self._connect(None, b"")
+        told = self._inside.told
+        try:
+            return await self._connect(user_of(user) if told.transparent else None, encode(user, told.proxy_protocol))
+        except UnusableAddress as error:
+            self._drops[error.reason] += 1
+            _log.debug("%s: a user is turned away: %s", self._target.text, error)
+            return None
+
+    async def _connect(self, user: Endpoint | None, opening: bytes) -> TargetStream | None:
+        try:
+            stream = await self._inside.open(user, opening)
+        except UnusableAddress:
+            raise
         except OSError:  # TimeoutError is one
             self._drops["exposure_target_unreachable"] += 1
             _log.log(
@@ -217,8 +295,16 @@ class TunnelEnd:
         self._failing = False
         return stream
 
-    def _outlet(self) -> Outlet | None:
-        return SocketOutlet.open(lambda: self._endpoint, self._drops)
+    def _outlet_for(self, source: Endpoint, local: Endpoint) -> Outlet | None:
+        return self._outlet(ProxyHeader(source, local, "udp") if self._peers else None)
+
+    def _outlet(self, user: ProxyHeader | None = None) -> Outlet | None:
+        kind = self._inside.told.proxy_protocol
+        if self._inside.told.transparent:
+            return TransparentOutlet(self._inside.open_outlet, lambda user: encode(user, kind), self._drops, user)
+        inner = SocketOutlet.open(lambda: self._endpoint, self._drops)
+        header = b"" if user is None else encode(user, kind)
+        return inner if inner is None or not header else HeadedOutlet(inner, header, self._drops)
 
     async def _run_udp(self, bound: socket.socket | None) -> None:
         async with anyio.create_task_group() as tasks:
@@ -237,7 +323,7 @@ class TunnelEnd:
     def _make_flows(self, bound: socket.socket) -> UdpFlows:
         return UdpFlows(
             bound,
-            lambda source, local: self._outlet(),
+            self._outlet_for,
             limit=CONNECTION_LIMIT,
             accepts=lambda source: self.accepts(source[0]),
             drops=self._drops,

@@ -13,6 +13,7 @@ import msgspec
 from overlay.errors import Exit, UserError
 from overlay.server.callers import Tell
 from overlay.server.ingress import PublicPort, bind_public
+from overlay.server.policy import EVERYTHING, Rights
 from overlay.server.schema import ExposureRecord
 from overlay.server.web.hosts import parse_host, tls_port
 from overlay.wire.control.messages import Expose, Message
@@ -50,8 +51,11 @@ class Surroundings:
     web_domain: str = ""  # below which hosts are picked; "": none are
     domains: tuple[str, ...] = ()  # the network's
     tags_of: Callable[[int], tuple[str, ...]] = lambda number: ()  # of a node
+    rights: Callable[[int], Rights] = lambda number: EVERYTHING  # of a node
     direct: bool = True  # whether peers may be led past the server
     on_names: Callable[[], None] = lambda: None  # what is said of some exposure has changed
+    is_near: Callable[[int, str], bool] = lambda number, source: False
+    """Whether an address is of the network, or the one that this node itself comes from."""
     leads_here: Callable[[str], Awaitable[bool]] | None = None
     """Whether a name of the public DNS leads to this server. None: no exposure has names."""
 
@@ -102,7 +106,8 @@ class Claims:
             raise UserError(
                 "group-terms",
                 f"The group '{name}' at {self.public(wanted)} was opened by node '{opener}' with other options.",
-                "Give the same ones, as --balance, on all its nodes; only --health is each node's own.",
+                "Give the same ones, as --balance, on all its nodes; --health, --expires and what targets are told are "
+                "each node's own.",
             )
         self._check_twice(wanted, mates)
         if len(mates) >= MOST_MEMBERS:
@@ -150,6 +155,34 @@ class Claims:
             tunnel=request.tunnel,
             terms=request.terms,
             created=self._around.wall(),
+        )
+
+    def check(self, wanted: ExposureRecord, names: Iterable[str] = ()) -> None:
+        """Whether the node may have it, and have it known by these `names`. Raises `UserError` ("policy-forbids")."""
+        rights, node = self._around.rights(wanted.node), self._around.name_of(wanted.node)
+        rights.check_protocol(node, wanted.protocol)
+        if wanted.path:
+            rights.check_host(node, wanted.host)
+        elif wanted.public_port:
+            rights.check_port(node, wanted.public_port)
+        for name in names:
+            rights.check_host(node, name)
+
+    def too_many(self, node: int, most: int) -> UserError | None:
+        """Why a node that has `most` exposures or more gets no other; None: it does."""
+        rights = self._around.rights(node)
+        by_policy = rights.exposures is not None
+        limit = rights.exposures if rights.exposures is not None else most
+        if len([record for record in self._records.values() if record.node == node]) < limit:
+            return None
+        name = self._around.name_of(node)
+        return UserError(
+            "too-many-exposures",
+            f"The server's policy lets node '{name}' hold {limit} exposures at once."
+            if by_policy
+            else f"A node may hold {limit} exposures at once.",
+            "Give some back with 'overlay expose rm ID'.",
+            Exit.REFUSED,
         )
 
     def _pick_host(self, node: int) -> str:
@@ -215,7 +248,11 @@ class Claims:
 
     def open_any(self, wanted: ExposureRecord) -> tuple[ExposureRecord, PublicPort]:
         held = {record.public_port for record in self._records.values() if record.transport == wanted.transport}
-        free = [port for port in PICKED_PORTS if port not in held]
+        rights = self._around.rights(wanted.node)
+        allowed = [port for port in PICKED_PORTS if rights.allows_port(port)]
+        if not allowed and rights.ports:  # better one that the kernel may pick, too, than none
+            allowed = [port for each in rights.ports for port in each if port >= 1024]
+        free = [port for port in allowed if port not in held]
         for _ in range(min(_PICK_TRIES, len(free))):
             port = free.pop(self._around.randbelow(len(free)))
             record = msgspec.structs.replace(wanted, public_port=port)

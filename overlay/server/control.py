@@ -235,7 +235,13 @@ async def _answer(network: Network, number: int, message: Message, told: _Told) 
             try:
                 return await _grant(network, number, message, told)
             except UserError as error:
-                return Failed(seq=message.seq, code=error.code, message=error.message, hint=error.hint)
+                return Failed(
+                    seq=message.seq,
+                    code=error.code,
+                    message=error.message,
+                    hint=error.hint,
+                    exit_code=error.exit_code,
+                )
         case _:
             return None  # a second Hello: of no use here
 

@@ -45,6 +45,8 @@ from overlay.server.hub import Hub
 from overlay.server.invites import DEFAULT_EXPIRY, DEFAULT_USES
 from overlay.server.keys import load_or_make_keys
 from overlay.server.network import Clock, Network, map_node
+from overlay.server.policy import Rights
+from overlay.server.policy_file import PolicyFile
 from overlay.server.proxying import Nodes, ProxyDoor
 from overlay.server.reach import Reach, find_reach, leads_here, listening_port, open_listeners, parse_listen
 from overlay.server.records import Records
@@ -113,6 +115,7 @@ class ServerDaemon:
         check_settings(settings)
         if settings.tun and start_engine is None:
             check_tun()
+        self._policy = PolicyFile(state.path, settings.policy)
         self._keys = load_or_make_keys(state, secrets.token_bytes)
         self._drops: Counter[str] = Counter()  # of control connections
         self._strangers = Door(DEFAULT_LIMITS)
@@ -159,6 +162,7 @@ class ServerDaemon:
                 if self._network is not None:
                     self._network.exposures.close()
                     with anyio.CancelScope(shield=True):
+                        await self._network.exposures.save()
                         await self._network.save()
 
     def shut_down(self) -> None:
@@ -253,6 +257,7 @@ class ServerDaemon:
         await tokens.start()
         await exposures.start()
         tasks.start_soon(exposures.run)
+        tasks.start_soon(self._policy.run, exposures.policy_changed)
         tasks.start_soon(network.run)
         tasks.start_soon(certificates.run)
         tasks.start_soon(stun.run)
@@ -417,11 +422,17 @@ class ServerDaemon:
             web_ports=tuple(sorted({own for kind, own in self._own_ports(port) if kind == "tcp"})),
             web_domain=self._settings.web_domain,
             domains=domains,
-            tags_of=lambda number: self._network.tags_of(number) if self._network is not None else (),
+            rights=self._rights,
+            tags_of=lambda number: self._network.name_and_tags(number)[1] if self._network is not None else (),
             direct=self._settings.direct_names,
             on_names=self._tell_records,
             leads_here=self._leads_here,
+            is_near=lambda number, source: self._network is not None and self._network.is_near(number, source),
         )
+
+    def _rights(self, number: int) -> Rights:
+        policy = self._policy.current
+        return policy.rights(*self._network.name_and_tags(number)) if self._network is not None else policy.default
 
     async def _leads_here(self, host: str) -> bool:
         async with self._lookups:
@@ -467,6 +478,7 @@ class ServerDaemon:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 if number == signal.SIGHUP:
+                    self._policy.reload()
                     if self._certificates is not None:
                         self._certificates.reload()
                     continue

@@ -16,8 +16,10 @@ from anyio.abc import TaskGroup
 from overlay.carrier.port import Guest
 from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
+from overlay.server.access.bandwidth import Bandwidth
 from overlay.server.access.credentials import Desk
 from overlay.server.access.gate import Gate
+from overlay.server.access.usage import Usage
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.claims import Claims, Surroundings, check_tls_end
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
@@ -26,6 +28,7 @@ from overlay.server.ingress import PublicPort, ServeUser
 from overlay.server.private import Private, check_private
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
+from overlay.server.telling import TellingTunnel
 from overlay.server.tunnels import SingleTunnel, Tunnel, Visitor
 from overlay.server.web.door import WebDoor, make_room
 from overlay.server.web.guests import WebGuests
@@ -39,11 +42,13 @@ from overlay.wire.control.messages import (
     RequestEntry,
     TunnelCarrier,
     TunnelKind,
+    Withdrawn,
 )
 from overlay.wire.control.terms import check_terms
 from overlay.wire.endpoint import Endpoint
 
 MAX_PER_NODE = 64
+_FORBIDDEN = "the server's policy does not allow it any more"
 RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds
 _LONGEST_TARGET = 256  # characters
 _log = logging.getLogger(__name__)
@@ -67,6 +72,9 @@ class Exposures:
         self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
         self._gates: dict[int, Gate] = {}
         self._desk = Desk()
+        self._usage = Usage(registry, around.wall, lambda node: around.rights(node).quota)
+        self._shares: dict[int, tuple[Bandwidth, Bandwidth]] = {}  # of nodes that have a bandwidth
+        self._news = anyio.Event()  # a lease may end sooner than all others
         self._by_name = Sites(around.public_hosts)
         room = make_room()
         self._web = WebDoor(self.drops, around.wall, room)
@@ -80,16 +88,43 @@ class Exposures:
         """Open the ports of the leases that the registry holds."""
         async with self._registry.transaction() as transaction:
             self._records.update({record.id: record for record in await transaction.exposures()})
+        await self._usage.start()
+        await self._end_expired()
+        await self.policy_changed()
         self._open_missing()
 
     async def run(self) -> None:
-        """Go on trying to open what could not be opened, and look after the groups."""
+        """Go on trying to open what could not be opened, end what is over, and look after what is used."""
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._usage.run)
             tasks.start_soon(self.groups.run)
+            tasks.start_soon(self._expire)
             while True:
                 await anyio.sleep(RETRY_INTERVAL)
+                await self.policy_changed()  # nodes change their names
                 self._open_missing()
                 self._callers.rest()
+
+    async def policy_changed(self) -> None:
+        """End what nodes may not have any more: of too many, the last."""
+        held: Counter[int] = Counter()
+        for record in tuple(self._records.values()):
+            rights = self._around.rights(record.node)
+            try:
+                self._claims.check(record, self._said.get(record.id, NOTHING_SAID).known_as)
+            except UserError:
+                await self._end(record, _FORBIDDEN)
+                continue
+            held[record.node] += 1
+            if rights.exposures is not None and held[record.node] > rights.exposures:
+                await self._end(record, _FORBIDDEN)
+            elif gate := self._gates.get(record.id):
+                gate.share(self._share(self.groups.opener(record).node))
+
+    async def save(self) -> None:
+        """Keep what was counted."""
+        self._usage.look()
+        await self._usage.save()
 
     def close(self) -> None:
         """Close all ports; the leases stay. The task group may have been cancelled before a port was served."""
@@ -117,6 +152,10 @@ class Exposures:
             )
         check_terms(request.terms, request.protocol)
         check_private(request)
+        if 0 < request.terms.expires <= self._around.wall():
+            raise UserError(
+                "exposure-expired", "The time of the exposure is over.", "Give it a longer one with --expires."
+            )
         check_tls_end(request)
         around = self._around
         said = await check_said(request, around.leads_here, around.public_hosts, around.domains, direct=around.direct)
@@ -129,6 +168,7 @@ class Exposures:
                 if self._said.get(record.id, NOTHING_SAID) != said:
                     self._said[record.id] = said
                     self._around.on_names()
+        self._news.set()
         return self._show(record)
 
     async def unexpose(self, node: int, name: str) -> None:
@@ -154,6 +194,7 @@ class Exposures:
                 self._forget(record.id)
             self._callers.forget_node(node)
             await self.private.forget_node(node)
+            self._usage.forget_node(node)
 
     def host_of(self, name: str) -> str | None:
         """As `overlay.server.certificates.Leases` has it, with the next one."""
@@ -184,6 +225,8 @@ class Exposures:
                 "target": record.target,
                 "tunnel": record.tunnel,
                 "connections": self._connections(record.id),
+                "bytes": self._usage.of_exposure(record.id),
+                "terms": msgspec.to_builtins(record.terms),
                 "problem": self._problems.get(record.id),
                 "group": record.terms.group.name or None,
                 "members": list(map(msgspec.to_builtins, self.groups.members(record.id))),
@@ -195,8 +238,41 @@ class Exposures:
         """As `Claims.public`."""
         return self._claims.public(record)
 
+    async def _expire(self) -> None:
+        while True:
+            ends = min((record.terms.expires for record in self._records.values() if record.terms.expires), default=0.0)
+            self._news = anyio.Event()
+            # What is over already could not be ended just now.
+            left = ends - self._around.wall()
+            with anyio.move_on_after((left if left > 0 else RETRY_INTERVAL) if ends else None):
+                await self._news.wait()
+            await self._end_expired()
+
+    async def _end_expired(self) -> None:
+        now = self._around.wall()
+        for record in tuple(self._records.values()):
+            if 0 < record.terms.expires <= now:
+                await self._end(record, "its time is over")
+
+    async def _end(self, record: ExposureRecord, why: str) -> None:
+        """Take a lease away, and let its node know."""
+        async with self._lock:
+            if self._records.get(record.id) != record:
+                return  # changed or given back meanwhile
+            try:
+                async with self._registry.transaction() as transaction:
+                    await transaction.remove_exposure(record.id)
+            except UserError as error:
+                _log.error("exposure %s cannot be ended, as %s: %s", record.name, why, error.message)
+                return  # tried again
+            self._forget(record.id)
+        holder = self._around.name_of(record.node)
+        _log.info("exposure %s of '%s' at %s has ended: %s", record.name, holder, self.public(record), why)
+        await self._around.tell(record.node, Withdrawn(id=record.name, why=why))
+
     async def _renew(self, node: int, request: Expose) -> ExposureRecord:
         record = self._owned(node, request.id)
+        self._check(record, request.known_as)
         renewed = msgspec.structs.replace(record, target=request.target, port=request.port, terms=request.terms)
         if renewed != record:
             self._claims.check_renewed(record, renewed)
@@ -207,15 +283,19 @@ class Exposures:
             await self.private.renewed(record, renewed)
         return renewed
 
+    def _check(self, wanted: ExposureRecord, names: Iterable[str]) -> None:
+        try:
+            self._claims.check(wanted, names)
+        except UserError:
+            self.drops["policy_forbids"] += 1
+            raise
+
     async def _grant(self, node: int, request: Expose) -> ExposureRecord:
-        if len([record for record in self._records.values() if record.node == node]) >= MAX_PER_NODE:
-            raise UserError(
-                "too-many-exposures",
-                f"A node may hold {MAX_PER_NODE} exposures at once.",
-                "Give some back with 'overlay expose rm ID'.",
-                Exit.REFUSED,
-            )
+        if error := self._claims.too_many(node, MAX_PER_NODE):
+            self.drops["policy_forbids"] += 1
+            raise error
         wanted = self._claims.wanted(node, request)
+        self._check(wanted, request.known_as)
         public: PublicPort | None = None
         if wanted.private:
             record = wanted
@@ -269,9 +349,12 @@ class Exposures:
             self._apply(lease)
             return
         gate = self._gates[lease.id] = Gate(lease.terms, lease.name, lease.path or "/", self._desk)
+        gate.share(self._share(lease.node))
         serve_user: ServeUser | None = None
         if lease.protocol in ("http", "tls"):
-            site = self._sites[lease.id] = Site(lease.name, tunnel, gate=gate)
+            site = self._sites[lease.id] = Site(
+                lease.name, tunnel, gate=gate, is_near=lambda source: self._around.is_near(lease.node, source)
+            )
             if lease.protocol == "tls":
                 self._by_name.add_tls(lease.host, site)
             else:
@@ -282,6 +365,8 @@ class Exposures:
             public.gate = gate
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
+        self._usage.watch(lease.id, lease.node, gate, partial(self._cut_off, lease.id))
+
         self._apply(lease)
 
     def _apply(self, lease: ExposureRecord) -> None:
@@ -296,7 +381,25 @@ class Exposures:
         mates = self._claims.mates(lease)
         return next((each for each in mates if each.id in self._ports or each.id in self._sites), None)
 
+    def _share(self, node: int) -> tuple[Bandwidth, Bandwidth] | None:
+        rate = self._around.rights(node).bandwidth
+        if not rate:
+            self._shares.pop(node, None)
+        elif node not in self._shares or self._shares[node][0].rate != rate:
+            self._shares[node] = (Bandwidth(rate), Bandwidth(rate))
+        return self._shares.get(node)
+
+    def _cut_off(self, number: int) -> None:
+        site, public = self._sites.get(number), self._ports.get(number)
+        if site is not None:
+            site.close()
+        if public is not None:
+            public.cut_off()
+
     def _tunnel(self, lease: ExposureRecord) -> Tunnel:
+        return TellingTunnel(self._way(lease), lambda: self._records.get(lease.id, lease).terms.told, self.drops)
+
+    def _way(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
             return SingleTunnel(lambda: self._target(lease.id), self.drops)
         carrier = cast(TunnelCarrier, lease.tunnel)
@@ -334,12 +437,17 @@ class Exposures:
             if site is not None:
                 site.watch(lease.name, None)
             self._apply(mate)
+            self._usage.forget(number)
+            opener = self.groups.opener(mate)  # what goes through from now on is counted as the new opener's
+            if lease.id < opener.id and (gate := self._gates.get(opener.id)):
+                self._usage.watch(opener.id, opener.node, gate, partial(self._cut_off, opener.id))
             return
         if site is not None:
             self._by_name.remove(site)
             site.close()
         if public is not None:
             public.close()
+        self._usage.forget(number)
 
     def _owned(self, node: int, name: str) -> ExposureRecord:
         number = exposure_id(name)

@@ -15,10 +15,11 @@ from typing import Literal
 import anyio
 from anyio.abc import TaskGroup
 
-from overlay.carrier.forward import UdpFlows, forward_streams
+from overlay.carrier.flows import UdpFlows
 from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.errors import Exit, UserError
 from overlay.server.access.gate import Gate
+from overlay.server.access.meter import forward_metered
 from overlay.server.tunnels import Tunnel, TunnelError, Visitor
 from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
 
@@ -105,6 +106,7 @@ class PublicPort:
         self._sockets = sockets
         self._scope = anyio.CancelScope()
         self._users: set[socket.socket] = set()
+        self._served: set[anyio.CancelScope] = set()
         self._flows: list[UdpFlows] = []
 
     @property
@@ -123,6 +125,13 @@ class PublicPort:
             if bound.fileno() >= 0:
                 anyio.notify_closing(bound)
                 bound.close()
+
+    def cut_off(self) -> None:
+        """End all users' connections and flows; others may come."""
+        for scope in tuple(self._served):
+            scope.cancel()
+        for flows in self._flows:
+            flows.end_all()
 
     async def run(self, tunnel: Tunnel, serve_user: ServeUser | None = None) -> None:
         """Serve users until `close`: forward what they say, or have them served by `serve_user`."""
@@ -182,20 +191,24 @@ class PublicPort:
                 tasks.start_soon(self._serve_user, user, visitor, serve_user)
 
     def _refused(self, source: Endpoint, serve_user: ServeUser | None) -> str:
-        if serve_user is None and not self.gate.admits(source[0]):
-            return "source_refused"
-        return "too_many_users" if len(self._users) >= self._limit else ""
+        if len(self._users) >= self._limit:
+            return "too_many_users"
+        return self.gate.refuses(source[0]) if serve_user is None else ""
 
     async def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel) -> None:
-        stream = TcpStream(user)
+        stream, scope = TcpStream(user), anyio.CancelScope()
+        self._served.add(scope)
         try:
-            inside = await tunnel.open(visitor if stream.is_quiet() else replace(visitor, has_spoken=True))
+            with scope:
+                inside = await tunnel.open(visitor if stream.is_quiet() else replace(visitor, has_spoken=True))
+                await forward_metered(stream, inside, self.gate.meter)
+            if scope.cancelled_caught:
+                reset_on_close(user)
         except TunnelError as error:
             self._drops[error.reason] += 1
             reset_on_close(user)
-        else:
-            await forward_streams(stream, inside)
         finally:
+            self._served.discard(scope)
             stream.close()
             self._users.discard(user)
 
@@ -210,11 +223,15 @@ class PublicPort:
             self._users.discard(user)
 
     async def _serve_udp(self, bound: socket.socket, tunnel: Tunnel) -> None:
+        gate = self.gate
         flows = UdpFlows(
             bound,
             lambda source, local: tunnel.outlet(Visitor(source, local)),
-            accepts=lambda source: self.gate.admits(source[0]),
+            accepts=lambda source: gate.admits(source[0]),
+            begins=lambda source: gate.begins(source[0]),
+            passes=gate.meter.takes,
             drops=self._drops,
         )
         self._flows.append(flows)
-        await flows.run()
+        with gate.meter.following(lambda: flows.to_target + flows.to_user):
+            await flows.run()

@@ -8,13 +8,14 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any, Protocol
 
 import anyio
 import msgspec
 
 from overlay.carrier.carriers import CarrierName, Detached
+from overlay.carrier.limits import network_of
 from overlay.daemon.records import RecordStatus
 from overlay.engine.api import SERVER_NUMBER, Command, RemoveClient, SetClient
 from overlay.errors import Exit, UserError
@@ -391,9 +392,10 @@ class Network:
         node = self._nodes.get(number)
         return node.name if node is not None else f"number {number}"
 
-    def tags_of(self, number: int) -> tuple[str, ...]:
+    def name_and_tags(self, number: int) -> tuple[str, tuple[str, ...]]:
+        """What policies go by."""
         node = self._nodes.get(number)
-        return node.tags if node is not None else ()
+        return (node.name, node.tags) if node is not None else ("", ())
 
     def names(self) -> dict[str, int]:
         """Of all nodes, and their numbers."""
@@ -403,6 +405,17 @@ class Network:
         """A node's IPv4 overlay address while it is online."""
         node = self._nodes.get(number)
         return self.addresses(node)[0] if node is not None and self.is_online(number) else None
+
+    def is_near(self, number: int, source: str) -> bool:
+        """Whether an address is of this network, or of where a node that is online comes from. Loopback is neither: a
+        proxy in front of the server makes all come from there."""
+        address = ip_address(source)
+        if address.is_loopback:
+            return False
+        if address in self._ipv4 or address in self._ipv6:
+            return True
+        of_node = self.hub.host_of(number)
+        return of_node is not None and network_of(of_node) == network_of(source)
 
     def addresses(self, node: NodeRecord) -> tuple[str, str]:
         return addresses(self._ipv4, self._ipv6, node.host)

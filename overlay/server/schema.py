@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     Column,
     Double,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 
 from overlay.wire.control.terms import Terms
 
-REVISION = "0006"
+REVISION = "0007"
 """The newest migration: a registry at this revision needs none."""
 
 metadata = MetaData(
@@ -112,6 +113,16 @@ token_table = Table(
     Column("expires", Double, nullable=False),
     UniqueConstraint("digest"),
     sqlite_autoincrement=True,
+)
+
+usage_table = Table(
+    "usage",
+    metadata,
+    Column("node", Integer, ForeignKey("node.number", ondelete="CASCADE"), nullable=False),
+    Column("exposure", Integer, nullable=False),  # 0: all of the node, also what was given back
+    Column("month", Text, nullable=False),  # "2026-11", UTC
+    Column("bytes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("node", "exposure"),
 )
 
 record_table = Table(
@@ -228,6 +239,13 @@ class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
     def transport(self) -> Literal["tcp", "udp"]:
         """What kind of port it has."""
         return "udp" if self.protocol == "udp" else "tcp"
+
+
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    node: int
+    exposure: int
+    month: str
+    bytes: int
 
 
 class DnsRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,4 +27,5 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     acme_email: str = ""  # ask an authority for a certificate; whom it may write to
     acme_directory: str = ""  # URL; default Let's Encrypt's
     web_domain: str = ""  # below which exposures by http get a host when none is asked for; "": a port instead
+    policy: str = ""  # file; "": policy.toml in the state folder, if there is one
     verbosity: int = 0  # as in `overlay.daemon.logs.configure`

@@ -16,6 +16,7 @@ from overlay.server.schema import (
     NetworkRecord,
     NodeRecord,
     TokenRecord,
+    UsageRecord,
     exposure_table,
     invite_table,
     network_table,
@@ -23,6 +24,7 @@ from overlay.server.schema import (
     record_table,
     record_values,
     token_table,
+    usage_table,
 )
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -92,6 +94,7 @@ class Transaction:
     async def remove_node(self, number: int) -> None:
         """With its exposures and records."""
         await self._connection.execute(delete(exposure_table).where(exposure_table.c.node == number))
+        await self._connection.execute(delete(usage_table).where(usage_table.c.node == number))
         await self._connection.execute(delete(record_table).where(record_table.c.node == number))
         await self._connection.execute(delete(node_table).where(node_table.c.number == number))
 
@@ -133,6 +136,19 @@ class Transaction:
 
     async def remove_exposure(self, number: int) -> None:
         await self._connection.execute(delete(exposure_table).where(exposure_table.c.id == number))
+        await self._connection.execute(delete(usage_table).where(usage_table.c.exposure == number))
+
+    async def usage(self) -> list[UsageRecord]:
+        return await self._rows(UsageRecord, usage_table)
+
+    async def set_usage(self, records: Iterable[UsageRecord]) -> None:
+        """Those of nodes that there still are."""
+        numbers = set((await self._connection.execute(select(node_table.c.number))).scalars())
+        for record in records:
+            key = (usage_table.c.node == record.node) & (usage_table.c.exposure == record.exposure)
+            await self._connection.execute(delete(usage_table).where(key))
+            if record.node in numbers:
+                await self._connection.execute(insert(usage_table).values(**record_values(record)))
 
     # tokens for HTTP CONNECT
 

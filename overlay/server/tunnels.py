@@ -28,10 +28,11 @@ class TunnelError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """A user's connection, by its two ends as the user sees them."""
+    """A user's connection, by its two ends as the user sees them, and what is known of it beside."""
 
     source: Endpoint
     local: Endpoint
+    authority: str = ""  # the name that the user asked for
     has_spoken: bool = False  # what the user has said goes into the tunnel as soon as that is open
 
     @classmethod
@@ -51,6 +52,19 @@ class Tunnel(Protocol):
 
     def outlet(self, visitor: Visitor) -> Outlet | None:
         """For the datagrams of one user; None: there is none now, and that is counted. Raises `OSError`."""
+
+
+async def send_first(stream: Stream, data: bytes) -> None:
+    """What goes before a user's bytes. Raises `TunnelError`; the stream is closed if it has not gone."""
+    try:
+        if (taken := stream.send_now(data)) < len(data):
+            await stream.send(data[taken:])
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+        stream.close()
+        raise TunnelError(502, "tunnel_broken") from error
+    except BaseException:
+        stream.close()
+        raise
 
 
 class SingleTunnel:

@@ -1,5 +1,5 @@
-"""Real programs between node and server: nginx as a reverse proxy, tinyproxy for CONNECT. Each on a free port of
-loopback, in a process of its own, with a configuration of its own."""
+"""Real programs between node and server: nginx as a reverse proxy, tinyproxy for CONNECT, microsocks for SOCKS5. Each
+on a free port of loopback, in a process of its own, with a configuration of its own."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -87,6 +87,14 @@ http {{
     command = [path, "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]
     async with running(command, plain, secure):
         yield plain, secure
+
+
+@asynccontextmanager
+async def microsocks(*arguments: str) -> AsyncIterator[int]:
+    """→ its port."""
+    port = free_port()
+    async with running([program("microsocks"), "-i", "127.0.0.1", "-p", str(port), *arguments], port):
+        yield port
 
 
 @asynccontextmanager

@@ -233,3 +233,45 @@ def test_every_datagram_arrives_as_it_was_sent(datagrams: list[bytes]) -> None:
                     await bench.ask(user, datagram)
 
     anyio.run(main)
+
+
+async def test_who_begins_and_what_passes_can_be_held_back() -> None:
+    service = bound()
+    asked: list[tuple[int, bool]] = []
+
+    def passes(size: int, up: bool) -> bool:
+        asked.append((size, up))
+        return size < 3
+
+    opens = [True, False]
+    listening = bound()
+    drops: Counter[str] = Counter()
+    flows = UdpFlows(
+        listening,
+        lambda source, local: SocketOutlet.open(lambda: endpoint_of(service), drops),
+        begins=lambda source: opens.pop(0),
+        passes=passes,
+        drops=drops,
+    )
+    user, other = bound(), bound()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(flows.run)
+        user.sendto(b"1", endpoint_of(listening))
+        data, flow = await receive(service)
+        assert data == b"1"
+        other.sendto(b"1", endpoint_of(listening))
+        await dropped(flows, "flow_refused")
+        user.sendto(b"123", endpoint_of(listening))
+        while not flows.drops["over_bandwidth"]:
+            await anyio.lowlevel.checkpoint()
+        service.sendto(b"1234", flow)
+        service.sendto(b"12", flow)
+        assert (await receive(user))[0] == b"12"
+        assert asked == [(1, True), (3, True), (4, False), (2, False)]
+        assert flows.drops == {"flow_refused": 1, "over_bandwidth": 2} and flows.count == 1
+        assert (flows.to_target, flows.to_user) == (1, 2)
+        flows.end_all()
+        assert flows.count == 0
+        tasks.cancel_scope.cancel()
+    for each in (service, listening, user, other):
+        each.close()

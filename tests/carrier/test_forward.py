@@ -204,3 +204,38 @@ async def test_a_side_that_is_dead_from_the_start_is_a_result() -> None:
     assert result.error is not None
     with target, pytest.raises(ConnectionResetError):
         target.recv(1)
+
+
+class Counted:
+    """A pace that lets everything pass, and says what did."""
+
+    piece = 1000
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    async def passed(self, size: int) -> None:
+        self.sizes.append(size)
+
+
+async def test_a_pace_is_asked_about_every_piece_of_its_direction() -> None:
+    user, a = socket_pair()
+    target, b = socket_pair()
+    there, back = Counted(), Counted()
+    data = Random(7).randbytes(500_000)
+    ends = TcpStream(user), TcpStream(target)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(forward_streams, TcpStream(a), TcpStream(b), None, (there, back))
+
+        async def say() -> None:
+            await ends[0].send(data)
+            await ends[0].send_eof()
+
+        tasks.start_soon(say)
+        assert await read_all(ends[1]) == data
+        await ends[1].send(b"thanks")
+        await ends[1].send_eof()
+        assert await read_all(ends[0]) == b"thanks"
+    assert sum(there.sizes) == len(data) and max(there.sizes) <= 1000 and back.sizes == [6]
+    for each in ends:
+        each.close()

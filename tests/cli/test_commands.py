@@ -33,6 +33,8 @@ ALL = (
     ("expose", "ls"),
     ("expose", "rm"),
     ("expose", "logs"),
+    ("expose", "inspect"),
+    ("expose", "replay"),
     ("expose", "tcp://127.0.0.1:1"),
 )
 ALL_WITH_NODE = (
@@ -117,6 +119,8 @@ def test_an_error_with_json_is_one_document_on_standard_output(tmp_path: Path) -
         ("expose", "ls"),
         ("expose", "rm", "x1"),
         ("expose", "logs", "x1"),
+        ("expose", "inspect", "x1"),
+        ("expose", "replay", "r1"),
         ("expose", "tcp://[::1]:80", "--public", "9000"),
         ("capture",),
         ("capture", "b"),

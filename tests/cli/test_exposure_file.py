@@ -62,7 +62,7 @@ def test_keys_are_the_long_options(tmp_path: Path) -> None:
     assert list(found) == ["web", "db.main"]
     web, db = found["web"], found["db.main"]
     assert (web["target"], web["host"], web["tunnel"], web["public"]) == ("3000", "app.example.com", "tls", "")
-    assert web["terms"]["limits"] == {"connections": 5}
+    assert web["terms"]["limits"]["connections"] == 5
     assert (db["target"], db["public"], db["tunnel"]) == ("5432", "9000", "auto")
     assert db["known_as"] == ["db.example.com", "sql.example.com"]
     assert read(tmp_path, "") == {} == read(tmp_path, "[exposures]\n")
@@ -90,6 +90,7 @@ def test_an_entry_says_what_the_command_says(
         (TABLE + "max-connections = 'many'\n", "has 'max-connections' wrong", "--help"),
         (TABLE + "max-connections = -1\n", "has 'max-connections' wrong", "--help"),
         (TABLE + "host = true\n", "must be a text in quotes", "--help"),
+        (TABLE + "users = '-'\n", "has 'users' wrong: nobody writes to standard input", "Name a file."),
         (TABLE + "host = ['a']\n", "must be a text in quotes", "--help"),
         (TABLE + "known-as = [1, {}]\n", "must be a list", "--help"),
         ("[exposures.web]\nhost = 'a'\n", "[exposures.web] has no target", 'target = "3000"'),

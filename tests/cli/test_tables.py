@@ -240,3 +240,22 @@ def test_how_an_endpoint_is_known_is_told_in_words(origin: str) -> None:
     }
     text = drawn(why_report(report))
     assert "192.0.2.7:1" in text and "never" in text and f"  {origin} " not in text, "a word of the program's"
+
+
+def test_a_range_of_ports_is_one_row_while_it_is_whole() -> None:
+    def exposure(number: int) -> dict[str, Any]:
+        return {
+            "id": f"x{number}",
+            "public": f"192.0.2.1:{9000 + number}",
+            "target": f"tcp://127.0.0.1:{8000 + number}",
+            "tunnel": "single",
+            "connections": 1,
+            "range": "x1-x4",
+            "trouble": "connection refused" if number == 2 else "",
+        }
+
+    shown = drawn(exposure_table([exposure(number) for number in (1, 2, 3, 4)]))
+    assert "x1-x4  192.0.2.1:9001-9004  tcp://127.0.0.1:8001-8004" in shown and "refused" in shown
+    assert shown.count("192.0.2.1") == 1
+    shown = drawn(exposure_table([exposure(number) for number in (1, 3, 4)]))
+    assert "x1 " in shown and "192.0.2.1:9003-9004" in shown

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from overlay.daemon.client import LocalClient
-from overlay.daemon.localapi import json_object, may_use, on_user_error, serve_local_api
+from overlay.daemon.localapi import caller, json_object, may_use, on_user_error, serve_local_api
 from overlay.errors import Exit, UserError
 
 
@@ -24,12 +24,16 @@ async def echo(request: Request) -> JSONResponse:
     return JSONResponse({"got": await json_object(request)})
 
 
+async def whose(request: Request) -> JSONResponse:
+    return JSONResponse({"uid": caller(request)})
+
+
 async def refuse(_request: Request) -> JSONResponse:
     raise UserError("port-taken", "Port 9000 is taken by b.", "Choose another.", Exit.FAILED)
 
 
 APP = Starlette(
-    routes=[Route("/v1/echo", echo, methods=["POST"]), Route("/v1/refuse", refuse)],
+    routes=[Route("/v1/echo", echo, methods=["POST"]), Route("/v1/refuse", refuse), Route("/v1/whose", whose)],
     exception_handlers={UserError: on_user_error},
 )
 
@@ -42,6 +46,7 @@ def test_calls_errors_and_bad_requests(tmp_path: Path) -> None:
             assert stat.S_IMODE((tmp_path / "overlay.sock").stat().st_mode) & 0o007 == 0
             answer = await to_thread.run_sync(client.request, "POST", "/v1/echo", {"a": 1})
             assert answer == {"got": {"a": 1}}
+            assert await to_thread.run_sync(client.request, "GET", "/v1/whose") == {"uid": os.geteuid()}
             with pytest.raises(UserError) as caught:
                 await to_thread.run_sync(client.request, "GET", "/v1/refuse")
             assert (caught.value.code, caught.value.hint) == ("port-taken", "Choose another.")

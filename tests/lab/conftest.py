@@ -2,13 +2,14 @@
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.lab import resolvers
-from tests.lab.netns import Lab
+from tests.lab.netns import Lab, Namespace
 from tests.lab.topology import Network, two_homes
 
 LOG_LINES = 30
@@ -87,6 +88,21 @@ def hosts() -> Iterator[tuple[resolvers.Machine, resolvers.Machine]]:
     """`resolvers.server_and_node`."""
     with resolvers.server_and_node() as both:
         yield both
+
+
+@pytest.fixture
+def host() -> Iterator[Namespace]:
+    """A machine with one cable to another."""
+    with Lab() as lab:
+        host, other = lab.namespace("host"), lab.namespace("other")
+        lab.link(host, ["192.0.2.2/24", "2001:db8::2/64"], other, [])
+        yield host
+
+
+def inside(host: Namespace, main: Callable[[], Awaitable[None]]) -> None:
+    """Run it in this machine's network."""
+    with host.enter():
+        anyio.run(main)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab.browser import Browser
 from tests.lab.conftest import tracked
 from tests.lab.netns import Lab, wait_for
 from tests.lab.topology import OVERLAY, SERVER_ADDRESS, Machine, Network, build_internet
@@ -167,3 +168,30 @@ def test_requests_are_inspected_and_sent_again(network: Network) -> None:
     terminal.type("q")
     assert terminal.end() == 0
     assert a.status()["exposures"] == [] and a.overlay("expose", "replay", first["id"], check=False).returncode == 1
+
+
+def test_the_page_shows_requests_and_sends_them_again_in_a_browser(network: Network) -> None:
+    a = network["a"]
+    exposure = a.overlay_json("expose", "3000", "--host", "web.test", "--inspect", "--background")
+    page = a.overlay_json("expose", "inspect", exposure["id"])["url"]
+    curl(network, "web.test", "-H", "Authorization: Bearer s3cret", path="/?<b>first</b>")
+    with Browser(a.namespace, network.lab.directory / "chromium") as browser:
+
+        def shown(part: str) -> str:
+            return str(browser.run(f"document.querySelector({part!r})?.innerText ?? ''"))
+
+        browser.open(page)
+        wait_for(lambda: "/?<b>first</b>" in shown("#rows"), "the request is in the list")
+        browser.run("document.querySelector('#rows tr').click()")
+        wait_for(lambda: "home" in shown("#messages"), "its details are shown")
+        assert "Bearer ••••••" in shown("#messages") and "s3cret" not in browser.run("document.body.innerHTML")
+        browser.run("document.querySelector('#secrets').click()")
+        wait_for(lambda: "Bearer s3cret" in shown("#messages"), "secrets are shown when they are asked for")
+        browser.run("document.querySelector('#replay').click()")
+        wait_for(lambda: "replay of r" in shown("#facts"), "it was sent again")
+        assert "X-Overlay-Replay" in shown("#messages") and "s3cret" not in shown("#messages")
+        curl(network, "web.test", path="/?second")
+        wait_for(lambda: "/?second" in shown("#rows"), "what comes is shown as it comes")
+        assert browser.run("document.querySelectorAll('#rows tr').length") == 3
+        assert browser.complaints == []
+    a.overlay("expose", "rm", exposure["id"])

@@ -1,6 +1,5 @@
 """What `overlay.node.interface` does to a real kernel, and reads from one."""
 
-from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from overlay.errors import UserError
 from overlay.node.interface import Assigned, Interface, Machine, Route, local_candidates, read_machine, watch_machine
 from overlay.node.member import Identity, Member, MemberSettings
 from overlay.wire.record.buffers import SUPERPACKET_SIZE
-from tests.lab.netns import Lab, Namespace
+from tests.lab.conftest import inside
+from tests.lab.netns import Namespace
 
 pytestmark = pytest.mark.lab
 
@@ -23,20 +23,6 @@ IDENTITY = Identity.parse(
     networks=["10.77.0.0/16", "fd12:3456:789a::/48"],
     domains=("local.test",),
 )
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    """A machine with one cable to another."""
-    with Lab() as lab:
-        host, other = lab.namespace("host"), lab.namespace("other")
-        lab.link(host, ["192.0.2.2/24", "2001:db8::2/64"], other, [])
-        yield host
-
-
-def inside(host: Namespace, main: Callable[[], Awaitable[None]]) -> None:
-    with host.enter():
-        anyio.run(main)
 
 
 def test_reads_addresses_and_routes(host: Namespace) -> None:

@@ -58,6 +58,8 @@ class Recorder:
         self.maps.append(network_map)
         self._tell()
 
+    def withdrawn(self, name: str, why: str) -> None: ...
+
     def exposures_changed(self, exposures: tuple[Exposure, ...]) -> None:
         self.exposures.append(exposures)
         self._tell()

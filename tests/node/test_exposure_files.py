@@ -1,6 +1,7 @@
 """What files of exposures ask for and what there is made to agree, with the server of the tests beside."""
 
 import os
+import pwd
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 
 from overlay.errors import UserError
-from overlay.node.exposure_files import ExposureFiles, Outcome
+from overlay.node.exposure_files import ExposureFiles, Outcome, rights_of
 from overlay.node.status import ExposeWish
 from overlay.wire.control.messages import Expose, Unexpose
 from overlay.wire.control.terms import Limits, Terms
@@ -130,6 +131,15 @@ def test_an_entry_that_is_refused_leaves_the_others(tmp_path: Path) -> None:
             assert refused["good"].error is not None and set(it.ids()) == {"good", "other"}
 
     anyio.run(main)
+
+
+def test_a_file_is_read_with_the_rights_of_who_named_it() -> None:
+    nobody = pwd.getpwnam("nobody")
+    user, group, groups = rights_of(nobody.pw_uid)
+    assert (user, group) == (nobody.pw_uid, nobody.pw_gid) and groups is not None and 0 not in groups
+    assert rights_of(os.geteuid()) == (None, None, None)
+    with pytest.raises(KeyError):
+        rights_of(987_654)
 
 
 def test_a_watched_file_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A folder as a website: what is served, and all that is not."""
 
+import asyncio
 import email
 import os
 import socket
@@ -75,10 +76,15 @@ def serve(folder: Path, visit: Callable[[Ask], Coroutine[None, None, None]], *, 
 
         with anyio.fail_after(60):
             await visit(ask)
-            while server._state.tasks:  # noqa: ASYNC110 - files that have been sent are closed behind it
-                await anyio.sleep(0.001)
+            await answered(server)
 
     anyio.run(main)
+
+
+async def answered(server: FolderServer) -> None:
+    """Until files are closed: that is after the last byte of an answer has come."""
+    if tasks := server._state.tasks:
+        await asyncio.wait(tasks)
 
 
 def _answer(connected: socket.socket) -> tuple[int, Message, bytes]:
@@ -302,6 +308,7 @@ def test_below_a_path_and_a_folder_that_goes_and_comes(folder: Path) -> None:
             await server.connect("/")
         os.rename(folder.parent / "away", folder)
         assert await status("/docs/data.bin") == (200, None)
+        await answered(server)
 
     anyio.run(main)
 

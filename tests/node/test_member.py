@@ -148,6 +148,18 @@ def test_a_peer_is_found_by_all_its_names(tmp_path: Path, text: str) -> None:
     anyio.run(main)
 
 
+def test_addresses_of_peers_where_the_resolver_is_off(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as setup:
+            assert setup.member.look_up("n3.local.test") is None
+            setup.member.apply_map(network_map(node(2), node(3)))
+            assert setup.member.look_up("N3.local.test.") == node(3).addresses
+            assert setup.member.look_up("n4.local.test") == ()
+            assert setup.member.look_up("www.example.org") is None
+
+    anyio.run(main)
+
+
 @pytest.mark.parametrize("text", ["", "n", "n4", "10.77.0.4", "n2", "2", "10.77.0.2"])
 def test_who_is_no_peer_is_one_sentence(tmp_path: Path, text: str) -> None:
     async def main() -> None:

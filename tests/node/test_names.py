@@ -227,3 +227,18 @@ def test_a_state_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> N
             tasks.cancel_scope.cancel()
 
     anyio.run(main)
+
+
+def test_addresses_of_a_name_of_the_network(tmp_path: Path) -> None:
+    names = Names(StateDir(tmp_path).open(), system=SystemDns(StateDir(tmp_path)))
+    assert names.addresses("b.local.test") is None
+    records = [
+        MapRecord(name="alias.local.test", rtype="CNAME", value="b.local.test.", node=3),
+        MapRecord(name="away.local.test", rtype="CNAME", value="www.example.org.", node=3),
+    ]
+    names.set_map(msgspec.structs.replace(MAP, records=tuple(records)))
+    for name in ("b.local.test", "B.Local.Test.", "any.b.local.test", "alias.local.test"):
+        assert names.addresses(name) == ("127.77.0.3", "fd12::3"), name
+    assert names.addresses("c.local.test") == ()
+    for name in ("away.local.test", "www.example.org", "b", "", "a..b", "x" * 300):
+        assert names.addresses(name) is None, name

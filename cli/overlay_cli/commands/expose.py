@@ -78,6 +78,8 @@ def add_exposure(
     listing: options.Listing = False,
     insecure_target: options.InsecureTarget = False,
     target_ca: options.TargetCa = None,
+    target_proxy: options.TargetProxy = "",
+    target_proxy_auth: options.TargetProxyAuth = None,
     allow: options.Allow = None,
     deny: options.Deny = None,
     users: options.Users = "",
@@ -90,6 +92,19 @@ def add_exposure(
     group: options.Group = "",
     balance: options.Balance = "least",
     health: options.Health = "",
+    connection_rate: options.ConnectionRate = "",
+    request_rate: options.RequestRate = "",
+    bandwidth: options.Bandwidth = "",
+    quota: options.Quota = "",
+    expires: options.Expires = "",
+    forwarded: options.Forwarded = "set",
+    host_header: options.HostHeader = "",
+    request_header: options.RequestHeader = None,
+    remove_request_header: options.RemoveRequestHeader = None,
+    response_header: options.ResponseHeader = None,
+    remove_response_header: options.RemoveResponseHeader = None,
+    proxy_protocol: options.ProxyProtocol = "none",
+    transparent: options.Transparent = False,
     inspect: options.Inspect = False,
     inspect_body: options.InspectBody = "64kB",
     show_secrets: options.ShowSecrets = False,
@@ -103,6 +118,7 @@ def add_exposure(
     """Publish TARGET, a service that this machine can reach."""
     given = dict(locals())  # what options.wish and files of exposures know by these names
     _check_usage(context, target, file, dry_run=dry_run)
+    options.check_typed(context)
     from overlay.node.settings import check_ways
     from overlay_cli.publisher import end_publisher, find_publisher
 
@@ -140,17 +156,20 @@ def add_exposure(
         finally:
             if started:
                 end_publisher(client)
+    elif exposure["inspect"] and not (json or quiet):
+        output.note(f"See its requests with: overlay expose inspect {exposure['id']}")
 
 
 def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool) -> None:
     """And what was made for users, which nobody can show later."""
     from overlay_cli.credentials import with_link
+    from overlay_cli.terms import without_secrets
 
     shown = dict(made.shown)
     if "link" in shown:
         exposure["url"] = shown["link"] = with_link(exposure["url"], shown["link"])
     if json:
-        output.print_json({**exposure, **({"secrets": shown} if shown else {})})
+        output.print_json({**without_secrets(exposure), **({"secrets": shown} if shown else {})})
         return
     place = exposure["url"] or exposure["public"]
     output.print_line(place if quiet else f"{exposure['id']}  {place} → {exposure['target']}")
@@ -176,16 +195,18 @@ def _stay(
 
             note = "  ".join(f"{name} {secret}" for name, secret in made.shown.items() if name != "link")
             inspect_requests(client, exposure, note=note, show_secrets=show_secrets)
-        elif exposure["url"]:
-            if sys.stdout.isatty() and not (json or quiet):
-                import segno
+            return
+        if exposure["url"] and sys.stdout.isatty() and not (json or quiet):
+            import segno
 
-                segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
-                output.note("Ctrl-C ends it.")
-        if exposure["url"] and not exposure["inspect"] and exposure["terms"].get("tls_end") != "node":
+            segno.make(exposure["url"], error="l", micro=False).terminal(compact=True, border=2)
+            output.note("Ctrl-C ends it.")
+        if exposure["url"] and exposure["terms"].get("tls_end") != "node":
             show_requests(client, exposure["id"], json=json, quiet=quiet)
-        while True:  # the server sees no requests
-            signal.pause()
+            output.note(f"{exposure['id']} is no longer published; the log of overlay on this machine says why.")
+        else:
+            while True:
+                signal.pause()
     finally:
         with _suppress_unknown():  # somebody else has given it back
             client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
@@ -193,7 +214,7 @@ def _stay(
 
 @expose_app.command("logs", epilog="Example: overlay expose logs x1")
 def show_log(
-    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="As 'overlay expose ls' shows it, or its name there.")],
     state: NodeState,
     json: Json = False,
 ) -> None:
@@ -217,9 +238,10 @@ def inspect_exposure(
     client = LocalClient(state)
     name = _id_of(client, id)
     shown = [each for each in client.request("GET", "/v1/exposures")["exposures"] if each["id"] == name]
-    if not shown or not shown[0]["inspect"]:
-        what = f"{id} is not inspected" if shown else f"This node has no exposure '{id}'"
-        raise UserError("not-inspected", f"{what}.", "Expose it with --inspect; see 'overlay expose ls'.")
+    if not shown:
+        raise UserError("exposure-unknown", f"This node has no exposure '{id}'.", "See 'overlay expose ls'.")
+    if not shown[0]["inspect"]:
+        raise UserError("not-inspected", f"{id} is not inspected.", "Give it back, and expose it with --inspect.")
     if json:
         page = client.request("POST", "/v1/inspector")["url"]
         output.print_json({"url": page, **client.request("GET", f"/v1/exchanges?exposure={name}")})
@@ -252,7 +274,10 @@ def list_exposures(state: NodeState, json: Json = False) -> None:
     document = client.request("GET", "/v1/exposures")
     files = client.request("GET", "/v1/exposure-files")["files"]
     if json:
-        output.print_json({**document, "files": files})
+        from overlay_cli.terms import without_secrets
+
+        shown = [without_secrets(exposure) for exposure in document["exposures"]]
+        output.print_json({**document, "exposures": shown, "files": files})
         return
     from overlay_cli.tables import exposure_table
 
@@ -268,8 +293,8 @@ def remove_exposure(
         str,
         typer.Argument(
             metavar="ID",
-            help="As 'overlay expose ls' shows it, or its name there; or a file that was given with --file, which is "
-            "followed no longer.",
+            help="As 'overlay expose ls' shows it (x3-x13 is a whole range of ports, x4 one of it), or its name there; "
+            "or a file that was given with --file, which is followed no longer.",
         ),
     ],
     state: NodeState,
@@ -323,7 +348,7 @@ def _check_usage(context: typer.Context, target: str | None, file: Path | None, 
         _reject_mistyped_command(target)
     if (target is None) == (file is None):
         what = "Missing argument 'TARGET'" if target is None else "TARGET and --file cannot be together"
-        raise _usage(f"{what}.", "Name one of them, as in: overlay expose 3000")
+        raise _usage(f"{what}.", "Name one of them: overlay expose 3000, or overlay expose --file exposures.toml")
     if file is None:
         if dry_run:
             raise _usage("--dry-run is for --file.", "Leave it out.")

@@ -6,6 +6,7 @@ Those about one thing stand in one panel of the help. A new option is declared h
 """
 
 import os.path
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from overlay.daemon.quantities import parse_rate, parse_size
 from overlay.errors import Exit, UserError
 from overlay_cli.credentials import NEW, Made, make_credentials
-from overlay_cli.sizes import parse_size
 from overlay_cli.targets import absolute_target
 
 MANY: Final = "Many at once"
@@ -64,9 +65,10 @@ Unattended = Annotated[bool, typer.Option("--unattended", hidden=True, help="Nob
 Public = Annotated[
     str,
     typer.Option(
-        metavar="[HOST:]PORT",
+        metavar="[HOST:]PORT[-PORT]",
         envvar="OVERLAY_PUBLIC",
-        help="A port of its own on the server; without this, and without --host, the server picks one.",
+        help="A port of its own on the server, or as many as TARGET has, as in tcp://localhost:8000-8010; without "
+        "this, and without --host, the server picks one.",
         show_default=False,
         rich_help_panel=PLACE,
     ),
@@ -176,6 +178,30 @@ TargetCa = Annotated[
         metavar="FILE",
         envvar="OVERLAY_TARGET_CA",
         help="Of a target by https: certificates (PEM) that it is verified by, instead of the system's.",
+        show_default=False,
+        rich_help_panel=WAY,
+    ),
+]
+
+TargetProxy = Annotated[
+    str,
+    typer.Option(
+        "--target-proxy",
+        metavar="URL",
+        envvar="OVERLAY_TARGET_PROXY",
+        help="Reach the target through this proxy, which looks its name up: socks5://HOST:PORT or http://HOST:PORT.",
+        show_default=False,
+        rich_help_panel=WAY,
+    ),
+]
+TargetProxyAuth = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-proxy-auth",
+        metavar="FILE",
+        envvar="OVERLAY_TARGET_PROXY_AUTH",
+        help="USER:PASSWORD for that proxy, in the first line. Or put the whole URL, with USER:PASSWORD@ before its "
+        "host, into the environment as OVERLAY_TARGET_PROXY.",
         show_default=False,
         rich_help_panel=WAY,
     ),
@@ -313,6 +339,32 @@ Health = Annotated[
     ),
 ]
 
+# what the target is told ----------------------------------------------------------------------------------------------
+
+ProxyProtocol = Annotated[
+    Literal["none", "v1", "v2", "v2-crc32c"],
+    typer.Option(
+        "--proxy-protocol",
+        envvar="OVERLAY_PROXY_PROTOCOL",
+        help="Begin each connection to the target with HAProxy's PROXY header, which tells the user's address and "
+        "port; for udp, where there is v2 alone, each datagram. The target must expect it (nginx: listen … "
+        "proxy_protocol).",
+        rich_help_panel=TOLD,
+    ),
+]
+
+Transparent = Annotated[
+    bool,
+    typer.Option(
+        "--transparent",
+        envvar="OVERLAY_TRANSPARENT",
+        help="The target sees users' own addresses and ports as where connections and datagrams come from. Needs 'sudo "
+        "overlay up'; the target is on this machine, or on one whose gateway this machine is. For users of IPv4 and "
+        "IPv6 write localhost:PORT.",
+        rich_help_panel=TOLD,
+    ),
+]
+
 # looking at it --------------------------------------------------------------------------------------------------------
 
 Inspect = Annotated[
@@ -349,6 +401,129 @@ Invite = Annotated[
         show_default=False,
     ),
 ]
+ConnectionRate = Annotated[
+    str,
+    typer.Option(
+        "--connection-rate",
+        metavar="N/s|m|h",
+        envvar="OVERLAY_CONNECTION_RATE",
+        help="So many new connections from each address, as in 10/s; of UDP, new flows.",
+        show_default="any",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+RequestRate = Annotated[
+    str,
+    typer.Option(
+        "--request-rate",
+        metavar="N/s|m|h",
+        envvar="OVERLAY_REQUEST_RATE",
+        help="For http: so many requests from each address, as in 100/m; more are answered 429.",
+        show_default="any",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+Bandwidth = Annotated[
+    str,
+    typer.Option(
+        "--bandwidth",
+        metavar="RATE",
+        envvar="OVERLAY_BANDWIDTH",
+        help="So much each way, of all users together: 800kbit, 10Mbit, 1Gbit per second.",
+        show_default="as much as the line takes",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+Quota = Annotated[
+    str,
+    typer.Option(
+        "--quota",
+        metavar="AMOUNT",
+        envvar="OVERLAY_QUOTA",
+        help="So much in a month (UTC), both ways together: 500MB, 10GB. Then nobody is let in until the next.",
+        show_default="any",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+Expires = Annotated[
+    str,
+    typer.Option(
+        "--expires",
+        metavar="TIME",
+        envvar="OVERLAY_EXPIRES",
+        help="After which it ends by itself: 90s, 30m, 2h, 7d.",
+        show_default="never",
+        rich_help_panel=HOW_MUCH,
+    ),
+]
+
+# what the target is told ---------------------------------------------------------------------------------------------
+
+Forwarded = Annotated[
+    Literal["set", "append", "remove"],
+    typer.Option(
+        "--forwarded",
+        envvar="OVERLAY_FORWARDED",
+        help="For http: whether X-Forwarded-For, -Host, -Proto and Forwarded say what is known here, say it behind "
+        "what users' own proxies have said (let in only those then: --allow), or are left out.",
+        rich_help_panel=TOLD,
+    ),
+]
+HostHeader = Annotated[
+    str,
+    typer.Option(
+        "--host-header",
+        metavar="NAME[:PORT]",
+        envvar="OVERLAY_HOST_HEADER",
+        help="For http: the host that TARGET is asked for.",
+        show_default="what the user asked for",
+        rich_help_panel=TOLD,
+    ),
+]
+RequestHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--request-header",
+        metavar="'NAME: VALUE'",
+        envvar="OVERLAY_REQUEST_HEADER",
+        help="For http: a field to set in each request, in the place of the user's; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
+RemoveRequestHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remove-request-header",
+        metavar="NAME",
+        envvar="OVERLAY_REMOVE_REQUEST_HEADER",
+        help="One to leave out of each request; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
+ResponseHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--response-header",
+        metavar="'NAME: VALUE'",
+        envvar="OVERLAY_RESPONSE_HEADER",
+        help="One to set in each answer, in the place of TARGET's; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
+RemoveResponseHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remove-response-header",
+        metavar="NAME",
+        envvar="OVERLAY_REMOVE_RESPONSE_HEADER",
+        help="One to leave out of each answer; may be repeated.",
+        show_default=False,
+        rich_help_panel=TOLD,
+    ),
+]
 
 # this command --------------------------------------------------------------------------------------------------------
 
@@ -363,9 +538,11 @@ Foreground = Annotated[
 
 
 NOT_OF_AN_EXPOSURE: Final = frozenset(
-    "context state file dry_run unattended foreground show_secrets invite carrier proxy ca json quiet help".split()
+    "context state file dry_run unattended foreground show_secrets invite carrier proxy ca json quiet help "
+    "expires".split()
 )
-"""Parameters of the command that say how it is run; all others say what is exposed."""
+"""Parameters of the command that say how it is run; all others say what is exposed. What a file has stays as long as it
+is there, and does not end in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,13 +573,34 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
         "known_as": given["known_as"] or [],
         "service": given["service"],
         "inspect": parse_size(given["inspect_body"]) if given["inspect"] else 0,
-        "options": target_options(listing=given["listing"], insecure=given["insecure_target"], ca=given["target_ca"]),
+        "options": target_options(
+            listing=given["listing"],
+            insecure=given["insecure_target"],
+            ca=given["target_ca"],
+            proxy=given["target_proxy"],
+            proxy_auth=folder / given["target_proxy_auth"] if given["target_proxy_auth"] else None,
+        ),
         "tls": {"acme_email": given["acme_email"], "acme_directory": given["acme_directory"]},
         "terms": terms(
             allow=given["allow"],
             deny=given["deny"],
             credentials=made.access,
             max_connections=given["max_connections"],
+            connection_rate=given["connection_rate"],
+            request_rate=given["request_rate"],
+            bandwidth=given["bandwidth"],
+            quota=given["quota"],
+            expires=given.get("expires", ""),
+            headers={
+                "forwarded": given["forwarded"],
+                "host": given["host_header"],
+                "request": given["request_header"] or [],
+                "request_remove": given["remove_request_header"] or [],
+                "response": given["response_header"] or [],
+                "response_remove": given["remove_response_header"] or [],
+            },
+            proxy_protocol=given["proxy_protocol"],
+            transparent=given["transparent"],
             tls_end=given["tls_end"],
             group=given["group"],
             balance=given["balance"],
@@ -419,10 +617,47 @@ def _secrets_file(name: str, folder: Path) -> str:
     return name if name in ("", "-", NEW) else os.path.join(folder, name)
 
 
-def target_options(*, listing: bool, insecure: bool, ca: Path | None) -> dict[str, Any]:
+def check_typed(context: typer.Context) -> None:
+    """Raises `UserError` for what has no place among arguments."""
+    source = context.get_parameter_source("target_proxy")
+    if source is not None and source.name == "COMMANDLINE" and "@" in context.params["target_proxy"]:
+        raise UserError(
+            "proxy-password",
+            "A password among the arguments is seen by every user of this machine.",
+            "Put USER:PASSWORD into a file and name that with --target-proxy-auth, or the whole URL into "
+            "OVERLAY_TARGET_PROXY.",
+            Exit.USAGE,
+        )
+
+
+def target_options(
+    *, listing: bool, insecure: bool, ca: Path | None, proxy: str, proxy_auth: Path | None
+) -> dict[str, Any]:
     """`overlay.node.targets.TargetOptions` as the local API takes them. Files are read here, with the rights of who
     calls. Raises `UserError` (exit 2)."""
-    return {"listing": listing, "insecure": insecure, "ca": "" if ca is None else _read(ca, "--target-ca")}
+    if proxy_auth is not None:
+        proxy = _with_password(proxy, _read(proxy_auth, "--target-proxy-auth"))
+    return {
+        "listing": listing,
+        "insecure": insecure,
+        "ca": "" if ca is None else _read(ca, "--target-ca"),
+        "proxy": proxy,
+    }
+
+
+def _with_password(proxy: str, text: str) -> str:
+    from urllib.parse import quote
+
+    user, colon, password = text.partition("\n")[0].rstrip("\r").partition(":")
+    scheme, separator, host = proxy.rpartition("://")
+    if not (colon and user and host) or "@" in host:
+        raise UserError(
+            "proxy-password",
+            "The file that --target-proxy-auth names must begin with USER:PASSWORD, and --target-proxy say where to.",
+            "As in: --target-proxy socks5://HOST:1080 --target-proxy-auth FILE",
+            Exit.USAGE,
+        )
+    return f"{scheme}{separator}{quote(user, safe='')}:{quote(password, safe='')}@{host}"
 
 
 def _read(path: Path, option: str) -> str:
@@ -447,14 +682,33 @@ def terms(
     private: str,
     for_tag: list[str] | None,
     token: str,
+    connection_rate: str,
+    request_rate: str,
+    bandwidth: str,
+    quota: str,
+    expires: str,
+    headers: dict[str, Any],
+    proxy_protocol: str,
+    transparent: bool,
     tls_end: str | None,
 ) -> dict[str, Any]:
-    """`overlay.wire.control.terms.Terms` as the local API takes them."""
+    """`overlay.wire.control.terms.Terms` as the local API takes them. Raises `UserError` (exit 2)."""
+    from overlay_cli.durations import parse_duration
+
     return {
         "access": {"allow": allow or [], "deny": deny or [], **credentials},
-        "limits": {"connections": max_connections},
         "group": {"name": group.lower(), "balance": balance},
         "health": health,
         "private": {"name": private.lower(), "tags": for_tag or [], "token": token},
+        "limits": {
+            "connections": max_connections,
+            "connection_rate": connection_rate,
+            "request_rate": request_rate,
+            "bandwidth": parse_rate(bandwidth) if bandwidth else 0.0,
+            "quota": parse_size(quota) if quota else 0,
+        },
+        "headers": headers,
+        "told": {"proxy_protocol": "" if proxy_protocol == "none" else proxy_protocol, "transparent": transparent},
+        "expires": time.time() + parse_duration(expires) if expires else 0.0,
         "tls_end": tls_end or "",
     }

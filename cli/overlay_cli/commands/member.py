@@ -160,7 +160,10 @@ def status(state: NodeState, json: Json = False, verbose: Verbose = 0) -> None:
 
 def _print_status(document: dict[str, Any], *, json: bool, verbose: bool) -> None:
     if json:
-        output.print_json(document)
+        from overlay_cli.terms import without_secrets
+
+        shown = [without_secrets(exposure) for exposure in document.get("exposures", ())]
+        output.print_json({**document, "exposures": shown})
         return
     from overlay_cli.tables import node_summary, server_summary
 

@@ -97,6 +97,18 @@ def server(
             help="Peers who ask for the public name of an exposure come here, too, and not straight to its node.",
         ),
     ] = False,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            envvar="OVERLAY_POLICY",
+            help="Which node may expose what, in TOML: tables 'rule' for nodes or tags, and 'default' for the "
+            "others, with hosts, ports, protocols, exposures, quota and bandwidth; as in: tags = ['web'], "
+            "hosts = ['*.example.com'], ports = ['9000-9099'], quota = '100GB'. Read again when it changes.",
+            show_default="policy.toml in the state folder, if there is one",
+        ),
+    ] = None,
     dscp: Dscp = "hide",
     tls_cert: Annotated[
         list[Path] | None,
@@ -148,8 +160,8 @@ def server(
     quiet: Quiet = False,
 ) -> None:
     """Run the server of a network. The first start makes the network and prints the first invite."""
+    from overlay.daemon.quantities import parse_rate
     from overlay.server.settings import ServerSettings
-    from overlay_cli.rates import parse_rate
 
     settings = ServerSettings(
         state=str(state.absolute()),
@@ -161,6 +173,7 @@ def server(
         tun=not no_tun,
         relay_rate=parse_rate(relay_rate) if relay_rate else 0.0,
         direct_names=not no_direct_names,
+        policy=str(policy.absolute()) if policy else "",
         dscp=dscp,
         web_domain=(web_domain or "").lower().strip("."),
         tls_cert=tuple(str(path.absolute()) for path in tls_cert or ()),

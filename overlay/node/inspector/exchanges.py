@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from overlay.wire.ingress.http1 import RequestHead, ResponseHead
+from overlay.wire.ingress.http1 import Fields, RequestHead, ResponseHead
 
 MOST_EXCHANGES: Final = 200  # of one exposure
 MOST_BYTES: Final = 8 * 1024 * 1024  # of all, heads and bodies
 _OVERHEAD: Final = 1024  # bytes that one is counted for beside what it holds
+_OVERHEAD_OF_FIELD: Final = 160  # two objects and a pair
 
 State = Literal["open", "done", "cut", "lost"]
 """Under way; whole; ended before its end; what came was not understood."""
@@ -93,14 +94,13 @@ class Exchanges:
         self._counts[exposure] += 1
         if self._counts[exposure] > MOST_EXCHANGES:
             self._forget(self.of(exposure)[0])
-        size = len(request.target) + sum(len(name) + len(value) for name, value in request.fields)
-        self._count(made, _OVERHEAD + size)
+        self._count(made, _OVERHEAD + len(request.target) + _size_of(request.fields))
         self._on_change(made)
         return made
 
     def answered(self, exchange: Exchange, answer: ResponseHead) -> None:
         exchange.answer = answer
-        self._count(exchange, sum(len(name) + len(value) for name, value in answer.fields))
+        self._count(exchange, _size_of(answer.fields))
         self._on_change(exchange)
 
     def add(self, exchange: Exchange, body: Body, payload: bytes) -> None:
@@ -134,3 +134,7 @@ class Exchanges:
         exchange.forgotten = True
         exchange.sent.kept.clear()
         exchange.received.kept.clear()
+
+
+def _size_of(fields: Fields) -> int:
+    return sum(_OVERHEAD_OF_FIELD + len(name) + len(value) for name, value in fields)

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import anyio
@@ -114,6 +115,7 @@ class Inspector:
             )
         if self._replays >= MOST_REPLAYS:
             raise UserError("too-many-replays", "Too many requests are sent again at this moment.", "Try again.")
+        body = bytes(old.sent.kept)  # it may be forgotten while we connect
         self._replays += 1
         try:
             stream = await self._open_target(old.exposure)
@@ -125,7 +127,7 @@ class Inspector:
                     Exit.UNREACHABLE,
                 )
             tap = Tap(self._exchanges, old.exposure, old.limit, name)
-            await _send(TappedStream(stream, _Beside(tap)), tap, _head(request, len(old.sent.kept)) + old.sent.kept)
+            await _send(TappedStream(stream, _Beside(tap)), tap, _head(request, len(body)) + body)
         finally:
             self._replays -= 1
         if tap.last is None:
@@ -149,12 +151,8 @@ class Inspector:
                         "page-failed", f"The inspector's page cannot be served: {error.strerror}.", "Try again."
                     ) from error
                 port, secret = listener.getsockname()[1], secrets.token_urlsafe(24)
-                serve = serve_application
-                await self._tasks.start(
-                    lambda task_status: serve(
-                        make_page(self, port, secret), listener, limit=MOST_CALLERS, task_status=task_status
-                    )
-                )
+                page = make_page(self, port, secret)
+                await self._tasks.start(partial(serve_application, page, listener, limit=MOST_CALLERS))
                 self._url = f"http://127.0.0.1:{port}/{secret}/"
             return self._url
 

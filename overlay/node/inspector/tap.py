@@ -11,7 +11,7 @@ from overlay.node.inspector.exchanges import Exchange, Exchanges
 from overlay.wire.ingress.body import BodyReader
 from overlay.wire.ingress.http1 import HEAD_END, HttpError, parse_request, parse_response
 
-LONGEST_HEAD: Final = 64 * 1024  # bytes; ours are a quarter of it
+LONGEST_HEAD: Final = 32 * 1024  # bytes; the ingress takes half of it
 MOST_WAITING: Final = 64  # requests that were sent before the first of them is answered
 
 

@@ -8,9 +8,10 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 import secrets
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from overlay.server.access.passwords import Passwords, TooBusy
@@ -24,6 +25,7 @@ TRIES_PERIOD: Final = 60.0  # s for so many more
 REMEMBERED_FOR: Final = 600.0  # s that what was good is not looked at again
 MOST_REMEMBERED: Final = 1024
 LINK: Final = b"overlay-link"  # the parameter in a secret link's query
+_SECRET: Final = re.compile(rf"([?&]{LINK.decode()}=)[^&]*")
 COOKIE_AGE: Final = 30 * 24 * 3600  # s
 
 Kind = Literal["basic", "bearer"]
@@ -31,10 +33,11 @@ Kind = Literal["basic", "bearer"]
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who sends a request: from where, and whether nobody could read along."""
+    """Who sends requests by one connection: from where, and whether nobody could read along."""
 
     source: str  # address
     secure: bool
+    begun: set[str] = field(default_factory=set)  # the exposures that they were for, by id
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +203,11 @@ class Credentials:
     def _refusal(self, reason: str) -> Reply:
         """401 needs a challenge (RFC 9110 §15.5.2), and a link has none."""
         return Reply(401 if self._challenges else 403, reason, self._challenges)
+
+
+def without_secret(target: str) -> str:
+    """A request's target for a log."""
+    return _SECRET.sub(r"\1…", target)
 
 
 def _without(fields: Fields, name: bytes) -> Fields:

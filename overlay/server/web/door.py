@@ -9,6 +9,7 @@ many there are, how long a head may take, how long nothing may happen.
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Literal
 
 import anyio
@@ -16,6 +17,7 @@ import anyio
 from overlay.carrier.http import answer, say
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
+from overlay.server.access.credentials import without_secret
 from overlay.server.access.gate import Asker, Reply
 from overlay.server.groups import MOST_TRIES, Group
 from overlay.server.tunnels import TunnelError, Visitor
@@ -27,6 +29,7 @@ from overlay.server.web.targets import KeptTargets
 from overlay.wire.control.messages import RequestEntry
 from overlay.wire.ingress.forwarding import request_to_target
 from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
+from overlay.wire.ingress.trouble import trouble_page
 
 HEAD_TIMEOUT: Final = 10.0  # s for a head, from its first byte
 IDLE_TIMEOUT: Final = 75.0  # s between two requests
@@ -65,17 +68,16 @@ class WebDoor:
             if guest.http2:
                 await self._serve_streams(guest, visitor, find)
             else:
-                user = Incoming(guest.stream, guest.begun)
-                scheme: Scheme = "https" if guest.secure else "http"
-                await _Connection(user, scheme, visitor, find, self._drops, self._wall).run()
+                user, asker = Incoming(guest.stream, guest.begun), Asker(visitor.source[0], guest.secure)
+                await _Connection(user, asker, visitor, find, self._drops, self._wall).run()
         finally:
             visit.leave()
 
     async def _serve_streams(self, guest: Guest, visitor: Visitor, find: Find) -> None:
-        targets = KeptTargets()
+        targets, asker = KeptTargets(), Asker(visitor.source[0], secure=True)
 
         async def serve(stream: Http2Stream) -> None:
-            await _Connection(Incoming(stream), "https", visitor, find, self._drops, self._wall, targets).run()
+            await _Connection(Incoming(stream), asker, visitor, find, self._drops, self._wall, targets).run()
 
         try:
             await Http2Connection(guest.stream, guest.begun, serve, self._drops).run()
@@ -87,7 +89,7 @@ class _Connection:
     def __init__(
         self,
         user: Incoming,
-        scheme: Scheme,
+        asker: Asker,
         visitor: Visitor,
         find: Find,
         drops: Counter[str],
@@ -96,11 +98,11 @@ class _Connection:
     ) -> None:
         """`targets`: of the same user, for streams that come one after the other."""
         self._user = user
-        self._scheme = scheme
+        self._scheme: Scheme = "https" if asker.secure else "http"
         self._targets = targets
         self._visitor = visitor
         self._source = visitor.source[0]
-        self._asker = Asker(self._source, scheme == "https")
+        self._asker = asker
         self._find = find
         self._drops = drops
         self._wall = wall
@@ -137,10 +139,11 @@ class _Connection:
         if site is None:
             return await self._reply(request, Reply(404, "http_stranger"))
         admitted = await site.gate.admit(request, self._asker)
+        if not isinstance(admitted, Reply) and not self._enter(site):
+            admitted = Reply(503, "too_many_users")
         if isinstance(admitted, Reply):
+            site.note(self._refused(request, site.count + 1, admitted.status))
             return await self._reply(request, admitted)
-        if not self._enter(site):
-            return await self._reply(request, Reply(503, "too_many_users"))
         return await self._serve(admitted, site)
 
     async def _reply(self, request: RequestHead, reply: Reply) -> bool:
@@ -194,7 +197,8 @@ class _Connection:
 
     async def _serve(self, request: RequestHead, site: Site) -> bool:
         started = time.monotonic()
-        exchange = Exchange(request, self._user, closely=isinstance(site.tunnel, Group) and may_repeat(request))
+        closely = isinstance(site.tunnel, Group) and may_repeat(request)
+        exchange = Exchange(request, self._user, site.gate, closely=closely)
         refusal: Unanswered | None = None
         try:
             await self._exchange(exchange, site)
@@ -217,8 +221,21 @@ class _Connection:
         if exchange.began:
             self._user.stream.cut()
         else:
-            await say(self._user.stream, answer(refusal.status, with_body=request.method != b"HEAD"))
+            told = trouble_page(refusal.trouble) if refusal.trouble and site.is_near(self._source) else None
+            await say(self._user.stream, answer(refusal.status, told, with_body=request.method != b"HEAD"))
         return False
+
+    def _refused(self, request: RequestHead, number: int, status: int) -> RequestEntry:
+        return RequestEntry(
+            number=number,
+            at=self._wall(),
+            method=request.method.decode("ascii"),
+            path=without_secret(request.target.decode("ascii"))[:_LONGEST_PATH],
+            status=status,
+            took_ms=0.0,
+            sent=0,
+            source=self._source,
+        )
 
     def _entry(self, exchange: Exchange, number: int, refusal: Unanswered | None, took: float) -> RequestEntry:
         return RequestEntry(
@@ -234,7 +251,7 @@ class _Connection:
 
     async def _exchange(self, exchange: Exchange, site: Site) -> None:
         request = exchange.request
-        head = request_to_target(request, source=self._source, scheme=self._scheme)
+        head = request_to_target(request, source=self._source, scheme=self._scheme, rewrite=site.gate.rewrite)
         group = site.tunnel if isinstance(site.tunnel, Group) else None
         if self._target is not None and group is not None and not group.serves_well(self._target.stream):
             self._drop_target()
@@ -251,18 +268,19 @@ class _Connection:
             await self._exchange_with_any(exchange, head, group)
             return
         try:
-            self._target = Incoming(await site.tunnel.open(self._visitor))
+            self._target = Incoming(await site.tunnel.open(replace(self._visitor, authority=request.host)))
         except TunnelError as error:
             raise Unanswered(error.status, error.reason) from error
         await exchange.run(head, self._target)
 
     async def _exchange_with_any(self, exchange: Exchange, head: bytes, group: Group) -> None:
         """With one member of a group after the other, as long as the request may be repeated and none has answered."""
+        visitor = replace(self._visitor, authority=exchange.request.host)
         tried: set[int] = set()
         gone: Unanswered | None = None
         while True:
             try:
-                self._target = Incoming(await group.open_another(self._visitor, tried))
+                self._target = Incoming(await group.open_another(visitor, tried))
             except TunnelError as error:
                 raise gone or Unanswered(error.status, error.reason) from error
             try:

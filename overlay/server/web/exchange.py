@@ -13,13 +13,15 @@ from typing import Final, TypeVar
 import anyio
 from anyio.abc import SocketAttribute
 
-from overlay.carrier.forward import forward_streams
 from overlay.carrier.port import UserStream
+from overlay.server.access.gate import Gate
+from overlay.server.access.meter import forward_metered
 from overlay.server.web.http2 import Http2Stream
 from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
 from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
 from overlay.wire.ingress.http1 import Framing, HttpError, RequestHead, ResponseHead, parse_response
+from overlay.wire.ingress.trouble import trouble_in
 
 ANSWER_TIMEOUT: Final = 60.0  # s for the target to begin its answer, after the request's last byte: 504 then
 BODY_TIMEOUT: Final = 60.0  # s for the user's next bytes of a body
@@ -35,12 +37,14 @@ class UserGone(Exception):
 
 
 class Unanswered(Exception):
-    """Nothing of an answer has reached the user yet. `status`: what to say instead."""
+    """Nothing of an answer has reached the user yet. `status`: what to say instead; `trouble`: a sentence for the owner
+    of the target alone."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, trouble: str = "") -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
+        self.trouble = trouble
 
 
 class TargetGone(Exception):
@@ -54,7 +58,7 @@ class TargetGone(Exception):
 class Exchange:
     """See the module's docstring. `run` once."""
 
-    def __init__(self, request: RequestHead, user: Incoming, *, closely: bool = False) -> None:
+    def __init__(self, request: RequestHead, user: Incoming, gate: Gate, *, closely: bool = False) -> None:
         """`closely`: notice within some 2 s when the machine at the other end is gone, as another could answer."""
         self.request = request
         self.status = 0  # of the final answer, once it is known
@@ -65,6 +69,8 @@ class Exchange:
         self.upgraded = False
         self._user = user
         self._closely = closely
+        self._meter = gate.meter
+        self._rewrite = gate.rewrite
         self._body = BodyReader(request.framing)
         self._is_sent = self._body.done
         self._body_error: Exception | None = None
@@ -142,6 +148,10 @@ class Exchange:
                 break
             if self.request.version == 1:
                 await self._to_user(response_to_user(response, 0, close=False))
+        trouble = trouble_in(response)
+        if trouble is not None:
+            self.keep_target = False
+            raise Unanswered(response.status, "target_unreachable", trouble)
         self.status = response.status
         if response.status == 101:
             await self._upgrade(response, target)
@@ -180,7 +190,7 @@ class Exchange:
             framing = "chunked" if self.request.version == 1 else "close"
         self.keep_user = self.request.keep_alive and framing != "close"
         reader = BodyReader(response.framing, extensions=True)
-        waiting = response_to_user(response, framing, close=not self.keep_user)
+        waiting = response_to_user(response, framing, close=not self.keep_user, rewrite=self._rewrite)
         while True:
             if not reader.done and (not waiting or target.ahead):
                 payload = await self._payload(target, reader)
@@ -217,29 +227,31 @@ class Exchange:
         await self._to_user(response_to_user(response, 0, close=False) + target.take_ahead())
         if early := self._user.take_ahead():
             await self._send_to_target(target, early)
-        forwarded = await forward_streams(user, other)
+        forwarded = await forward_metered(user, other, self._meter)
         self.sent = forwarded.b_to_a
 
     # sending and waiting
 
     async def _to_user(self, data: bytes) -> None:
+        self._meter.add(len(data))
         try:
             # Nearly always the kernel takes it at once, and a time limit costs more than the rest of it.
-            if (taken := self._user.stream.send_now(data)) == len(data):
-                return
-            data = data[taken:]
-            with anyio.fail_after(WRITE_TIMEOUT):
-                await self._user.stream.send(data)
+            if (taken := self._user.stream.send_now(data)) < len(data):
+                with anyio.fail_after(WRITE_TIMEOUT):
+                    await self._user.stream.send(data[taken:])
+            if self._meter.down is not None:
+                await self._meter.down.passed(len(data))
         except (TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise UserGone from error
 
     async def _send_to_target(self, target: Incoming, data: bytes) -> None:
+        self._meter.add(len(data))
         try:
-            if (taken := target.stream.send_now(data)) == len(data):
-                return
-            data = data[taken:]
-            with anyio.fail_after(WRITE_TIMEOUT):
-                await target.stream.send(data)
+            if (taken := target.stream.send_now(data)) < len(data):
+                with anyio.fail_after(WRITE_TIMEOUT):
+                    await target.stream.send(data[taken:])
+            if self._meter.up is not None:
+                await self._meter.up.passed(len(data))
         except TimeoutError as error:
             raise Unanswered(504, "target_slow") from error
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:

@@ -1,5 +1,7 @@
 """Who comes to the server's shared port and does not want to talk to the server: users, and nodes' calls for users."""
 
+from dataclasses import replace
+
 from overlay.carrier.port import Caller, Guest, TlsGuest, TlsPlace
 from overlay.server.callers import Callers
 from overlay.server.proxying import ProxyDoor
@@ -37,7 +39,8 @@ class WebGuests:
     async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
         visitor = Visitor.of(raw_socket(guest.stream), source)
         if isinstance(guest, TlsGuest):
-            await self._tls_door.serve(guest, visitor, self._sites.find_tls(guest.name))
+            named = replace(visitor, authority=guest.name)
+            await self._tls_door.serve(guest, named, self._sites.find_tls(guest.name))
             return
         by_connect = self.proxy is not None and guest.begun.startswith(b"CONNECT ")
         if not (by_connect and self.proxy is not None and await self.proxy.serve(guest, visitor)):

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 from h2 import events
 from h2.config import H2Configuration
@@ -28,10 +29,9 @@ from overlay.wire.ingress.http2 import request_head, response_fields, trailer_fi
 
 MAX_STREAMS: Final = 100  # of a connection at once, as RFC 9113 §6.5.2 recommends at least
 WINDOW: Final = 256 * 1024  # bytes of bodies that a connection holds until its targets take them
-MAX_WAITING: Final = 64 * 1024  # bytes of an answer that wait for the user, and of frames for the kernel
+MAX_WAITING: Final = 64 * 1024  # bytes of an answer, and of frames, that may wait; then nothing more is read
 MAX_HEADERS: Final = 64 * 1024  # bytes of a header list after which the connection ends; above `MAX_HEAD` it is a 431
 MAX_QUIET: Final = 96 * 1024  # bytes that may come and bring no event: a header block without end
-MAX_ANSWERS: Final = 256 * 1024  # bytes of answers to pings and settings that the user does not take
 IDLE_TIMEOUT: Final = 75.0  # s without a stream
 GOODBYE: Final = 2.0  # s for the last frames to go
 WRITE_TIMEOUT: Final = 60.0  # s for the user to take what is sent
@@ -202,6 +202,7 @@ class Http2Connection:
         self._ready: dict[int, Http2Stream] = {}  # that have something to send, by turns
         self._outgoing = bytearray()
         self._wake = anyio.Event()
+        self._sent = anyio.Event()  # of what was outgoing
         self._done = False  # nothing more is to be written
         self._written = anyio.Event()
         self._leaving = False  # the user has said goodbye
@@ -244,7 +245,10 @@ class Http2Connection:
         data, self._begun = self._begun, b""
         while not self._leaving:
             if not data:
+                while len(self._outgoing) >= MAX_WAITING:
+                    await self._sent.wait()  # who takes nothing is not heard
                 data = await self._stream.receive(_READ_SIZE)
+                await anyio.lowlevel.checkpoint()  # the streams' turn, however fast it comes
             try:
                 happened = self._h2.receive_data(data)
                 self._quiet = 0 if happened else self._quiet + len(data)
@@ -337,7 +341,7 @@ class Http2Connection:
 
     def _check_calm(self) -> None:
         self._outgoing += self._h2.data_to_send()
-        if self._quiet > MAX_QUIET or len(self._outgoing) > MAX_ANSWERS or self._came > OVERHEAD * self._useful:
+        if self._quiet > MAX_QUIET or self._came > OVERHEAD * self._useful:
             raise _Flood("http2_flood")
 
     # what the streams say
@@ -397,6 +401,8 @@ class Http2Connection:
                     self._wake = anyio.Event()
                     continue
                 data, self._outgoing = bytes(self._outgoing), bytearray()
+                self._sent.set()
+                self._sent = anyio.Event()
                 with anyio.fail_after(WRITE_TIMEOUT):
                     await self._stream.send(data)
         except (TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError):

@@ -24,6 +24,8 @@ class Site:
     log: deque[RequestEntry] = field(default_factory=lambda: deque(maxlen=LOG_SIZE))
     count: int = 0  # requests so far
     gate: Gate = field(default_factory=Gate)
+    is_near: Callable[[str], bool] = lambda source: False
+    """Whether who comes from this address may be told where the target is: peers, and the node's own place."""
     watchers: dict[str, Callable[[RequestEntry], None]] = field(default_factory=dict)  # by exposure's name
     users: set[anyio.CancelScope] = field(default_factory=set)
 

@@ -5,9 +5,9 @@ from collections import Counter
 
 import anyio
 
-from overlay.carrier.forward import forward_streams
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import TlsGuest
+from overlay.server.access.meter import forward_metered
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.door import MAX_PER_SITE
 from overlay.server.web.sites import Site
@@ -26,11 +26,11 @@ class TlsDoor:
         if site is None:
             self._turn_away(guest, "tls_stranger")
             return
-        if not site.gate.admits(visitor.source[0]):
-            self._turn_away(guest, "source_refused")
-            return
         if self._room.full_for(network) or site.connections >= (site.gate.terms.limits.connections or MAX_PER_SITE):
             self._turn_away(guest, "too_many_users")
+            return
+        if reason := site.gate.refuses(visitor.source[0]):
+            self._turn_away(guest, reason)
             return
         visit = self._room.enter(network)
         scope = anyio.CancelScope()
@@ -48,7 +48,7 @@ class TlsDoor:
         except TunnelError as error:
             self._turn_away(guest, error.reason)
         else:
-            await forward_streams(guest.stream, inside)
+            await forward_metered(guest.stream, inside, site.gate.meter)
 
     def _turn_away(self, guest: TlsGuest, reason: str) -> None:
         self._drops[reason] += 1

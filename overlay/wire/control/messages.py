@@ -223,6 +223,13 @@ class Exposures(Message, frozen=True, kw_only=True, tag="exposures"):
     exposures: tuple[Exposure, ...]
 
 
+class Withdrawn(Message, frozen=True, kw_only=True, tag="withdrawn"):
+    """The server has ended an exposure of this node."""
+
+    id: str
+    why: str  # the rest of a sentence: "its time is over"
+
+
 class RequestEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One request of a user by http, as the log has it."""
 
@@ -299,6 +306,7 @@ class Failed(Message, frozen=True, kw_only=True, tag="failed"):
     code: str
     message: str
     hint: str = ""
+    exit_code: int = 1
 
 
 class Pong(Message, frozen=True, kw_only=True, tag="pong"):
@@ -326,6 +334,7 @@ ServerMessage = (
     | SignedMap
     | Exposed
     | Exposures
+    | Withdrawn
     | Supply
     | Requests
     | Members

@@ -12,10 +12,20 @@ import msgspec
 
 from overlay.errors import Exit, UserError
 from overlay.wire.credentials import is_digest, is_password_hash, is_user_name
+from overlay.wire.ingress.proxy_protocol import ProxyProtocol
+from overlay.wire.ingress.rewrite import Forwarding, Rewrite, make_rewrite
 from overlay.wire.networks import NetworkLists
 
 MOST_CONNECTIONS: Final = 8192
+MOST_OFTEN: Final = 1_000_000
+LEAST_BANDWIDTH: Final = 64e3 / 8  # bytes per second: what is less would have one datagram in a quarter of a second
+MOST_BANDWIDTH: Final = 1e12 / 8
+MOST_QUOTA: Final = 10**18  # bytes
+_PERIODS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_FREQUENCY: Final = re.compile(r"([0-9]{1,7})/([smhd])")
+LATEST: Final = 253402300800.0  # the year 10000, Unix time
 MOST_NETWORKS: Final = 256  # in a list
+MOST_FIELDS: Final = 32  # to set, or to remove, of requests or answers
 MOST_SECRETS: Final = 256  # users, or tokens
 MOST_TAGS: Final = 16
 LONGEST_TAG: Final = 64  # characters
@@ -65,11 +75,50 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How much; 0: what the server allows everybody."""
 
     connections: int = 0  # users at once
+    connection_rate: str = ""  # of each address, "10/s": new connections, or flows of datagrams; "": any
+    request_rate: str = ""  # as above: requests by http
+    bandwidth: float = 0.0  # bytes per second each way, of all users together
+    quota: int = 0  # bytes both ways in a calendar month (UTC)
+
+
+class Headers(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What targets and users are told by http: as `overlay.wire.ingress.rewrite.make_rewrite` takes it."""
+
+    forwarded: Forwarding = "set"
+    host: str = ""  # what the target is asked for
+    request: tuple[str, ...] = ()  # "Name: value"
+    request_remove: tuple[str, ...] = ()
+    response: tuple[str, ...] = ()
+    response_remove: tuple[str, ...] = ()
+
+    def rewrite(self) -> Rewrite:
+        """Raises `ValueError` with the rest of a sentence."""
+        return make_rewrite(
+            forwarding=self.forwarded,
+            host=self.host,
+            request=self.request,
+            request_remove=self.request_remove,
+            response=self.response,
+            response_remove=self.response_remove,
+        )
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the target is told of a user."""
+
+    proxy_protocol: ProxyProtocol = ""  # the header before his bytes
+    transparent: bool = False  # connections bear his address; within the tunnel a header of v2 tells it to the node
+
+
+NOTHING_TOLD: Final = Told()
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     access: Access = Access()
     limits: Limits = Limits()
+    headers: Headers = Headers()
+    expires: float = 0.0  # Unix time, s; 0: never
+    told: Told = NOTHING_TOLD
     tls_end: TlsEnd = ""
     group: Membership = Membership()
     private: Private = Private()
@@ -83,10 +132,51 @@ def check_terms(terms: Terms, protocol: str) -> None:
     """Of an exposure that users reach by `protocol`. Raises `UserError` ("terms-invalid", exit 2)."""
     check_group(terms)
     _check_private(terms.private)
+    if not 0 <= terms.expires < LATEST:
+        raise _invalid("--expires is a length of time, as in 2h")
     if not 0 <= terms.limits.connections <= MOST_CONNECTIONS:
         raise _invalid(f"--max-connections is a number from 1 to {MOST_CONNECTIONS}")
+    _check_limits(terms.limits, protocol)
+    if protocol == "udp" and terms.told.proxy_protocol == "v1":
+        raise _invalid("version 1 of the PROXY protocol knows no datagrams; ask for --proxy-protocol v2")
     _check_networks(terms.access)
     _check_secrets(terms.access, protocol)
+    _check_headers(terms.headers, protocol)
+
+
+def parse_frequency(text: str) -> tuple[int, float]:
+    """`100/m` → how often, and in how many seconds. Raises `ValueError`."""
+    found = _FREQUENCY.fullmatch(text.strip().lower())
+    if found is None or not 0 < int(found[1]) <= MOST_OFTEN:
+        raise ValueError
+    return int(found[1]), _PERIODS[found[2]]
+
+
+def _check_limits(limits: Limits, protocol: str) -> None:
+    for option, text in (("--connection-rate", limits.connection_rate), ("--request-rate", limits.request_rate)):
+        try:
+            if text:
+                parse_frequency(text)
+        except ValueError as error:
+            raise _invalid(f"{option} is a number per s, m, h or d, as in 10/s or 100/m") from error
+    if limits.request_rate and protocol != "http":
+        raise _invalid("requests are counted by http alone: --connection-rate is for all")
+    if limits.bandwidth and not LEAST_BANDWIDTH <= limits.bandwidth <= MOST_BANDWIDTH:  # true for NaN, too
+        raise _invalid("--bandwidth is from 64kbit to 1000Gbit")
+    if not 0 <= limits.quota <= MOST_QUOTA:
+        raise _invalid("--quota is an amount of data up to 1000000TB")
+
+
+def _check_headers(headers: Headers, protocol: str) -> None:
+    if headers != Headers() and protocol != "http":
+        raise _invalid("headers are of http alone")
+    lists = (headers.request, headers.request_remove, headers.response, headers.response_remove)
+    if max(map(len, lists)) > MOST_FIELDS:
+        raise _invalid(f"there are more than {MOST_FIELDS} fields of one kind to change")
+    try:
+        headers.rewrite()
+    except ValueError as error:
+        raise _invalid(str(error)) from error
 
 
 def _check_networks(access: Access) -> None:
@@ -148,7 +238,7 @@ def shared(terms: Terms) -> Terms:
     kinds = msgspec.structs.replace(
         access, users=names, bearers=("",) * bool(access.bearers), link="?" * bool(access.link)
     )
-    return msgspec.structs.replace(terms, health="", access=kinds)
+    return msgspec.structs.replace(terms, health="", expires=0.0, told=NOTHING_TOLD, access=kinds)
 
 
 def _invalid(why: str) -> UserError:

@@ -18,6 +18,7 @@ from overlay.carrier.tapped import TappedStream
 from overlay.errors import UserError
 from overlay.node.inspector.inspector import Inspector
 from overlay.node.status import ExposeWish
+from overlay.wire.control.terms import Terms, Told
 from tests.node.test_exposures import NODE, SERVER, Setup, serving, tcp_service
 
 ASKED = b"POST /up?x HTTP/1.1\r\nHost: app.test\r\nAuthorization: Bearer abc\r\nContent-Length: 5\r\n\r\nhello"
@@ -117,6 +118,32 @@ def test_only_while_it_looks_bytes_go_through_python(tmp_path: Path) -> None:
             await tapped.aclose()
             await it.exposures.change("x1", ExposeWish(target=it.exposures.status()[0].target, host="app.test"))
             assert end.tap is None
+
+    anyio.run(main)
+
+
+def test_it_sees_requests_and_not_the_header_before_them(tmp_path: Path) -> None:
+    header = b"PROXY TCP4 198.51.100.90 203.0.113.1 40000 80\r\n"
+    came: list[bytes] = []
+
+    async def target(stream: SocketStream) -> None:
+        async with stream:
+            whole = b""
+            while not whole.endswith(b"\r\n\r\nhello"):
+                whole += await stream.receive()
+            came.append(whole)
+            await stream.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async def main() -> None:
+        async with inspected(tmp_path) as it, tcp_service(target) as port:
+            told = Terms(told=Told(proxy_protocol="v1"))
+            await it.exposures.change("x1", ExposeWish(target=str(port), host="app.test", inspect=1000, terms=told))
+            await it.ask(header + ASKED)
+            (shown,) = await it.until("done")
+            assert (shown.target, shown.status) == ("/up?x", 204)
+            with anyio.fail_after(5):
+                await it.inspector.replay(shown.id)
+            assert came[0] == header + ASKED and came[1].startswith(b"PROXY UNKNOWN\r\nPOST /up?x")
 
     anyio.run(main)
 

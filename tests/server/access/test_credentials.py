@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from overlay.server.access import credentials, passwords
 from overlay.server.access.credentials import Asker, Credentials, Desk, Reply
@@ -169,3 +171,33 @@ def test_a_secret_link_gives_a_cookie_and_leaves_the_address(monkeypatch: pytest
         assert await it.status("Cookie: overlay-x2=LINK; overlay-x1=other") == 403
 
     run(test)
+
+
+_VALUES = st.text("abcBasicearer =;,:+/!\t%&?-overlay-x1link", max_size=40)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.sampled_from(["Authorization", "Cookie", "cookie"]), _VALUES), max_size=4), _VALUES)
+def test_whatever_is_shown_is_answered(fields: list[tuple[str, str]], query: str) -> None:
+    async def main() -> None:
+        checked = Credentials(Access(bearers=FULL.bearers, link=FULL.link), "x1", "/", Desk())
+        target = "/?" + "".join(each for each in query if each not in " \t")
+        shown = request(*(f"{name}: {value}" for name, value in fields), target=target)
+        admitted = await checked.admit(shown, ASKER, 0.0)
+        assert isinstance(admitted, Reply) and admitted.status == 401
+
+    anyio.run(main)
+
+
+@settings(max_examples=50)
+@given(st.lists(_VALUES, max_size=4))
+def test_cookies_of_others_reach_the_target(others: list[str]) -> None:
+    async def main() -> None:
+        checked = Credentials(Access(link=FULL.link), "x1", "/", Desk())
+        theirs = [each.strip(" \t") for each in others if "overlay-x1" not in each and ";" not in each]
+        admitted = await checked.admit(request("Cookie: " + "; ".join(("overlay-x1=LINK", *theirs))), ASKER, 0.0)
+        assert isinstance(admitted, RequestHead)
+        kept = b"; ".join(value for _, value in admitted.fields).decode()
+        assert [each.strip(" ") for each in kept.split(";")] == theirs or not theirs
+
+    anyio.run(main)

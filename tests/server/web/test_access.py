@@ -1,10 +1,13 @@
 """Who may use a site: requests that are let in, and those that are not, through the web's door."""
 
-from overlay.wire.control.terms import Access, Terms
+import anyio
+
+from overlay.server.access.bandwidth import BURST
+from overlay.wire.control.terms import Access, Headers, Limits, Terms
 from overlay.wire.credentials import digest_of
 
 from .door import Served, Target, on_door
-from .test_door import CLOSE, GET, hello, ok
+from .test_door import CLOSE, GET, POST, hello, ok
 
 
 def test_lists_of_networks() -> None:
@@ -49,6 +52,85 @@ def test_a_bearer_token_for_each_request_and_for_an_upgrade() -> None:
         refused = await (await served.user()).ask(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: echo\r\n\r\n")
         assert refused.startswith(b"HTTP/1.1 401 ")
         assert len(heads) == 2 and not any(b"uthorization" in head for head in heads)
-        assert served.drops == {"no_credentials": 2}
+        await (await served.user()).ask(GET.replace(b"/ ", b"/?a=1&overlay-link=secret&b=2 "))
+        assert [(entry.status, entry.path) for entry in served.site.log if entry.status != 101] == [
+            (401, "/"),
+            (200, "/"),
+            (401, "/"),
+            (401, "/?a=1&overlay-link=…&b=2"),
+        ]
+        assert served.drops == {"no_credentials": 3}
+
+    on_door(target, test)
+
+
+def test_rates_of_requests_and_connections() -> None:
+    async def test(served: Served) -> None:
+        served.site.gate.terms = Terms(limits=Limits(request_rate="2/h"))
+        user = await served.user()
+        for _ in range(2):
+            await user.say(GET)
+            assert (await user.head()).startswith(b"HTTP/1.1 200 ")
+            await user.exactly(len(b"GET / HTTP/1.1"))
+        answer = await user.ask(GET)
+        assert answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\n") and b"\r\nRetry-After: 1800\r\n" in answer
+        served.site.gate.terms = Terms(limits=Limits(connection_rate="1/d"))
+        user = await served.user()
+        for _ in range(3):  # one connection may ask as often as it likes
+            await user.say(GET)
+            assert (await user.head()).startswith(b"HTTP/1.1 200 ")
+            await user.exactly(len(b"GET / HTTP/1.1"))
+        assert (await (await served.user()).ask(GET)).startswith(b"HTTP/1.1 429 ")
+        assert served.drops == {"request_rate": 1, "connection_rate": 1}
+
+    on_door(hello, test)
+
+
+def test_what_goes_through_is_counted_and_a_quota_answers() -> None:
+    async def target(target: Target) -> None:
+        await target.until(b"body")
+        await target.say(ok(b"x" * 1000))
+
+    async def test(served: Served) -> None:
+        gate = served.site.gate
+        await (await served.user()).ask(POST + b"Connection: close\r\nContent-Length: 4\r\n\r\nbody")
+        assert 1100 < gate.meter.collect() < 1500 and gate.meter.collect() == 0
+        gate.used_up, gate.opens_in = True, 9.5
+        answer = await (await served.user()).ask(GET)
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"\r\nRetry-After: 10\r\n" in answer
+        assert served.drops == {"quota_used_up": 1}
+
+    on_door(target, test)
+
+
+def test_a_bandwidth_holds_back_what_the_target_says() -> None:
+    async def target(target: Target) -> None:
+        await target.head()
+        await target.say(ok(b"x" * 50_000))
+
+    async def test(served: Served) -> None:
+        served.site.gate.terms = Terms(limits=Limits(bandwidth=200_000.0))
+        began = anyio.current_time()
+        await (await served.user()).ask(CLOSE)
+        await (await served.user()).ask(CLOSE)
+        assert anyio.current_time() - began >= 100_000 / 200_000 - BURST - 50_000 / 200_000  # never faster
+
+    on_door(target, test)
+
+
+def test_heads_as_a_person_wants_them() -> None:
+    heads: list[bytes] = []
+
+    async def target(target: Target) -> None:
+        heads.append(await target.head())
+        await target.say(ok(b"", b"Server: secret", b"X-Kept: 1"))
+
+    async def test(served: Served) -> None:
+        served.site.gate.terms = Terms(
+            headers=Headers(forwarded="remove", host="inner.test", request=("X-Key: k",), response_remove=("server",))
+        )
+        answer = await (await served.user()).ask(CLOSE)
+        assert heads == [b"GET / HTTP/1.1\r\nHost: inner.test\r\nX-Key: k\r\n\r\n"]
+        assert b"secret" not in answer and b"X-Kept: 1\r\n" in answer
 
     on_door(target, test)

@@ -3,18 +3,29 @@
 import hashlib
 import os
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from hyperframe.frame import ContinuationFrame, DataFrame, GoAwayFrame, HeadersFrame, PingFrame, SettingsFrame
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from overlay.carrier.http import answer, say
 from overlay.server.web import http2 as module
+from overlay.server.web.incoming import Incoming
 from overlay.server.web.sites import Site
+from overlay.wire.control.terms import Access, Headers, Limits, Terms
+from overlay.wire.credentials import digest_of
+from overlay.wire.ingress.body import BodyReader
+from overlay.wire.ingress.http1 import parse_request
 from tests.carrier.streams import Certificate
 from tests.server.web.door import Handler, Target
 from tests.server.web.http2_user import NAME, Http2User, http2_user, tls_user
@@ -114,6 +125,24 @@ async def test_requests_go_the_way_of_those_by_http1(certificate: Certificate) -
         assert unknown.status == b"200"
         assert it.port.drops == {}
     await it.until(lambda: it.open == 0)
+
+
+async def test_the_streams_of_a_connection_are_one_to_its_gate(certificate: Certificate) -> None:
+    async with meeting(certificate, tell) as (it, user):
+        terms = Terms(
+            access=Access(bearers=(digest_of(b"token"),)),
+            limits=Limits(connection_rate="1/d", request_rate="4/d"),
+            headers=Headers(response_remove=("x-kept",)),
+        )
+        it.site.gate.terms = terms
+        shown = (b"authorization", b"Bearer token")
+        for _ in range(3):
+            answer = await user.answer(await user.ask("/", shown))
+            assert answer.status == b"200" and b"token" not in answer.body and b"x-kept" not in answer.heads[0]
+        refused = await user.answer(await user.ask("/"))
+        assert refused.status == b"401" and refused.heads[0][b"www-authenticate"].startswith(b"Bearer")
+        assert (await user.answer(await user.ask("/", shown))).status == b"429"
+        assert it.port.drops == {"no_credentials": 1, "request_rate": 1}
 
 
 async def test_other_names_learn_nothing(certificate: Certificate) -> None:
@@ -425,3 +454,98 @@ async def test_curl(certificate: Certificate, version: str) -> None:
         said = done.stdout.decode()
         assert "GET /one HTTP/1.1" in said and "GET /two HTTP/1.1" in said
         assert said.endswith("2 0\n" if version == "--http2" else "1.1 0\n"), said
+
+
+class Said:
+    """A stream of somebody who has said all that he says."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def receive(self, max_bytes: int) -> bytes:
+        await anyio.lowlevel.checkpoint()
+        if not self.data:
+            raise anyio.EndOfStream
+        data, self.data = self.data[:max_bytes], self.data[max_bytes:]
+        return data
+
+    async def send(self, item: bytes) -> None:
+        await anyio.lowlevel.checkpoint()
+
+
+class Deaf:
+    """A stream of somebody who asks and asks, and takes no answer."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._user = H2Connection()
+        self._user.initiate_connection()
+
+    async def receive(self, max_bytes: int) -> bytes:
+        fields = [(":method", "GET"), (":scheme", "https"), (":authority", NAME), (":path", "/")]
+        self._user.send_headers(self._user.get_next_available_stream_id(), fields, end_stream=True)
+        self.asked += 1
+        return self._user.data_to_send()
+
+    async def send(self, item: bytes) -> None:
+        await anyio.sleep_forever()
+
+
+async def test_who_takes_no_answers_is_not_heard() -> None:
+    """Heads without bodies need no window, and would else pile up."""
+    head = b"HTTP/1.1 204 No Content\r\nX-Large: %b\r\n\r\n" % (b"x" * 15_000)
+
+    async def serve(stream: module.Http2Stream) -> None:
+        await stream.send(head)
+
+    deaf, drops = Deaf(), Counter[str]()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(module.Http2Connection(deaf, b"", serve, drops).run)  # type: ignore[arg-type]
+        await anyio.wait_all_tasks_blocked()
+        assert 0 < deaf.asked <= module.MAX_STREAMS and drops == {}
+        tasks.cancel_scope.cancel()
+
+
+def conversation() -> bytes:
+    """Two requests, one of them with a body and trailers, and what else a user may say."""
+    user = H2Connection()
+    user.initiate_connection()
+    fields = [(":method", "POST"), (":scheme", "https"), (":authority", NAME), (":path", "/")]
+    user.send_headers(1, fields)
+    user.send_data(1, b"body", pad_length=3)
+    user.ping(b"returned")
+    user.send_headers(3, [*fields, ("content-length", "0")], end_stream=True)
+    user.send_headers(1, [("x-check", "7")], end_stream=True)
+    user.increment_flow_control_window(1000)
+    user.reset_stream(3)
+    return user.data_to_send()
+
+
+CONVERSATION = conversation()
+
+
+@settings(max_examples=60)
+@given(st.integers(0, len(CONVERSATION) - 1), st.binary(max_size=6), st.integers(0, 6))
+def test_fuzz_frames(at: int, put: bytes, cut: int) -> None:
+    """Whatever comes, what streams are served is bounded and ends, and nothing is raised."""
+    served = 0
+
+    async def serve(stream: module.Http2Stream) -> None:
+        nonlocal served
+        served += 1
+        user = Incoming(stream)
+        request = parse_request(await user.head())
+        body = BodyReader(request.framing)
+        while not body.done:
+            body.feed(await user.receive())
+        await say(stream, answer(404))
+
+    async def main() -> None:
+        drops: Counter[str] = Counter()
+        said = Said(CONVERSATION[:at] + put + CONVERSATION[at + cut :])
+        with anyio.fail_after(5):
+            await module.Http2Connection(said, b"", serve, drops).run()  # type: ignore[arg-type]
+        assert set(drops) <= {"http2_error", "http2_flood", "bad_http", "bad_chunks"}
+
+    anyio.run(main)
+    assert served <= 3

@@ -5,7 +5,18 @@ from typing import Any
 import pytest
 
 from overlay.errors import Exit, UserError
-from overlay.wire.control.terms import NO_TERMS, Access, Limits, Membership, Private, Terms, check_terms, shared
+from overlay.wire.control.terms import (
+    NO_TERMS,
+    Access,
+    Headers,
+    Limits,
+    Membership,
+    Private,
+    Terms,
+    check_terms,
+    parse_frequency,
+    shared,
+)
 from overlay.wire.credentials import digest_of, hash_password
 
 HASH = hash_password(b"secret", b"s" * 16)
@@ -16,7 +27,8 @@ DIGEST = digest_of(b"secret")
     "terms",
     [
         NO_TERMS,
-        Terms(limits=Limits(connections=5)),
+        Terms(limits=Limits(connections=5, connection_rate="10/s", request_rate="5/m", bandwidth=1e6, quota=10**9)),
+        Terms(expires=1e9),
         Terms(access=Access(allow=("192.0.2.0/24", "::1"), deny=("2001:db8::/32",))),
         Terms(access=Access(users=(f"anna:{HASH}", f"otto:{HASH}"), bearers=(DIGEST,), link=DIGEST)),
     ],
@@ -44,6 +56,48 @@ def test_what_cannot(access: dict[str, Any], why: str) -> None:
     with pytest.raises(UserError, match=why) as caught:
         check_terms(Terms(access=Access(**access)), "http")
     assert (caught.value.code, caught.value.exit_code) == ("terms-invalid", Exit.USAGE)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"connections": -1},
+        {"connections": 8193},
+        {"connection_rate": "10"},
+        {"connection_rate": "0/s"},
+        {"request_rate": "10/w"},
+        {"request_rate": "-1/s"},
+        {"request_rate": "9999999/s"},
+        {"bandwidth": 1.0},
+        {"bandwidth": float("nan")},
+        {"bandwidth": float("inf")},
+        {"quota": -1},
+        {"quota": 10**30},
+    ],
+)
+def test_limits_that_cannot_be(limits: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="That cannot be exposed: --"):
+        check_terms(Terms(limits=Limits(**limits)), "http")
+
+
+def test_frequencies() -> None:
+    assert parse_frequency("10/s") == (10, 1.0) and parse_frequency(" 100/M") == (100, 60.0)
+    with pytest.raises(UserError, match="by http alone"):
+        check_terms(Terms(limits=Limits(request_rate="1/s")), "tcp")
+    for expires in (-1.0, float("nan"), 1e12):
+        with pytest.raises(UserError, match="--expires"):
+            check_terms(Terms(expires=expires), "tcp")
+
+
+def test_headers() -> None:
+    for headers, protocol, why in (
+        (Headers(host="x"), "tcp", "of http alone"),
+        (Headers(request=("X: y",) * 33), "http", "more than 32"),
+        (Headers(request=("Connection: close",)), "http", "of one connection"),
+    ):
+        with pytest.raises(UserError, match=why):
+            check_terms(Terms(headers=headers), protocol)
+    check_terms(Terms(headers=Headers(host="x", request=("X: y",))), "http")
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

@@ -46,7 +46,7 @@ function row(each) {
 
 function draw() {
   const shown = [...exchanges.values()].filter(isShown).reverse();
-  const focused = document.activeElement.dataset.id;
+  const focused = document.activeElement?.dataset.id;
   element("rows").replaceChildren(...shown.map(row));
   if (focused) [...element("rows").children].find((each) => each.dataset.id === focused)?.focus();
   element("none").hidden = shown.length > 0;

@@ -74,7 +74,7 @@ def test_peers_with_the_tag_or_the_token_and_nobody_else(network: Network) -> No
     address = network.address("a")
     port = [line.split()[3].rpartition(":")[2] for line in a.run("ss", "-ltnH").stdout.splitlines() if address in line]
     assert fetch(c, f"{address}:{port[0]}") == "", "nobody comes to the listener itself whom the server has not let in"
-    assert c.overlay("connect", NAME, check=False).returncode == 1
+    assert c.overlay("connect", NAME, check=False).returncode == 4
     wrong = c.overlay("connect", NAME, "--token-file", "-", check=False, given="wrong\n")
     unknown = c.overlay("connect", "nothing", check=False)
     assert wrong.stderr.replace(NAME, "") == unknown.stderr.replace("nothing", "")
@@ -82,7 +82,7 @@ def test_peers_with_the_tag_or_the_token_and_nobody_else(network: Network) -> No
         assert fetch(c, where) == "a's own"
         a.overlay("expose", "rm", shown["id"])
         assert fetch(c, where) == ""
-    assert b.overlay("connect", NAME, check=False).returncode == 1
+    assert b.overlay("connect", NAME, check=False).returncode == 4
 
 
 def test_datagrams(network: Network) -> None:

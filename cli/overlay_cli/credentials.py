@@ -6,7 +6,7 @@ Secrets are in no argument, as every list of processes shows those. What is made
 import secrets
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,11 +26,21 @@ class Made:
 
     access: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
+    private: str = ""  # digest of the token of a private exposure; "": there is none
 
 
-def make_credentials(*, users: str, bearer: str, link: bool, known: Mapping[str, Any] | None = None) -> Made:
-    """`users`, `bearer`: a file, "-", or `NEW`; "": none. `known`: `access` as it is already; what was made then stays,
-    and a password that is the same keeps its hash. Raises `UserError` ("credentials-…", exit 2)."""
+def make_credentials(
+    *,
+    users: str,
+    bearer: str,
+    link: bool,
+    private: bool = False,
+    known: Mapping[str, Any] | None = None,
+    known_private: str = "",
+) -> Made:
+    """`users`, `bearer`: a file, "-", or `NEW`; "": none. `private`: a token for peers. `known`: `access` as it is
+    already, `known_private`: the token's digest; what was made then stays, and a password that is the same keeps its
+    hash. Raises `UserError` ("credentials-…", exit 2)."""
     made, known = Made(), known or {}
     if users == NEW and _names(known) == [USER]:
         made.access["users"] = known["users"]
@@ -51,7 +61,9 @@ def make_credentials(*, users: str, bearer: str, link: bool, known: Mapping[str,
     elif link:
         made.shown["link"] = secrets.token_urlsafe(_SIZE)
         made.access["link"] = _token(made.shown["link"])
-    return made
+    if private and not known_private:
+        made.shown["token"] = secrets.token_urlsafe(_SIZE)
+    return replace(made, private=_token(made.shown["token"]) if "token" in made.shown else known_private * private)
 
 
 def with_link(url: str, secret: str) -> str:

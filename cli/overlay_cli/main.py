@@ -12,13 +12,16 @@ import typer
 from overlay.errors import Exit, UserError
 from overlay_cli import output
 from overlay_cli.commands.capture import capture
+from overlay_cli.commands.connect import connect
 from overlay_cli.commands.dns import dns_app
 from overlay_cli.commands.expose import expose_app
 from overlay_cli.commands.member import down, status, up
 from overlay_cli.commands.netcheck import netcheck
 from overlay_cli.commands.node import node_app
 from overlay_cli.commands.peer import ping, why
+from overlay_cli.commands.proxy import proxy
 from overlay_cli.commands.server import invite, server
+from overlay_cli.commands.token import token_app
 from overlay_cli.commands.version import version
 
 PROGRAM = "overlay"
@@ -48,10 +51,13 @@ app.command(epilog="Example: overlay status --json")(status)
 app.command(epilog="Example: overlay ping b -c 3   (or: overlay ping b --until-direct)")(ping)
 app.command(epilog="Example: overlay why b")(why)
 app.add_typer(expose_app, name="expose")
+app.command(epilog="Example: overlay connect db --listen 127.0.0.1:5432")(connect)
+app.command(epilog="Example: ssh -o ProxyCommand='overlay proxy %h %p' b.local.test")(proxy)
 app.command(epilog="Example: sudo overlay capture b -w b.pcapng icmp or tcp port 443")(capture)
 app.command(epilog="Example: overlay netcheck --json   (or, before joining: overlay netcheck ov1_…)")(netcheck)
 app.add_typer(dns_app, name="dns")
 app.add_typer(node_app, name="node")
+app.add_typer(token_app, name="token")
 app.command(epilog="Example: overlay version --json")(version)
 
 

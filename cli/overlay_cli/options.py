@@ -13,6 +13,7 @@ import typer
 from overlay.errors import Exit, UserError
 
 CONFIG_NAME = "config.toml"
+LONGEST_TOKEN = 8192  # characters read of a file
 LONGEST_INVITE = 65536  # characters read of standard input: far beyond any invite, not endless
 
 
@@ -154,6 +155,17 @@ Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say m
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
 
 
+TokenFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="The token, in a file that only you can read; - reads it from standard input. Without this it is taken "
+        "from the environment, OVERLAY_TOKEN.",
+        show_default=False,
+    ),
+]
+
+
 def way_settings(carrier: str, proxy: str | None, ca: Path | None) -> dict[str, str]:
     """Those of `NodeSettings` that say how the server is reached. Raises `UserError` (exit 2)."""
     import os
@@ -181,6 +193,23 @@ def read_invite(given: str | None) -> str:
             Exit.USAGE,
         )
     return text
+
+
+def read_token(file: str | None) -> str:
+    """What a person was given, "" if nothing. Never an argument: lists of processes show those. Raises `UserError`
+    ("token-unreadable", "token-empty", exit 2)."""
+    import os
+
+    if file is None:
+        return os.environ.get("OVERLAY_TOKEN", "").strip()
+    try:
+        text = sys.stdin.read(LONGEST_TOKEN) if file == "-" else Path(file).read_text("ascii")[:LONGEST_TOKEN]
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or "it holds no token"
+        raise UserError("token-unreadable", f"Cannot read {file}: {why}.", "Name another file.", Exit.USAGE) from error
+    if not text.strip():
+        raise UserError("token-empty", "There is no token where --token-file says.", "Put it there.", Exit.USAGE)
+    return text.strip()
 
 
 def verbosity(verbose: int, quiet: bool) -> int:

@@ -28,6 +28,11 @@ def print_line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def flush() -> None:
+    """Before a command that stays: a script waits for what it prints."""
+    sys.stdout.flush()
+
+
 def show(*renderables: "RenderableType") -> None:
     """Draw on standard output, in colour if that is a terminal and NO_COLOR does not forbid it."""
     drawn = console(sys.stdout)

@@ -1,6 +1,7 @@
 """The tables that people see, drawn from the local API's documents. Knows those documents' keys, and no protocol."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -200,13 +201,14 @@ def record_table(records: list[dict[str, Any]]) -> RenderableType:
 
 
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
+    grouped = any(exposure.get("members") for exposure in exposures)
     named = any(exposure.get("entry") for exposure in exposures)
     exposures = _joined(exposures)
     set_for = [describe_terms(exposure.get("terms", {})) for exposure in exposures]
     columns = ["id", *(["name"] if named else []), "public", "target", "tunnel", "connections"]
-    table = _table(*columns, *(["terms"] if any(set_for) else []))
+    table = _table(*columns, *(["group"] if grouped else []), *(["terms"] if any(set_for) else []))
     for exposure, terms in zip(exposures, set_for, strict=True):
-        trouble = exposure.get("trouble")
+        trouble = exposure.get("problem") or exposure.get("trouble")
         entry = exposure.get("entry")
         table.add_row(
             Text(exposure["id"]),
@@ -215,7 +217,35 @@ def exposure_table(exposures: list[dict[str, Any]]) -> Table:
             Text.assemble(exposure["target"], *(("\n", (f"not reached: {trouble}", "yellow")) if trouble else ())),
             Text(exposure["tunnel"]),
             Text(str(exposure["connections"])),
+            *((_members(exposure.get("members", ())),) if grouped else ()),
             *([Text(terms)] if any(set_for) else []),
+        )
+    return table
+
+
+def _members(members: Iterable[dict[str, Any]]) -> Text:
+    """Whom users of a place are led to, a line each."""
+    lines = []
+    for each in members:
+        why = (
+            ""
+            if each["state"] == "up"
+            else f" {each['state']}" + (f": {problem}" if (problem := each.get("problem")) else "")
+        )
+        lines.append(Text.assemble(_dot("connected" if each["state"] == "up" else "offline"), f" {each['node']}{why}"))
+    return Text("\n").join(lines)
+
+
+def token_table(tokens: list[dict[str, Any]]) -> RenderableType:
+    if not tokens:
+        return Text("no tokens", style="dim")
+    table = _table("token", "nodes", "good for")
+    for token in tokens:
+        left = token["expires"] - time.time()
+        table.add_row(
+            Text(token["id"]),
+            Text(" ".join(token["nodes"]) or "all"),
+            Text(format_duration(left)) if left > 0 else Text("expired", style="yellow"),
         )
     return table
 

@@ -78,6 +78,9 @@ class Caller:
 class Guests(Protocol):
     """Who serves those that come to the port and are no nodes that want to talk to the server."""
 
+    def proxies(self, request: RequestHead) -> bool:
+        """Whether a request by CONNECT comes from somebody who has to do with us."""
+
     def exposes(self, host: str) -> bool:
         """Whether users of this host, in lower case, are served by HTTP here."""
 
@@ -268,6 +271,8 @@ async def _serve_http(
         await say(stream, answer(error.status))
         raise
     challenge = _challenge(request, services.http_answer)
+    if request.method == b"CONNECT" and services.guests is not None and services.guests.proxies(request):
+        return Guest(stream, head + behind, secure=isinstance(stream, CodecStream))
     if services.exposes(request.host) and challenge is None:
         return Guest(stream, head + behind, secure=isinstance(stream, CodecStream))
     if request.upgrade == b"websocket":

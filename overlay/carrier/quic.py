@@ -21,7 +21,7 @@ from aioquic.quic.packet import QuicErrorCode
 from overlay.carrier.carriers import DialOptions
 from overlay.carrier.limits import KIB
 from overlay.carrier.quic_connection import STREAM_ID, BoundedConnection
-from overlay.carrier.stream import errno_text
+from overlay.carrier.stream import GONE_AFTER, errno_text
 from overlay.carrier.verification import authorities_pem, check_pin
 from overlay.errors import RemoteProtocolError
 from overlay.wire.endpoint import Endpoint
@@ -33,6 +33,7 @@ UNANSWERED: Final = 10.0  # s in which something was sent again and again, and n
 LARGEST_DATAGRAM: Final = 1100  # bytes that fit a datagram of the connection, whatever the path
 EARLY_DATAGRAMS: Final = 16  # that are kept until somebody takes them
 KEEP_ALIVE: Final = 10.0  # s; a third of the idle timeout
+_PROBE_INTERVAL: Final = 1.0  # s
 LINGER: Final = 30.0  # s that a peer has to take the rest of a closed stream
 _TICK: Final = 0.001  # s by which a timer of the loop may be early
 _PIECE: Final = 16 * KIB  # room that is waited for, so that writes do not become crumbs
@@ -72,6 +73,9 @@ class QuicStream:
         self._over = False
         self._flushing = False
         self._unanswered_since: float | None = None
+        self._closely = False
+        self._probing: asyncio.TimerHandle | None = None
+        self._when_closed: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._changed = anyio.Event()
 
@@ -143,6 +147,8 @@ class QuicStream:
         if self._closed:
             return
         self._closed = True
+        if self._when_closed is not None:
+            self._when_closed()
         self._received.clear()
         if not self._over:
             if self._eof_sent and not self._cut:
@@ -187,6 +193,18 @@ class QuicStream:
             self.connection.send_ping(0)
             self.flush()
             self._loop.call_later(KEEP_ALIVE, self.keep_alive)
+
+    def when_closed(self, call: Callable[[], None]) -> None:
+        """As `TcpStream.when_closed`."""
+        self._when_closed = call
+
+    def watch(self, *, closely: bool) -> None:
+        """As `TcpStream.watch`."""
+        self._closely = closely
+        if self._probing is not None:
+            self._probing.cancel()
+        if closely:
+            self._probe()
 
     # whoever owns the socket -----------------------------------------------------------------------------------------
 
@@ -258,6 +276,17 @@ class QuicStream:
             self.connection.close(QuicErrorCode.APPLICATION_ERROR if self._cut else QuicErrorCode.NO_ERROR)
             self.flush()
 
+    @property
+    def _patience(self) -> float:
+        return GONE_AFTER if self._closely else UNANSWERED
+
+    def _probe(self) -> None:
+        """The other machine, while it is watched closely."""
+        if not (self._over or self._closed):
+            self.connection.send_ping(0)
+            self.flush()
+            self._probing = self._loop.call_later(_PROBE_INTERVAL, self._probe)
+
     def _raise_if_over(self) -> None:
         if self._closed:
             raise anyio.ClosedResourceError
@@ -314,14 +343,14 @@ class QuicStream:
         due = None if self._over else self.connection.get_timer()
         if due is None:
             return
-        at = due if self._unanswered_since is None else min(due, self._unanswered_since + UNANSWERED)
+        at = due if self._unanswered_since is None else min(due, self._unanswered_since + self._patience)
         self._timer = self._loop.call_at(at, self._on_timer, due)
 
     def _on_timer(self, due: float) -> None:
         self._timer = None
         now = self._loop.time()
-        if self._unanswered_since is not None and now >= self._unanswered_since + UNANSWERED:
-            self.fail(f"no answer for {UNANSWERED:g} s")
+        if self._unanswered_since is not None and now >= self._unanswered_since + self._patience:
+            self.fail(f"no answer for {self._patience:g} s")
             return
         try:
             # The loop may call a clock tick early; called for the deadline above, the library finds nothing due.

@@ -27,6 +27,7 @@ _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 s; close(
 KEEPALIVE_IDLE: Final = 30  # s; a dead peer is noticed after IDLE + COUNT × INTERVAL = 60 s, and NATs stay open
 KEEPALIVE_INTERVAL: Final = 10  # s
 KEEPALIVE_COUNT: Final = 3
+GONE_AFTER: Final = 1.5  # s
 
 
 class TcpStream(ByteStream):
@@ -40,6 +41,7 @@ class TcpStream(ByteStream):
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._closed = False
+        self._when_closed: Callable[[], None] | None = None
         self._reader: _Reader | None = None  # from the first wait on
         self._writing: asyncio.Future[None] | None = None
         connected.setblocking(False)
@@ -150,6 +152,22 @@ class TcpStream(ByteStream):
         if not self._closed:
             self._leave()
             self._socket.close()
+            if self._when_closed is not None:
+                self._when_closed()
+
+    def watch(self, *, closely: bool) -> None:
+        """Whether the other machine is probed each second from now on: one that does not answer for `GONE_AFTER` is
+        gone then."""
+        _set(
+            self._socket,
+            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(GONE_AFTER * 1000) if closely else 0),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1 if closely else KEEPALIVE_INTERVAL),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1 if closely else KEEPALIVE_IDLE),
+        )
+
+    def when_closed(self, call: Callable[[], None]) -> None:
+        """Have this called once, when it is closed from this side."""
+        self._when_closed = call
 
     def cut(self) -> None:
         """Have `close` tell the peer that this is not all: it must not take a stream cut short for a whole one."""
@@ -264,14 +282,22 @@ def set_options(connected: socket.socket) -> None:
     """No waiting for more to send, and a peer that has silently gone is noticed. A unix socket needs nothing."""
     if connected.family == socket.AF_UNIX:
         return
+    _set(
+        connected,
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
+    )
+
+
+def _set(connected: socket.socket, *options: tuple[int, int, int]) -> None:
     try:
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+        for option in options:
+            connected.setsockopt(*option)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # reset already: the first read says so
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # reset already: the first read says so
             raise
 
 

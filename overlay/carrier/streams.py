@@ -100,6 +100,14 @@ class CodecStream(ByteStream):
         """As `TcpStream.is_quiet`."""
         return not self._received and self._tcp.is_quiet()
 
+    def when_closed(self, call: Callable[[], None]) -> None:
+        """As `TcpStream.when_closed`."""
+        self._tcp.when_closed(call)
+
+    def watch(self, *, closely: bool) -> None:
+        """As `TcpStream.watch`."""
+        self._tcp.watch(closely=closely)
+
     def detach(self) -> Detached:
         """Raises `LocalProtocolError` while something waits to be written (`send_some(b"")` waits for that)."""
         if self._outgoing:

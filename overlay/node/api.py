@@ -18,6 +18,7 @@ from overlay.node.exposure_files_api import exposure_file_routes
 from overlay.node.inspector.api import inspector_routes
 from overlay.node.inspector.inspector import Inspector
 from overlay.node.status import ExposeWish, ExposureStatus, NameAnswer, NamesStatus, NodeStatus
+from overlay.wire.control.messages import Connected
 
 
 class Node(Recording, Protocol):
@@ -29,6 +30,7 @@ class Node(Recording, Protocol):
     async def expose(self, wish: ExposeWish, owner: int) -> ExposureStatus: ...
     def watch_requests(self, name: str) -> Produce: ...
     async def unexpose(self, name: str) -> None: ...
+    async def connect(self, name: str, token: str) -> Connected: ...
     def names_status(self) -> NamesStatus: ...
     async def query_name(self, name: str, rtype: str) -> NameAnswer: ...
 
@@ -61,6 +63,10 @@ def make_api(node: Node, capturing: Capturing, peers: Peers, files: ExposureFile
         await node.unexpose(request.path_params["id"])
         return _answer({})
 
+    async def connect(request: Request) -> Response:
+        document = await json_object(request)
+        return _answer(await node.connect(text_in(document, "name"), text_in(document, "token", "")))
+
     async def names_status(_request: Request) -> Response:
         return _answer(node.names_status())
 
@@ -76,6 +82,7 @@ def make_api(node: Node, capturing: Capturing, peers: Peers, files: ExposureFile
             Route("/v1/exposures", expose, methods=["POST"]),
             Route("/v1/exposures/{id}", unexpose, methods=["DELETE"]),
             Route("/v1/exposures/{id}/requests", requests, methods=["GET"]),
+            Route("/v1/connect", connect, methods=["POST"]),
             Route("/v1/dns", names_status, methods=["GET"]),
             Route("/v1/dns/query", query_name, methods=["POST"]),
             *exposure_file_routes(files),

@@ -8,6 +8,7 @@ methods are called on the event loop and must not block.
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Literal, Protocol
 
 import anyio
@@ -17,14 +18,18 @@ from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.node.backoff import Backoff, Liveness
 from overlay.wire.control import netmap
 from overlay.wire.control.messages import (
+    Admit,
+    Connected,
     Done,
     Endpoints,
     Exposed,
     Exposure,
     Exposures,
     Failed,
+    GroupMember,
     Hello,
     Leave,
+    Members,
     Message,
     NetworkMap,
     Ping,
@@ -50,7 +55,7 @@ ENDPOINTS_DELAY = 0.1
 
 _log = logging.getLogger(__name__)
 
-Answer = Exposed | Recorded | Done
+Answer = Exposed | Connected | Recorded | Done
 Dial = Callable[[], Awaitable[ControlConnection]]
 
 
@@ -63,6 +68,8 @@ class Listener(Protocol):
     def withdrawn(self, name: str, why: str) -> None: ...
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None: ...
     def supply(self, wish: Supply) -> None: ...
+    def group_changed(self, name: str, members: tuple[GroupMember, ...]) -> None: ...
+    def let_in(self, name: str, address: str, seconds: float) -> None: ...
     def disconnected(self) -> None: ...
 
 
@@ -212,6 +219,13 @@ class ControlClient:
             raise UserError(failed.code, failed.message, failed.hint, exit_code)
         return pending.answer
 
+    async def say(self, message: Message) -> None:
+        """Tell the server something that is not answered; if it is away, it learns it at the next welcome, or never."""
+        connection = self._connection
+        if connection is not None and self.state == "connected":
+            with suppress(ConnectionLost):  # `_receive` says so where somebody can act on it
+                await connection.send(message)
+
     async def leave(self) -> None:
         """Say good-bye, if anybody listens."""
         connection = self._connection
@@ -359,7 +373,7 @@ class ControlClient:
                         self.rtt = now - self._pings.pop(seq)
                 case SignedMap():
                     self._receive_map(message)
-                case Exposed(seq=seq) | Recorded(seq=seq) | Done(seq=seq) | Failed(seq=seq):
+                case Exposed(seq=seq) | Connected(seq=seq) | Recorded(seq=seq) | Done(seq=seq) | Failed(seq=seq):
                     if seq in self._pending:
                         self._pending[seq].answer = message
                         self._pending[seq].arrived.set()
@@ -369,6 +383,10 @@ class ControlClient:
                     self._listener.withdrawn(name, why)
                 case Supply():
                     self._listener.supply(message)
+                case Members(id=name, members=members):
+                    self._listener.group_changed(name, members)
+                case Admit(id=name, address=address, seconds=seconds):
+                    self._listener.let_in(name, address, seconds)
                 case Requests(id=name, entries=entries):
                     self._listener.requested(name, entries)
                 case Refused():

@@ -30,7 +30,7 @@ from overlay.daemon.process import run_loop
 from overlay.daemon.records import RecordStatus
 from overlay.daemon.state import LOG_NAME, StateDir
 from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged, SendDatagrams, SetMapping
-from overlay.errors import RemoteProtocolError, UserError
+from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.node.api import make_api
 from overlay.node.calls import Calls
 from overlay.node.ciphers import measure
@@ -53,7 +53,18 @@ from overlay.node.status import ExposeWish, ExposureStatus, NameAnswer, NamesSta
 from overlay.node.ways import Target, Ways
 from overlay.wire.control.address import parse_server_address
 from overlay.wire.control.hostnames import is_suffixed
-from overlay.wire.control.messages import Exposure, Hello, MapNode, NetworkMap, RequestEntry, Supply, Welcome
+from overlay.wire.control.messages import (
+    Connect,
+    Connected,
+    Exposure,
+    GroupMember,
+    Hello,
+    MapNode,
+    NetworkMap,
+    RequestEntry,
+    Supply,
+    Welcome,
+)
 from overlay.wire.endpoint import Endpoint
 
 OFFLINE_AFTER = 3.0
@@ -149,7 +160,13 @@ class NodeDaemon:
         )
         self._by_udp = False  # relayed packets go by UDP
         self._exposures = Exposures(
-            state, self._control.request, self._is_server, self._is_member, look_up=self._member.look_up
+            state,
+            self._control.request,
+            self._is_server,
+            self._is_member,
+            self._control.say,
+            lambda: self._control.state == "connected",
+            look_up=self._member.look_up,
         )
         self._exposure_files = ExposureFiles(state, self._exposures)
         self._calls = Calls(self._ways.dial_plain, self._exposures.serve, self._exposures.drops)
@@ -227,6 +244,12 @@ class NodeDaemon:
     def supply(self, wish: Supply) -> None:
         self._calls.supply(wish)
 
+    def group_changed(self, name: str, members: tuple[GroupMember, ...]) -> None:
+        self._exposures.set_members(name, members)
+
+    def let_in(self, name: str, address: str, seconds: float) -> None:
+        self._exposures.let_in(name, address, seconds)
+
     def disconnected(self) -> None:
         _log.info("working from the last map until the server is back")
 
@@ -284,6 +307,19 @@ class NodeDaemon:
 
     async def unexpose(self, name: str) -> None:
         await self._exposures.remove(name)
+
+    async def connect(self, name: str, token: str) -> Connected:
+        if not self._settings.tun:
+            raise UserError(
+                "not-up",
+                "Private exposures are reached by way of the network, which is not up on this machine.",
+                "Run 'sudo overlay up' first.",
+                Exit.NOT_RUNNING,
+            )
+        answer = await self._control.request(lambda seq: Connect(seq=seq, name=name, token=token))
+        if not isinstance(answer, Connected):
+            raise UserError("bad-answer", "The server answered something that does not fit the request.")
+        return answer
 
     def records(self) -> tuple[RecordStatus, ...]:
         return self._records.status()

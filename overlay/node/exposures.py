@@ -9,8 +9,9 @@ neither make one nor lead one elsewhere.
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -25,6 +26,9 @@ from overlay.errors import Exit, UserError
 from overlay.node import ranges
 from overlay.node.control import Answer
 from overlay.node.direct_end import DirectEnd
+from overlay.node.direct_ends import DirectEnds
+from overlay.node.guests import Guests
+from overlay.node.health import Checks
 from overlay.node.inspector.inspector import Inspector
 from overlay.node.kept import (
     FILE,
@@ -35,28 +39,31 @@ from overlay.node.kept import (
     asked,
     check_circle,
     host_of,
-    places,
     status_of,
     url_of,
 )
 from overlay.node.own_tls import OwnTls
 from overlay.node.request_log import RequestLog
-from overlay.node.return_routes import ReturnRoutes
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
-from overlay.node.target_end import LookUp, NotInNetworkError, TargetEnd, TargetStream
-from overlay.node.targets import Target, TargetOptions, Transport
-from overlay.node.transparent import Transparent, check_told
+from overlay.node.target_end import LookUp, TargetEnd, TargetStream
+from overlay.node.target_ends import TargetEnds
+from overlay.node.targets import Target, TargetOptions
+from overlay.node.transparent import check_told
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.node.wishes import check_heard, checked_inspect, checked_target, service_of, tunnel_of
-from overlay.wire.control.messages import Exposed, Exposure, Message, RequestEntry, Unexpose
+from overlay.node.wishes import check_heard, check_private, checked_inspect, checked_target, service_of, tunnel_of
+from overlay.wire.control.messages import Exposed, Exposure, GroupMember, Message, RequestEntry, Unexpose
 from overlay.wire.control.terms import Terms
-from overlay.wire.endpoint import Endpoint
+from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode
 
 TAKING_BACK = 5.0  # s that giving back a range that did not become whole may take
 DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with names at this node
 _log = logging.getLogger(__name__)
 
 Request = Callable[[Callable[[int], Message]], Awaitable[Answer]]
+
+
+async def _say_nothing(_message: Message) -> None:
+    return None
 
 
 class Exposures:
@@ -68,12 +75,14 @@ class Exposures:
         request: Request,
         is_server: Callable[[str], bool],
         is_member: Callable[[str], bool] = lambda address: False,
+        say: Callable[[Message], Coroutine[Any, Any, None]] = _say_nothing,
+        server_is_there: Callable[[], bool] = lambda: True,
         tls: OwnTls | None = None,
         wall: Callable[[], float] = time.time,
         look_up: LookUp = lambda name: None,
     ) -> None:
-        """`request` asks the server; `is_server` says whether an overlay address is the server's, `is_member` whether
-        it is of this network; `look_up`: the network's names.
+        """`request` asks the server, `say` tells it something if it is there. `is_server` says whether an overlay
+        address is the server's, `is_member` whether it is of this network; `look_up`: the network's names.
 
         Raises `UserError` ("state-corrupt").
         """
@@ -84,21 +93,18 @@ class Exposures:
         self._state = state
         self._request = request
         self._is_server = is_server
-        self._is_member = is_member
+        self._server_is_there = server_is_there
+        self._checks = Checks(say)
+        self._members: dict[str, tuple[GroupMember, ...]] = {}
         self._wall = wall
         self._news = anyio.Event()  # one may end sooner than all others
-        self._look_up = look_up
-        self._routes = ReturnRoutes(state)
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
         self._inside: dict[str, TargetEnd] = {}
         self._requests = RequestLog(request)
-        self._direct: dict[str, DirectEnd] = {}
-        self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
-        self._led: set[str] = set()  # to which the server has peers led
+        self._direct = DirectEnds(is_member, self.drops, self._start_direct)
         self._tls = OwnTls(state) if tls is None else tls
-        self._places: dict[tuple[Transport, str, int], str] = {}  # where our exposures are reached
-        self._places_of: dict[str, Kept] | None = None
+        self._targets = TargetEnds(state, look_up, lambda: self._kept, self._direct, self.drops)
         self._tasks: TaskGroup | None = None
         self._address = ""
 
@@ -108,8 +114,9 @@ class Exposures:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks, self._address = tasks, address
+                self._direct.address = self._targets.address = address
                 if address:
-                    await tasks.start(self._routes.run)
+                    await tasks.start(self._targets.routes.run)
                 tasks.start_soon(self._tls.run)
                 tasks.start_soon(self._expire)
                 for kept in tuple(self._kept.values()):
@@ -126,13 +133,12 @@ class Exposures:
         finally:
             for end in self._ends.values():
                 end.close()
-            for direct in self._direct.values():
-                direct.close()
+            self._direct.close()
             for inside in self._inside.values():
                 inside.close()
             self._inside.clear()
             self._ends.clear()
-            self._direct.clear()
+            self._checks.clear()
             self._tasks = None
 
     def status(self) -> tuple[ExposureStatus, ...]:
@@ -182,6 +188,7 @@ class Exposures:
 
     async def _add(self, wish: ExposeWish, owner: int, entry: Entry | None, range: str = "") -> ExposureStatus:
         target = checked_target(wish)
+        check_private(wish, up=bool(self._address))
         check_told(wish.terms, target, wish.options, up=bool(self._address))
         inside = self._target_end(target, wish.options, wish.terms, owner)
         try:
@@ -189,7 +196,7 @@ class Exposures:
             async with self._lock:
                 if wish.terms.tls_end == "node":
                     self._tls.prepare(wish.tls)
-                end = self._open(inside, 0)
+                end = self._open(inside, 0, wish.terms)
                 try:
                     wanted = Kept(
                         id="",
@@ -266,7 +273,7 @@ class Exposures:
                 if (target.text, wish.options, told) != (kept.target, kept.options, kept.terms.told):
                     inside = self._target_end(target, wish.options, wish.terms, owner)
                     await inside.check()
-                    end = self._open(inside, 0)
+                    end = self._open(inside, 0, wish.terms)
                     wanted = msgspec.structs.replace(wanted, port=end.port, owner=owner, options=wish.options)
                 await self._renew_as(wanted, kept, wish)
             except BaseException:
@@ -277,10 +284,12 @@ class Exposures:
             before, kept = kept, self._kept[name]
             gone: list[TunnelEnd | DirectEnd | TargetEnd | None] = []
             if end is not None or kept.terms != before.terms:
-                gone.append(self._direct.pop(name, None))
+                gone.append(self._direct.take(name))
             if end is not None and inside is not None:
                 gone += [self._ends.pop(name, None), self._inside.pop(name, None)]
                 self._serve(kept, end, inside)
+            elif kept.terms.health != before.terms.health:
+                self._look_after(kept, self._inside.get(name))
             for old in gone:
                 if old is not None:
                     old.close()
@@ -301,7 +310,7 @@ class Exposures:
         except UserError:
             await self._renew(kept)
             raise
-        self._note_direct(exposure, False)
+        self._direct.note(exposure, False)
 
     async def remove(self, name: str) -> None:
         """Give an exposure back, or a whole range. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
@@ -324,6 +333,7 @@ class Exposures:
     async def reconcile(self, exposures: tuple[Exposure, ...]) -> None:
         """After a welcome: make both lists agree; what fails for want of a server waits for the next welcome."""
         await self._requests.ask_again()
+        await self._checks.tell_all()
         async with self._lock:
             theirs = {exposure.id: exposure for exposure in exposures}
             for name, kept in tuple(self._kept.items()):
@@ -331,7 +341,7 @@ class Exposures:
                 if self._rests(kept):
                     continue
                 if known is not None and agree(known, kept):
-                    self._note_direct(known, known.direct)
+                    self._direct.note(known, known.direct)
                     await self._tell_direct(kept)
                     url = url_of(known, kept)
                     if (known.public, url) != (kept.public, kept.url):
@@ -387,6 +397,17 @@ class Exposures:
         """The server tells of requests."""
         self._requests.requested(name, entries)
 
+    def let_in(self, name: str, address: str, seconds: float) -> None:
+        """The server says which peer may come to a private exposure."""
+        end = self._ends.get(name)
+        if end is not None and isinstance(end.accepts, Guests):
+            end.accepts.let_in(address, seconds)
+
+    def set_members(self, name: str, members: tuple[GroupMember, ...]) -> None:
+        """The server tells of the group that an exposure is in."""
+        if name in self._kept:
+            self._members[name] = members
+
     # inside ----------------------------------------------------------------------------------------------------------
 
     def _rests(self, kept: Kept) -> bool:
@@ -426,19 +447,19 @@ class Exposures:
     async def _open_kept(self, kept: Kept) -> None:
         inside = self._target_end(Target.parse(kept.target), kept.options, kept.terms, kept.owner)
         try:
-            end = self._open(inside, kept.port)
+            end = self._open(inside, kept.port, kept.terms)
         except UserError as error:
             # Another program took the port while we were away: any other does, once the server knows (`reconcile`).
             _log.info("exposure %s gets another port: %s", kept.id, error)
             try:
-                end = self._open(inside, 0)
+                end = self._open(inside, 0, kept.terms)
             except UserError as failure:
                 inside.close()
                 _log.warning("exposure %s does not work: %s", kept.id, failure)
                 return
             self._kept = {**self._kept, kept.id: msgspec.structs.replace(kept, port=end.port)}
         self._serve(kept, end, inside)
-        self._leads_directly(kept)
+        self._direct.leads(kept, inside)
 
     def _target_end(self, target: Target, options: TargetOptions, terms: Terms, owner: int) -> TargetEnd:
         """It runs from now on, until it is closed."""
@@ -449,33 +470,16 @@ class Exposures:
                 "Try again when 'overlay status' says 'connected'.",
                 Exit.NOT_RUNNING,
             )
-        inside = TargetEnd(
-            target,
-            options,
-            owner=owner,
-            told=terms.told,
-            transparent=Transparent(self._routes, self.drops) if terms.told.transparent else None,
-            look_up=self._look_up_inside,
-            ours=lambda endpoint: self._ours(target.transport, endpoint),
-        )
+        inside = self._targets.make(target, options, terms, owner)
         self._tasks.start_soon(inside.run)
         return inside
 
-    def _look_up_inside(self, name: str) -> tuple[str, ...] | None:
-        found = self._look_up(name)
-        if found and not self._address:
-            raise NotInNetworkError("it is in the network, which is reached after 'sudo overlay up' alone")
-        return found
-
-    def _ours(self, transport: Transport, endpoint: Endpoint) -> str:
-        """The exposure of this node that is reached there, "" if none is."""
-        if self._places_of is not self._kept:
-            self._places_of, self._places = self._kept, places(self._kept.values(), self._address)
-        direct = (id for id, each in self._direct.items() if each.listens_at(transport) == endpoint)
-        return self._places.get((transport, *endpoint)) or next(direct, "")
-
-    def _open(self, inside: TargetEnd, port: int) -> TunnelEnd:
-        return TunnelEnd(inside, self._address, port, self._is_server, self.drops)
+    def _open(self, inside: TargetEnd, port: int, terms: Terms) -> TunnelEnd:
+        accepts = Guests(self._server_is_there) if terms.private.name else self._is_server
+        reached = bool(terms.group.name or terms.private.name)
+        return TunnelEnd(
+            inside, self._address, port, accepts, self.drops, says_reached=reached, peers=bool(terms.private.name)
+        )
 
     def _serve(self, kept: Kept, end: TunnelEnd, inside: TargetEnd) -> None:
         if self._tasks is None:  # taken down while the server was asked: opened at the next start
@@ -489,6 +493,15 @@ class Exposures:
         self._ends[kept.id], self._inside[kept.id] = end, inside
         self._inspect(end, kept)
         self._tasks.start_soon(end.run)
+        self._look_after(kept, inside)
+
+    def _look_after(self, kept: Kept, inside: TargetEnd | None) -> None:
+        """See whether the target is well, if somebody wants to know."""
+        self._checks.stop(kept.id)
+        if kept.terms.health and inside is not None and self._tasks is not None:
+            host = kept.target.partition("://")[2].partition("/")[0]
+            opening = encode(ProxyHeader(), kept.terms.told.proxy_protocol)  # as who is no user
+            self._checks.start(self._tasks, kept.id, kept.terms.health, host, partial(inside.open, None, opening))
 
     def _inspect(self, end: TunnelEnd | None, kept: Kept) -> None:
         """The inspector looks at users who come from now on, if it is to."""
@@ -507,32 +520,17 @@ class Exposures:
             except UserError as error:
                 _log.warning("%s %s", error, error.hint)
 
-    def _leads_directly(self, kept: Kept) -> bool:
-        """Whether peers reach it at this node, which listens for them if need be."""
-        inside = self._inside.get(kept.id)
-        if not kept.known_as or self._tasks is None or inside is None or kept.tunnel != "single":
-            return False
-        direct = self._direct.get(kept.id)
-        if direct is None:
-            port = int(kept.public.rpartition(":")[2])  # its host may be a name
-            direct = DirectEnd(inside, self._address, port, self._is_member, self.drops, kept.terms)
-            self._direct[kept.id] = direct
-        end = direct.open()
-        if end is not None:
-            self._inspect(end, kept)
+    def _start_direct(self, end: TunnelEnd, kept: Kept) -> None:
+        self._inspect(end, kept)
+        if self._tasks is not None:
             self._tasks.start_soon(end.run)
-        return direct.leads()
-
-    def _note_direct(self, theirs: Exposure, told: bool) -> None:
-        self._told[theirs.id] = told
-        (self._led.add if theirs.direct else self._led.discard)(theirs.id)
 
     async def _tell_direct(self, kept: Kept) -> None:
-        if self._leads_directly(kept) != self._told.get(kept.id, False):
+        if self._direct.is_news(kept, self._inside.get(kept.id)):
             await self._renew(kept)
 
     async def _renew(self, kept: Kept) -> None:
-        direct = self._leads_directly(kept)
+        direct = self._direct.leads(kept, self._inside.get(kept.id))
         try:
             answer = await self._request(lambda seq: asked(kept, seq, direct=direct))
         except UserError as error:
@@ -547,7 +545,7 @@ class Exposures:
                 await self._give_back(kept.id)
                 await self._drop(kept.id)
                 return
-            self._note_direct(answer.exposure, direct)
+            self._direct.note(answer.exposure, direct)
             renewed = msgspec.structs.replace(kept, public=answer.exposure.public, url=url_of(answer.exposure, kept))
             await self._save({**self._kept, kept.id: renewed})
 
@@ -558,11 +556,12 @@ class Exposures:
             _log.info("exposure %s could not be given back: %s", name, error)
 
     async def _drop(self, name: str) -> None:
-        self._told.pop(name, None)
-        self._led.discard(name)
+        self._members.pop(name, None)
+        self._checks.stop(name)
+        self._direct.drop(name)
         self.inspector.forget(name)
         self._tls.remove(name)
-        for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
+        for end in (self._ends.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
         self._requests.end(name)
@@ -580,14 +579,15 @@ class Exposures:
         self._kept = kept
 
     def _show(self, kept: Kept) -> ExposureStatus:
-        ends = (self._ends.get(kept.id), self._direct.get(kept.id))
-        inside = self._inside.get(kept.id)
+        end, inside = self._ends.get(kept.id), self._inside.get(kept.id)
         return status_of(
             kept,
-            connections=sum(each.connections for each in ends if each is not None),
-            direct=kept.id in self._led,
+            connections=(end.connections if end is not None else 0) + self._direct.connections(kept.id),
+            direct=self._direct.is_led(kept.id),
             trouble=(inside.trouble if inside is not None else "") or self._tls.trouble(kept.id),
             certificate=self._tls.source(kept.id),
+            problem=self._checks.problem(kept.id),
+            members=self._members.get(kept.id, ()),
         )
 
 

@@ -11,7 +11,7 @@ from overlay.errors import Exit, UserError
 from overlay.node.own_tls import NO_TLS_OPTIONS, TlsOptions
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions, Transport
-from overlay.wire.control.messages import Expose, Exposure, TunnelKind
+from overlay.wire.control.messages import Expose, Exposure, GroupMember, TunnelKind
 from overlay.wire.control.terms import Terms
 from overlay.wire.endpoint import parse_endpoint
 
@@ -117,7 +117,14 @@ def check_circle(kept: Kept) -> None:
 
 
 def status_of(
-    kept: Kept, *, connections: int, direct: bool, trouble: str, certificate: Literal["self-signed", "acme"] | None
+    kept: Kept,
+    *,
+    connections: int,
+    direct: bool,
+    trouble: str,
+    certificate: Literal["self-signed", "acme"] | None,
+    problem: str | None,
+    members: tuple[GroupMember, ...],
 ) -> ExposureStatus:
     """As the local API shows it."""
     return ExposureStatus(
@@ -134,6 +141,8 @@ def status_of(
         certificate=certificate,
         range=kept.range,
         terms=kept.terms,
+        problem=problem,
+        members=members,
         entry=kept.entry,
         inspect=kept.inspect,
     )

@@ -8,7 +8,7 @@ from overlay.daemon.peers import PathStatus
 from overlay.node.own_tls import NO_TLS_OPTIONS, Source, TlsOptions
 from overlay.node.targets import NO_OPTIONS, TargetOptions
 from overlay.path.nat import Dependence
-from overlay.wire.control.messages import TunnelKind
+from overlay.wire.control.messages import GroupMember, TunnelKind
 from overlay.wire.control.terms import Terms
 
 State = Literal["starting", "connected", "offline", "stopped"]
@@ -92,6 +92,8 @@ class ExposureStatus(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str = ""  # why the target was not reached the last time; "": it was
     certificate: Source | None = None  # of TLS that ends here: whom it is from now
     terms: Terms = Terms()
+    problem: str | None = None  # why the target is not well, by --health
+    members: tuple[GroupMember, ...] = ()  # of its group, as the server has told last
     entry: Entry | None = None  # which asked for it; None: a command did
     inspect: int = 0  # bytes of a body that the inspector keeps; 0: it does not look
 

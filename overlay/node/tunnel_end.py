@@ -5,6 +5,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -14,6 +15,7 @@ from overlay.carrier.forward import forward_streams
 from overlay.carrier.http import answer, read_head, say
 from overlay.carrier.outlets import HeadedOutlet, Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
+from overlay.carrier.reached import REACHED
 from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.carrier.tapped import TappedStream
 from overlay.errors import RemoteProtocolError, UserError
@@ -49,21 +51,24 @@ class TunnelEnd:
         inside: TargetEnd,
         address: str,
         port: int,
-        is_server: Callable[[str], bool],
+        accepts: Callable[[str], bool],
         drops: Counter[str],
         *,
         peers: bool = False,
+        says_reached: bool = False,
     ) -> None:
-        """At `address`, or nowhere (""); port 0 picks one. `peers`: these come here themselves; they may read why a
-        target is not reached, and it is for this end to tell the target of them. Raises `UserError` ("port-taken") if
-        that is taken."""
+        """At `address`, or nowhere (""); port 0 picks one. `accepts`: whose connections are taken: the server's, as a
+        rule. `peers`: these come here themselves; they may read why a target is not reached, and it is for this end to
+        tell the target of them. `says_reached`: as `overlay.carrier.reached` has it. Raises `UserError` ("port-taken")
+        if that is taken."""
         self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
         self.tls: EndTls | None = None  # for users whose TLS ends here
         self._inside = inside
         self._target = inside.target
         self._peers = peers
-        self._is_server = is_server
+        self.accepts = accepts
         self._drops = drops
+        self._says_reached = says_reached
         self._scope = anyio.CancelScope()
         self._dynamic: set[anyio.CancelScope] = set()  # of users by dynamic tunnels
         self._streams = 0
@@ -149,7 +154,7 @@ class TunnelEnd:
             self._streams -= 1
 
     def _unwanted(self, host: str) -> str | None:
-        if not self._is_server(canonical_endpoint(host, 0)[0]):
+        if not self.accepts(canonical_endpoint(host, 0)[0]):
             return "exposure_not_the_server"
         return "exposure_limit" if self._streams >= CONNECTION_LIMIT else None
 
@@ -173,6 +178,7 @@ class TunnelEnd:
         if reads_header and user is None:
             secured = None
         elif self.tls is not None:
+            await self._say_reached(stream)  # the user's first bytes are awaited here
             secured = await self._end_tls(stream, self.tls)
         if secured is None:
             stream.cut()
@@ -181,10 +187,12 @@ class TunnelEnd:
         stream = secured
         inside = await self._connect_for(user)
         if inside is not None:
+            if self.tls is None:
+                await self._say_reached(stream)
             await forward_streams(stream, inside if self.tap is None else self.tap(inside))
             return
         try:
-            if self._target.protocol != "http" or not await self._explain(stream):
+            if self._says_reached or self._target.protocol != "http" or not await self._explain(stream):
                 stream.cut()
         finally:
             stream.close()
@@ -203,6 +211,11 @@ class TunnelEnd:
         except (TimeoutError, RemoteProtocolError, anyio.EndOfStream, anyio.BrokenResourceError):
             return False
         return True
+
+    async def _say_reached(self, stream: Stream) -> None:
+        if self._says_reached:
+            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # what comes next says so
+                await stream.send(REACHED)
 
     async def _end_tls(self, stream: Stream, tls: EndTls) -> Stream | None:
         try:
@@ -313,7 +326,7 @@ class TunnelEnd:
             bound,
             self._outlet_for,
             limit=CONNECTION_LIMIT,
-            accepts=lambda source: self._is_server(source[0]),
+            accepts=lambda source: self.accepts(source[0]),
             drops=self._drops,
         )
 

@@ -20,6 +20,8 @@ def is_renewable(old: ExposeWish | None, new: ExposeWish) -> bool:
     they speak the same. Raises `UserError` for a target that is none."""
     if old is None or _spoken(old) != _spoken(new):
         return False
+    if any((old.terms.group.name != new.terms.group.name, old.terms.private.name != new.terms.private.name)):
+        return False
     mended = msgspec.structs.replace(
         old,
         target=new.target,
@@ -38,10 +40,12 @@ def _spoken(wish: ExposeWish) -> tuple[str, bool]:
 
 def target_of(wish: ExposeWish) -> Target:
     """A port of its own carries whatever is said there; a name needs a protocol that tells it. Raises `UserError`."""
-    return Target.parse(wish.target, "tcp" if wish.public else "http")
+    return Target.parse(wish.target, "tcp" if wish.public or wish.terms.private.name else "http")
 
 
 def service_of(wish: ExposeWish) -> str:
+    if wish.terms.private.name:
+        return ""  # peers know it by that name
     target = target_of(wish)
     transport = "udp" if target.protocol == "udp" else "tcp"
     return wish.service.lower() or WELL_KNOWN.get((transport, target.port), "")
@@ -90,6 +94,18 @@ def _check_tls(target: Target, wish: ExposeWish) -> None:
     if wish.tunnel == "udp":
         raise UserError(
             "no-tunnel", "With --tls-end node users come by tls, tcp, ws or wss.", "Leave out --tunnel.", Exit.USAGE
+        )
+
+
+def check_private(wish: ExposeWish, *, up: bool) -> None:
+    """`up`: whether this machine has an overlay address. Raises `UserError` ("no-tunnel")."""
+    if wish.terms.private.name and not up:
+        raise UserError(
+            "no-tunnel",
+            "Peers reach a private exposure at this machine's address in the network, which it has after 'overlay up' "
+            "alone.",
+            "Run 'sudo overlay up' first.",
+            Exit.USAGE,
         )
 
 

@@ -13,6 +13,7 @@ from overlay.daemon.peers import Peers, peer_routes
 from overlay.daemon.records import Recording, record_routes
 from overlay.errors import Exit, UserError
 from overlay.server.invites import DEFAULT_EXPIRY, DEFAULT_USES
+from overlay.server.tokens import Tokens, token_routes
 
 
 class Administration(Recording, Protocol):
@@ -31,7 +32,7 @@ class Daemon(Protocol):
     def shut_down(self) -> None: ...
 
 
-def make_api(daemon: Daemon, network: Administration, capturing: Capturing, peers: Peers) -> Starlette:
+def make_api(daemon: Daemon, network: Administration, capturing: Capturing, peers: Peers, tokens: Tokens) -> Starlette:
     """The application for `serve_local_api`."""
 
     async def status(_request: Request) -> Response:
@@ -78,6 +79,7 @@ def make_api(daemon: Daemon, network: Administration, capturing: Capturing, peer
             *capture_routes(capturing),
             *peer_routes(peers),
             *record_routes(network),
+            *token_routes(tokens),
         ],
         exception_handlers={UserError: on_user_error},
     )

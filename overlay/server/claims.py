@@ -17,8 +17,10 @@ from overlay.server.policy import EVERYTHING, Rights
 from overlay.server.schema import ExposureRecord
 from overlay.server.web.hosts import parse_host, tls_port
 from overlay.wire.control.messages import Expose, Message
+from overlay.wire.control.terms import shared
 from overlay.wire.endpoint import format_endpoint, parse_endpoint
 
+MOST_MEMBERS: Final = 64  # of a group
 PICKED_PORTS: Final = range(20000, 30000)
 """Below the kernel's own (net.ipv4.ip_local_port_range), above the known services."""
 _PICK_TRIES: Final = 64
@@ -48,6 +50,7 @@ class Surroundings:
     web_ports: tuple[int, ...] = ()  # the shared ones, for URLs
     web_domain: str = ""  # below which hosts are picked; "": none are
     domains: tuple[str, ...] = ()  # the network's
+    tags_of: Callable[[int], tuple[str, ...]] = lambda number: ()  # of a node
     rights: Callable[[int], Rights] = lambda number: EVERYTHING  # of a node
     direct: bool = True  # whether peers may be led past the server
     on_names: Callable[[], None] = lambda: None  # what is said of some exposure has changed
@@ -66,13 +69,62 @@ class Claims:
         self._drops = drops
 
     def wanted(self, node: int, request: Expose) -> ExposureRecord:
+        """What a node asks for; its port may still have to be picked. Raises `UserError`: "host-invalid",
+        "public-invalid", "group-ambiguous", "group-terms", "group-twice", "group-full"."""
+        wanted = self._wanted(node, request)
+        if not request.terms.group.name:
+            return wanted
+        return self._joined(wanted, placed=bool(request.public or request.host))
+
+    def mates(self, wanted: ExposureRecord) -> list[ExposureRecord]:
+        """The others of its group, the first first."""
+        return [each for each in self._records.values() if each.id != wanted.id and are_mates(each, wanted)]
+
+    def _joined(self, wanted: ExposureRecord, *, placed: bool) -> ExposureRecord:
+        """At the place that its group has already, if there is one. Raises `UserError`."""
+        name = wanted.terms.group.name
+        if not placed:
+            places = {
+                each.place: each
+                for each in self._records.values()
+                if each.terms.group.name == name and each.protocol == wanted.protocol
+            }
+            if len(places) > 1:
+                raise UserError(
+                    "group-ambiguous",
+                    f"There are several groups '{name}'.",
+                    "Say which one by --host or --public, as in: "
+                    + ", ".join(self.public(each) for each in list(places.values())[:3]),
+                )
+            for each in places.values():
+                wanted = msgspec.structs.replace(wanted, host=each.host, public_port=each.public_port, path=each.path)
+        mates = self.mates(wanted)
+        if not mates:
+            return wanted
+        opener = self._around.name_of(mates[0].node)
+        if shared(wanted.terms) != shared(mates[0].terms):
+            raise UserError(
+                "group-terms",
+                f"The group '{name}' at {self.public(wanted)} was opened by node '{opener}' with other options.",
+                "Give the same ones, as --balance, on all its nodes; --health, --expires and what targets are told are "
+                "each node's own.",
+            )
+        self._check_twice(wanted, mates)
+        if len(mates) >= MOST_MEMBERS:
+            raise UserError("group-full", f"A group has {MOST_MEMBERS} members at the most.", exit_code=Exit.REFUSED)
+        return wanted
+
+    def _wanted(self, node: int, request: Expose) -> ExposureRecord:
+        private = request.terms.private.name
         tls = request.protocol == "tls"
         by_name = (
             request.protocol in ("http", "tls")
             and not request.public
             and (request.host or (self._around.web_domain and not request.known_as))
         )
-        if by_name:
+        if private:
+            host, port, path = private, 0, ""
+        elif by_name:
             host, path = parse_host(request.host) if request.host else (self._pick_host(node), "/")
             port = 0
             if tls and path != "/":
@@ -142,10 +194,41 @@ class Claims:
             if host not in held:
                 return host
 
-    def check_host(self, wanted: ExposureRecord) -> None:
+    def check_renewed(self, held: ExposureRecord, renewed: ExposureRecord) -> None:
+        """Raises `UserError` ("group-fixed", "private-fixed", "group-twice") for what a lease cannot become."""
+        if renewed.terms.group.name != held.terms.group.name:
+            raise UserError(
+                "group-fixed",
+                f"Exposure {held.name} cannot change its group.",
+                "Give it back with 'overlay expose rm', and expose the target anew.",
+            )
+        if renewed.private != held.private:
+            raise UserError(
+                "private-fixed",
+                f"Exposure {held.name} cannot change its private name.",
+                "Give it back with 'overlay expose rm', and expose the target anew.",
+            )
+        self._check_twice(renewed, self.mates(renewed))
+
+    def _check_twice(self, wanted: ExposureRecord, mates: Iterable[ExposureRecord]) -> None:
+        if any((each.node, each.target) == (wanted.node, wanted.target) for each in mates):
+            raise UserError(
+                "group-twice",
+                f"This node is in the group '{wanted.terms.group.name}' with the target {wanted.target} already.",
+                "See 'overlay expose ls'.",
+            )
+
+    def check_place(self, wanted: ExposureRecord) -> None:
+        """Raises `UserError` ("host-taken") if somebody else has its name; a port's says so when it is opened."""
+        if wanted.path:
+            self._check_host(wanted)
+
+    def _check_host(self, wanted: ExposureRecord) -> None:
         if wanted.host in self._around.public_hosts:
             raise UserError("host-taken", f"{wanted.host} is the server's own name.", "Choose another host.")
         for record in self._records.values():
+            if are_mates(record, wanted):
+                continue
             tls = [each.protocol == "tls" for each in (record, wanted)]
             if not record.path or record.host != wanted.host or not (any(tls) or record.path == wanted.path):
                 continue
@@ -188,7 +271,7 @@ class Claims:
         protocol = wanted.transport
         where = f"{protocol} port {wanted.public_port}"
         for record in self._records.values():
-            if record.id != wanted.id and _collide(record, wanted):
+            if record.id != wanted.id and _collide(record, wanted) and not are_mates(record, wanted):
                 holder = self._around.name_of(record.node)
                 raise UserError(
                     "port-taken",
@@ -203,6 +286,8 @@ class Claims:
 
     def public(self, record: ExposureRecord) -> str:
         """Where users reach it: "203.0.113.1:9000", or "docs.example.com/prefix", or "db.example.com:443" by TLS."""
+        if record.private:
+            return f"private: {record.private}"
         if record.protocol == "tls":
             return format_endpoint((record.host, tls_port(self._around.web_ports)))
         if record.path:
@@ -243,6 +328,12 @@ def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:
     except ValueError as error:
         raise UserError("public-invalid", f"{error}.", "Write a port, as in 9000.", Exit.USAGE) from error
     return ("" if address in _WILDCARDS or address in public_hosts else address), number
+
+
+def are_mates(one: ExposureRecord, other: ExposureRecord) -> bool:
+    """Whether they are in one group, and so at one place."""
+    name = one.terms.group.name
+    return bool(name) and name == other.terms.group.name and one.place == other.place
 
 
 def _collide(one: ExposureRecord, other: ExposureRecord) -> bool:

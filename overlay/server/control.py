@@ -19,11 +19,13 @@ from overlay.wire.control.messages import (
     AddRecord,
     Attach,
     Attached,
+    Connect,
     Done,
     Endpoints,
     Expose,
     Exposed,
     Failed,
+    Health,
     Hello,
     Leave,
     Message,
@@ -104,12 +106,18 @@ async def converse(network: Network, connection: ControlConnection) -> None:
     await connection.send(network.welcome(number, connection.carrier))
     await network.connect(link, hello.map_mark)
     told = _Told(network, connection, number)
+    lost: ConnectionLost | None = None
     try:
         with link.scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(told.run)
-                await _serve(network, connection, number, told)
+                try:
+                    await _serve(network, connection, number, told)
+                except ConnectionLost as error:
+                    lost = error  # out of the group as it is
                 tasks.cancel_scope.cancel()
+        if lost is not None:
+            raise lost
         if link.refused is not None:
             await connection.send(link.refused)
     finally:
@@ -214,10 +222,16 @@ async def _answer(network: Network, number: int, message: Message, told: _Told) 
     match message:
         case Ping():
             return Pong(seq=message.seq)
+        case Pong():
+            network.exposures.groups.heard(number)
+            return None
+        case Health():
+            network.exposures.groups.set_health(number, message.id, message.problem)
+            return None
         case Endpoints():
             network.set_endpoints(number, message.lan, message.observed)
             return None
-        case Expose() | Unexpose() | Watch() | AddRecord() | RemoveRecord():
+        case Expose() | Unexpose() | Connect() | Watch() | AddRecord() | RemoveRecord():
             try:
                 return await _grant(network, number, message, told)
             except UserError as error:
@@ -229,11 +243,11 @@ async def _answer(network: Network, number: int, message: Message, told: _Told) 
                     exit_code=error.exit_code,
                 )
         case _:
-            return None  # Pong, a second Hello: of no use here
+            return None  # a second Hello: of no use here
 
 
 async def _grant(
-    network: Network, number: int, request: Expose | Unexpose | Watch | AddRecord | RemoveRecord, told: _Told
+    network: Network, number: int, request: Expose | Unexpose | Connect | Watch | AddRecord | RemoveRecord, told: _Told
 ) -> ServerMessage:
     """Do what a node asks for. Raises `UserError`."""
     match request:
@@ -241,6 +255,8 @@ async def _grant(
             return Exposed(seq=request.seq, exposure=await network.exposures.expose(number, request))
         case Unexpose():
             await network.exposures.unexpose(number, request.id)
+        case Connect():
+            return await network.exposures.private.connect(number, request)
         case Watch():
             told.watch(request.id, wanted=request.wanted)
         case AddRecord():

@@ -47,12 +47,14 @@ from overlay.server.keys import load_or_make_keys
 from overlay.server.network import Clock, Network, map_node
 from overlay.server.policy import Rights
 from overlay.server.policy_file import PolicyFile
+from overlay.server.proxying import Nodes, ProxyDoor
 from overlay.server.reach import Reach, find_reach, leads_here, listening_port, open_listeners, parse_listen
 from overlay.server.records import Records
 from overlay.server.registry import FILE_NAME, Registry
 from overlay.server.schema import NetworkRecord, NodeRecord
 from overlay.server.settings import ServerSettings
 from overlay.server.stun import StunService, open_second_port
+from overlay.server.tokens import Tokens
 from overlay.wire.control.codec import encode
 from overlay.wire.control.messages import MapDelta, MapRecord, Message, NetworkMap, SignedMap, Supply
 from overlay.wire.control.netmap import sign
@@ -251,13 +253,15 @@ class ServerDaemon:
         network.start()
         self._tell_own_endpoints()
         await tasks.start(network.hub.run)
+        tokens = self._make_tokens(registry, network, certificates)
+        await tokens.start()
         await exposures.start()
         tasks.start_soon(exposures.run)
         tasks.start_soon(self._policy.run, exposures.policy_changed)
         tasks.start_soon(network.run)
         tasks.start_soon(certificates.run)
         tasks.start_soon(stun.run)
-        await tasks.start(serve_local_api, make_api(self, network, member, member), self._state.path)
+        await tasks.start(serve_local_api, make_api(self, network, member, member, tokens), self._state.path)
         await tasks.start(self._serve, listeners, member, certificates)
         await self._say_ready(network, first=len(nodes) == 1)
 
@@ -330,6 +334,20 @@ class ServerDaemon:
     def _post(self, command: SendDatagrams) -> None:
         if self._member is not None:
             self._member.post(command)
+
+    def _make_tokens(self, registry: Registry, network: Network, certificates: Certificates) -> Tokens:
+        """And the door for those who show them."""
+        tokens = Tokens(
+            registry,
+            wall=time.time,
+            random_bytes=secrets.token_bytes,
+            names=network.names,
+            place=lambda: (self._reach.addresses, certificates.pin),
+        )
+        exposures = network.exposures
+        nodes = Nodes(network.names, network.record.domains, network.address_of, exposures.is_end)
+        exposures.guests.proxy = ProxyDoor(tokens, nodes, time.time, exposures.drops)
+        return tokens
 
     def _make_member(self, port: int) -> Member:
         settings = MemberSettings(
@@ -405,6 +423,7 @@ class ServerDaemon:
             web_domain=self._settings.web_domain,
             domains=domains,
             rights=self._rights,
+            tags_of=lambda number: self._network.name_and_tags(number)[1] if self._network is not None else (),
             direct=self._settings.direct_names,
             on_names=self._tell_records,
             leads_here=self._leads_here,

@@ -23,7 +23,9 @@ from overlay.server.access.usage import Usage
 from overlay.server.callers import Callers, DynamicTunnel
 from overlay.server.claims import Claims, Surroundings, check_tls_end
 from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
+from overlay.server.groups import Groups
 from overlay.server.ingress import PublicPort, ServeUser
+from overlay.server.private import Private, check_private
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
 from overlay.server.telling import TellingTunnel
@@ -63,6 +65,8 @@ class Exposures:
         self._tasks = tasks
         self._records: dict[int, ExposureRecord] = {}
         self._claims = Claims(around, self._records, self.drops)
+        self.groups = Groups(around, self._claims, self._records, self.drops)
+        self.private = Private(around, self._records)
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
@@ -93,6 +97,7 @@ class Exposures:
         """Go on trying to open what could not be opened, end what is over, and look after what is used."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._usage.run)
+            tasks.start_soon(self.groups.run)
             tasks.start_soon(self._expire)
             while True:
                 await anyio.sleep(RETRY_INTERVAL)
@@ -114,7 +119,7 @@ class Exposures:
             if rights.exposures is not None and held[record.node] > rights.exposures:
                 await self._end(record, _FORBIDDEN)
             elif gate := self._gates.get(record.id):
-                gate.share(self._share(record.node))
+                gate.share(self._share(self.groups.opener(record).node))
 
     async def save(self) -> None:
         """Keep what was counted."""
@@ -139,13 +144,14 @@ class Exposures:
         lowest = 1 if request.tunnel == "single" else 0  # what a node without an overlay address has
         if not lowest <= request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
             raise UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)
-        if not self._around.tunnel and request.tunnel == "single":
+        if not self._around.tunnel and request.tunnel == "single" and not request.terms.private.name:
             raise UserError(
                 "no-tunnel",
                 "This server runs without a network interface and cannot carry users to nodes.",
                 "Use --tunnel tls, or start the server without --no-tun.",
             )
         check_terms(request.terms, request.protocol)
+        check_private(request)
         if 0 < request.terms.expires <= self._around.wall():
             raise UserError(
                 "exposure-expired", "The time of the exposure is over.", "Give it a longer one with --expires."
@@ -157,7 +163,7 @@ class Exposures:
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 record = await (self._renew(node, request) if request.id else self._grant(node, request))
-                if record.path:
+                if record.path or record.private:
                     said = NOTHING_SAID  # all of it is about a port
                 if self._said.get(record.id, NOTHING_SAID) != said:
                     self._said[record.id] = said
@@ -179,7 +185,7 @@ class Exposures:
         ("exposure-unknown")."""
         site = self._sites.get(self._owned(node, name).id)
         if site is not None:
-            site.on_request = None if tell is None else partial(tell, name)
+            site.watch(name, None if tell is None else partial(tell, name))
 
     async def forget_node(self, node: int) -> None:
         """The node was removed, and its leases with it: close its ports."""
@@ -187,6 +193,7 @@ class Exposures:
             for record in [record for record in self._records.values() if record.node == node]:
                 self._forget(record.id)
             self._callers.forget_node(node)
+            await self.private.forget_node(node)
             self._usage.forget_node(node)
 
     def host_of(self, name: str) -> str | None:
@@ -195,6 +202,10 @@ class Exposures:
 
     def hosts(self) -> Iterable[str]:
         return self._by_name.all_ended_here()
+
+    def is_end(self, node: int, port: int) -> bool:
+        """Whether this is where a node waits for the users of an exposure, at its overlay address."""
+        return any((record.node, record.port) == (node, port) for record in self._records.values())
 
     def said(self) -> list[tuple[ExposureRecord, Said]]:
         """Each exposure, with what its node has said of it."""
@@ -217,6 +228,8 @@ class Exposures:
                 "bytes": self._usage.of_exposure(record.id),
                 "terms": msgspec.to_builtins(record.terms),
                 "problem": self._problems.get(record.id),
+                "group": record.terms.group.name or None,
+                "members": list(map(msgspec.to_builtins, self.groups.members(record.id))),
             }
             for record in self._records.values()
         ]
@@ -262,11 +275,12 @@ class Exposures:
         self._check(record, request.known_as)
         renewed = msgspec.structs.replace(record, target=request.target, port=request.port, terms=request.terms)
         if renewed != record:
+            self._claims.check_renewed(record, renewed)
             async with self._registry.transaction() as transaction:
                 await transaction.set_exposure(renewed)
             self._records[record.id] = renewed
-            if gate := self._gates.get(record.id):
-                gate.terms = renewed.terms
+            self._apply(renewed)
+            await self.private.renewed(record, renewed)
         return renewed
 
     def _check(self, wanted: ExposureRecord, names: Iterable[str]) -> None:
@@ -283,9 +297,12 @@ class Exposures:
         wanted = self._claims.wanted(node, request)
         self._check(wanted, request.known_as)
         public: PublicPort | None = None
-        if wanted.path:
+        if wanted.private:
             record = wanted
-            self._claims.check_host(record)
+            self.private.check_name(record)
+        elif wanted.path or self._mate(wanted) is not None:
+            record = wanted
+            self._claims.check_place(record)
         else:
             claims = self._claims
             record, public = claims.open_any(wanted) if not wanted.public_port else (wanted, claims.open(wanted))
@@ -301,22 +318,36 @@ class Exposures:
 
     def _open_missing(self) -> None:
         for record in list(self._records.values()):
-            if record.id in self._ports or record.id in self._sites:
+            if record.id in self._ports or record.id in self._sites or record.private:
                 continue
             if not self._around.tunnel and record.tunnel == "single":
                 continue
             try:
-                self._serve(record, None if record.path else self._claims.open(record))
+                shared = record.path or self._mate(record) is not None
+                self._serve(record, None if shared else self._claims.open(record))
             except UserError as error:
                 if self._problems.get(record.id) != error.message:
                     _log.warning("exposure %s stays closed for now: %s", record.name, error.message)
                 self._problems[record.id] = error.message
 
     def _serve(self, lease: ExposureRecord, public: PublicPort | None) -> None:
-        """`public`: the lease's own port; None: it is found by its name."""
+        """`public`: the lease's own port; None: it is found by its name, or by what others of its group have opened."""
         self._records[lease.id] = lease
         self._problems.pop(lease.id, None)
+        if lease.private:
+            return  # peers go to its node
+        mate = self._mate(lease)
         tunnel = self._tunnel(lease)
+        if lease.terms.group.name:
+            tunnel = self.groups.join(lease, tunnel)
+        if mate is not None:
+            if mate.id in self._ports:
+                self._ports[lease.id] = self._ports[mate.id]
+            if mate.id in self._sites:
+                self._sites[lease.id] = self._sites[mate.id]
+            self._gates[lease.id] = self._gates[mate.id]
+            self._apply(lease)
+            return
         gate = self._gates[lease.id] = Gate(lease.terms, lease.name, lease.path or "/", self._desk)
         gate.share(self._share(lease.node))
         serve_user: ServeUser | None = None
@@ -335,6 +366,20 @@ class Exposures:
             self._ports[lease.id] = public
             self._tasks.start_soon(public.run, tunnel, serve_user)
         self._usage.watch(lease.id, lease.node, gate, partial(self._cut_off, lease.id))
+
+        self._apply(lease)
+
+    def _apply(self, lease: ExposureRecord) -> None:
+        """Its terms, or those of its group, hold for users who come from now on."""
+        opener = self.groups.opener(lease)
+        self.groups.apply(opener)
+        if gate := self._gates.get(opener.id):
+            gate.terms = opener.terms
+
+    def _mate(self, lease: ExposureRecord) -> ExposureRecord | None:
+        """One of its group that is served already."""
+        mates = self._claims.mates(lease)
+        return next((each for each in mates if each.id in self._ports or each.id in self._sites), None)
 
     def _share(self, node: int) -> tuple[Bandwidth, Bandwidth] | None:
         rate = self._around.rights(node).bandwidth
@@ -369,6 +414,8 @@ class Exposures:
         return serve_user
 
     def _connections(self, number: int) -> int:
+        if (of_member := self.groups.connections(number)) is not None:
+            return of_member
         site, public = self._sites.get(number), self._ports.get(number)
         return public.connections if public is not None else site.connections if site is not None else 0
 
@@ -378,12 +425,23 @@ class Exposures:
         return (address, record.port) if record is not None and address is not None else None
 
     def _forget(self, number: int) -> None:
-        self._records.pop(number, None)
+        lease = self._records.pop(number, None)
         self._problems.pop(number, None)
+        self.groups.leave(number)
+        self.private.forget(number)
         self._gates.pop(number, None)
         if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
             self._around.on_names()
         site, public = self._sites.pop(number, None), self._ports.pop(number, None)
+        if lease is not None and (mate := self._mate(lease)) is not None:
+            if site is not None:
+                site.watch(lease.name, None)
+            self._apply(mate)
+            self._usage.forget(number)
+            opener = self.groups.opener(mate)  # what goes through from now on is counted as the new opener's
+            if lease.id < opener.id and (gate := self._gates.get(opener.id)):
+                self._usage.watch(opener.id, opener.node, gate, partial(self._cut_off, opener.id))
+            return
         if site is not None:
             self._by_name.remove(site)
             site.close()
@@ -419,7 +477,7 @@ class Exposures:
         )
 
     def _url(self, record: ExposureRecord) -> str | None:
-        if record.protocol != "http":
+        if record.protocol != "http" or record.private:
             return None
         if not record.path:
             return f"http://{self._claims.public(record)}/"

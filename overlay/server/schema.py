@@ -25,7 +25,7 @@ from sqlalchemy import (
 
 from overlay.wire.control.terms import Terms
 
-REVISION = "0005"
+REVISION = "0007"
 """The newest migration: a registry at this revision needs none."""
 
 metadata = MetaData(
@@ -91,16 +91,28 @@ exposure_table = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("node", Integer, ForeignKey("node.number", ondelete="CASCADE"), nullable=False),
     Column("protocol", Text, nullable=False),
-    Column("host", Text, nullable=False),  # public address, "" is every address of the server; or a web host's name
-    Column("public_port", Integer, nullable=False),  # 0: reached by the host's name on the shared port
+    Column("host", Text, nullable=False),  # public address, "" is every one of the server; a web host's or private name
+    Column("public_port", Integer, nullable=False),  # 0: reached by the host's name on the shared port, or private
     Column("path", Text, nullable=False),  # prefix below that name, "/docs/"; "" at a port
     Column("target", Text, nullable=False),  # for show
     Column("port", Integer, nullable=False),  # on the node's overlay address, for the single tunnel
     Column("tunnel", Text, nullable=False),
     Column("terms", JSON, nullable=False),
     Column("created", Double, nullable=False),
-    UniqueConstraint("protocol", "host", "public_port", "path"),
+    UniqueConstraint("protocol", "host", "public_port", "path", "node", "target"),  # members of a group share a place
     sqlite_autoincrement=True,  # the id of an exposure that was given back never means another one
+)
+
+token_table = Table(
+    "proxy_token",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("nodes", JSON, nullable=False),  # numbers of those that are reached with it; []: all
+    Column("created", Double, nullable=False),
+    Column("expires", Double, nullable=False),
+    UniqueConstraint("digest"),
+    sqlite_autoincrement=True,
 )
 
 usage_table = Table(
@@ -180,6 +192,21 @@ class InviteRecord(msgspec.Struct, frozen=True, kw_only=True):
     expires: float
 
 
+class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A token for HTTP CONNECT."""
+
+    id: int
+    digest: bytes
+    nodes: tuple[int, ...]
+    created: float
+    expires: float
+
+    @property
+    def name(self) -> str:
+        """The id as people see it."""
+        return f"t{self.id}"
+
+
 class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     node: int
@@ -197,6 +224,16 @@ class ExposureRecord(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The id as people see it."""
         return f"x{self.id}"
+
+    @property
+    def place(self) -> tuple[str, str, int, str]:
+        """Where users reach it: the same one for all members of a group, and for nobody else."""
+        return (self.protocol, self.host, self.public_port, self.path)
+
+    @property
+    def private(self) -> str:
+        """The name by which peers alone reach it; "": it is public."""
+        return self.terms.private.name
 
     @property
     def transport(self) -> Literal["tcp", "udp"]:

@@ -15,6 +15,7 @@ from overlay.server.schema import (
     InviteRecord,
     NetworkRecord,
     NodeRecord,
+    TokenRecord,
     UsageRecord,
     exposure_table,
     invite_table,
@@ -22,6 +23,7 @@ from overlay.server.schema import (
     node_table,
     record_table,
     record_values,
+    token_table,
     usage_table,
 )
 
@@ -125,12 +127,7 @@ class Transaction:
 
     async def add_exposure(self, record: ExposureRecord) -> ExposureRecord:
         """Returns it with the id that the registry gave it; that of `record` does not count."""
-        values = record_values(record)
-        del values["id"]
-        result = await self._connection.execute(insert(exposure_table).values(**values))
-        key = result.inserted_primary_key
-        assert key is not None  # an INSERT of one row always has it
-        return msgspec.structs.replace(record, id=int(key[0]))
+        return await self._added(exposure_table, record)
 
     async def set_exposure(self, record: ExposureRecord) -> None:
         values = record_values(record)
@@ -153,6 +150,18 @@ class Transaction:
             if record.node in numbers:
                 await self._connection.execute(insert(usage_table).values(**record_values(record)))
 
+    # tokens for HTTP CONNECT
+
+    async def tokens(self) -> list[TokenRecord]:
+        return await self._rows(TokenRecord, token_table, order=token_table.c.id)
+
+    async def add_token(self, record: TokenRecord) -> TokenRecord:
+        """Returns it with the id that the registry gave it."""
+        return await self._added(token_table, record)
+
+    async def remove_token(self, number: int) -> None:
+        await self._connection.execute(delete(token_table).where(token_table.c.id == number))
+
     # records of the zone
 
     async def records(self) -> list[DnsRecord]:
@@ -169,7 +178,16 @@ class Transaction:
             )
         )
 
-    # reading
+    # inside
+
+    async def _added(self, table: Table, record: R) -> R:
+        """A row whose id the registry gives: the record with it."""
+        values = record_values(record)
+        del values["id"]
+        result = await self._connection.execute(insert(table).values(**values))
+        key = result.inserted_primary_key
+        assert key is not None  # an INSERT of one row always has it
+        return msgspec.structs.replace(record, id=int(key[0]))
 
     async def _one(self, kind: type[R], table: Table, condition: ColumnElement[bool]) -> R | None:
         rows = await self._rows(kind, table, condition)

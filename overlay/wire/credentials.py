@@ -6,6 +6,7 @@ SHA-256 is enough.
 """
 
 import hashlib
+import hmac
 import re
 from typing import Final
 
@@ -37,6 +38,11 @@ def is_user_name(text: str) -> bool:
 
 def digest_of(secret: bytes) -> str:
     return hashlib.sha256(secret).hexdigest()
+
+
+def is_token(token: str, digest: str) -> bool:
+    """Whether it is the one with this digest; takes as long whether or not."""
+    return hmac.compare_digest(digest_of(token.encode("utf-8", "surrogatepass")), digest)
 
 
 def hash_password(password: bytes, salt: bytes) -> str:

@@ -84,12 +84,6 @@ def test_commands_without_arguments_show_help_and_say_wrong_usage(capsys: pytest
         assert "Usage: overlay" in captured.out + captured.err
 
 
-@pytest.mark.parametrize("name", ["connect", "proxy"])
-def test_commands_of_later_versions_are_unknown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name]) == 2
-    assert f"No such command '{name}'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("typed", "meant"), [("statsu", "status"), ("invit", "invite"), ("expsoe", "expose"), ("sever", "server")]
 )

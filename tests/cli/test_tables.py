@@ -1,13 +1,22 @@
 """What people see of the local API's documents."""
 
 import io
+import time
 from typing import Any, get_args
 
 import pytest
 from rich.console import Console, RenderableType
 
 from overlay.path.types import Origin
-from overlay_cli.tables import exposure_table, net_report, node_summary, node_table, server_summary, why_report
+from overlay_cli.tables import (
+    exposure_table,
+    net_report,
+    node_summary,
+    node_table,
+    server_summary,
+    token_table,
+    why_report,
+)
 
 NAT: dict[str, Any] = {
     "summary": "A hard one.",
@@ -193,6 +202,24 @@ def test_a_network_report() -> None:
     lost = {**report, "best": None, "proxy": None, "captive_portal": "HTTP/1.1 302 Found", "network": ""}
     text = drawn(net_report(lost))
     assert "the server is not reached" in text and "HTTP/1.1 302 Found" in text and "no default route" in text
+
+
+def test_tokens_tell_what_they_are_good_for() -> None:
+    now = time.time()
+    tokens = [
+        {"id": "t1", "nodes": ["b"], "expires": now + 7 * 86400},
+        {"id": "t2", "nodes": [], "expires": now - 1},
+    ]
+    text = drawn(token_table(tokens))
+    assert "t1" in text and "all" in text and "expired" in text and "no tokens" in drawn(token_table([]))
+
+
+def test_members_of_a_group_stand_beside_what_they_share() -> None:
+    exposure = NODE["exposures"][0]
+    members = [{"node": "a", "state": "up"}, {"node": "b", "state": "unwell", "problem": "it answers 500"}]
+    text = drawn(exposure_table([{**exposure, "members": members, "problem": "it answers 500"}, exposure]))
+    assert "● a" in text and "● b unwell: it answers 500" in text and text.count("it answers 500") == 2
+    assert "group" not in drawn(exposure_table([exposure]))
 
 
 @pytest.mark.parametrize("origin", get_args(Origin))

@@ -17,6 +17,7 @@ from overlay.wire.control.messages import (
     Exposure,
     Exposures,
     Failed,
+    GroupMember,
     Hello,
     Leave,
     Message,
@@ -44,6 +45,8 @@ class Recorder:
         self.exposures: list[tuple[Exposure, ...]] = []
         self.requests: list[RequestEntry] = []
         self.supplies: list[Supply] = []
+        self.members: dict[str, tuple[GroupMember, ...]] = {}
+        self.guests: list[tuple[str, str, float]] = []
         self.lost = 0
         self._changed = anyio.Event()
 
@@ -66,6 +69,14 @@ class Recorder:
 
     def supply(self, wish: Supply) -> None:
         self.supplies.append(wish)
+
+    def group_changed(self, name: str, members: tuple[GroupMember, ...]) -> None:
+        self.members[name] = members
+        self._tell()
+
+    def let_in(self, name: str, address: str, seconds: float) -> None:
+        self.guests.append((name, address, seconds))
+        self._tell()
 
     def disconnected(self) -> None:
         self.lost += 1

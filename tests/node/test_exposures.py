@@ -14,6 +14,7 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSStream
 
+from overlay.carrier.reached import REACHED
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node import target_end
@@ -27,13 +28,15 @@ from overlay.wire.control.messages import (
     Expose,
     Exposed,
     Exposure,
+    GroupMember,
+    Health,
     Message,
     RequestEntry,
     TunnelKind,
     Unexpose,
     Watch,
 )
-from overlay.wire.control.terms import Limits, Terms
+from overlay.wire.control.terms import Limits, Membership, Private, Terms
 
 SERVER, NODE, STRANGER, PEER = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.4"
 
@@ -93,6 +96,7 @@ class Server:
 class Setup:
     def __init__(self, folder: Path) -> None:
         self.server = Server()
+        self.said: list[Message] = []
         self.state = StateDir(folder).open()
         self.now = 5.0
         self.names: dict[str, tuple[str, ...]] = {}
@@ -111,9 +115,13 @@ class Setup:
             self.server.request,
             lambda address: address == SERVER,
             lambda address: address == PEER,
+            self._say,
             look_up=self.names.get,
             wall=lambda: self.now,
         )
+
+    async def _say(self, message: Message) -> None:
+        self.said.append(message)
 
 
 @asynccontextmanager
@@ -176,6 +184,8 @@ def test_a_users_connection_reaches_the_target_whole(tmp_path: Path) -> None:
                 "trouble": "",
                 "certificate": None,
                 "terms": {},
+                "problem": None,
+                "members": (),
                 "entry": None,
                 "inspect": 0,
             }
@@ -526,6 +536,58 @@ def test_without_a_tun_at_either_end_users_come_by_tls(tmp_path: Path) -> None:
     anyio.run(main)
 
 
+def test_a_member_of_a_group_says_that_it_reached_its_target_and_how_that_is(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    terms = Terms(group=Membership(name="web"), health="tcp")
+
+    async def main() -> None:
+        async with serving(setup.exposures):
+            async with tcp_service(shout) as port:
+                shown = await setup.add(f"tcp://127.0.0.1:{port}", "9000", terms=terms)
+                inner = setup.server.exposures[shown.id].port
+                assert await ask(inner, SERVER, b"hello") == REACHED + b"HELLO"
+                while not setup.said:  # noqa: ASYNC110 - a list tells nobody
+                    await anyio.sleep(0.005)
+                assert setup.said == [Health(id=shown.id)]
+            with pytest.raises((anyio.BrokenResourceError, OSError)):
+                await ask(inner, SERVER, b"hello")
+            members = (GroupMember(node="a", state="up"), GroupMember(node="b", state="offline"))
+            setup.exposures.set_members(shown.id, members)
+            setup.exposures.set_members("x99", members)
+            assert setup.exposures.status()[0].members == members
+            await setup.exposures.reconcile(setup.server.list())
+            assert setup.said == [Health(id=shown.id)] * 2, "the server may have started anew"
+            await setup.exposures.remove(shown.id)
+            await setup.exposures.reconcile(())
+            assert len(setup.said) == 2
+
+    anyio.run(main)
+
+
+def test_a_private_exposure_takes_those_whom_the_server_has_named(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    terms = Terms(private=Private(name="db", tags=("team",)))
+
+    async def main() -> None:
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            shown = await setup.add(f"127.0.0.1:{port}", "", terms=terms)
+            assert shown.target == f"tcp://127.0.0.1:{port}" and shown.service == ""
+            inner = setup.server.exposures[shown.id].port
+            setup.exposures.let_in(shown.id, PEER, 600)
+            setup.exposures.let_in("x99", SERVER, 600)
+            assert await ask(inner, PEER, b"hello") == REACHED + b"HELLO"
+            for other in (SERVER, STRANGER):
+                with pytest.raises((anyio.BrokenResourceError, OSError)):
+                    await ask(inner, other, b"hello")
+            setup.exposures.let_in(shown.id, PEER, 0)
+            with pytest.raises((anyio.BrokenResourceError, OSError)):
+                await ask(inner, PEER, b"hello")
+        async with serving(setup.make(), ""):
+            pass
+
+    anyio.run(main)
+
+
 def test_one_whose_time_is_over_ends_here_and_at_the_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)
@@ -587,6 +649,19 @@ def test_a_range_is_made_and_given_back_as_one(tmp_path: Path) -> None:
             assert [one.range for one in again.status()] == ["x1-x3"] * 2
             await setup.exposures.remove("x1-x3")
             assert setup.exposures.status() == () and not setup.server.exposures
+
+    anyio.run(main)
+
+
+def test_a_private_exposure_needs_an_overlay_address(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+
+    async def main() -> None:
+        async with serving(setup.exposures, ""):
+            with pytest.raises(UserError) as caught:
+                await setup.add("22", "", terms=Terms(private=Private(name="ssh", tags=("team",))))
+            assert caught.value.code == "no-tunnel" and "overlay up" in caught.value.hint
+            assert not setup.server.requests
 
     anyio.run(main)
 

@@ -23,6 +23,8 @@ MANY: Final = "Many at once"
 PLACE: Final = "Where"
 WHO: Final = "Who"
 HOW_MUCH: Final = "How much"
+PRIVATE: Final = "For peers alone"
+SEVERAL: Final = "Several machines behind one name or port"
 WAY: Final = "The way to the target"
 LOOK: Final = "Looking at requests"
 TOLD: Final = "What the target is told"
@@ -276,6 +278,67 @@ MaxConnections = Annotated[
     ),
 ]
 
+# for peers alone ------------------------------------------------------------------------------------------------------
+
+Private = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        envvar="OVERLAY_PRIVATE",
+        help="Open no public place: only peers reach it, by 'overlay connect NAME'.",
+        show_default=False,
+        rich_help_panel=PRIVATE,
+    ),
+]
+ForTag = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TAG",
+        envvar="OVERLAY_FOR_TAG",
+        help="Peers whose invite had this tag; may be repeated.",
+        show_default=False,
+        rich_help_panel=PRIVATE,
+    ),
+]
+Token = Annotated[
+    bool,
+    typer.Option("--token", help="Peers who have the token that is made and shown now, once.", rich_help_panel=PRIVATE),
+]
+
+# several machines -----------------------------------------------------------------------------------------------------
+
+Group = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        envvar="OVERLAY_GROUP",
+        help="Share the place with all that is exposed with the same --group there, here or on other machines. Who is "
+        "first opens it, and has a place picked if he names none.",
+        show_default=False,
+        rich_help_panel=SEVERAL,
+    ),
+]
+Balance = Annotated[
+    Literal["least", "round-robin", "sticky"],
+    typer.Option(
+        envvar="OVERLAY_BALANCE",
+        help="Who of the group serves a user: whoever has the fewest connections, each in turn, or always the same "
+        "one, by the user's address.",
+        rich_help_panel=SEVERAL,
+    ),
+]
+Health = Annotated[
+    str,
+    typer.Option(
+        metavar="tcp|http[:/PATH]",
+        envvar="OVERLAY_HEALTH",
+        help="Look each second whether TARGET is well: whether it takes connections, or answers a GET with a status "
+        "below 400. Users of a group are led past one that is not.",
+        show_default=False,
+        rich_help_panel=SEVERAL,
+    ),
+]
+
 # what the target is told ----------------------------------------------------------------------------------------------
 
 ProxyProtocol = Annotated[
@@ -498,7 +561,9 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
         users=_secrets_file(given["users"], folder),
         bearer=_secrets_file(given["bearer"], folder),
         link=given["secret_link"],
+        private=given["token"],
         known=(known or {}).get("access", {}),
+        known_private=(known or {}).get("private", {}).get("token", ""),
     )
     document = {
         "target": absolute_target(given["target"], folder),
@@ -537,6 +602,12 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
             proxy_protocol=given["proxy_protocol"],
             transparent=given["transparent"],
             tls_end=given["tls_end"],
+            group=given["group"],
+            balance=given["balance"],
+            health=given["health"],
+            private=given["private"],
+            for_tag=given["for_tag"],
+            token=made.private,
         ),
     }
     return Wish(document, made)
@@ -605,6 +676,12 @@ def terms(
     deny: list[str] | None,
     credentials: dict[str, Any],
     max_connections: int,
+    group: str,
+    balance: str,
+    health: str,
+    private: str,
+    for_tag: list[str] | None,
+    token: str,
     connection_rate: str,
     request_rate: str,
     bandwidth: str,
@@ -620,6 +697,9 @@ def terms(
 
     return {
         "access": {"allow": allow or [], "deny": deny or [], **credentials},
+        "group": {"name": group.lower(), "balance": balance},
+        "health": health,
+        "private": {"name": private.lower(), "tags": for_tag or [], "token": token},
         "limits": {
             "connections": max_connections,
             "connection_rate": connection_rate,

@@ -19,6 +19,7 @@ from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import Guest
 from overlay.server.access.credentials import without_secret
 from overlay.server.access.gate import Asker, Reply
+from overlay.server.groups import MOST_TRIES, Group
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.server.web.exchange import Exchange, TargetGone, Unanswered, UserGone, may_repeat
 from overlay.server.web.http2 import Http2Connection, Http2Stream
@@ -196,7 +197,8 @@ class _Connection:
 
     async def _serve(self, request: RequestHead, site: Site) -> bool:
         started = time.monotonic()
-        exchange = Exchange(request, self._user, site.gate)
+        closely = isinstance(site.tunnel, Group) and may_repeat(request)
+        exchange = Exchange(request, self._user, site.gate, closely=closely)
         refusal: Unanswered | None = None
         try:
             await self._exchange(exchange, site)
@@ -250,6 +252,9 @@ class _Connection:
     async def _exchange(self, exchange: Exchange, site: Site) -> None:
         request = exchange.request
         head = request_to_target(request, source=self._source, scheme=self._scheme, rewrite=site.gate.rewrite)
+        group = site.tunnel if isinstance(site.tunnel, Group) else None
+        if self._target is not None and group is not None and not group.serves_well(self._target.stream):
+            self._drop_target()
         if self._target is not None:
             try:
                 await exchange.run(head, self._target)
@@ -259,8 +264,31 @@ class _Connection:
                 if error.reason != "target_closed" or not may_repeat(request):
                     raise
             self._drop_target()
+        if group is not None:
+            await self._exchange_with_any(exchange, head, group)
+            return
         try:
             self._target = Incoming(await site.tunnel.open(replace(self._visitor, authority=request.host)))
         except TunnelError as error:
             raise Unanswered(error.status, error.reason) from error
         await exchange.run(head, self._target)
+
+    async def _exchange_with_any(self, exchange: Exchange, head: bytes, group: Group) -> None:
+        """With one member of a group after the other, as long as the request may be repeated and none has answered."""
+        visitor = replace(self._visitor, authority=exchange.request.host)
+        tried: set[int] = set()
+        gone: Unanswered | None = None
+        while True:
+            try:
+                self._target = Incoming(await group.open_another(visitor, tried))
+            except TunnelError as error:
+                raise gone or Unanswered(error.status, error.reason) from error
+            try:
+                await exchange.run(head, self._target)
+                return
+            except Unanswered as error:
+                if error.reason != "target_closed" or not may_repeat(exchange.request) or len(tried) >= MOST_TRIES:
+                    raise
+                gone = error
+            self._drops["member_gone"] += 1
+            self._drop_target()

@@ -58,7 +58,8 @@ class TargetGone(Exception):
 class Exchange:
     """See the module's docstring. `run` once."""
 
-    def __init__(self, request: RequestHead, user: Incoming, gate: Gate) -> None:
+    def __init__(self, request: RequestHead, user: Incoming, gate: Gate, *, closely: bool = False) -> None:
+        """`closely`: notice within some 2 s when the machine at the other end is gone, as another could answer."""
         self.request = request
         self.status = 0  # of the final answer, once it is known
         self.sent = 0  # bytes of its body
@@ -67,6 +68,7 @@ class Exchange:
         self.keep_target = False
         self.upgraded = False
         self._user = user
+        self._closely = closely
         self._meter = gate.meter
         self._rewrite = gate.rewrite
         self._body = BodyReader(request.framing)
@@ -163,13 +165,18 @@ class Exchange:
                     await target.wait(WATCH_AFTER)
             if target.has_head:
                 return parse_response(await target.head(), self.request.method)
+            if self._closely:
+                target.probe(closely=True)
             with anyio.fail_after(ANSWER_TIMEOUT) as patience:
                 if sent is not None and not self._is_sent:
                     patience.deadline = float("inf")  # the user's time is watched where the body comes from
                     await self._either(sent.wait, target.wait)
                     patience.deadline = anyio.current_time() + ANSWER_TIMEOUT
                 await self._watched(target.wait)
-                return parse_response(await target.head(), self.request.method)
+                head = await target.head()
+            if self._closely:
+                target.probe(closely=False)
+            return parse_response(head, self.request.method)
         except TimeoutError as error:
             raise Unanswered(504, "target_slow") from error
         except HttpError as error:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from overlay.carrier.port import Caller, Guest, TlsGuest, TlsPlace
 from overlay.server.callers import Callers
+from overlay.server.proxying import ProxyDoor
 from overlay.server.tunnels import Visitor
 from overlay.server.web.door import WebDoor
 from overlay.server.web.exchange import raw_socket
@@ -21,6 +22,10 @@ class WebGuests:
         self._door = door
         self._tls_door = tls_door
         self._callers = callers
+        self.proxy: ProxyDoor | None = None
+
+    def proxies(self, request: RequestHead) -> bool:
+        return self.proxy is not None and self.proxy.knows(request)
 
     def exposes(self, host: str) -> bool:
         return self._sites.exposes(host)
@@ -36,7 +41,9 @@ class WebGuests:
         if isinstance(guest, TlsGuest):
             named = replace(visitor, authority=guest.name)
             await self._tls_door.serve(guest, named, self._sites.find_tls(guest.name))
-        else:
+            return
+        by_connect = self.proxy is not None and guest.begun.startswith(b"CONNECT ")
+        if not (by_connect and self.proxy is not None and await self.proxy.serve(guest, visitor)):
             await self._door.serve(guest, visitor, self._find)
 
     def take_caller(self, caller: Caller) -> None:

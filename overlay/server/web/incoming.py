@@ -55,6 +55,11 @@ class Incoming:
         head, self._ahead = await read_head(self.stream, self.take_ahead())
         return head
 
+    def probe(self, *, closely: bool) -> None:
+        """As a stream's `watch`."""
+        if not isinstance(self.stream, Http2Stream):
+            self.stream.watch(closely=closely)
+
     async def watch(self) -> None:
         """Read ahead, and never return: raises `EndOfStream` or `BrokenResourceError` when the other side goes away."""
         while len(self._ahead) < MAX_AHEAD:

@@ -26,8 +26,7 @@ class Site:
     gate: Gate = field(default_factory=Gate)
     is_near: Callable[[str], bool] = lambda source: False
     """Whether who comes from this address may be told where the target is: peers, and the node's own place."""
-    on_request: Callable[[RequestEntry], None] | None = None
-
+    watchers: dict[str, Callable[[RequestEntry], None]] = field(default_factory=dict)  # by exposure's name
     users: set[anyio.CancelScope] = field(default_factory=set)
 
     @property
@@ -43,8 +42,15 @@ class Site:
     def note(self, entry: RequestEntry) -> None:
         self.count = entry.number
         self.log.append(entry)
-        if self.on_request is not None:
-            self.on_request(entry)
+        for tell in self.watchers.values():
+            tell(entry)
+
+    def watch(self, name: str, tell: Callable[[RequestEntry], None] | None) -> None:
+        """Have `tell` hear of requests for `name`, one of the exposures here; None: no longer."""
+        if tell is None:
+            self.watchers.pop(name, None)
+        else:
+            self.watchers[name] = tell
 
 
 class Sites:

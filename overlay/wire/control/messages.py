@@ -76,6 +76,22 @@ class Unexpose(Message, frozen=True, kw_only=True, tag="unexpose"):
     id: str
 
 
+class Health(Message, frozen=True, kw_only=True, tag="health"):
+    """What the node has found when it looked whether the target of an exposure is well; told when it changes, and after
+    each welcome."""
+
+    id: str
+    problem: str = ""  # why it is not, in words; "": it is
+
+
+class Connect(Message, frozen=True, kw_only=True, tag="connect"):
+    """Ask to be let in at a private exposure, for a while. Answered by `Connected` or `Failed`."""
+
+    seq: int
+    name: str
+    token: str = ""  # a secret
+
+
 class Watch(Message, frozen=True, kw_only=True, tag="watch"):
     """Have the requests of an exposure by http told (`Requests`) from now on, or no longer; as long as this connection
     lasts. Answered by `Done` or `Failed`."""
@@ -242,6 +258,43 @@ class Requests(Message, frozen=True, kw_only=True, tag="requests"):
     entries: tuple[RequestEntry, ...]
 
 
+MemberState = Literal["up", "resting", "unwell", "silent", "offline"]
+"""Users are led to it; or why not: it has failed one just now, its node says that the target is not well, its node does
+not answer, or is not connected."""
+
+
+class GroupMember(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One of the exposures that share a place."""
+
+    node: str  # its name
+    state: MemberState
+    problem: str = ""  # of the target
+
+
+class Members(Message, frozen=True, kw_only=True, tag="members"):
+    """How it is with the group that an exposure of this node is in; told when it changes."""
+
+    id: str
+    members: tuple[GroupMember, ...]
+
+
+class Connected(Message, frozen=True, kw_only=True, tag="connected"):
+    seq: int
+    node: str  # its name
+    address: str  # overlay address
+    port: int
+    datagrams: bool = False  # it is UDP's port
+    seconds: float  # for how long new connections are let in
+
+
+class Admit(Message, frozen=True, kw_only=True, tag="admit"):
+    """Let a peer in at a private exposure of this node; what has begun goes on after that time."""
+
+    id: str
+    address: str  # the peer's overlay address
+    seconds: float  # from now; 0: no longer
+
+
 class Done(Message, frozen=True, kw_only=True, tag="done"):
     seq: int
 
@@ -260,7 +313,21 @@ class Pong(Message, frozen=True, kw_only=True, tag="pong"):
     seq: int
 
 
-NodeMessage = Hello | Endpoints | Expose | Unexpose | Watch | AddRecord | RemoveRecord | Ping | Pong | Leave | Attach
+NodeMessage = (
+    Hello
+    | Endpoints
+    | Expose
+    | Unexpose
+    | Health
+    | Connect
+    | Watch
+    | AddRecord
+    | RemoveRecord
+    | Ping
+    | Pong
+    | Leave
+    | Attach
+)
 ServerMessage = (
     Welcome
     | Refused
@@ -270,6 +337,9 @@ ServerMessage = (
     | Withdrawn
     | Supply
     | Requests
+    | Members
+    | Connected
+    | Admit
     | Recorded
     | Done
     | Failed

@@ -6,7 +6,7 @@ are missing from its answer. Everything here is checked where it comes in (`chec
 """
 
 import re
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -27,6 +27,8 @@ LATEST: Final = 253402300800.0  # the year 10000, Unix time
 MOST_NETWORKS: Final = 256  # in a list
 MOST_FIELDS: Final = 32  # to set, or to remove, of requests or answers
 MOST_SECRETS: Final = 256  # users, or tokens
+MOST_TAGS: Final = 16
+LONGEST_TAG: Final = 64  # characters
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -47,6 +49,26 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 TlsEnd = Literal["", "target", "server", "node"]
 """Where the TLS of users ends that come by a name; "": at the server by http, at the target by tls."""
+Balance = Literal["least", "round-robin", "sticky"]
+"""Which member of a group serves a user: the one with the fewest connections, each in turn, always the same one."""
+
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
+_HEALTH: Final = re.compile(r"tcp|http(:/[!-~]{0,255})?")
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Of one of several exposures that share a place."""
+
+    name: str = ""  # of the group; "": none
+    balance: Balance = "least"
+
+
+class Private(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """At no public place: for peers alone, those with one of the tags or with the token."""
+
+    name: str = ""  # by which peers ask for it; "": it is public
+    tags: tuple[str, ...] = ()
+    token: str = ""  # its digest; "": there is none
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -98,6 +120,9 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires: float = 0.0  # Unix time, s; 0: never
     told: Told = NOTHING_TOLD
     tls_end: TlsEnd = ""
+    group: Membership = Membership()
+    private: Private = Private()
+    health: str = ""  # how the node looks whether its target is well: "tcp", "http:/path"; "": it does not look
 
 
 NO_TERMS: Final = Terms()
@@ -105,6 +130,8 @@ NO_TERMS: Final = Terms()
 
 def check_terms(terms: Terms, protocol: str) -> None:
     """Of an exposure that users reach by `protocol`. Raises `UserError` ("terms-invalid", exit 2)."""
+    check_group(terms)
+    _check_private(terms.private)
     if not 0 <= terms.expires < LATEST:
         raise _invalid("--expires is a length of time, as in 2h")
     if not 0 <= terms.limits.connections <= MOST_CONNECTIONS:
@@ -174,6 +201,44 @@ def _check_secrets(access: Access, protocol: str) -> None:
         raise _invalid("its users are not each a name and the hash of a password")
     if not all(map(is_digest, (*access.bearers, *([access.link] if access.link else ())))):
         raise _invalid("its tokens are not digests")
+
+
+def check_group(terms: Terms) -> None:
+    """Raises `UserError` ("terms-invalid", exit 2)."""
+    group = terms.group
+    if group.name and not _NAME.fullmatch(group.name):
+        raise _invalid(f"'{group.name[:64]}' is no name of a group, such as web-1: letters, digits and hyphens")
+    if group.balance not in get_args(Balance) or (group.balance != "least" and not group.name):
+        raise _invalid("--balance is how the members of a --group share their users")
+    if terms.health and not _HEALTH.fullmatch(terms.health):
+        raise _invalid(f"'{terms.health[:64]}' is no way to look whether a target is well, such as tcp or http:/health")
+
+
+def _check_private(private: Private) -> None:
+    if not private.name:
+        if private != Private():
+            raise _invalid("--for-tag and --token say who may reach what is exposed with --private NAME")
+        return
+    if not _NAME.fullmatch(private.name):
+        raise _invalid(f"'{private.name[:64]}' is no name such as db-1: letters, digits and hyphens")
+    if not private.tags and not private.token:
+        raise _invalid("say who may reach it, with --for-tag TAG or --token")
+    tags = private.tags
+    if len(tags) > MOST_TAGS or not all(0 < len(tag) <= LONGEST_TAG and tag.isprintable() for tag in tags):
+        raise _invalid(f"--for-tag takes {MOST_TAGS} tags at the most, of 1 to {LONGEST_TAG} printable characters")
+    if private.token and not is_digest(private.token):
+        raise _invalid("its token is not a digest")
+
+
+def shared(terms: Terms) -> Terms:
+    """What is the same for all members of a group. Not the secrets: of a password each node has another hash, and whose
+    counts is whose terms hold."""
+    access = terms.access
+    names = tuple(sorted(user.partition(":")[0] for user in access.users))
+    kinds = msgspec.structs.replace(
+        access, users=names, bearers=("",) * bool(access.bearers), link="?" * bool(access.link)
+    )
+    return msgspec.structs.replace(terms, health="", expires=0.0, told=NOTHING_TOLD, access=kinds)
 
 
 def _invalid(why: str) -> UserError:

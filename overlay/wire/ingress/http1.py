@@ -30,6 +30,7 @@ _VERSION: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/[0-9]\.[0-9]")
 _HOST: Final = re.compile(
     rb"(?:([0-9A-Za-z_](?:[0-9A-Za-z_.-]*[0-9A-Za-z_])?)\.?|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?"
 )
+_AUTHORITY: Final = re.compile(rb"(?:[0-9A-Za-z_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")  # of CONNECT
 _LONGEST_HOST: Final = 253  # RFC 1035 §2.3.4, as text
 
 
@@ -43,7 +44,8 @@ class HttpError(RemoteProtocolError):
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """`target` in origin-form or `*`; `host` in lower case, without port and final dot, "" if there is none."""
+    """`target` in origin-form or `*`, of CONNECT in authority-form; `host` in lower case, without port and final dot,
+    "" if there is none."""
 
     method: bytes
     target: bytes
@@ -223,6 +225,10 @@ def _origin_form(method: bytes, target: bytes, authority: bytes) -> tuple[bytes,
         return target, authority
     if target == b"*" and method == b"OPTIONS":
         return target, authority
+    if method == b"CONNECT":
+        if _AUTHORITY.fullmatch(target) and target.lower() == (authority or target).lower():
+            return target, target
+        raise HttpError(400, "bad_http", "a target that is none")
     scheme, separator, rest = target.partition(b"://")
     if separator and scheme.lower() in (b"http", b"https") and b"#" not in rest:
         place = re.search(rb"[/?]", rest)

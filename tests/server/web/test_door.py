@@ -3,6 +3,9 @@
 import anyio
 import pytest
 
+from overlay.carrier.reached import REACHED
+from overlay.server.groups import Group, Member
+from overlay.server.tunnels import SingleTunnel
 from overlay.server.web import door, exchange
 from tests.wire.ingress.test_body import BAD_CHUNKS
 from tests.wire.ingress.test_http1 import SMUGGLING
@@ -391,3 +394,35 @@ def test_so_many_users_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
         assert served.drops == {"too_many_users": 1}
 
     on_door(hello, test)
+
+
+def test_a_group_member_that_dies_before_it_answers_costs_no_request_that_may_be_repeated() -> None:
+    asked: list[bytes] = []
+
+    async def target(target: Target) -> None:
+        """The first connection of each request is cut."""
+        await target.say(REACHED)
+        asked.append((await target.head()).partition(b" ")[0])
+        if len(asked) % 2:
+            return
+        await target.say(ok(b"second"))
+        await target.head()
+        asked.append(b"kept")
+
+    async def test(served: Served) -> None:
+        group = served.site.tunnel = Group(served.drops)
+        for number in (1, 2):
+            group.add(Member(number, SingleTunnel(lambda: served.target, served.drops)))
+        user = await served.user()
+        await user.say(GET)
+        assert (await user.head()).startswith(b"HTTP/1.1 200 ") and await user.exactly(6) == b"second"
+        assert asked == [b"GET", b"GET"] and served.drops == {"member_gone": 1}
+        next(iter(group.members)).problem = "it is not well"
+        list(group.members)[1].problem = "neither is it"
+        await user.say(GET)
+        assert (await user.head()).startswith(b"HTTP/1.1 200 "), "on a new connection: the kept one's is not well"
+        assert asked == [b"GET"] * 4
+        answer = await (await served.user()).ask(POST + b"Content-Length: 0\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 502 ") and asked[4:] == [b"POST"]
+
+    on_door(target, test)

@@ -5,7 +5,18 @@ from typing import Any
 import pytest
 
 from overlay.errors import Exit, UserError
-from overlay.wire.control.terms import NO_TERMS, Access, Headers, Limits, Terms, check_terms, parse_frequency
+from overlay.wire.control.terms import (
+    NO_TERMS,
+    Access,
+    Headers,
+    Limits,
+    Membership,
+    Private,
+    Terms,
+    check_terms,
+    parse_frequency,
+    shared,
+)
 from overlay.wire.credentials import digest_of, hash_password
 
 HASH = hash_password(b"secret", b"s" * 16)
@@ -94,3 +105,37 @@ def test_secrets_are_shown_by_http_alone(protocol: str) -> None:
     check_terms(Terms(access=Access(deny=("::/0",))), protocol)
     with pytest.raises(UserError, match="by http alone"):
         check_terms(Terms(access=Access(bearers=(DIGEST,))), protocol)
+
+
+@pytest.mark.parametrize(
+    ("terms", "why"),
+    [
+        (Terms(group=Membership(name="no way")), "no name of a group"),
+        (Terms(group=Membership(name="Web")), "no name of a group"),
+        (Terms(group=Membership(balance="sticky")), "--group"),
+        (Terms(group=Membership(name="web", balance="luck")), "--balance"),  # type: ignore[arg-type]
+        (Terms(health="icmp"), "no way to look"),
+        (Terms(health="http:health"), "no way to look"),
+        (Terms(health="http:/a b"), "no way to look"),
+        (Terms(health="http:/a\r\nX: y"), "no way to look"),
+        (Terms(private=Private(name="db")), "--for-tag"),
+        (Terms(private=Private(token=DIGEST)), "--private"),
+        (Terms(private=Private(name="db", token="plain")), "digest"),
+    ],
+)
+def test_groups_and_private_names_that_cannot_be(terms: Terms, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        check_terms(terms, "tcp")
+
+
+def test_what_members_of_a_group_share() -> None:
+    group = Membership(name="web-1")
+    for health in ("", "tcp", "http", "http:/health?full=1"):
+        check_terms(Terms(group=group, health=health), "http")
+        assert shared(Terms(group=group, health=health)) == shared(Terms(group=group))
+    # Each node hashes a password anew.
+    others = [hash_password(b"secret", salt * 16) for salt in (b"a", b"b")]
+    one, other = (Terms(group=group, access=Access(users=(f"anna:{each}",), link=DIGEST)) for each in others)
+    assert one != other and shared(one) == shared(other)
+    for different in (Access(), Access(users=(f"otto:{HASH}",), link=DIGEST), Access(users=(f"anna:{HASH}",))):
+        assert shared(Terms(group=group, access=different)) != shared(one)

@@ -1,0 +1,109 @@
+"""Private exposures between nodes: who gets in, by which path, and with real programs."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.lab.conftest import tracked
+from tests.lab.netns import Lab, wait_for
+from tests.lab.topology import OVERLAY, SERVER_ADDRESS, Machine, Network, build_internet, start_dns, start_web
+
+pytestmark = pytest.mark.lab
+
+NAME = "www"
+PORT = 3000
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    """A server, a node with a web server, one of the team, and one that is not."""
+    with Lab() as lab:
+        spaces = {name: lab.namespace(name) for name in ("server", "a", "b", "c")}
+        public = {"server": SERVER_ADDRESS} | {name: f"198.51.100.2{number}" for number, name in enumerate("abc")}
+        made = Network(lab, build_internet(lab, [(spaces[name], address) for name, address in public.items()]))
+        for space in spaces.values():
+            made.machine(space)
+        with tracked(made):
+            made.start_server()
+            made.join("a", "c")
+            made["b"].overlay("up", "-", "--name", "b", "--quiet", given=made.invite("--tag", "team"))
+            folder = lab.directory / "www"
+            folder.mkdir()
+            (folder / "index.html").write_text("a's own")
+            start_web(spaces["a"], folder, PORT)
+            yield made
+            made.stop_all()
+
+
+@contextmanager
+def connected(machine: Machine, *arguments: str, **options: str) -> Iterator[str]:
+    """While `overlay connect` runs. → where it listens"""
+    environment = dict(os.environ) | machine._environment() | options
+    running = machine.namespace.popen(
+        [OVERLAY, "connect", *arguments, "--quiet"], stdout=subprocess.PIPE, env=environment
+    )
+    assert running.stdout is not None
+    yield running.stdout.readline().strip()
+    running.send_signal(signal.SIGINT)
+    assert running.wait(10) == 130
+    running.stdout.close()
+
+
+def fetch(machine: Machine, where: str) -> str:
+    return machine.run("curl", "-sS", "--max-time", "10", f"http://{where}/", check=False).stdout
+
+
+def test_peers_with_the_tag_or_the_token_and_nobody_else(network: Network) -> None:
+    a, b, c = (network[name] for name in "abc")
+    shown = a.overlay_json("expose", f"tcp://127.0.0.1:{PORT}", "--private", NAME, "--for-tag", "team", "--token")
+    token = shown["secrets"]["token"]
+    assert shown["public"] == f"private: {NAME}" and token not in str(a.overlay_json("expose", "ls"))
+    assert token not in (network.server.state / "registry.sqlite").read_bytes().decode("latin-1")
+    with connected(b, NAME, "--listen", "4000") as where:
+        assert where == "127.0.0.1:4000" and fetch(b, where) == "a's own"
+        wait_for(lambda: network.both_go_by("a", "b", "lan", "udp"), "they find the direct path")
+        assert fetch(b, where) == "a's own"
+        # The exposing node forgets whom it has let in, and has not to be waited for.
+        a.overlay("down", "--quiet")
+        a.overlay("up", "--quiet")
+        wait_for(lambda: fetch(b, where) == "a's own", "it is reached again")
+    address = network.address("a")
+    port = [line.split()[3].rpartition(":")[2] for line in a.run("ss", "-ltnH").stdout.splitlines() if address in line]
+    assert fetch(c, f"{address}:{port[0]}") == "", "nobody comes to the listener itself whom the server has not let in"
+    assert c.overlay("connect", NAME, check=False).returncode == 4
+    wrong = c.overlay("connect", NAME, "--token-file", "-", check=False, given="wrong\n")
+    unknown = c.overlay("connect", "nothing", check=False)
+    assert wrong.stderr.replace(NAME, "") == unknown.stderr.replace("nothing", "")
+    with connected(c, NAME, OVERLAY_TOKEN=token) as where:
+        assert fetch(c, where) == "a's own"
+        a.overlay("expose", "rm", shown["id"])
+        assert fetch(c, where) == ""
+    assert b.overlay("connect", NAME, check=False).returncode == 4
+
+
+def test_datagrams(network: Network) -> None:
+    a, b = network["a"], network["b"]
+    dns = start_dns(a.namespace, "127.0.0.1", 5353, "who.test", "192.0.2.9")
+    shown = a.overlay_json("expose", "udp://127.0.0.1:5353", "--private", "dns", "--for-tag", "team")
+    with connected(b, "dns") as where:
+        port = where.rpartition(":")[2]
+        dig = ("dig", "+short", "+tries=3", "+time=2", "@127.0.0.1", "-p", port, "who.test")
+        assert b.run(*dig).stdout.strip() == "192.0.2.9"
+    a.overlay("expose", "rm", shown["id"])
+    dns.terminate()
+    dns.wait()
+
+
+def test_what_does_not_go_together_is_said(network: Network) -> None:
+    a = network["a"]
+    for options, words in (
+        ((), "say who may reach it"),
+        (("--token", "--public", "9000"), "no public place"),
+        (("--token", "--tunnel", "tls"), "overlay up"),
+    ):
+        failed = a.overlay("expose", "22", "--private", "ssh", *options, check=False)
+        assert failed.returncode and words in failed.stderr, failed.stderr

@@ -63,8 +63,9 @@ def test_watches_changes_and_ignores_the_overlays_own(host: Namespace) -> None:
     inside(host, main)
 
 
-def of(interface: str, machine: Machine) -> list[Assigned | Route]:
-    return [each for each in (*machine.addresses, *machine.routes) if each.interface == interface]
+def of(interface: str, machine: Machine) -> tuple[list[Assigned], list[Route]]:
+    addresses = [each for each in machine.addresses if each.interface == interface]
+    return addresses, [each for each in machine.routes if each.interface == interface]
 
 
 def test_configures_and_configures_anew(host: Namespace) -> None:

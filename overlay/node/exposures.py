@@ -10,7 +10,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,10 +18,9 @@ import anyio
 import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
-from anyio.streams.memory import MemoryObjectSendStream
 
 from overlay.carrier.port import Stream
-from overlay.daemon.localapi import Produce, Write
+from overlay.daemon.localapi import Produce
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node import ranges
@@ -31,32 +29,33 @@ from overlay.node.direct_end import DirectEnd
 from overlay.node.guests import Guests
 from overlay.node.health import Checks
 from overlay.node.inspector.inspector import Inspector
-from overlay.node.kept import FILE, UNFINISHED, Kept, KeptFile, agree, asked, check_circle, host_of, places, url_of
+from overlay.node.kept import (
+    FILE,
+    UNFINISHED,
+    Kept,
+    KeptFile,
+    agree,
+    asked,
+    check_circle,
+    host_of,
+    places,
+    status_of,
+    url_of,
+)
 from overlay.node.own_tls import OwnTls
+from overlay.node.request_log import RequestLog
 from overlay.node.return_routes import ReturnRoutes
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
 from overlay.node.target_end import LookUp, NotInNetworkError, TargetEnd, TargetStream
 from overlay.node.targets import Target, TargetOptions, Transport
 from overlay.node.transparent import Transparent, check_told
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.node.wishes import check_heard, checked_inspect, checked_target, service_of
-from overlay.wire.control.messages import (
-    Exposed,
-    Exposure,
-    GroupMember,
-    Message,
-    RequestEntry,
-    TunnelKind,
-    Unexpose,
-    Watch,
-)
+from overlay.node.wishes import check_heard, check_private, checked_inspect, checked_target, service_of, tunnel_of
+from overlay.wire.control.messages import Exposed, Exposure, GroupMember, Message, RequestEntry, Unexpose
 from overlay.wire.control.terms import Terms
 from overlay.wire.endpoint import Endpoint
-from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode
 
-GOODBYE = 1.0  # s that telling the server may hold up one who no longer watches
 TAKING_BACK = 5.0  # s that giving back a range that did not become whole may take
-WATCH_BACKLOG = 256  # requests that wait for who watches them; more are left out
 DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with names at this node
 _log = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ class Exposures:
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
         self._inside: dict[str, TargetEnd] = {}
-        self._watchers: dict[str, set[MemoryObjectSendStream[RequestEntry]]] = {}
+        self._requests = RequestLog(request)
         self._direct: dict[str, DirectEnd] = {}
         self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
         self._led: set[str] = set()  # to which the server has peers led
@@ -196,15 +195,8 @@ class Exposures:
 
     async def _add(self, wish: ExposeWish, owner: int, entry: Entry | None, range: str = "") -> ExposureStatus:
         target = checked_target(wish)
-        if wish.terms.private.name and not self._address:
-            raise UserError(
-                "no-tunnel",
-                "Peers reach a private exposure at this machine's address in the network, which it has after "
-                "'overlay up' alone.",
-                "Run 'sudo overlay up' first.",
-                Exit.USAGE,
-            )
-        check_told(wish.terms, target, up=bool(self._address))
+        check_private(wish, up=bool(self._address))
+        check_told(wish.terms, target, wish.options, up=bool(self._address))
         inside = self._target_end(target, wish.options, wish.terms, owner)
         try:
             await inside.check()
@@ -218,7 +210,7 @@ class Exposures:
                         public=wish.public,
                         target=target.text,
                         port=end.port,
-                        tunnel=self._tunnel_of(wish),
+                        tunnel=tunnel_of(wish, up=bool(self._address)),
                         known_as=wish.known_as,
                         service=service_of(wish),
                         owner=owner,
@@ -268,7 +260,7 @@ class Exposures:
         """Have an exposure lead elsewhere, or on other terms, in its place (`wishes.is_renewable`). Users stay
         connected where the target is the same. Raises as `add` does; it is as it was then."""
         target = checked_target(wish)
-        check_told(wish.terms, target, up=bool(self._address))
+        check_told(wish.terms, target, wish.options, up=bool(self._address))
         async with self._lock:
             kept = self._kept.get(name)
             if kept is None:
@@ -304,7 +296,7 @@ class Exposures:
                 gone += [self._ends.pop(name, None), self._inside.pop(name, None)]
                 self._serve(kept, end, inside)
             elif kept.terms.health != before.terms.health:
-                self._look_after(kept, self._inside.get(name))
+                self._checks.look_after(self._tasks, kept, self._inside.get(name))
             for old in gone:
                 if old is not None:
                     old.close()
@@ -347,9 +339,8 @@ class Exposures:
 
     async def reconcile(self, exposures: tuple[Exposure, ...]) -> None:
         """After a welcome: make both lists agree; what fails for want of a server waits for the next welcome."""
-        for name in tuple(self._watchers):
-            await self._tell_server(name, wanted=True)
         await self._checks.tell_all()
+        await self._requests.ask_again()
         async with self._lock:
             theirs = {exposure.id: exposure for exposure in exposures}
             for name, kept in tuple(self._kept.items()):
@@ -396,24 +387,7 @@ class Exposures:
         if Target.parse(kept.target).protocol != "http":
             raise UserError("exposure-not-http", f"{name} is not exposed by http: there are no requests to tell of.")
 
-        async def produce(write: Write) -> None:
-            sending, receiving = anyio.create_memory_object_stream[RequestEntry](WATCH_BACKLOG)
-            watchers = self._watchers.setdefault(name, set())
-            watchers.add(sending)
-            with sending, receiving:
-                try:
-                    await self._tell_server(name, wanted=True)
-                    await write(b"\n")  # from now on nothing is missed
-                    async for entry in receiving:
-                        await write(msgspec.json.encode(entry) + b"\n")
-                finally:
-                    watchers.discard(sending)
-                    if not watchers and self._watchers.get(name) is watchers:
-                        del self._watchers[name]
-                        with anyio.move_on_after(GOODBYE, shield=True):
-                            await self._tell_server(name, wanted=False)
-
-        return produce
+        return self._requests.watch(name)
 
     async def serve(self, name: str, stream: Stream) -> None:
         """A user of this exposure, whom the server sends by a dynamic tunnel; closes the stream."""
@@ -428,10 +402,7 @@ class Exposures:
 
     def requested(self, name: str, entries: tuple[RequestEntry, ...]) -> None:
         """The server tells of requests."""
-        for sending in self._watchers.get(name, ()):
-            for entry in entries:
-                with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
-                    sending.send_nowait(entry)
+        self._requests.requested(name, entries)
 
     def let_in(self, name: str, address: str, seconds: float) -> None:
         """The server says which peer may come to a private exposure."""
@@ -449,18 +420,6 @@ class Exposures:
     def _rests(self, kept: Kept) -> bool:
         """What was exposed while there was a TUN, and goes by it."""
         return (kept.tunnel == "single" or kept.terms.told.transparent) and not self._address
-
-    def _tunnel_of(self, wish: ExposeWish) -> TunnelKind:
-        if wish.tunnel == "single" and not self._address:
-            raise UserError(
-                "no-tunnel",
-                "Without 'overlay up' this machine has no address in the network that users could be carried to.",
-                "Leave out --tunnel single, or run 'sudo overlay up'.",
-                Exit.USAGE,
-            )
-        if wish.tunnel == "auto":
-            return "single" if self._address else "tls"
-        return wish.tunnel
 
     async def _ask(self, wanted: Kept, wish: ExposeWish) -> Exposure:
         try:
@@ -491,12 +450,6 @@ class Exposures:
             if name in self._kept:
                 _log.warning("exposure %s at %s is gone: %s", name, self._kept[name].public, why)
                 await self._drop(name)
-
-    async def _tell_server(self, name: str, *, wanted: bool) -> None:
-        try:
-            await self._request(lambda seq: Watch(seq=seq, id=name, wanted=wanted))
-        except UserError as error:
-            _log.debug("requests to %s are not told: %s", name, error)
 
     async def _open_kept(self, kept: Kept) -> None:
         inside = self._target_end(Target.parse(kept.target), kept.options, kept.terms, kept.owner)
@@ -568,15 +521,7 @@ class Exposures:
         self._ends[kept.id], self._inside[kept.id] = end, inside
         self._inspect(end, kept)
         self._tasks.start_soon(end.run)
-        self._look_after(kept, inside)
-
-    def _look_after(self, kept: Kept, inside: TargetEnd | None) -> None:
-        """See whether the target is well, if somebody wants to know."""
-        self._checks.stop(kept.id)
-        if kept.terms.health and inside is not None and self._tasks is not None:
-            host = kept.target.partition("://")[2].partition("/")[0]
-            opening = encode(ProxyHeader(), kept.terms.told.proxy_protocol)  # as who is no user
-            self._checks.start(self._tasks, kept.id, kept.terms.health, host, partial(inside.open, None, opening))
+        self._checks.look_after(self._tasks, kept, inside)
 
     def _inspect(self, end: TunnelEnd | None, kept: Kept) -> None:
         """The inspector looks at users who come from now on, if it is to."""
@@ -655,8 +600,7 @@ class Exposures:
         for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
-        for sending in self._watchers.pop(name, ()):
-            sending.close()
+        self._requests.end(name)
         remaining = {key: kept for key, kept in self._kept.items() if key != name}
         try:
             await self._save(remaining)
@@ -671,26 +615,16 @@ class Exposures:
         self._kept = kept
 
     def _show(self, kept: Kept) -> ExposureStatus:
-        end, direct = self._ends.get(kept.id), self._direct.get(kept.id)
-        return ExposureStatus(
-            id=kept.id,
-            public=kept.public,
-            url=kept.url or None,
-            target=kept.target,
-            tunnel=kept.tunnel,
-            connections=sum(each.connections for each in (end, direct) if each is not None),
-            known_as=kept.known_as,
-            service=kept.service,
+        ends = (self._ends.get(kept.id), self._direct.get(kept.id))
+        inside = self._inside.get(kept.id)
+        return status_of(
+            kept,
+            connections=sum(each.connections for each in ends if each is not None),
             direct=kept.id in self._led,
-            trouble=(inside.trouble if (inside := self._inside.get(kept.id)) is not None else "")
-            or self._tls.trouble(kept.id),
+            trouble=(inside.trouble if inside is not None else "") or self._tls.trouble(kept.id),
             certificate=self._tls.source(kept.id),
-            range=kept.range,
-            terms=kept.terms,
             problem=self._checks.problem(kept.id),
             members=self._members.get(kept.id, ()),
-            entry=kept.entry,
-            inspect=kept.inspect,
         )
 
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from overlay.errors import Exit, UserError
 from overlay.node.own_tls import NO_TLS_OPTIONS, TlsOptions
-from overlay.node.status import Entry, ExposeWish
+from overlay.node.status import Entry, ExposeWish, ExposureStatus
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions, Transport
-from overlay.wire.control.messages import Expose, Exposure, TunnelKind
+from overlay.wire.control.messages import Expose, Exposure, GroupMember, TunnelKind
 from overlay.wire.control.terms import Terms
 from overlay.wire.endpoint import parse_endpoint
 
@@ -114,3 +114,35 @@ def check_circle(kept: Kept) -> None:
             "Name the service that is to be reached, not the place where it is published.",
             Exit.USAGE,
         )
+
+
+def status_of(
+    kept: Kept,
+    *,
+    connections: int,
+    direct: bool,
+    trouble: str,
+    certificate: Literal["self-signed", "acme"] | None,
+    problem: str | None = None,
+    members: tuple[GroupMember, ...] = (),
+) -> ExposureStatus:
+    """As the local API shows it."""
+    return ExposureStatus(
+        id=kept.id,
+        public=kept.public,
+        url=kept.url or None,
+        target=kept.target,
+        tunnel=kept.tunnel,
+        connections=connections,
+        known_as=kept.known_as,
+        service=kept.service,
+        direct=direct,
+        trouble=trouble,
+        certificate=certificate,
+        range=kept.range,
+        terms=kept.terms,
+        entry=kept.entry,
+        inspect=kept.inspect,
+        problem=problem,
+        members=members,
+    )

@@ -18,7 +18,7 @@ from overlay.carrier.outlets import Deliver, Outlet, SocketOutlet
 from overlay.carrier.stream import TcpStream, connect_socket
 from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.node.return_routes import Hold, ReturnRoutes, UnusableAddress
-from overlay.node.targets import Target
+from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.wire.control.terms import Terms, check_terms
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, parse_proxy_header
@@ -208,7 +208,7 @@ class TransparentOutlet:
         return datagram[size:]
 
 
-def check_told(terms: Terms, target: Target, *, up: bool) -> None:
+def check_told(terms: Terms, target: Target, options: TargetOptions = NO_OPTIONS, *, up: bool) -> None:
     """Whether such a target can be told what it is to be, and by a machine that is `up`. Raises `UserError`:
     "told-nobody", "transparent-not-up", "transparent-target", and what `check_terms` raises."""
     check_terms(terms, target.protocol)
@@ -224,6 +224,8 @@ def check_told(terms: Terms, target: Target, *, up: bool) -> None:
         return
     if target.kind != "host":
         raise _unfit("a unix socket or a folder sees no addresses", "Leave out --transparent.")
+    if options.proxy:
+        raise _unfit("through a proxy it sees that one's address", "Leave out --transparent, or --target-proxy.")
     host_endpoints(target)
     if not up:
         raise UserError(

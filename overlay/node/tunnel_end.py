@@ -238,11 +238,11 @@ class TunnelEnd:
         await join(StreamOutlet(given, self._drops), target)
 
     def _takes_header(self) -> bool:
-        """What the server writes before a user's bytes goes to the target as it is, unless it is meant for this end,
-        has to stand before the target's TLS, or is in the way of the users' or of who looks at the bytes."""
+        """What the server writes before a user's bytes goes to the target as it is, unless it is meant for this end, or
+        this end has a word in what comes behind: it may have to begin or end TLS, to explain, to show requests."""
         told = self._inside.told
-        ends_here = self._target.secure or self.tls is not None or self.tap is not None
-        return told.transparent or (bool(told.proxy_protocol) and ends_here)
+        has_a_word = self._target.protocol == "http" or self.tls is not None
+        return told.transparent or (bool(told.proxy_protocol) and has_a_word)
 
     async def _read_header(self, stream: Stream) -> ProxyHeader | None:
         """Takes it from the stream, and not a byte more. None: there is none, which is counted."""
@@ -274,6 +274,7 @@ class TunnelEnd:
             return await self._connect(user_of(user) if told.transparent else None, encode(user, told.proxy_protocol))
         except UnusableAddress as error:
             self._drops[error.reason] += 1
+            self._inside.trouble, self._inside.slow = str(error), False
             _log.debug("%s: a user is turned away: %s", self._target.text, error)
             return None
 

@@ -9,7 +9,7 @@ from overlay.node.direct_end import WELL_KNOWN
 from overlay.node.own_tls import NO_TLS_OPTIONS
 from overlay.node.status import ExposeWish
 from overlay.node.targets import Target
-from overlay.wire.control.messages import Exposure
+from overlay.wire.control.messages import Exposure, TunnelKind
 
 MOST_INSPECTED: Final = 8 << 20
 """Bytes of a body that the inspector may keep."""
@@ -49,6 +49,18 @@ def service_of(wish: ExposeWish) -> str:
     target = target_of(wish)
     transport = "udp" if target.protocol == "udp" else "tcp"
     return wish.service.lower() or WELL_KNOWN.get((transport, target.port), "")
+
+
+def check_private(wish: ExposeWish, *, up: bool) -> None:
+    """`up`: whether this machine has an overlay address. Raises `UserError` ("no-tunnel")."""
+    if wish.terms.private.name and not up:
+        raise UserError(
+            "no-tunnel",
+            "Peers reach a private exposure at this machine's address in the network, which it has after 'overlay up' "
+            "alone.",
+            "Run 'sudo overlay up' first.",
+            Exit.USAGE,
+        )
 
 
 def checked_target(wish: ExposeWish) -> Target:
@@ -116,3 +128,17 @@ def check_heard(exposure: Exposure, wish: ExposeWish) -> None:
             "The server is older than this machine's overlay and does not know all that was asked for.",
             "Bring the server up to date, or leave out the options that it does not know.",
         )
+
+
+def tunnel_of(wish: ExposeWish, *, up: bool) -> TunnelKind:
+    """`up`: this machine has an address in the network. Raises `UserError` ("no-tunnel")."""
+    if wish.tunnel == "single" and not up:
+        raise UserError(
+            "no-tunnel",
+            "Without 'overlay up' this machine has no address in the network that users could be carried to.",
+            "Leave out --tunnel single, or run 'sudo overlay up'.",
+            Exit.USAGE,
+        )
+    if wish.tunnel == "auto":
+        return "single" if up else "tls"
+    return wish.tunnel

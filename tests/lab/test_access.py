@@ -53,7 +53,7 @@ def test_passwords_tokens_and_a_link_with_curl(network: Network) -> None:
     user = f"{secrets['user']}:{secrets['password']}"
     where = f"https://{NAME}/who"
     assert status_of(network, where) == status_of(network, "-u", f"{secrets['user']}:wrong", where) == "401"
-    seen = curl(network, "-v", "--stderr", "-", "-u", user, where, where)
+    seen = curl(network, "--http1.1", "-v", "--stderr", "-", "-u", user, where, where)
     assert seen.count("HTTP/1.1 200 OK") == 2 and f"{USER} https {NAME}" in seen
     assert curl(network, "-H", f"Authorization: Bearer {secrets['bearer']}", where).startswith(USER)
     jar = str(network.lab.directory / "jar")

@@ -50,7 +50,7 @@ def test_a_target_by_https_is_told_before_tls_begins(tmp_path: Path) -> None:
             at = setup.server.exposures["x1"].port
             for said in (header + b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"):
                 with suppress(OSError, anyio.BrokenResourceError):
-                    assert not await ask(at, SERVER, said), "this target speaks no TLS"
+                    assert b" 502 " in await ask(at, SERVER, said), "this target speaks no TLS"
             assert came.startswith(header + b"\x16\x03")
             assert setup.exposures.drops["bad_proxy_header"] == 1
 

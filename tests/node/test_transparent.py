@@ -15,7 +15,7 @@ from overlay.daemon.state import StateDir
 from overlay.errors import UserError
 from overlay.node import transparent
 from overlay.node.return_routes import Hold, ReturnRoutes, Rule, UnusableAddress, _Way
-from overlay.node.targets import Target
+from overlay.node.targets import Target, TargetOptions
 from overlay.node.transparent import Transparent, TransparentOutlet, check_told
 from overlay.wire.control.terms import Terms, Told
 from overlay.wire.endpoint import Endpoint
@@ -68,6 +68,12 @@ def test_what_cannot_be_is_said(target: str, told: Told, up: bool, code: str) ->
     with pytest.raises(UserError) as refused:
         check_told(Terms(told=told), Target.parse(target), up=up)
     assert refused.value.code == code
+
+
+def test_a_proxy_would_be_seen_instead_of_users() -> None:
+    options = TargetOptions(proxy="socks5://127.0.0.1:1080")
+    with pytest.raises(UserError, match="that one's address"):
+        check_told(Terms(told=Told(transparent=True)), Target.parse("tcp://192.168.1.1:22"), options, up=True)
 
 
 def test_what_can_be() -> None:

@@ -53,7 +53,6 @@ from overlay.node.tunnel_end import TunnelEnd
 from overlay.node.wishes import check_heard, check_private, checked_inspect, checked_target, service_of, tunnel_of
 from overlay.wire.control.messages import Exposed, Exposure, GroupMember, Message, RequestEntry, Unexpose
 from overlay.wire.control.terms import Terms
-from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode
 
 TAKING_BACK = 5.0  # s that giving back a range that did not become whole may take
 DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with names at this node
@@ -289,7 +288,7 @@ class Exposures:
                 gone += [self._ends.pop(name, None), self._inside.pop(name, None)]
                 self._serve(kept, end, inside)
             elif kept.terms.health != before.terms.health:
-                self._look_after(kept, self._inside.get(name))
+                self._checks.look_after(self._tasks, kept, self._inside.get(name))
             for old in gone:
                 if old is not None:
                     old.close()
@@ -493,15 +492,7 @@ class Exposures:
         self._ends[kept.id], self._inside[kept.id] = end, inside
         self._inspect(end, kept)
         self._tasks.start_soon(end.run)
-        self._look_after(kept, inside)
-
-    def _look_after(self, kept: Kept, inside: TargetEnd | None) -> None:
-        """See whether the target is well, if somebody wants to know."""
-        self._checks.stop(kept.id)
-        if kept.terms.health and inside is not None and self._tasks is not None:
-            host = kept.target.partition("://")[2].partition("/")[0]
-            opening = encode(ProxyHeader(), kept.terms.told.proxy_protocol)  # as who is no user
-            self._checks.start(self._tasks, kept.id, kept.terms.health, host, partial(inside.open, None, opening))
+        self._checks.look_after(self._tasks, kept, inside)
 
     def _inspect(self, end: TunnelEnd | None, kept: Kept) -> None:
         """The inspector looks at users who come from now on, if it is to."""

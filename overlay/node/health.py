@@ -4,15 +4,18 @@ when it changes. One failure may be chance: what changes is looked at a second t
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
 
 from overlay.carrier.http import read_head
-from overlay.node.target_end import TargetStream
+from overlay.node.kept import Kept
+from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.wire.control.messages import Health
 from overlay.wire.ingress.http1 import HttpError, parse_response
+from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode
 
 INTERVAL: Final = 1.0  # s
 AGAIN: Final = 0.2  # s until what has changed is looked at once more
@@ -100,6 +103,14 @@ class Checks:
         check, scope = HealthCheck(way, host, open_target, changed), anyio.CancelScope()
         self._running[name] = check, scope
         tasks.start_soon(run)
+
+    def look_after(self, tasks: TaskGroup | None, kept: Kept, inside: TargetEnd | None) -> None:
+        """See whether the target of this exposure is well, if somebody wants to know."""
+        self.stop(kept.id)
+        if kept.terms.health and inside is not None and tasks is not None:
+            host = kept.target.partition("://")[2].partition("/")[0]
+            opening = encode(ProxyHeader(), kept.terms.told.proxy_protocol)  # as who is no user
+            self.start(tasks, kept.id, kept.terms.health, host, partial(inside.open, None, opening))
 
     def stop(self, name: str) -> None:
         if name in self._running:

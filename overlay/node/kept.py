@@ -123,8 +123,8 @@ def status_of(
     direct: bool,
     trouble: str,
     certificate: Literal["self-signed", "acme"] | None,
-    problem: str | None,
-    members: tuple[GroupMember, ...],
+    problem: str | None = None,
+    members: tuple[GroupMember, ...] = (),
 ) -> ExposureStatus:
     """As the local API shows it."""
     return ExposureStatus(
@@ -141,8 +141,8 @@ def status_of(
         certificate=certificate,
         range=kept.range,
         terms=kept.terms,
-        problem=problem,
-        members=members,
         entry=kept.entry,
         inspect=kept.inspect,
+        problem=problem,
+        members=members,
     )

@@ -51,6 +51,18 @@ def service_of(wish: ExposeWish) -> str:
     return wish.service.lower() or WELL_KNOWN.get((transport, target.port), "")
 
 
+def check_private(wish: ExposeWish, *, up: bool) -> None:
+    """`up`: whether this machine has an overlay address. Raises `UserError` ("no-tunnel")."""
+    if wish.terms.private.name and not up:
+        raise UserError(
+            "no-tunnel",
+            "Peers reach a private exposure at this machine's address in the network, which it has after 'overlay up' "
+            "alone.",
+            "Run 'sudo overlay up' first.",
+            Exit.USAGE,
+        )
+
+
 def checked_target(wish: ExposeWish) -> Target:
     """Raises `UserError` ("bad-target") for what does not fit together."""
     target = target_of(wish)
@@ -94,18 +106,6 @@ def _check_tls(target: Target, wish: ExposeWish) -> None:
     if wish.tunnel == "udp":
         raise UserError(
             "no-tunnel", "With --tls-end node users come by tls, tcp, ws or wss.", "Leave out --tunnel.", Exit.USAGE
-        )
-
-
-def check_private(wish: ExposeWish, *, up: bool) -> None:
-    """`up`: whether this machine has an overlay address. Raises `UserError` ("no-tunnel")."""
-    if wish.terms.private.name and not up:
-        raise UserError(
-            "no-tunnel",
-            "Peers reach a private exposure at this machine's address in the network, which it has after 'overlay up' "
-            "alone.",
-            "Run 'sudo overlay up' first.",
-            Exit.USAGE,
         )
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 import typer
 
 from overlay.errors import Exit, UserError
-from overlay_cli.commands.expose_options import NOT_OF_AN_EXPOSURE, Wish
+from overlay_cli.wishes import NOT_OF_AN_EXPOSURE, Wish
 
 _TABLE: Final = "exposures"
 _LARGEST: Final = 1 << 20  # bytes

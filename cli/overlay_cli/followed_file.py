@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from overlay.errors import Exit, UserError
 from overlay_cli import output
-from overlay_cli.commands.expose_options import Wish
 from overlay_cli.credentials import with_link
 from overlay_cli.exposure_file import ExposureFile, Signature
 from overlay_cli.requests import show_requests
+from overlay_cli.wishes import Wish
 
 if TYPE_CHECKING:
     from overlay.daemon.client import LocalClient

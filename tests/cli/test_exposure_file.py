@@ -15,9 +15,9 @@ from typer.main import get_command
 
 from overlay.errors import UserError
 from overlay_cli.commands.expose import add_exposure, expose_app
-from overlay_cli.commands.expose_options import wish
 from overlay_cli.exposure_file import ExposureFile
 from overlay_cli.main import main
+from overlay_cli.wishes import wish
 
 TABLE = '[exposures.web]\ntarget = "3000"\n'
 

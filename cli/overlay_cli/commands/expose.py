@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from overlay.errors import Exit, UserError
-from overlay_cli import output
+from overlay_cli import output, wishes
 from overlay_cli.commands import expose_options as options
 from overlay_cli.options import CaFile, Carrier, Json, NodeState, Proxy, Quiet, read_invite, way_settings
 from overlay_cli.requests import show_requests
@@ -116,9 +116,9 @@ def add_exposure(
     quiet: Quiet = False,
 ) -> None:
     """Publish TARGET, a service that this machine can reach."""
-    given = dict(locals())  # what options.wish and files of exposures know by these names
+    given = dict(locals())  # what wishes.wish and files of exposures know by these names
     _check_usage(context, target, file, dry_run=dry_run)
-    options.check_typed(context)
+    wishes.check_typed(context)
     from overlay.node.settings import check_ways
     from overlay_cli.publisher import end_publisher, find_publisher
 
@@ -130,7 +130,7 @@ def add_exposure(
         from overlay_cli.exposure_file import ExposureFile
 
         exposure_file = ExposureFile(
-            file, context, signature(add_exposure), options.wish, may_make_secrets=not unattended
+            file, context, signature(add_exposure), wishes.wish, may_make_secrets=not unattended
         )
         if dry_run:
             raise typer.Exit(followed_file.check(exposure_file, state, json=json, quiet=quiet))
@@ -138,7 +138,7 @@ def add_exposure(
             raise typer.Exit(followed_file.apply_once(exposure_file, connect, json=json, quiet=quiet or unattended))
         followed_file.follow(exposure_file, connect, json=json, quiet=quiet)
         return
-    wish = options.wish(given, Path())
+    wish = wishes.wish(given, Path())
     client, started = connect()
     try:
         with output.working("Asking the server…", quiet=quiet or json):
@@ -356,7 +356,7 @@ def _check_usage(context: typer.Context, target: str | None, file: Path | None, 
     for parameter in context.command.params:
         name = parameter.name or ""
         source = context.get_parameter_source(name)
-        if name not in options.NOT_OF_AN_EXPOSURE and source is not None and source.name == "COMMANDLINE":
+        if name not in wishes.NOT_OF_AN_EXPOSURE and source is not None and source.name == "COMMANDLINE":
             raise _usage(
                 f"{parameter.opts[0]} cannot be together with --file.", "Write it into the file, where it is meant."
             )

@@ -14,7 +14,7 @@ from overlay.node.exposure_files import ExposureFiles, Outcome, rights_of
 from overlay.node.status import ExposeWish
 from overlay.wire.control.messages import Expose, Unexpose
 from overlay.wire.control.terms import Limits, Terms
-from tests.node.test_exposures import NODE, SERVER, Setup, ask, serving, shout, tcp_service
+from tests.node.exposing import NODE, SERVER, Setup, ask, serving, shout, tcp_service
 
 FILE = "/etc/e.toml"
 

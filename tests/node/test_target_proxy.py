@@ -16,7 +16,7 @@ from overlay.node.target_end import TargetEnd, TargetStream
 from overlay.node.target_proxy import connect_by, parse_target_proxy
 from overlay.node.targets import Target, TargetOptions
 from tests.carrier.programs import microsocks, tinyproxy
-from tests.node.test_exposures import tcp_service
+from tests.node.exposing import tcp_service
 
 BANNER = b"SSH-2.0-test\r\n"
 

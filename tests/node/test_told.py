@@ -11,7 +11,7 @@ from overlay.carrier.port import Stream
 from overlay.errors import Exit, UserError
 from overlay.wire.control.terms import Terms, Told
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode_v2
-from tests.node.test_exposures import NODE, PEER, SERVER, Setup, ask, serving, shout, tcp_service
+from tests.node.exposing import NODE, PEER, SERVER, Setup, ask, serving, shout, tcp_service
 
 
 def test_peers_who_come_straight_are_told_of_as_users_are(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from overlay.server import pulse
 from overlay.wire.control.messages import GroupMember, Members, MemberState, Message, Ping, RequestEntry
 from overlay.wire.control.terms import Limits, Membership, Terms
 
-from .test_exposures import HOST, WEB, Bench, on_bench, web
+from .leases import HOST, WEB, Bench, on_bench, web
 
 GROUP = Terms(group=Membership(name="web"))
 

@@ -10,7 +10,7 @@ from overlay.wire.control.messages import Admit, Connect, Message
 from overlay.wire.control.terms import Access, Membership, Private, Terms
 from overlay.wire.credentials import digest_of
 
-from .test_exposures import Bench, on_bench
+from .leases import Bench, on_bench
 
 TOKEN = "t0ken"
 BY_TAG = Terms(private=Private(name="db", tags=("team", "ops")))

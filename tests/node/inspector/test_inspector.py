@@ -19,7 +19,7 @@ from overlay.errors import UserError
 from overlay.node.inspector.inspector import Inspector
 from overlay.node.status import ExposeWish
 from overlay.wire.control.terms import Terms, Told
-from tests.node.test_exposures import NODE, SERVER, Setup, serving, tcp_service
+from tests.node.exposing import NODE, SERVER, Setup, serving, tcp_service
 
 ASKED = b"POST /up?x HTTP/1.1\r\nHost: app.test\r\nAuthorization: Bearer abc\r\nContent-Length: 5\r\n\r\nhello"
 CUT = b"GET /cut HTTP/1.1\r\nHost: app.test\r\n\r\n"

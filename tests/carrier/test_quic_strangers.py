@@ -259,7 +259,8 @@ async def test_garbage_within_the_stream_is_closed() -> None:
         await stream.send(b"\xff\xff" + os.urandom(498))
         with anyio.fail_after(5), pytest.raises(anyio.EndOfStream):
             await stream.receive()
-        assert server.drops == {"bad_length": 1}
+        # What the client sends once more of its handshake may come when nobody knows the connection any more.
+        assert server.drops["bad_length"] == 1 and set(server.drops) <= {"bad_length", "quic_garbage"}
         await server.empty()
         stream.close()
 

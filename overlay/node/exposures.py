@@ -37,6 +37,7 @@ from overlay.node.kept import (
     agree,
     asked,
     check_circle,
+    granted,
     host_of,
     places,
     status_of,
@@ -50,7 +51,15 @@ from overlay.node.target_end import LookUp, NotInNetworkError, TargetEnd, Target
 from overlay.node.targets import Target, TargetOptions, Transport
 from overlay.node.transparent import Transparent, check_told
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.node.wishes import check_heard, check_private, checked_inspect, checked_target, service_of, tunnel_of
+from overlay.node.wishes import (
+    check_heard,
+    check_private,
+    checked_inspect,
+    checked_target,
+    service_of,
+    tunnel_of,
+    wanted_of,
+)
 from overlay.wire.control.messages import Exposed, Exposure, GroupMember, Message, RequestEntry, Unexpose
 from overlay.wire.control.terms import Terms
 from overlay.wire.endpoint import Endpoint
@@ -205,23 +214,8 @@ class Exposures:
                     self._tls.prepare(wish.tls)
                 end = self._open(inside, 0, wish.terms)
                 try:
-                    wanted = Kept(
-                        id="",
-                        public=wish.public,
-                        target=target.text,
-                        port=end.port,
-                        tunnel=tunnel_of(wish, up=bool(self._address)),
-                        known_as=wish.known_as,
-                        service=service_of(wish),
-                        owner=owner,
-                        options=wish.options,
-                        range=range,
-                        tls=wish.tls,
-                        terms=wish.terms,
-                        inspect=checked_inspect(wish, target),
-                        entry=entry,
-                        wish=wish,
-                    )
+                    tunnel = tunnel_of(wish, up=bool(self._address))
+                    wanted = wanted_of(wish, target, end.port, tunnel, owner=owner, range=range, entry=entry)
                     kept = await self._get(wanted, wish)
                 except BaseException:
                     end.close()
@@ -238,15 +232,7 @@ class Exposures:
     async def _get(self, wanted: Kept, wish: ExposeWish) -> Kept:
         """What the server grants, which is kept then."""
         exposure = await self._ask(wanted, wish)
-        kept = msgspec.structs.replace(
-            wanted,
-            id=exposure.id,
-            public=exposure.public,
-            url=url_of(exposure, wanted),
-            tunnel=exposure.tunnel,
-            known_as=exposure.known_as,
-            service=exposure.service,
-        )
+        kept = granted(wanted, exposure)
         try:
             check_heard(exposure, wish)
             check_circle(kept)

@@ -116,6 +116,19 @@ def check_circle(kept: Kept) -> None:
         )
 
 
+def granted(wanted: Kept, exposure: Exposure) -> Kept:
+    """As the server has granted it."""
+    return msgspec.structs.replace(
+        wanted,
+        id=exposure.id,
+        public=exposure.public,
+        url=url_of(exposure, wanted),
+        tunnel=exposure.tunnel,
+        known_as=exposure.known_as,
+        service=exposure.service,
+    )
+
+
 def status_of(
     kept: Kept,
     *,

@@ -40,6 +40,10 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     inspect: int = 0
     wish: ExposeWish | None = None  # what was asked for; None: by a version that did not keep it
 
+    def is_over(self, now: float) -> bool:
+        """`now`: Unix time, s."""
+        return 0 < self.terms.expires <= now
+
 
 class KeptFile(msgspec.Struct, frozen=True, kw_only=True):
     exposures: tuple[Kept, ...] = ()
@@ -158,4 +162,21 @@ def status_of(
         inspect=kept.inspect,
         problem=problem,
         members=members,
+    )
+
+
+def unknown_exposure(name: str) -> UserError:
+    return UserError(
+        "exposure-unknown",
+        f"This node has no exposure '{name[:64]}'.",
+        "See 'overlay expose ls' for those it has.",
+    )
+
+
+def not_up() -> UserError:
+    return UserError(
+        "not-up",
+        "The network is not up on this machine yet.",
+        "Try again when 'overlay status' says 'connected'.",
+        Exit.NOT_RUNNING,
     )

@@ -26,6 +26,7 @@ from overlay.errors import Exit, UserError
 from overlay.node import ranges
 from overlay.node.control import Answer
 from overlay.node.direct_end import DirectEnd
+from overlay.node.direct_ends import DirectEnds
 from overlay.node.guests import Guests
 from overlay.node.health import Checks, say_nothing
 from overlay.node.inspector.inspector import Inspector
@@ -40,18 +41,17 @@ from overlay.node.kept import (
     granted,
     host_of,
     not_up,
-    places,
     status_of,
     unknown_exposure,
     url_of,
 )
 from overlay.node.own_tls import OwnTls
 from overlay.node.request_log import RequestLog
-from overlay.node.return_routes import ReturnRoutes
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
-from overlay.node.target_end import LookUp, NotInNetworkError, TargetEnd, TargetStream
-from overlay.node.targets import Target, TargetOptions, Transport
-from overlay.node.transparent import Transparent, check_told
+from overlay.node.target_end import LookUp, TargetEnd, TargetStream
+from overlay.node.target_ends import TargetEnds
+from overlay.node.targets import Target, TargetOptions
+from overlay.node.transparent import check_told
 from overlay.node.tunnel_end import TunnelEnd
 from overlay.node.wishes import (
     check_heard,
@@ -64,7 +64,6 @@ from overlay.node.wishes import (
 )
 from overlay.wire.control.messages import Exposed, Exposure, GroupMember, Message, RequestEntry, Unexpose
 from overlay.wire.control.terms import Terms
-from overlay.wire.endpoint import Endpoint
 
 TAKING_BACK = 5.0  # s that giving back a range that did not become whole may take
 DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with names at this node
@@ -100,24 +99,18 @@ class Exposures:
         self._state = state
         self._request = request
         self._is_server = is_server
-        self._is_member = is_member
         self._server_is_there = server_is_there
         self._checks = Checks(say)
         self._members: dict[str, tuple[GroupMember, ...]] = {}
         self._wall = wall
         self._news = anyio.Event()  # one may end sooner than all others
-        self._look_up = look_up
-        self._routes = ReturnRoutes(state)
         self._lock = anyio.Lock()
         self._ends: dict[str, TunnelEnd] = {}
         self._inside: dict[str, TargetEnd] = {}
         self._requests = RequestLog(request)
-        self._direct: dict[str, DirectEnd] = {}
-        self._told: dict[str, bool] = {}  # what the server was told last of whether peers reach it here
-        self._led: set[str] = set()  # to which the server has peers led
+        self._direct = DirectEnds(is_member, self.drops, self._start_direct)
         self._tls = OwnTls(state) if tls is None else tls
-        self._places: dict[tuple[Transport, str, int], str] = {}  # where our exposures are reached
-        self._places_of: dict[str, Kept] | None = None
+        self._targets = TargetEnds(state, look_up, lambda: self._kept, self._direct, self.drops)
         self._tasks: TaskGroup | None = None
         self._address = ""
 
@@ -127,8 +120,9 @@ class Exposures:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks, self._address = tasks, address
+                self._direct.address = self._targets.address = address
                 if address:
-                    await tasks.start(self._routes.run)
+                    await tasks.start(self._targets.routes.run)
                 tasks.start_soon(self._tls.run)
                 tasks.start_soon(self._expire)
                 for kept in tuple(self._kept.values()):
@@ -145,14 +139,12 @@ class Exposures:
         finally:
             for end in self._ends.values():
                 end.close()
-            for direct in self._direct.values():
-                direct.close()
+            self._direct.close()
             for inside in self._inside.values():
                 inside.close()
             self._inside.clear()
             self._ends.clear()
             self._checks.clear()
-            self._direct.clear()
             self._tasks = None
 
     def status(self) -> tuple[ExposureStatus, ...]:
@@ -271,7 +263,7 @@ class Exposures:
             before, kept = kept, self._kept[name]
             gone: list[TunnelEnd | DirectEnd | TargetEnd | None] = []
             if end is not None or kept.terms != before.terms:
-                gone.append(self._direct.pop(name, None))
+                gone.append(self._direct.take(name))
             if end is not None and inside is not None:
                 gone += [self._ends.pop(name, None), self._inside.pop(name, None)]
                 self._serve(kept, end, inside)
@@ -297,7 +289,7 @@ class Exposures:
         except UserError:
             await self._renew(kept)
             raise
-        self._note_direct(exposure, False)
+        self._direct.note(exposure, False)
 
     async def remove(self, name: str) -> None:
         """Give an exposure back, or a whole range. Raises `UserError`: "exposure-unknown", "server-unreachable"."""
@@ -319,8 +311,8 @@ class Exposures:
 
     async def reconcile(self, exposures: tuple[Exposure, ...]) -> None:
         """After a welcome: make both lists agree; what fails for want of a server waits for the next welcome."""
-        await self._checks.tell_all()
         await self._requests.ask_again()
+        await self._checks.tell_all()
         async with self._lock:
             theirs = {exposure.id: exposure for exposure in exposures}
             for name, kept in tuple(self._kept.items()):
@@ -328,7 +320,7 @@ class Exposures:
                 if self._rests(kept):
                     continue
                 if known is not None and agree(known, kept):
-                    self._note_direct(known, known.direct)
+                    self._direct.note(known, known.direct)
                     await self._tell_direct(kept)
                     url = url_of(known, kept)
                     if (known.public, url) != (kept.public, kept.url):
@@ -443,36 +435,15 @@ class Exposures:
                 return
             self._kept = {**self._kept, kept.id: msgspec.structs.replace(kept, port=end.port)}
         self._serve(kept, end, inside)
-        self._leads_directly(kept)
+        self._direct.leads(kept, inside)
 
     def _target_end(self, target: Target, options: TargetOptions, terms: Terms, owner: int) -> TargetEnd:
         """It runs from now on, until it is closed."""
         if self._tasks is None:
             raise not_up()
-        inside = TargetEnd(
-            target,
-            options,
-            owner=owner,
-            told=terms.told,
-            transparent=Transparent(self._routes, self.drops) if terms.told.transparent else None,
-            look_up=self._look_up_inside,
-            ours=lambda endpoint: self._ours(target.transport, endpoint),
-        )
+        inside = self._targets.make(target, options, terms, owner)
         self._tasks.start_soon(inside.run)
         return inside
-
-    def _look_up_inside(self, name: str) -> tuple[str, ...] | None:
-        found = self._look_up(name)
-        if found and not self._address:
-            raise NotInNetworkError("it is in the network, which is reached after 'sudo overlay up' alone")
-        return found
-
-    def _ours(self, transport: Transport, endpoint: Endpoint) -> str:
-        """The exposure of this node that is reached there, "" if none is."""
-        if self._places_of is not self._kept:
-            self._places_of, self._places = self._kept, places(self._kept.values(), self._address)
-        direct = (id for id, each in self._direct.items() if each.listens_at(transport) == endpoint)
-        return self._places.get((transport, *endpoint)) or next(direct, "")
 
     def _open(self, inside: TargetEnd, port: int, terms: Terms) -> TunnelEnd:
         accepts = Guests(self._server_is_there) if terms.private.name else self._is_server
@@ -512,32 +483,17 @@ class Exposures:
             except UserError as error:
                 _log.warning("%s %s", error, error.hint)
 
-    def _leads_directly(self, kept: Kept) -> bool:
-        """Whether peers reach it at this node, which listens for them if need be."""
-        inside = self._inside.get(kept.id)
-        if not kept.known_as or self._tasks is None or inside is None or kept.tunnel != "single":
-            return False
-        direct = self._direct.get(kept.id)
-        if direct is None:
-            port = int(kept.public.rpartition(":")[2])  # its host may be a name
-            direct = DirectEnd(inside, self._address, port, self._is_member, self.drops, kept.terms)
-            self._direct[kept.id] = direct
-        end = direct.open()
-        if end is not None:
-            self._inspect(end, kept)
+    def _start_direct(self, end: TunnelEnd, kept: Kept) -> None:
+        self._inspect(end, kept)
+        if self._tasks is not None:
             self._tasks.start_soon(end.run)
-        return direct.leads()
-
-    def _note_direct(self, theirs: Exposure, told: bool) -> None:
-        self._told[theirs.id] = told
-        (self._led.add if theirs.direct else self._led.discard)(theirs.id)
 
     async def _tell_direct(self, kept: Kept) -> None:
-        if self._leads_directly(kept) != self._told.get(kept.id, False):
+        if self._direct.is_news(kept, self._inside.get(kept.id)):
             await self._renew(kept)
 
     async def _renew(self, kept: Kept) -> None:
-        direct = self._leads_directly(kept)
+        direct = self._direct.leads(kept, self._inside.get(kept.id))
         try:
             answer = await self._request(lambda seq: asked(kept, seq, direct=direct))
         except UserError as error:
@@ -552,7 +508,7 @@ class Exposures:
                 await self._give_back(kept.id)
                 await self._drop(kept.id)
                 return
-            self._note_direct(answer.exposure, direct)
+            self._direct.note(answer.exposure, direct)
             renewed = msgspec.structs.replace(kept, public=answer.exposure.public, url=url_of(answer.exposure, kept))
             await self._save({**self._kept, kept.id: renewed})
 
@@ -563,13 +519,12 @@ class Exposures:
             _log.info("exposure %s could not be given back: %s", name, error)
 
     async def _drop(self, name: str) -> None:
-        self._told.pop(name, None)
         self._members.pop(name, None)
         self._checks.stop(name)
-        self._led.discard(name)
+        self._direct.drop(name)
         self.inspector.forget(name)
         self._tls.remove(name)
-        for end in (self._ends.pop(name, None), self._direct.pop(name, None), self._inside.pop(name, None)):
+        for end in (self._ends.pop(name, None), self._inside.pop(name, None)):
             if end is not None:
                 end.close()
         self._requests.end(name)
@@ -587,12 +542,11 @@ class Exposures:
         self._kept = kept
 
     def _show(self, kept: Kept) -> ExposureStatus:
-        ends = (self._ends.get(kept.id), self._direct.get(kept.id))
-        inside = self._inside.get(kept.id)
+        end, inside = self._ends.get(kept.id), self._inside.get(kept.id)
         return status_of(
             kept,
-            connections=sum(each.connections for each in ends if each is not None),
-            direct=kept.id in self._led,
+            connections=(end.connections if end is not None else 0) + self._direct.connections(kept.id),
+            direct=self._direct.is_led(kept.id),
             trouble=(inside.trouble if inside is not None else "") or self._tls.trouble(kept.id),
             certificate=self._tls.source(kept.id),
             problem=self._checks.problem(kept.id),

@@ -19,7 +19,7 @@ def test_peers_who_come_straight_are_told_of_as_users_are(tmp_path: Path) -> Non
         setup = Setup(tmp_path)
         told = Terms(told=Told(proxy_protocol="v1"))
         async with serving(setup.exposures), tcp_service(shout) as port, tcp_service(shout) as free:
-            public = await setup.add(f"127.0.0.1:{port}", "", ("app.example.org",), terms=told)
+            public = await setup.add(f"tcp://127.0.0.1:{port}", "", ("app.example.org",), terms=told)
             number = int(public.public.rpartition(":")[2])
             line = f"PROXY TCP4 {PEER} {NODE} "
             assert (await ask(number, PEER, b"hello")).decode().startswith(line)

@@ -28,7 +28,7 @@ from overlay.node.control import Answer
 from overlay.node.direct_end import DirectEnd
 from overlay.node.direct_ends import DirectEnds
 from overlay.node.guests import Guests
-from overlay.node.health import Checks
+from overlay.node.health import Checks, say_nothing
 from overlay.node.inspector.inspector import Inspector
 from overlay.node.kept import (
     FILE,
@@ -38,8 +38,11 @@ from overlay.node.kept import (
     agree,
     asked,
     check_circle,
+    granted,
     host_of,
+    not_up,
     status_of,
+    unknown_exposure,
     url_of,
 )
 from overlay.node.own_tls import OwnTls
@@ -50,7 +53,15 @@ from overlay.node.target_ends import TargetEnds
 from overlay.node.targets import Target, TargetOptions
 from overlay.node.transparent import check_told
 from overlay.node.tunnel_end import TunnelEnd
-from overlay.node.wishes import check_heard, check_private, checked_inspect, checked_target, service_of, tunnel_of
+from overlay.node.wishes import (
+    check_heard,
+    check_private,
+    checked_inspect,
+    checked_target,
+    service_of,
+    tunnel_of,
+    wanted_of,
+)
 from overlay.wire.control.messages import Exposed, Exposure, GroupMember, Message, RequestEntry, Unexpose
 from overlay.wire.control.terms import Terms
 
@@ -59,10 +70,6 @@ DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with name
 _log = logging.getLogger(__name__)
 
 Request = Callable[[Callable[[int], Message]], Awaitable[Answer]]
-
-
-async def _say_nothing(_message: Message) -> None:
-    return None
 
 
 class Exposures:
@@ -74,7 +81,7 @@ class Exposures:
         request: Request,
         is_server: Callable[[str], bool],
         is_member: Callable[[str], bool] = lambda address: False,
-        say: Callable[[Message], Coroutine[Any, Any, None]] = _say_nothing,
+        say: Callable[[Message], Coroutine[Any, Any, None]] = say_nothing,
         server_is_there: Callable[[], bool] = lambda: True,
         tls: OwnTls | None = None,
         wall: Callable[[], float] = time.time,
@@ -119,7 +126,7 @@ class Exposures:
                 tasks.start_soon(self._tls.run)
                 tasks.start_soon(self._expire)
                 for kept in tuple(self._kept.values()):
-                    if self._is_over(kept):
+                    if kept.is_over(self._wall()):
                         continue  # ended at once
                     if self._rests(kept):
                         _log.warning("exposure %s rests until the network is up on this machine", kept.id)
@@ -169,12 +176,8 @@ class Exposures:
             name = ranges.name_of(made)
             async with self._lock:
                 ours = {each.id for each in made}
-                await self._save(
-                    {
-                        id: msgspec.structs.replace(kept, range=name) if id in ours else kept
-                        for id, kept in self._kept.items()
-                    }
-                )
+                whole = {id: msgspec.structs.replace(self._kept[id], range=name) for id in ours if id in self._kept}
+                await self._save({**self._kept, **whole})
         except BaseException:
             with anyio.move_on_after(TAKING_BACK, shield=True):
                 async with self._lock:
@@ -197,23 +200,8 @@ class Exposures:
                     self._tls.prepare(wish.tls)
                 end = self._open(inside, 0, wish.terms)
                 try:
-                    wanted = Kept(
-                        id="",
-                        public=wish.public,
-                        target=target.text,
-                        port=end.port,
-                        tunnel=tunnel_of(wish, up=bool(self._address)),
-                        known_as=wish.known_as,
-                        service=service_of(wish),
-                        owner=owner,
-                        options=wish.options,
-                        range=range,
-                        tls=wish.tls,
-                        terms=wish.terms,
-                        inspect=checked_inspect(wish, target),
-                        entry=entry,
-                        wish=wish,
-                    )
+                    tunnel = tunnel_of(wish, up=bool(self._address))
+                    wanted = wanted_of(wish, target, end.port, tunnel, owner=owner, range=range, entry=entry)
                     kept = await self._get(wanted, wish)
                 except BaseException:
                     end.close()
@@ -230,15 +218,7 @@ class Exposures:
     async def _get(self, wanted: Kept, wish: ExposeWish) -> Kept:
         """What the server grants, which is kept then."""
         exposure = await self._ask(wanted, wish)
-        kept = msgspec.structs.replace(
-            wanted,
-            id=exposure.id,
-            public=exposure.public,
-            url=url_of(exposure, wanted),
-            tunnel=exposure.tunnel,
-            known_as=exposure.known_as,
-            service=exposure.service,
-        )
+        kept = granted(wanted, exposure)
         try:
             check_heard(exposure, wish)
             check_circle(kept)
@@ -256,7 +236,7 @@ class Exposures:
         async with self._lock:
             kept = self._kept.get(name)
             if kept is None:
-                raise _unknown(name)
+                raise unknown_exposure(name)
             wanted = msgspec.structs.replace(
                 kept,
                 target=target.text,
@@ -316,7 +296,7 @@ class Exposures:
         async with self._lock:
             names = [each.id for each in self._kept.values() if name in (each.id, each.range)]
             if not names or name == UNFINISHED:
-                raise _unknown(name)
+                raise unknown_exposure(name)
             for each in names:
                 await self._remove(each)
 
@@ -371,7 +351,7 @@ class Exposures:
         "exposure-not-http")."""
         kept = self._kept.get(name)
         if kept is None:
-            raise _unknown(name)
+            raise unknown_exposure(name)
         if kept.terms.tls_end == "node":
             raise UserError(
                 "exposure-not-http", f"The TLS of {name} ends at this machine: the server sees no requests to tell of."
@@ -430,12 +410,9 @@ class Exposures:
             self._news = anyio.Event()
             with anyio.move_on_after(max(0.0, ends - self._wall()) if ends else None):
                 await self._news.wait()
-            for kept in [kept for kept in self._kept.values() if self._is_over(kept)]:
+            for kept in [kept for kept in self._kept.values() if kept.is_over(self._wall())]:
                 await self._end(kept.id, "its time is over")
                 await self._give_back(kept.id)  # without a server it ends there all the same
-
-    def _is_over(self, kept: Kept) -> bool:
-        return 0 < kept.terms.expires <= self._wall()
 
     async def _end(self, name: str, why: str) -> None:
         async with self._lock:
@@ -463,12 +440,7 @@ class Exposures:
     def _target_end(self, target: Target, options: TargetOptions, terms: Terms, owner: int) -> TargetEnd:
         """It runs from now on, until it is closed."""
         if self._tasks is None:
-            raise UserError(
-                "not-up",
-                "The network is not up on this machine yet.",
-                "Try again when 'overlay status' says 'connected'.",
-                Exit.NOT_RUNNING,
-            )
+            raise not_up()
         inside = self._targets.make(target, options, terms, owner)
         self._tasks.start_soon(inside.run)
         return inside
@@ -580,11 +552,3 @@ class Exposures:
             problem=self._checks.problem(kept.id),
             members=self._members.get(kept.id, ()),
         )
-
-
-def _unknown(name: str) -> UserError:
-    return UserError(
-        "exposure-unknown",
-        f"This node has no exposure '{name[:64]}'.",
-        "See 'overlay expose ls' for those it has.",
-    )

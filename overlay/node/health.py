@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from overlay.carrier.http import read_head
 from overlay.node.kept import Kept
 from overlay.node.target_end import TargetEnd, TargetStream
-from overlay.wire.control.messages import Health
+from overlay.wire.control.messages import Health, Message
 from overlay.wire.ingress.http1 import HttpError, parse_response
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode
 
@@ -130,3 +130,7 @@ class Checks:
         """Why the target is not well; None: it is, or nobody has looked."""
         running = self._running.get(name)
         return running[0].problem or None if running is not None else None
+
+
+async def say_nothing(_message: Message) -> None:
+    """Where there is no server to tell."""

@@ -40,6 +40,10 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     inspect: int = 0
     wish: ExposeWish | None = None  # what was asked for; None: by a version that did not keep it
 
+    def is_over(self, now: float) -> bool:
+        """`now`: Unix time, s."""
+        return 0 < self.terms.expires <= now
+
 
 class KeptFile(msgspec.Struct, frozen=True, kw_only=True):
     exposures: tuple[Kept, ...] = ()
@@ -116,6 +120,19 @@ def check_circle(kept: Kept) -> None:
         )
 
 
+def granted(wanted: Kept, exposure: Exposure) -> Kept:
+    """As the server has granted it."""
+    return msgspec.structs.replace(
+        wanted,
+        id=exposure.id,
+        public=exposure.public,
+        url=url_of(exposure, wanted),
+        tunnel=exposure.tunnel,
+        known_as=exposure.known_as,
+        service=exposure.service,
+    )
+
+
 def status_of(
     kept: Kept,
     *,
@@ -145,4 +162,21 @@ def status_of(
         inspect=kept.inspect,
         problem=problem,
         members=members,
+    )
+
+
+def unknown_exposure(name: str) -> UserError:
+    return UserError(
+        "exposure-unknown",
+        f"This node has no exposure '{name[:64]}'.",
+        "See 'overlay expose ls' for those it has.",
+    )
+
+
+def not_up() -> UserError:
+    return UserError(
+        "not-up",
+        "The network is not up on this machine yet.",
+        "Try again when 'overlay status' says 'connected'.",
+        Exit.NOT_RUNNING,
     )

@@ -6,8 +6,9 @@ import msgspec
 
 from overlay.errors import Exit, UserError
 from overlay.node.direct_end import WELL_KNOWN
+from overlay.node.kept import Kept
 from overlay.node.own_tls import NO_TLS_OPTIONS
-from overlay.node.status import ExposeWish
+from overlay.node.status import Entry, ExposeWish
 from overlay.node.targets import Target
 from overlay.wire.control.messages import Exposure, TunnelKind
 
@@ -142,3 +143,33 @@ def tunnel_of(wish: ExposeWish, *, up: bool) -> TunnelKind:
     if wish.tunnel == "auto":
         return "single" if up else "tls"
     return wish.tunnel
+
+
+def wanted_of(
+    wish: ExposeWish,
+    target: Target,
+    port: int,
+    tunnel: TunnelKind,
+    *,
+    owner: int,
+    range: str,
+    entry: Entry | None,
+) -> Kept:
+    """What is asked of the server for a wish, with nothing of its answer yet. Raises `UserError`."""
+    return Kept(
+        id="",
+        public=wish.public,
+        target=target.text,
+        port=port,
+        tunnel=tunnel,
+        known_as=wish.known_as,
+        service=service_of(wish),
+        owner=owner,
+        options=wish.options,
+        range=range,
+        tls=wish.tls,
+        terms=wish.terms,
+        inspect=checked_inspect(wish, target),
+        entry=entry,
+        wish=wish,
+    )

@@ -40,7 +40,7 @@ def wished(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, str]:
     def request(_self: LocalClient, method: str, _path: str, body: Any = None, timeout: float = 0) -> dict[str, Any]:
         if method == "POST":
             wishes.append(body)
-        return {"id": "x1", "public": "192.0.2.1:1", "url": None, "target": "t", "certificate": None}
+        return {"id": "x1", "public": "192.0.2.1:1", "url": None, "target": "t", "certificate": None, "inspect": 0}
 
     monkeypatch.setattr(LocalClient, "request", request)
     assert main(["expose", "tcp://a:1", "--background", *arguments]) == 0

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -12,3 +13,24 @@ def program(name: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed")
     return path
+
+
+def nginx_command(folder: Path, http: str, *, connections: int = 64) -> list[str]:
+    """What runs an nginx of its own in the foreground, all of it in `folder`. `http`: its servers, as in nginx.conf."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "\n".join(f"    {kind}_temp_path {folder}/{kind};" for kind in kinds)
+    user = "user root;" if os.geteuid() == 0 else ""
+    configuration = folder / "nginx.conf"
+    configuration.write_text(f"""
+daemon off;
+master_process off;
+{user}
+pid {folder}/nginx.pid;
+events {{ worker_connections {connections}; }}
+http {{
+    access_log off;
+{temporary}
+{http}
+}}
+""")
+    return [program("nginx"), "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]

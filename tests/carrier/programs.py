@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio
 
-from tests.programs import program
+from tests.programs import nginx_command, program
 
 from .streams import Certificate
 
@@ -44,7 +44,6 @@ async def running(command: list[str], *ports: int) -> AsyncIterator[None]:
 async def nginx(folder: Path, certificate: Certificate, upstream: int) -> AsyncIterator[tuple[int, int]]:
     """→ its ports for HTTP and HTTPS. /vpn/ leads to the server as ws, /vpns/ as wss, / is a page of its own, and /old
     redirects."""
-    path = program("nginx")
     plain, secure = free_port(), free_port()
     forwarding = """
             proxy_http_version 1.1;
@@ -53,21 +52,9 @@ async def nginx(folder: Path, certificate: Certificate, upstream: int) -> AsyncI
             proxy_set_header Host $host;
             proxy_set_header X-Forwarded-For $remote_addr;
             proxy_read_timeout 60s;"""
-    configuration = folder / "nginx.conf"
-    configuration.write_text(f"""
-daemon off;
-master_process off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
+    command = nginx_command(
+        folder,
+        f"""
     server {{
         listen 127.0.0.1:{plain};
         listen 127.0.0.1:{secure} ssl;
@@ -82,9 +69,8 @@ http {{
             proxy_pass https://127.0.0.1:{upstream}/;{forwarding}
         }}
     }}
-}}
-""")
-    command = [path, "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]
+""",
+    )
     async with running(command, plain, secure):
         yield plain, secure
 

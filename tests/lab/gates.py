@@ -15,6 +15,7 @@ import trustme
 
 from tests.lab.netns import Namespace, wait_for
 from tests.lab.topology import Machine
+from tests.programs import nginx_command
 
 USER, PASSWORD = "node", "not-in-any-list"
 PROXY_PORT = 3128
@@ -65,9 +66,6 @@ def reverse_proxy(namespace: Namespace, folder: Path, name: str, server: str) ->
     issued = authority.issue_cert(name)
     authority.cert_pem.write_to_path(str(folder / "authority.pem"))
     issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "own.pem"))
-    temporary = "".join(
-        f"    {kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
     servers = "".join(
         f"""
     server {{
@@ -80,22 +78,8 @@ def reverse_proxy(namespace: Namespace, folder: Path, name: str, server: str) ->
     }}"""
         for port, scheme in (("80", "http"), ("443 ssl", "https"))
     )
-    configuration = folder / "nginx.conf"
-    configuration.write_text(f"""
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-{temporary}
-    ssl_certificate {folder}/own.pem;
-    ssl_certificate_key {folder}/own.pem;
-{servers}
-}}
-""")
-    command = ["nginx", "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]
+    own = f"    ssl_certificate {folder}/own.pem;\n    ssl_certificate_key {folder}/own.pem;\n"
+    command = nginx_command(folder, own + servers)
     with _serving(namespace, command, 80, 443):
         yield folder / "authority.pem"
 

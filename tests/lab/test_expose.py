@@ -14,6 +14,7 @@ import pytest
 from tests.lab.conftest import tracked
 from tests.lab.netns import Lab, Namespace, wait_for
 from tests.lab.topology import OVERLAY, SERVER_ADDRESS, Machine, Network, build_internet, start_dns
+from tests.programs import nginx_command
 
 pytestmark = pytest.mark.lab
 
@@ -50,21 +51,10 @@ def start_nginx(lab: Lab, space: Namespace) -> None:
     (folder / "www" / "large").write_bytes(os.urandom(SIZE))
     (folder / "www" / "medium").write_bytes(os.urandom(SIZE // 16))
     (folder / "www" / "sink").write_text("taken\n")
-    configuration = folder / "nginx.conf"
-    configuration.write_text(f"""
-daemon off;
-master_process off;
-user root;
-pid {folder}/nginx.pid;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
+    command = nginx_command(
+        folder,
+        f"""
     client_max_body_size 0;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
     server {{
         listen 127.0.0.1:{PORT};
         root {folder}/www;
@@ -78,9 +68,9 @@ http {{
             proxy_method GET;
         }}
     }}
-}}
-""")
-    space.popen(["nginx", "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")])
+""",
+    )
+    space.popen(command)
 
 
 @pytest.fixture
@@ -130,7 +120,7 @@ def test_100_mb_both_ways(network: Network, published: str, scheme: str) -> None
 
 def taken(network: Network) -> str:
     """→ the digest of the body that nginx took last"""
-    (body,) = [each for each in (network.lab.directory / "nginx" / "body").rglob("*") if each.is_file()]
+    (body,) = [each for each in (network.lab.directory / "nginx" / "client_body").rglob("*") if each.is_file()]
     found = digest(body)
     body.unlink()
     return found

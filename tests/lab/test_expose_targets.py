@@ -13,6 +13,7 @@ from tests.lab.conftest import tracked
 from tests.lab.netns import Lab, Namespace, wait_for
 from tests.lab.test_expose import NAME, curl, digest, status_of
 from tests.lab.topology import SERVER_ADDRESS, Machine, Network, build_internet
+from tests.programs import nginx_command
 
 pytestmark = pytest.mark.lab
 
@@ -50,20 +51,9 @@ def start_nginx(lab: Lab, space: Namespace, name: str) -> None:
     folder = lab.directory / f"nginx-{name}"
     folder.mkdir()
     listens = "\n".join(f"listen {port};" for port in PLAIN)
-    configuration = folder / "nginx.conf"
-    configuration.write_text(f"""
-daemon off;
-master_process off;
-user root;
-pid {folder}/nginx.pid;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
+    command = nginx_command(
+        folder,
+        f"""
     server {{
         {listens}
         listen unix:{folder}/nginx.sock;
@@ -72,9 +62,9 @@ http {{
         ssl_certificate_key {lab.directory}/tls.pem;
         location / {{ return 200 "{name} $server_port $scheme $http_host $ssl_server_name\\n"; }}
     }}
-}}
-""")
-    space.popen(["nginx", "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")])
+""",
+    )
+    space.popen(command)
     wait_for(
         lambda: space.run(["curl", "-s", f"127.0.0.1:{PLAIN[0]}/"], check=False).stdout, f"nginx of {name} answers"
     )

@@ -11,6 +11,7 @@ import trustme
 from tests.lab.netns import wait_for
 from tests.lab.published import exposed, published_network, random_file
 from tests.lab.topology import SERVER_ADDRESS, Network
+from tests.programs import nginx_command
 
 pytestmark = pytest.mark.lab
 
@@ -30,19 +31,9 @@ class Site:
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(folder / "ca.pem"))
         authority.issue_cert(NAME).private_key_and_cert_chain_pem.write_to_path(str(folder / "site.pem"))
-        (folder / "nginx.conf").write_text(f"""
-daemon off;
-master_process off;
-user root;
-pid {folder}/nginx.pid;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
+        command = nginx_command(
+            folder,
+            f"""
     server {{
         listen 127.0.0.1:{PLAIN};
         listen 127.0.0.1:{SECURE} ssl http2;
@@ -51,9 +42,8 @@ http {{
         root {folder}/www;
         location = /who {{ return 200 "$server_protocol $http_x_forwarded_for\\n"; }}
     }}
-}}
-""")
-        command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+""",
+        )
         network["a"].namespace.popen(command)
         wait_for(lambda: f":{SECURE} " in network["a"].run("ss", "-Hltn").stdout, "nginx listens")
 

@@ -12,6 +12,7 @@ import pytest
 from tests.lab.conftest import tracked
 from tests.lab.netns import Lab, Namespace, wait_for
 from tests.lab.topology import SERVER_ADDRESS, Machine, Network, build_internet
+from tests.programs import nginx_command
 
 pytestmark = pytest.mark.lab
 
@@ -53,13 +54,9 @@ def network() -> Iterator[Network]:
 def start_services(lab: Lab, space: Namespace) -> None:
     """Each answers with who asks, as the header says."""
     folder = lab.directory
-    (folder / "nginx.conf").write_text(f"""
-daemon off; master_process off; user root; pid {folder}/nginx.pid;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    nginx = nginx_command(
+        folder,
+        f"""
     server {{
         listen 127.0.0.1:{PLAIN};
         listen [::1]:{PLAIN};
@@ -71,8 +68,8 @@ http {{
         listen 127.0.0.1:{NGINX} proxy_protocol;
         return 200 "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_port $remote_addr\\n";
     }}
-}}
-""")
+""",
+    )
     (folder / "haproxy.cfg").write_text(f"""
 defaults
     mode http
@@ -99,7 +96,7 @@ server:
     verbosity: 1
     local-data: "{NAME}. A 192.0.2.7"
 """)
-    space.popen(["nginx", "-p", str(folder), "-c", f"{folder}/nginx.conf", "-e", f"{folder}/error.log"])
+    space.popen(nginx)
     space.popen(["haproxy", "-f", f"{folder}/haproxy.cfg"])
     with (folder / "unbound.log").open("w") as log:
         space.popen(["unbound", "-dd", "-c", f"{folder}/unbound.conf"], stdout=log, stderr=log)

@@ -20,6 +20,7 @@ from tests.lab.bench.result import Quantity, Result, Sample
 from tests.lab.bench.runner import EXPECTED, Bench, reason
 from tests.lab.netns import Lab, Namespace, wait_for
 from tests.lab.topology import SERVER_ADDRESS, Machine, Network, build_internet
+from tests.programs import nginx_command
 
 TITLE = "Exposures"
 OURS = "overlay, dynamic tcp"
@@ -65,16 +66,14 @@ class Way(Ends):
 def _start_nginx(lab: Lab, node: Machine) -> None:
     folder = lab.directory / "nginx"
     folder.mkdir()
-    temporary = "".join(
-        f"{name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (folder / "nginx.conf").write_text(
-        f"daemon off;\nmaster_process off;\nuser root;\npid {folder}/pid;\nevents {{ worker_connections 4096; }}\n"
-        f"http {{\naccess_log off;\nkeepalive_requests 1000000000;\nkeepalive_timeout 1h;\n{temporary}"
-        f"server {{ listen 127.0.0.1:{TARGETS['web']} backlog=4096;\n"
-        f'location / {{ default_type text/plain; return 200 "{"x" * 100}"; }} }} }}\n'
-    )
-    command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+    web = f"""
+    keepalive_requests 1000000000;
+    keepalive_timeout 1h;
+    server {{
+        listen 127.0.0.1:{TARGETS["web"]} backlog=4096;
+        location / {{ default_type text/plain; return 200 "{"x" * 100}"; }}
+    }}"""
+    command = nginx_command(folder, web, connections=4096)
     node.namespace.popen(command, stderr=subprocess.DEVNULL)
 
 

@@ -42,7 +42,7 @@ def test_a_public_name_leads_straight_to_the_node(network: Network) -> None:
         return a.run("dig", "+short", *question).stdout.split()
 
     refused = b.overlay("expose", "8080", "--public", "9001", "--known-as", "other.example.net", check=False)
-    assert refused.returncode == Exit.FAILED and "does not lead other.example.net to this server" in refused.stderr
+    assert refused.returncode == Exit.REFUSED and "does not lead other.example.net to this server" in refused.stderr
     assert dig(NAME) == [SERVER_ADDRESS]
     exposure = b.overlay_json("expose", "8080", "--public", "9000", "--known-as", NAME, "--service", "http")
     assert exposure["direct"] and exposure["known_as"] == [NAME]

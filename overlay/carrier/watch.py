@@ -18,7 +18,7 @@ Call = Callable[[], object]
 
 
 class Watch:
-    """Of one event loop; `watch` gives it. Sockets are named by descriptors, and have to be removed before they are
+    """Of one event loop; `watch` gives it. Sockets are named by descriptors, and are better removed before they are
     closed. What is called may be called for nothing, and is called again as long as there is something."""
 
     def __init__(self) -> None:
@@ -42,20 +42,28 @@ class Watch:
         self._remove(number, self._writers, self._readers, select.EPOLLIN)
 
     def _add(self, number: int, call: Call, these: dict[int, Call], others: dict[int, Call], event: int) -> None:
-        if number not in these:
-            if number in others:
-                self._epoll.modify(number, select.EPOLLIN | select.EPOLLOUT)
-            else:
+        if number in these or number in others:
+            wanted = select.EPOLLIN | select.EPOLLOUT if number in others else event
+            try:
+                self._epoll.modify(number, wanted)
+            except FileNotFoundError:
+                # It was closed without a word, and this is another socket: it would never be heard of.
+                others.pop(number, None)
                 self._epoll.register(number, event)
+        else:
+            self._epoll.register(number, event)
         these[number] = call
 
     def _remove(self, number: int, these: dict[int, Call], others: dict[int, Call], left: int) -> None:
         if these.pop(number, None) is None:
             return
-        if number in others:
-            self._epoll.modify(number, left)
-        else:
-            self._epoll.unregister(number)
+        try:
+            if number in others:
+                self._epoll.modify(number, left)
+            else:
+                self._epoll.unregister(number)
+        except OSError:
+            others.pop(number, None)  # it was closed before
 
     def _turn(self) -> None:
         for number, events in self._epoll.poll(0, _TURN):

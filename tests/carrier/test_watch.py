@@ -103,3 +103,25 @@ async def _until(outcome: Callable[[], bool]) -> None:
     with anyio.fail_after(5):
         while not outcome():
             await anyio.lowlevel.checkpoint()
+
+
+async def test_a_socket_that_was_closed_without_a_word_does_not_deafen_the_next_of_its_number() -> None:
+    one, heard = watch(), asyncio.Event()
+    first, second = socket.socketpair()
+    number = first.fileno()
+    one.add_reader(number, lambda: None)
+    first.close()
+    again, far = socket.socketpair()
+    with second, far, again:
+        assert again.fileno() == number
+        one.add_writer(number, heard.set)
+        with anyio.fail_after(5):
+            await heard.wait()
+        one.remove_writer(number)
+        heard = asyncio.Event()
+        one.add_reader(number, lambda: heard.set())
+        far.send(b"x")
+        with anyio.fail_after(5):
+            await heard.wait()
+        again.close()
+        one.remove_reader(number)

@@ -133,6 +133,14 @@ class Terminal:
                 self._said += data
         return self._said.decode(errors="replace")
 
+    def wait(self, *texts: str, timeout: float = 20.0) -> None:
+        """Until all of it was said since the last key."""
+        try:
+            wait_for(lambda: all(text in self.said() for text in texts), f"{texts} is shown", timeout)
+        except TimeoutError as error:
+            error.add_note(self.said()[-3000:])
+            raise
+
     def type(self, keys: str) -> None:
         self._said = b""
         os.write(self._ours, keys.encode())
@@ -146,14 +154,14 @@ class Terminal:
 def test_requests_are_inspected_and_sent_again(network: Network) -> None:
     a = network["a"]
     terminal = Terminal(a, OVERLAY, "expose", "3000", "--host", "web.test", "--inspect")
-    wait_for(lambda: "No requests yet." in terminal.said(), "the inspector is there")
+    terminal.wait("No requests yet.")
     assert curl(network, "web.test", "-H", "Authorization: Bearer s3cret", path="/?first") == "home\n"
-    wait_for(lambda: "/?first" in terminal.said(), "the request is shown")
+    terminal.wait("/?first")
     terminal.type("\r")
-    wait_for(lambda: "Bearer ••••••" in terminal.said() and "home" in terminal.said(), "its details are shown")
+    terminal.wait("Bearer ••••••", "home")
     assert "s3cret" not in terminal.said()
     terminal.type("r")
-    wait_for(lambda: "was sent again" in terminal.said(), "it was sent again")
+    terminal.wait("was sent again")
 
     (exposure,) = a.status()["exposures"]
     listed = a.overlay_json("expose", "inspect", exposure["id"])

@@ -95,8 +95,8 @@ class _Terminal:
         threading.Thread(target=self._watch, daemon=True).start()
         with _keys_at_once(), Live(console=drawn, screen=True, auto_refresh=False) as live:
             while not self._ended:
-                size = os.get_terminal_size()
-                live.update(Group(*self._view.lines(size.columns, size.lines)), refresh=True)
+                size = drawn.size  # what is drawn beyond it is cut off
+                live.update(Group(*self._view.lines(size.width, size.height)), refresh=True)
                 ready, _, _ = select.select([sys.stdin.fileno(), self._woken], [], [], _LOOK_AGAIN)
                 if self._woken in ready:
                     os.read(self._woken, 4096)

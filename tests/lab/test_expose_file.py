@@ -122,7 +122,8 @@ class Terminal:
     def __init__(self, machine: Machine, *command: str) -> None:
         self._ours, theirs = os.openpty()
         termios.tcsetwinsize(theirs, (40, 80))
-        self.process = machine.popen(*command, stdin=theirs, stdout=theirs, stderr=theirs)
+        plain = ("env", "-uLINES", "-uCOLUMNS")  # which would stand for the terminal's own size
+        self.process = machine.popen(*plain, *command, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
         os.set_blocking(self._ours, False)
         self._said = b""

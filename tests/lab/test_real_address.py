@@ -239,7 +239,8 @@ def test_nginx_sees_users_themselves(network: Network, tunnel: str, own_port: in
     log = network.lab.directory / "access.log"
     wait_for(lambda: "2001:db8::91" in log.read_text() and "198.51.100.90" in log.read_text(), "nginx's log has them")
     own = a.run("curl", "-sS", "--max-time", "10", f"http://{SERVER_ADDRESS}:9003/", check=False)
-    assert own.returncode == 56 and f"\n{OWN} " not in log.read_text(), "who comes as the machine itself is turned away"
+    assert own.returncode in (7, 56), "who comes as the machine itself is turned away: reset, perhaps before curl looks"
+    assert f"\n{OWN} " not in log.read_text()
     a.overlay("expose", "rm", exposure["id"])
 
 

@@ -6,8 +6,7 @@ is `overlay.carrier.choice`'s.
 """
 
 import os
-import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,20 +16,18 @@ from overlay.carrier.carriers import CarrierName, DialOptions, Opener
 from overlay.carrier.choice import Attempt, Favourite, Race
 from overlay.carrier.connection import ControlConnection
 from overlay.carrier.limits import DEFAULT_LIMITS, Limits
+from overlay.carrier.look_up import LookUp, system_look_up
 from overlay.carrier.openers import OPENERS
 from overlay.carrier.stream import errno_text
 from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.wire.control.address import ServerAddress, parse_server_address
 from overlay.wire.control.channel import NoiseChannel
 from overlay.wire.control.codec import decode_server_message
-from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
+from overlay.wire.endpoint import canonical_endpoint, format_endpoint
 
 LOOKUP_TIMEOUT: Final = 5.0  # s for a name; the race goes on meanwhile with what is numeric
 _READ_SIZE: Final = 4096
 _NO_OPTIONS: Final = DialOptions()
-
-LookUp = Callable[[str, int], Awaitable[Sequence[Endpoint]]]
-"""Host name and port → endpoints, best first. Raises `OSError`: the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +85,6 @@ class _Search:
     def tell(self) -> None:
         self.news.set()
         self.news = anyio.Event()
-
-
-async def system_look_up(host: str, port: int) -> list[Endpoint]:
-    """By the system's resolver. As `LookUp`."""
-    try:
-        answers = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise OSError(getattr(error, "strerror", None) or str(error)) from error
-    return _interleaved([canonical_endpoint(address[0], address[1]) for *_, address in answers])
 
 
 async def dial(
@@ -307,18 +295,6 @@ def _parse(addresses: Sequence[str]) -> list[ServerAddress]:
             "Write it as host:port, or as wss://host/prefix.",
             Exit.USAGE,
         ) from error
-
-
-def _interleaved(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
-    """IPv6 and IPv4 in turns, starting with the system's first choice (RFC 8305 §4)."""
-    if not endpoints:
-        return []
-    endpoints = list(dict.fromkeys(endpoints))
-    first_is_v6 = ":" in endpoints[0][0]
-    first = [endpoint for endpoint in endpoints if (":" in endpoint[0]) is first_is_v6]
-    second = [endpoint for endpoint in endpoints if (":" in endpoint[0]) is not first_is_v6]
-    turns = [endpoint for pair in zip(first, second, strict=False) for endpoint in pair]
-    return turns + first[len(second) :] + second[len(first) :]
 
 
 # in words ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import anyio
 import msgspec
 
 from overlay.carrier.carriers import CarrierName, DialOptions, Opener
-from overlay.carrier.dialling import Found, LookUp, Outcome, find_server, system_look_up
+from overlay.carrier.dialling import Found, Outcome, find_server
+from overlay.carrier.look_up import LookUp, system_look_up
 from overlay.carrier.openers import OPENERS
 from overlay.carrier.proxy import excepted
 from overlay.carrier.stream import connect

@@ -5,7 +5,6 @@ the server, for who has a token. Runs in the process of who asked for it, as ssh
 import errno
 import os
 import re
-import socket
 import sys
 from typing import Final
 
@@ -14,13 +13,14 @@ import anyio.to_thread
 
 from overlay.carrier.carriers import DialOptions
 from overlay.carrier.http import read_head
+from overlay.carrier.look_up import system_look_up
 from overlay.carrier.port import UserStream
 from overlay.carrier.stream import TcpStream, connect
 from overlay.carrier.tls import ALPN_WEBSOCKET, client_context, client_handshake
 from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.wire.control.address import parse_server_address
 from overlay.wire.control.proxy_token import ProxyToken
-from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
+from overlay.wire.endpoint import Endpoint, format_endpoint
 from overlay.wire.ingress.http1 import parse_response
 
 TIMEOUT: Final = 15.0  # s to be through: the server gives up on a node after 10
@@ -59,7 +59,7 @@ async def open_through(token_text: str, host: str, port: int, *, ca_file: str | 
         for address in token.addresses:
             server = parse_server_address(address)
             try:
-                for endpoint in await _look_up(server.host, server.port):
+                for endpoint in await system_look_up(server.host, server.port):
                     stream = await _secured(endpoint, server.host, token, ca_file)
                     try:
                         return await _let_through(stream, token_text.strip(), host, port, address)
@@ -76,14 +76,6 @@ async def open_through(token_text: str, host: str, port: int, *, ca_file: str | 
         "See whether this machine is online, and whether the server runs.",
         Exit.UNREACHABLE,
     )
-
-
-async def _look_up(host: str, port: int) -> list[Endpoint]:
-    try:
-        return [canonical_endpoint(host, port)]
-    except ValueError:
-        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return list(dict.fromkeys(canonical_endpoint(str(each[0]), port) for *_, each in found))
 
 
 async def _secured(endpoint: Endpoint, host: str, token: ProxyToken, ca_file: str | None) -> UserStream:

@@ -17,7 +17,8 @@ import msgspec
 from overlay.carrier.carriers import CARRIERS, CarrierName, CarrierStream, DialOptions, Opener
 from overlay.carrier.choice import BetterSearch, Favourite, Favourites
 from overlay.carrier.connection import ControlConnection
-from overlay.carrier.dialling import Found, LookUp, find_server, options_at, system_look_up
+from overlay.carrier.dialling import Found, find_server, options_at
+from overlay.carrier.look_up import LookUp, system_look_up
 from overlay.carrier.openers import OPENERS
 from overlay.carrier.proxy import excepted
 from overlay.daemon.state import StateDir
@@ -185,7 +186,7 @@ class Ways:
         )
 
     async def look_up(self, host: str, port: int) -> list[Endpoint]:
-        """A name's endpoints, by the system's resolver as it is without us. As `overlay.carrier.dialling.LookUp`."""
+        """A name's endpoints, by the system's resolver as it is without us. As `overlay.carrier.look_up.LookUp`."""
         upstreams = self._upstreams()
         if not upstreams:
             return await system_look_up(host, port)

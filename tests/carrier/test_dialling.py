@@ -9,7 +9,8 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.connection import ControlConnection
-from overlay.carrier.dialling import _interleaved, dial
+from overlay.carrier.dialling import dial
+from overlay.carrier.look_up import interleaved
 from overlay.errors import Exit, UserError
 from overlay.wire.control.channel import BUSY, RESPONSE_SIZE
 from overlay.wire.control.messages import Ping, Pong
@@ -96,9 +97,9 @@ async def test_an_address_that_is_named_twice_is_tried_once() -> None:
 def test_families_take_turns() -> None:
     v4 = [(f"192.0.2.{number}", 1) for number in range(1, 4)]
     v6 = [("2001:db8::1", 1)]
-    assert _interleaved([*v6, *v4]) == [v6[0], v4[0], v4[1], v4[2]]
-    assert _interleaved([*v4, *v6]) == [v4[0], v6[0], v4[1], v4[2]]
-    assert _interleaved([]) == []
+    assert interleaved([*v6, *v4]) == [v6[0], v4[0], v4[1], v4[2]]
+    assert interleaved([*v4, *v6]) == [v4[0], v6[0], v4[1], v4[2]]
+    assert interleaved([]) == []
 
 
 # not finding it ------------------------------------------------------------------------------------------------------

@@ -160,11 +160,12 @@ class TunnelEnd:
 
     async def _forward(self, accepted: socket.socket, source: Endpoint) -> None:
         own = accepted.getsockname()
+        stream = TcpStream(accepted)
         try:
-            with accepted:
-                peer = ProxyHeader(source, canonical_endpoint(own[0], own[1])) if self._peers else None
-                await self._forward_to_target(TcpStream(accepted), peer)
+            peer = ProxyHeader(source, canonical_endpoint(own[0], own[1])) if self._peers else None
+            await self._forward_to_target(stream, peer)
         finally:
+            stream.close()  # and not the socket alone: it may be watched
             self._streams -= 1
 
     async def _forward_to_target(self, stream: Stream, user: ProxyHeader | None = None) -> None:

@@ -28,6 +28,8 @@ from overlay.certificates.challenges import Challenges
 
 T = TypeVar("T")
 ChallengeKind = Literal["tls-alpn-01", "http-01"]
+THREAD: Final = "acme"
+"""The name of the threads in which requests wait."""
 KINDS: Final[tuple[ChallengeKind, ...]] = ("tls-alpn-01", "http-01")
 
 _REQUEST: Final = 10  # s for the authority to go on with an answer
@@ -76,8 +78,27 @@ class TLSALPN01(acme_challenges.KeyAuthorizationChallenge):
         return self.key_authorization(account_key)
 
 
+class _Session(requests.Session):
+    """Closed, it asks nothing more: the thread of an order that was cancelled would open connections anew."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        if self.closed:
+            raise requests.ConnectionError("the order was given up")
+        return super().send(request, **kwargs)
+
+
 class _Network(client.ClientNetwork):
     """Tries again with a new nonce more than once."""
+
+    def __init__(self, key: JWK) -> None:
+        super().__init__(key, alg=ES256, user_agent=_AGENT, timeout=_REQUEST)
+        self.session = _Session()
 
     def post(self, *args: Any, **kwargs: Any) -> requests.Response:
         for _ in range(_BAD_NONCES - 1):
@@ -155,7 +176,7 @@ class Orders:
             self._answers.clear()
 
     async def _obtain(self, names: Sequence[str], kind: ChallengeKind) -> Certificate:
-        network = _Network(self._account_key, alg=ES256, user_agent=_AGENT, timeout=_REQUEST)
+        network = _Network(self._account_key)
         try:
             directory = await self._call(client.ClientV2.get_directory, self._account.directory, network)
             authority = client.ClientV2(directory, network)
@@ -269,7 +290,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, name="acme", daemon=True).start()
+    threading.Thread(target=run, name=THREAD, daemon=True).start()
     return await future
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import trustme
 from dnslib import QTYPE, RR, A
 from dnslib.server import DNSLogger, DNSRecord, DNSServer
 
+from overlay.certificates.acme import THREAD
 from tests.lab.netns import wait_for
 
 BLOCKED = "blocked.example.org"
 """A name that it certifies for nobody."""
 LIFETIME = 90 * 86400  # s of a certificate
+_PATIENCE = 30.0  # s, far more than a request may take
 _LISTEN = 0x0A  # TCP_LISTEN in /proc/net/tcp
 
 
@@ -72,11 +75,20 @@ def pebble(folder: Path, *, http_port: int, tls_port: int, bad_nonces: int = 5) 
             port = wait_for(lambda: _listening_port(process), "Pebble listens")
             yield Pebble(f"https://127.0.0.1:{port}/dir", paths["ca"])
         finally:
+            _let_requests_end()
             process.kill()
             process.wait()
     finally:
         names.stop()
         names.server.server_close()
+
+
+def _let_requests_end() -> None:
+    """Of orders that were cancelled: Python's `ssl` loses the socket of a connection that is reset before it is TLS."""
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(_PATIENCE)
+            assert not thread.is_alive(), "a request to the authority hangs"
 
 
 def _listening_port(process: subprocess.Popen[bytes]) -> int | None:

@@ -157,6 +157,53 @@ def test_what_policy_forbids_is_refused_and_counted(tmp_path: Path) -> None:
     on_bench(tmp_path, test, rights=lambda number: policy.rights(NAMES[number], ("tagged",) if number == 3 else ()))
 
 
+def test_names_that_users_know_an_exposure_by_are_the_policys_too(tmp_path: Path) -> None:
+    """In whichever way they are written, at the first claim, at a renewal, and when the policy changes."""
+    rights = {2: Rights(hosts=("*.shop.test",)), 3: Rights(hosts=("xn--bcher-kva.test",))}
+    told: list[str] = []
+
+    async def leads_here(host: str) -> bool:
+        return True
+
+    async def tell(_node: int, message: Message) -> bool:
+        assert isinstance(message, Withdrawn)
+        told.append(message.id)
+        return True
+
+    async def test(it: Bench) -> None:
+        lease = await it.expose(2, known_as=("App.Shop.test.",))
+        assert lease.known_as == ("app.shop.test",)
+        assert (await it.expose(3, known_as=("Bücher.test",))).known_as == ("xn--bcher-kva.test",)
+        for refusal in (
+            await it.refusal(2, known_as=("app.shop.test", "evil.test")),
+            await it.refusal(2, id=lease.id, known_as=("evil.test",)),
+        ):
+            assert refusal.code == "policy-forbids" and "have the name evil.test" in refusal.message
+        assert len(it.exposures.said()) == 2 and it.exposures.drops == {"policy_forbids": 2}
+        rights[2] = Rights(hosts=("*.other.test",))
+        await it.exposures.policy_changed()
+        assert told == [lease.id]
+
+    on_bench(tmp_path, test, leads_here=leads_here, tell=tell, rights=rights.__getitem__)
+
+
+def test_a_name_is_one_name_however_it_is_written(tmp_path: Path) -> None:
+    own = "xn--brse-5qa.test"
+
+    async def test(it: Bench) -> None:
+        async with await anyio.create_tcp_listener(local_host=HOST):
+            lease = await it.expose(2, **WEB, host="Bücher.test/x")
+            assert (lease.public, lease.url) == ("xn--bcher-kva.test/x", "https://xn--bcher-kva.test/x/")
+        for host in ("BÜCHER.test./x", "xn--bcher-kva.TEST/x", "bu\u0308cher\u3002test/x/"):
+            taken = await it.refusal(3, **WEB, host=host)
+            assert taken.code == "host-taken" and taken.message.startswith("bücher.test/x is held by node 'a'")
+        assert (await it.refusal(3, **WEB, host="Börse.test")).message == "börse.test is the server's own name."
+        tls = {"protocol": "tls", "target": "tls://127.0.0.1:1"}
+        assert (await it.expose(3, **tls, host="пример.рф")).public == "xn--e1afmkfd.xn--p1ai:443"
+
+    on_bench(tmp_path, test, public_hosts=(own,), web_ports=(443,))
+
+
 def test_what_a_changed_policy_forbids_is_taken_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rights = {2: EVERYTHING, 3: EVERYTHING}
     told: list[tuple[int, str]] = []

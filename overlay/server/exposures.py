@@ -374,8 +374,13 @@ class Exposures:
         """Its terms, or those of its group, hold for users who come from now on."""
         opener = self.groups.opener(lease)
         self.groups.apply(opener)
-        if gate := self._gates.get(opener.id):
-            gate.terms = opener.terms
+        gate, site, public = self._gates.get(opener.id), self._sites.get(opener.id), self._ports.get(opener.id)
+        if gate is None:
+            return
+        gate.terms = opener.terms
+        for door in (site, public):
+            if door is not None:
+                door.cut_off_those_shut_out()
 
     def _mate(self, lease: ExposureRecord) -> ExposureRecord | None:
         """One of its group that is served already."""

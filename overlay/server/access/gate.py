@@ -74,9 +74,11 @@ class Gate:
             return ""
         return "connection_rate"
 
-    def refuses(self, host: str) -> str:
-        """Why a connection from there that has just come is not taken; "": it is."""
-        return self.shuts_out(host) or self.holds_off(host)
+    def refuses(self, host: str, *, listed: bool = True) -> str:
+        """Why a connection from there that has just come is not taken; "": it is. `listed`: the lists of networks are
+        asked."""
+        reason = self.shuts_out(host)
+        return reason if reason and (listed or reason != "source_refused") else self.holds_off(host)
 
     async def admit(self, request: RequestHead, asker: Asker) -> RequestHead | Reply:
         """→ the request as the target may have it, or what it is answered instead."""

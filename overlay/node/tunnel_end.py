@@ -327,7 +327,7 @@ class TunnelEnd:
             bound,
             self._outlet_for,
             limit=CONNECTION_LIMIT,
-            accepts=lambda source: self.accepts(source[0]),
+            shuts_out=lambda source: "" if self.accepts(source[0]) else "exposure_not_the_server",
             drops=self._drops,
         )
 

@@ -25,10 +25,12 @@ def request_head(fields: Iterable[tuple[bytes, bytes]], *, ended: bool) -> tuple
     lines: list[bytes] = []
     hosts: list[bytes] = []
     lengths: list[bytes] = []
+    crumbs: list[bytes] = []
+    cookie = 0  # its place
     trailers = False
     for name, value in fields:
         if name.startswith(b":"):
-            if name not in _PSEUDO or name in pseudo or lines or hosts or lengths:
+            if name not in _PSEUDO or name in pseudo or lines or hosts or trailers:
                 raise _malformed("a pseudo-header field where none may be")
             pseudo[name] = value
             continue
@@ -39,6 +41,11 @@ def request_head(fields: Iterable[tuple[bytes, bytes]], *, ended: bool) -> tuple
             if value.lower() != b"trailers":
                 raise _malformed("a TE that is not trailers")
             trailers = True
+        elif name == b"cookie":
+            if not crumbs:
+                cookie = len(lines)
+                lines.append(b"")
+            crumbs.append(value)  # one field to HTTP/1.1 (RFC 9113 §8.2.3)
         else:
             if name == b"content-length":
                 lengths.append(value)
@@ -51,6 +58,8 @@ def request_head(fields: Iterable[tuple[bytes, bytes]], *, ended: bool) -> tuple
         raise _malformed("no method, scheme or path")
     if ended and any(length.strip(b"0") for length in lengths):
         raise _malformed("a length, and no body")
+    if crumbs:
+        lines[cookie] = b"cookie: " + b"; ".join(crumbs)
     chunked = not ended and not lengths
     if chunked:
         lines.append(b"transfer-encoding: chunked")

@@ -117,6 +117,10 @@ def test_fuzz_whatever_is_taken_is_read_as_it_was_said(fields: list[Field], ende
         return
     assert (request.method, request.target, request.host) == (b"GET", b"/x?y", "a.test")
     said = [each for each in fields if each[0] not in (b"host", b"te")]
+    if crumbs := [each for each in said if each[0] == b"cookie"]:
+        at = said.index(crumbs[0])
+        said = [each for each in said if each[0] != b"cookie"]
+        said.insert(at, (b"cookie", b"; ".join(value for _, value in crumbs).strip(b" ")))
     added = [each for each in request.fields if each[0] in (b"transfer-encoding", b"te", b"connection")]
     assert list(request.fields) == said + added and (not added or chunked or (b"te", b"trailers") in fields)
     assert head.count(b"\r\n\r\n") == 1 and head.endswith(b"\r\n\r\n")
@@ -129,3 +133,11 @@ def test_answers() -> None:
         (b"content-length", b"3"),
         (b"x-a", b"b"),
     ]
+
+
+def test_crumbs_of_a_cookie_become_one_field() -> None:
+    """RFC 9113 section 8.2.3: browsers send each cookie in a field of its own, and HTTP/1.1 knows one field alone."""
+    head, _ = request_head([*GET, (b"cookie", b"a=1"), (b"x", b"y"), (b"cookie", b"b=2; c=3")], ended=True)
+    assert parse_request(head).fields == ((b"cookie", b"a=1; b=2; c=3"), (b"x", b"y"))
+    head, _ = request_head([*GET, *((b"cookie", b"n%d=1" % number) for number in range(150))], ended=True)
+    assert len(parse_request(head).fields) == 1

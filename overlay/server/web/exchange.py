@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import SocketAttribute
 
 from overlay.carrier.port import UserStream
@@ -26,6 +27,7 @@ from overlay.wire.ingress.trouble import trouble_in
 ANSWER_TIMEOUT: Final = 60.0  # s for the target to begin its answer, after the request's last byte: 504 then
 BODY_TIMEOUT: Final = 60.0  # s for the user's next bytes of a body
 WRITE_TIMEOUT: Final = 60.0  # s for a user, or target, to take what is sent
+MAX_INTERIM: Final = 1000  # answers before the final one (102 comes every few seconds at most)
 WATCH_AFTER: Final = 1.0  # s of waiting for the target, after which it is of interest whether the user is still there
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))  # RFC 9110 §9.2.2, without those that write
 
@@ -96,7 +98,8 @@ class Exchange:
             tasks.cancel_scope.cancel()
         if self._body_error is not None:
             raise self._body_error
-        if not self._body.done:
+        if not self._is_sent:
+            # What came next on either connection would be taken for the rest of the body.
             self.keep_user = self.keep_target = False
 
     # the request's body
@@ -111,13 +114,16 @@ class Exchange:
                     waiting += chunk(payload) if chunked else payload
                 if self._body.done and chunked:
                     waiting += last_chunk(self._body.trailers)
+                size, last = len(waiting), self._body.done
                 if waiting:
-                    await self._send_to_target(target, waiting)
+                    await self._give_target(target, waiting)
                     waiting = b""
-                if self._body.done:
+                if last:
                     self._user.unread(self._body.rest)
                     self._is_sent = True
                     sent.set()
+                await self._pace_up(size)
+                if last:
                     return
         except HttpError as error:
             # The target must not take what it has for a whole request.
@@ -129,7 +135,7 @@ class Exchange:
             self._body_error = error
             scope.cancel()
         except (Unanswered, TargetGone):
-            return  # it does not want the rest: its answer says why, if there is one
+            sent.set()  # it does not want the rest: its answer says why, if there is one in time
 
     async def _from_user(self) -> bytes:
         try:
@@ -142,12 +148,14 @@ class Exchange:
     # the answer
 
     async def _respond(self, target: Incoming, sent: anyio.Event | None = None) -> None:
-        while True:
-            response = await self._head(target, sent)
-            if response.status >= 200 or response.status == 101:
-                break
+        interim = 0
+        while (response := await self._head(target, sent)).status < 200 and response.status != 101:
+            interim += 1
+            if interim > MAX_INTERIM:
+                raise Unanswered(502, "bad_answer")
             if self.request.version == 1:
                 await self._to_user(response_to_user(response, 0, close=False))
+            await anyio.lowlevel.checkpoint()  # others' turn, however many there are
         trouble = trouble_in(response)
         if trouble is not None:
             self.keep_target = False
@@ -205,7 +213,7 @@ class Exchange:
             if reader.done:
                 break
         target.unread(reader.rest)
-        self.keep_target = response.keep_alive and not reader.rest
+        self.keep_target = response.keep_alive and not target.ahead
 
     async def _payload(self, target: Incoming, reader: BodyReader) -> bytes:
         try:
@@ -245,13 +253,19 @@ class Exchange:
             raise UserGone from error
 
     async def _send_to_target(self, target: Incoming, data: bytes) -> None:
+        await self._give_target(target, data)
+        await self._pace_up(len(data))
+
+    async def _pace_up(self, size: int) -> None:
+        if size and self._meter.up is not None:
+            await self._meter.up.passed(size)
+
+    async def _give_target(self, target: Incoming, data: bytes) -> None:
         self._meter.add(len(data))
         try:
             if (taken := target.stream.send_now(data)) < len(data):
                 with anyio.fail_after(WRITE_TIMEOUT):
                     await target.stream.send(data[taken:])
-            if self._meter.up is not None:
-                await self._meter.up.passed(len(data))
         except TimeoutError as error:
             raise Unanswered(504, "target_slow") from error
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:

@@ -31,6 +31,7 @@ MAX_STREAMS: Final = 100  # of a connection at once, as RFC 9113 §6.5.2 recomme
 WINDOW: Final = 256 * 1024  # bytes of bodies that a connection holds until its targets take them
 MAX_WAITING: Final = 64 * 1024  # bytes of an answer, and of frames, that may wait; then nothing more is read
 MAX_HEADERS: Final = 64 * 1024  # bytes of a header list after which the connection ends; above `MAX_HEAD` it is a 431
+HEADER_TABLE: Final = 4096  # bytes that are remembered of answers' fields, however much the user would (RFC 7541 §4.2)
 MAX_QUIET: Final = 96 * 1024  # bytes that may come and bring no event: a header block without end
 IDLE_TIMEOUT: Final = 75.0  # s without a stream
 GOODBYE: Final = 2.0  # s for the last frames to go
@@ -91,11 +92,12 @@ class Http2Stream:
     async def send(self, item: bytes) -> None:
         while len(self.waiting) >= MAX_WAITING and not self._gone:
             await self._changed.wait()
+        await self._connection.room()
         self._take(item)
 
     def send_now(self, data: bytes | memoryview) -> int:
         """→ bytes taken: all or none."""
-        if len(self.waiting) >= MAX_WAITING:
+        if len(self.waiting) >= MAX_WAITING or self._connection.is_full:
             return 0
         self._take(bytes(data))
         return len(data)
@@ -245,12 +247,13 @@ class Http2Connection:
         data, self._begun = self._begun, b""
         while not self._leaving:
             if not data:
-                while len(self._outgoing) >= MAX_WAITING:
-                    await self._sent.wait()  # who takes nothing is not heard
+                await self.room()  # who takes nothing is not heard
                 data = await self._stream.receive(_READ_SIZE)
                 await anyio.lowlevel.checkpoint()  # the streams' turn, however fast it comes
             try:
                 happened = self._h2.receive_data(data)
+                if self._h2.encoder.header_table_size > HEADER_TABLE:
+                    self._h2.encoder.header_table_size = HEADER_TABLE
                 self._quiet = 0 if happened else self._quiet + len(data)
                 self._came += len(data)
                 for event in happened:
@@ -285,6 +288,7 @@ class Http2Connection:
                 except HttpError as error:
                     self._drops[error.reason] += 1
                     self._reset(stream, ErrorCodes.PROTOCOL_ERROR)
+                    self._count_reset()
         elif isinstance(event, events.StreamReset):
             self._count_reset()
             stream = self._streams.get(event.stream_id)
@@ -352,9 +356,19 @@ class Http2Connection:
             self._h2.acknowledge_received_data(credit, stream.number)
             self._wake.set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is on its way that nothing more may be said."""
+        return len(self._outgoing) >= MAX_WAITING
+
+    async def room(self) -> None:
+        while self.is_full:
+            await self._sent.wait()
+
     def send_head(self, stream: Http2Stream, fields: list[tuple[bytes, bytes]], *, end: bool) -> None:
         """Raises `H2Error`."""
         self._h2.send_headers(stream.number, fields, end_stream=end)
+        self._outgoing += self._h2.data_to_send()
 
     def ready(self, stream: Http2Stream) -> None:
         """A stream has something to say."""

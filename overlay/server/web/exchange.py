@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import anyio
 import anyio.lowlevel
 from anyio.abc import SocketAttribute
+from wsproto.utilities import generate_accept_token
 
 from overlay.carrier.port import UserStream
 from overlay.server.access.gate import Gate
@@ -160,6 +161,8 @@ class Exchange:
         if trouble is not None:
             self.keep_target = False
             raise Unanswered(response.status, "target_unreachable", trouble)
+        if response.status < 300 and response.status != 101 and self._opens_websocket:
+            raise Unanswered(502, "bad_answer")  # a user by HTTP/2 would take it for a WebSocket
         self.status = response.status
         if response.status == 101:
             await self._upgrade(response, target)
@@ -229,7 +232,9 @@ class Exchange:
 
     async def _upgrade(self, response: ResponseHead, target: Incoming) -> None:
         user, other = self._user.stream, target.stream
-        if not wants_upgrade(self.request) or isinstance(user, Http2Stream) or isinstance(other, Http2Stream):
+        if not wants_upgrade(self.request) or isinstance(other, Http2Stream):
+            raise Unanswered(502, "bad_answer")
+        if self._opens_websocket and not _accepts(self.request, response):
             raise Unanswered(502, "bad_answer")
         self.began = self.upgraded = True
         await self._to_user(response_to_user(response, 0, close=False) + target.take_ahead())
@@ -237,6 +242,11 @@ class Exchange:
             await self._send_to_target(target, early)
         forwarded = await forward_metered(user, other, self._meter)
         self.sent = forwarded.b_to_a
+
+    @property
+    def _opens_websocket(self) -> bool:
+        """Whether the upgrade is ours, for a user by HTTP/2 (RFC 8441)."""
+        return isinstance(self._user.stream, Http2Stream) and bool(self.request.upgrade)
 
     # sending and waiting
 
@@ -327,6 +337,13 @@ class Exchange:
 def may_repeat(request: RequestHead) -> bool:
     """Whether a request may be sent again on a new connection, when the old one was closed as it came."""
     return request.method in _IDEMPOTENT and request.framing == 0
+
+
+def _accepts(request: RequestHead, response: ResponseHead) -> bool:
+    """Whether the target has understood what it was asked (RFC 6455 §4.2.2)."""
+    key = next(value for name, value in request.fields if name == b"sec-websocket-key")
+    said = [value for name, value in response.fields if name.lower() == b"sec-websocket-accept"]
+    return said == [generate_accept_token(key)]
 
 
 def raw_socket(stream: UserStream) -> socket.socket:

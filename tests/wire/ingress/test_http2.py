@@ -4,11 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlay.wire.ingress import http2
 from overlay.wire.ingress.http1 import HttpError, parse_request, parse_response
-from overlay.wire.ingress.http2 import request_head, response_fields, trailer_fields
+from overlay.wire.ingress.http2 import response_fields, trailer_fields
 
 Field = tuple[bytes, bytes]
 GET: list[Field] = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a.test"), (b":path", b"/x?y")]
+
+
+KEY = b"AAAAAAAAAAAAAAAAAAAAAA=="
+CONNECT: list[Field] = [(b":method", b"CONNECT"), (b":protocol", b"websocket"), *GET[1:]]
+
+
+def request_head(fields: list[Field], *, ended: bool) -> tuple[bytes, bool]:
+    return http2.request_head(fields, ended=ended, key=KEY)
 
 
 def changed(name: bytes, value: bytes | None) -> list[Field]:
@@ -40,6 +49,41 @@ def test_bodies_and_trailers() -> None:
 def test_the_host_field_may_stand_for_the_authority() -> None:
     head, _ = request_head([*changed(b":authority", None), (b"host", b"b.test")], ended=True)
     assert parse_request(head).host == "b.test"
+
+
+def test_a_connection_for_a_websocket_is_an_upgrade() -> None:
+    """RFC 8441 section 5; the key that a user may have sent is not the one that we check."""
+    said = [(b"sec-websocket-key", b"x"), (b"sec-websocket-protocol", b"chat"), (b"te", b"trailers")]
+    head, chunked = request_head([*CONNECT, *said], ended=False)
+    assert head == (
+        b"GET /x?y HTTP/1.1\r\nhost: a.test\r\nsec-websocket-protocol: chat\r\n"
+        b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-key: %b\r\n\r\n" % KEY
+    )
+    request = parse_request(head)
+    assert (request.upgrade, request.framing, chunked) == (b"websocket", 0, False)
+    opened = (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n"
+    )
+    assert response_fields(parse_response(opened + b"A: b\r\n\r\n", b"GET")) == [(b":status", b"200"), (b"a", b"b")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "ended", "status"),
+    [
+        (CONNECT, True, 400),
+        ([*CONNECT, (b"content-length", b"0")], False, 400),
+        ([*CONNECT, (b"upgrade", b"websocket")], False, 400),
+        ([*CONNECT, (b":protocol", b"websocket")], False, 400),
+        ([*CONNECT[:2], (b"sec-websocket-key", b"x"), *CONNECT[2:]], False, 400),
+        ([*GET, (b":protocol", b"websocket")], False, 400),
+        ([CONNECT[0], (b":protocol", b"connect-udp"), *GET[1:]], False, 501),
+        ([CONNECT[0], (b":protocol", b""), *GET[1:]], False, 501),
+    ],
+)
+def test_no_connection_for_a_websocket(fields: list[Field], ended: bool, status: int) -> None:
+    with pytest.raises(HttpError) as caught:
+        request_head(fields, ended=ended)
+    assert caught.value.status == status
 
 
 SMUGGLED = b"x\r\nTransfer-Encoding: chunked"

@@ -126,7 +126,8 @@ class Folder:
                 if isinstance(answer, Found):
                     found = answer
                     response = _file(found, Headers(scope=scope))
-                    scope = {**scope, "headers": _with_right_range(scope["headers"], found.status.st_size)}
+                    headers = _with_right_range(scope["headers"], scope["method"], found.status.st_size)
+                    scope = {**scope, "headers": headers}
                 elif isinstance(answer, _List) and len(self._lists) >= MOST_LISTS:
                     response = PlainTextResponse("Service Unavailable\n", 503, {"retry-after": "5"})
                 else:
@@ -268,12 +269,12 @@ def _is_known(request: Headers, response: Headers, modified: float) -> bool:
         return False
 
 
-def _with_right_range(headers: list[tuple[bytes, bytes]], size: int) -> list[tuple[bytes, bytes]]:
-    """With a Range, if any, that the library takes as RFC 9110 §14 means it."""
+def _with_right_range(headers: list[tuple[bytes, bytes]], method: str, size: int) -> list[tuple[bytes, bytes]]:
+    """With a Range, if any, that the library takes as RFC 9110 §14 means it: of GET alone."""
     right: list[tuple[bytes, bytes]] = []
     for name, value in headers:
         if name == b"range":
-            value = _right_range(value[: _LONGEST_RANGES + 1].decode("latin-1"), size)
+            value = _right_range(value[: _LONGEST_RANGES + 1].decode("latin-1"), size) if method == "GET" else b""
         if value or name != b"range":
             right.append((name, value))
     return right

@@ -121,6 +121,8 @@ def test_files_index_types_and_what_is_said_of_them(folder: Path) -> None:
             assert (status, body, fields["content-length"]) == (200, content, str(len(content))), path
         status, fields, body = await ask(b"HEAD /data.bin HTTP/1.1")
         assert (status, fields["content-length"], fields["accept-ranges"], body) == (200, "1024", "bytes", b"")
+        status, fields, _ = await ask(b"HEAD /data.bin HTTP/1.1\r\nRange: bytes=0-9")
+        assert (status, fields["content-length"], fields["content-range"]) == (200, "1024", None)
         status, fields, body = await ask(b"HEAD /missing HTTP/1.1")
         assert (status, body) == (404, b"")
 

@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -18,6 +19,7 @@ from overlay.carrier.port import Stream
 from overlay.carrier.reached import REACHED
 from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.carrier.tapped import TappedStream
+from overlay.carrier.tls import agreed
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.return_routes import UnusableAddress
 from overlay.node.target_end import TargetEnd, TargetStream
@@ -181,6 +183,9 @@ class TunnelEnd:
         elif self.tls is not None:
             await self._say_reached(stream)  # the user's first bytes are awaited here
             secured = await self._end_tls(stream, self.tls)
+            if user is not None:
+                tls, alpn = agreed(secured)
+                user = replace(user, tls=tls, alpn=alpn)
         if secured is None:
             stream.cut()
             stream.close()

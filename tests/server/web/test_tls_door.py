@@ -22,11 +22,6 @@ NAME = "db.test"
 SIZE = 3_000_000
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return Certificate(tmp_path_factory.mktemp("tls"))
-
-
 async def digest(stream: SocketStream) -> None:
     """Reads up to "end", and says what it was."""
     async with stream:

@@ -51,6 +51,14 @@ MAX_PER_NODE = 64
 _FORBIDDEN = "the server's policy does not allow it any more"
 RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds
 _LONGEST_TARGET = 256  # characters
+_REFUSED = {
+    "policy-forbids": "policy_forbids",
+    "too-many-exposures": "policy_forbids",
+    "host-taken": "lease_taken",
+    "port-taken": "lease_taken",
+    "private-taken": "lease_taken",
+}
+"""Code of an error → the counter of claims that are refused for it."""
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +74,7 @@ class Exposures:
         self._records: dict[int, ExposureRecord] = {}
         self._claims = Claims(around, self._records, self.drops)
         self.groups = Groups(around, self._claims, self._records, self.drops)
-        self.private = Private(around, self._records)
+        self.private = Private(around, self._records, self.drops)
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
@@ -134,12 +142,19 @@ class Exposures:
         self._callers.close()
 
     async def expose(self, node: int, request: Expose) -> Exposure:
-        """Grant or renew an exposure.
+        """Grant or renew an exposure. What is refused is counted.
 
         Raises `UserError`: "expose-invalid", "public-invalid", "public-not-here", "host-invalid", "port-taken",
         "host-taken" (the message names the holder), "port-permission", "no-free-port", "too-many-exposures",
         "exposure-unknown", "no-tunnel", what the registry raises, and what `check_said` and `check_terms` do.
         """
+        try:
+            return await self._expose(node, request)
+        except UserError as error:
+            self.drops[_REFUSED.get(error.code, "exposure_refused")] += 1
+            raise
+
+    async def _expose(self, node: int, request: Expose) -> Exposure:
         target = request.target
         lowest = 1 if request.tunnel == "single" else 0  # what a node without an overlay address has
         if not lowest <= request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
@@ -196,6 +211,7 @@ class Exposures:
             self._callers.forget_node(node)
             await self.private.forget_node(node)
             self._usage.forget_node(node)
+            self._shares.pop(node, None)
 
     def host_of(self, name: str) -> str | None:
         """As `overlay.server.certificates.Leases` has it, with the next one."""
@@ -273,7 +289,7 @@ class Exposures:
 
     async def _renew(self, node: int, request: Expose, names: Iterable[str]) -> ExposureRecord:
         record = self._owned(node, request.id)
-        self._check(record, names)
+        self._claims.check(record, names)
         renewed = msgspec.structs.replace(record, target=request.target, port=request.port, terms=request.terms)
         if renewed != record:
             self._claims.check_renewed(record, renewed)
@@ -284,19 +300,11 @@ class Exposures:
             await self.private.renewed(record, renewed)
         return renewed
 
-    def _check(self, wanted: ExposureRecord, names: Iterable[str]) -> None:
-        try:
-            self._claims.check(wanted, names)
-        except UserError:
-            self.drops["policy_forbids"] += 1
-            raise
-
     async def _grant(self, node: int, request: Expose, names: Iterable[str]) -> ExposureRecord:
         if error := self._claims.too_many(node, MAX_PER_NODE):
-            self.drops["policy_forbids"] += 1
             raise error
         wanted = self._claims.wanted(node, request)
-        self._check(wanted, names)
+        self._claims.check(wanted, names)
         public: PublicPort | None = None
         if wanted.private:
             record = wanted

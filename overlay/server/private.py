@@ -5,6 +5,7 @@ Who asks for one that he may not reach is told the same as if there were none. A
 then, as long as it wants to; the node lets it in for as long again.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -40,10 +41,11 @@ def check_private(request: Expose) -> None:
 
 
 class Private:
-    def __init__(self, around: Surroundings, records: Mapping[int, ExposureRecord]) -> None:
-        """`records`: the leases there are, by number; theirs who grants them."""
+    def __init__(self, around: Surroundings, records: Mapping[int, ExposureRecord], drops: Counter[str]) -> None:
+        """`records`: the leases there are, by number; theirs who grants them. `drops` counts whom nobody lets in."""
         self._around = around
         self._records = records
+        self._drops = drops
         self._inside: dict[int, dict[int, str]] = {}  # by exposure: nodes that were let in, and their addresses
 
     def check_name(self, wanted: ExposureRecord) -> None:
@@ -60,6 +62,7 @@ class Private:
         """Have a peer let in. Raises `UserError`: "private-unknown", "private-offline"."""
         record = self._named(request.name.lower())
         if record is None or not self._may(node, record, request.token):
+            self._drops["private_refused"] += 1
             raise UserError(
                 "private-unknown",
                 f"There is no private exposure '{request.name[:64]}' that this node may reach.",

@@ -239,7 +239,7 @@ def test_what_policy_forbids_is_refused_and_counted(tmp_path: Path) -> None:
             "too-many-exposures",
             Exit.REFUSED,
         ) and "lets node 'a' hold 2" in many.message
-        assert it.exposures.drops == {"policy_forbids": 5}
+        assert it.exposures.drops == {"policy_forbids": 5, "exposure_refused": 1}
 
     on_bench(tmp_path, test, rights=lambda number: policy.rights(NAMES[number], ("tagged",) if number == 3 else ()))
 
@@ -343,6 +343,7 @@ def test_a_lease_that_two_nodes_fight_over_is_the_firsts(tmp_path: Path) -> None
                         tasks.start_soon(claim, node, wanted)
         assert len(won) == 2 and len(lost) == 18
         assert {error.code for error in lost} == {"port-taken", "host-taken"}
+        assert it.exposures.drops == {"lease_taken": 18}
         assert all(f"node '{NAMES[won[0]]}'" in error.message for error in lost if error.code == "port-taken")
         with pytest.raises(UserError, match="no exposure of that id"):
             await it.exposures.unexpose(5 - won[0], "x1")

@@ -128,7 +128,7 @@ def test_http_at_a_port_of_its_own_and_its_log(tmp_path: Path) -> None:
         it.online.clear()
         assert (await web(port)).startswith(b"HTTP/1.1 502 ")
         assert heard == [("x1", 502)]
-        assert it.exposures.drops == {"target_refused": 1, "target_offline": 1}
+        assert it.exposures.drops == {"target_refused": 1, "target_offline": 1, "lease_taken": 1}
         with pytest.raises(UserError):
             it.exposures.watch(3, site.id, None)
 

@@ -1,6 +1,8 @@
 """Passwords, tokens and secret links: what is let in, what is not, and what reaches the target of it."""
 
 import base64
+import os
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -166,6 +168,23 @@ def test_tries_are_few_for_each_address(monkeypatch: pytest.MonkeyPatch) -> None
         assert len(it.computed) == computed == credentials.TRIES + 1
         assert await it.status(basic("otto:x"), asker=Asker("192.0.2.2", secure=True)) == 401
         assert await it.status(basic("otto:y"), now=6.1) == 401
+
+    run(test)
+
+
+def test_passwords_are_computed_when_there_is_nothing_else_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers choose how many there are: users who are in do not wait for them."""
+    found: list[int] = []
+
+    def fits(encoded: str, password: bytes) -> bool:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return True
+
+    monkeypatch.setattr(passwords, "fits_password", fits)
+
+    async def test() -> None:
+        assert await passwords.Passwords().fits(HASH, "x")
+        assert found == [19] and os.getpriority(os.PRIO_PROCESS, 0) < 19
 
     run(test)
 

@@ -49,7 +49,7 @@ from overlay.wire.endpoint import Endpoint
 
 MAX_PER_NODE = 64
 _FORBIDDEN = "the server's policy does not allow it any more"
-RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds
+RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds, and looks at the clock
 _LONGEST_TARGET = 256  # characters
 _REFUSED = {
     "policy-forbids": "policy_forbids",
@@ -259,9 +259,10 @@ class Exposures:
         while True:
             ends = min((record.terms.expires for record in self._records.values() if record.terms.expires), default=0.0)
             self._news = anyio.Event()
-            # What is over already could not be ended just now.
+            # What is over already could not be ended just now. And the wall's clock may go on while ours stands, as it
+            # does when the machine sleeps.
             left = ends - self._around.wall()
-            with anyio.move_on_after((left if left > 0 else RETRY_INTERVAL) if ends else None):
+            with anyio.move_on_after((left if 0 < left < RETRY_INTERVAL else RETRY_INTERVAL) if ends else None):
                 await self._news.wait()
             await self._end_expired()
 

@@ -10,6 +10,7 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.errors import Exit, UserError
+from overlay.server import exposures
 from overlay.server.policy import EVERYTHING, Policy, Rights, Rule
 from overlay.wire.control.messages import Message, Withdrawn
 from overlay.wire.control.terms import Access, Limits, Terms, Told
@@ -78,6 +79,24 @@ def test_an_exposure_ends_when_its_time_is_over(tmp_path: Path) -> None:
     on_bench(tmp_path, first, tell=tell, wall=lambda: now[0])
     now[0] = 2000.0
     on_bench(tmp_path, second, tell=tell, wall=lambda: now[0])
+
+
+def test_an_exposure_ends_though_this_machine_has_slept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock by which the event loop waits has stood meanwhile."""
+    monkeypatch.setattr(exposures, "RETRY_INTERVAL", 0.01)
+    now = [5.0]
+
+    async def test(it: Bench) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(it.exposures.run)
+            await it.expose(2, terms=Terms(expires=1000.0))
+            await anyio.wait_all_tasks_blocked()
+            now[0] = 1000.0
+            while it.exposures.status():  # noqa: ASYNC110 - a clock tells nobody
+                await anyio.sleep(0.005)
+            tasks.cancel_scope.cancel()
+
+    on_bench(tmp_path, test, wall=lambda: now[0])
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "http"])

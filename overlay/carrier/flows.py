@@ -88,6 +88,12 @@ class UdpFlows:
         for key in tuple(self._flows):
             self._close(key)
 
+    def end_refused(self) -> None:
+        """End those whose users are not taken any more."""
+        for key in tuple(self._flows):
+            if self._accepts is not None and not self._accepts(canonical_endpoint(key[0][0], key[0][1])):
+                self._close(key)
+
     async def run(self) -> None:
         """Forward until cancelled, or until the listening socket is closed."""
         try:

@@ -193,6 +193,7 @@ class Exposures:
             for record in [record for record in self._records.values() if record.node == node]:
                 self._forget(record.id)
             self._callers.forget_node(node)
+            self.guests.forget_node(node)
             await self.private.forget_node(node)
             self._usage.forget_node(node)
 

@@ -197,8 +197,8 @@ class _Connection:
 
     async def _serve(self, request: RequestHead, site: Site) -> bool:
         started = time.monotonic()
-        closely = isinstance(site.tunnel, Group) and may_repeat(request)
-        exchange = Exchange(request, self._user, site.gate, closely=closely)
+        is_left = site.tunnel.is_left if isinstance(site.tunnel, Group) and may_repeat(request) else None
+        exchange = Exchange(request, self._user, site.gate, is_left=is_left)
         refusal: Unanswered | None = None
         try:
             await self._exchange(exchange, site)
@@ -255,6 +255,8 @@ class _Connection:
         group = site.tunnel if isinstance(site.tunnel, Group) else None
         if self._target is not None and group is not None and not group.serves_well(self._target.stream):
             self._drop_target()
+        if self._target is not None and not may_repeat(request) and not self._target.is_idle():
+            self._drop_target()  # it has ended meanwhile: what cannot be said twice must not be lost there
         if self._target is not None:
             try:
                 await exchange.run(head, self._target)

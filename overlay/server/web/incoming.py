@@ -55,6 +55,10 @@ class Incoming:
         head, self._ahead = await read_head(self.stream, self.take_ahead())
         return head
 
+    def is_idle(self) -> bool:
+        """Whether nothing has come, and the other side has not gone."""
+        return not self._ahead and (isinstance(self.stream, Http2Stream) or self.stream.is_quiet())
+
     def probe(self, *, closely: bool) -> None:
         """As a stream's `watch`."""
         if not isinstance(self.stream, Http2Stream):

@@ -253,10 +253,10 @@ class _Connection:
         request = exchange.request
         head = request_to_target(request, source=self._source, scheme=self._scheme, rewrite=site.gate.rewrite)
         group = site.tunnel if isinstance(site.tunnel, Group) else None
-        if self._target is not None and group is not None and not group.serves_well(self._target.stream):
-            self._drop_target()
-        if self._target is not None and not may_repeat(request) and not self._target.is_idle():
-            self._drop_target()  # it has ended meanwhile: what cannot be said twice must not be lost there
+        if self._target is not None and not (
+            self._target.is_quiet() and (group is None or group.serves_well(self._target.stream))
+        ):
+            self._drop_target()  # closed meanwhile, or by what nobody has asked for (RFC 9112 §9.2)
         if self._target is not None:
             try:
                 await exchange.run(head, self._target)

@@ -53,6 +53,7 @@ class QuicStream:
         transmit: Callable[[Sequence[tuple[bytes, Endpoint]]], None],
         forget: Callable[[], None],
         identify: Callable[[bytes, bool], None] | None = None,
+        admit: Callable[[], None] = lambda: None,
     ) -> None:
         self.connection = connection
         self.established = False
@@ -61,6 +62,8 @@ class QuicStream:
         self._transmit = transmit
         self._forget = forget  # called once: no datagram comes or goes any more
         self._identify = identify  # a connection id is now ours, or no more
+        self.admit = admit
+        """For who has seen that the peer is a node of ours: much may come from it."""
         self._received = bytearray()
         self._datagrams: deque[bytes] = deque(maxlen=EARLY_DATAGRAMS)
         self._on_datagram: Callable[[bytes], object] = self._datagrams.append

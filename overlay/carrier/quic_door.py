@@ -61,10 +61,13 @@ class QuicDoor:
         send: Callable[[Sequence[bytes], Endpoint], None],
         certificate: Callable[[], tuple[bytes, bytes]],
         private_key: bytes,
+        expect: Callable[[Endpoint, bool], None] = lambda endpoint, expected: None,
     ) -> None:
         """`certificate` gives chain and key as PEM, the newest of them: it is asked for each new connection.
-        `private_key`: the server's, so that its next life can tell nodes that it knows their connections no more."""
+        `private_key`: the server's, so that its next life can tell nodes that it knows their connections no more.
+        `expect`: from now on, or no more, much comes from there."""
         self._send = send
+        self._expect = expect
         self._certificate = certificate
         self._reset_key = hmac.digest(private_key, b"quic stateless reset", "sha256")
         self._retry = QuicRetryTokenHandler()
@@ -188,11 +191,19 @@ class QuicDoor:
                 ids.discard(connection_id)
                 self._streams.pop(connection_id, None)
 
+        expected: list[Endpoint] = []
+
+        def admit() -> None:
+            expected.append(waiting.endpoint)
+            self._expect(waiting.endpoint, True)
+
         def forget() -> None:
             for connection_id in ids:
                 self._streams.pop(connection_id, None)
+            for endpoint in expected:
+                self._expect(endpoint, False)
 
-        stream = QuicStream(connection, self._transmit, forget, identify)
+        stream = QuicStream(connection, self._transmit, forget, identify, admit)
         self._streams.update(dict.fromkeys(ids, stream))
         stream.feed(waiting.first, waiting.endpoint)
         if waiting.latest is not waiting.first:  # it may say that nobody waits any more

@@ -79,6 +79,7 @@ class Exposures:
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
         self._gates: dict[int, Gate] = {}
+        self._singles: dict[int, SingleTunnel] = {}
         self._desk = Desk()
         self._usage = Usage(registry, around.wall, lambda node: around.rights(node).quota)
         self._shares: dict[int, tuple[Bandwidth, Bandwidth]] = {}  # of nodes that have a bandwidth
@@ -203,12 +204,19 @@ class Exposures:
         if site is not None:
             site.watch(name, None if tell is None else partial(tell, name))
 
+    def node_changed(self, node: int, *, online: bool) -> None:
+        """It has come, or its connection is gone: whether it still answers users shows soon then."""
+        for number, single in self._singles.items():
+            if self._records[number].node == node:
+                single.watch(closely=not online)
+
     async def forget_node(self, node: int) -> None:
         """The node was removed, and its leases with it: close its ports."""
         async with self._lock:
             for record in [record for record in self._records.values() if record.node == node]:
                 self._forget(record.id)
             self._callers.forget_node(node)
+            self.guests.forget_node(node)
             await self.private.forget_node(node)
             self._usage.forget_node(node)
             self._shares.pop(node, None)
@@ -416,7 +424,8 @@ class Exposures:
 
     def _way(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
-            return SingleTunnel(lambda: self._target(lease.id), self.drops)
+            single = self._singles[lease.id] = SingleTunnel(lambda: self._target(lease.id), self.drops)
+            return single
         carrier = cast(TunnelCarrier, lease.tunnel)
         return DynamicTunnel(
             self._callers, lease.node, lease.id, carrier, lambda: self._around.address_of(lease.node) is not None
@@ -445,6 +454,7 @@ class Exposures:
         self.groups.leave(number)
         self.private.forget(number)
         self._gates.pop(number, None)
+        self._singles.pop(number, None)
         if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
             self._around.on_names()
         site, public = self._sites.pop(number, None), self._ports.pop(number, None)

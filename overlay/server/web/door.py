@@ -196,8 +196,8 @@ class _Connection:
 
     async def _serve(self, request: RequestHead, site: Site) -> bool:
         started = time.monotonic()
-        closely = isinstance(site.tunnel, Group) and may_repeat(request)
-        exchange = Exchange(request, self._user, site.gate, closely=closely)
+        is_left = site.tunnel.is_left if isinstance(site.tunnel, Group) and may_repeat(request) else None
+        exchange = Exchange(request, self._user, site.gate, is_left=is_left)
         refusal: Unanswered | None = None
         try:
             await self._exchange(exchange, site)

@@ -249,6 +249,27 @@ def test_a_secret_link_gives_a_cookie_and_leaves_the_address(monkeypatch: pytest
     run(test)
 
 
+@pytest.mark.parametrize("reason", ["quota_used_up", "source_refused"])
+def test_who_is_shut_out_while_a_password_is_computed_is_not_let_in(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    async def test() -> None:
+        gate = Gate(Terms(access=Access(users=(f"anna:{HASH}",))), desk=Desk())
+
+        async def fits(self: passwords.Passwords, encoded: str | None, password: str) -> bool:
+            if reason == "quota_used_up":
+                gate.used_up = True
+            else:
+                gate.terms = Terms(access=Access(deny=(ASKER.source,)))
+            return True
+
+        monkeypatch.setattr(passwords.Passwords, "fits", fits)
+        reply = await gate.admit(request(basic("anna:x")), ASKER)
+        assert isinstance(reply, Reply) and reply.reason == reason
+
+    run(test)
+
+
 def test_no_link_s_cookie_reaches_any_target() -> None:
     """Those of all exposures under a name are sent to each of them: whoever is behind one must not get another's."""
 

@@ -159,7 +159,7 @@ class Exposures:
         target = request.target
         lowest = 1 if request.tunnel == "single" else 0  # what a node without an overlay address has
         if not lowest <= request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
-            raise UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)
+            raise _invalid()
         if not self._around.tunnel and request.tunnel == "single" and not request.terms.private.name:
             raise UserError(
                 "no-tunnel",
@@ -298,6 +298,8 @@ class Exposures:
 
     async def _renew(self, node: int, request: Expose, names: Iterable[str]) -> ExposureRecord:
         record = self._owned(node, request.id)
+        if request.protocol != record.protocol:  # the terms were checked for what the node says that it is
+            raise _invalid()
         self._claims.check(record, names)
         renewed = msgspec.structs.replace(record, target=request.target, port=request.port, terms=request.terms)
         if renewed != record:
@@ -507,3 +509,7 @@ class Exposures:
         if not record.path:
             return f"http://{self._claims.public(record)}/"
         return url_of(record.host, self._around.web_ports, record.path)
+
+
+def _invalid() -> UserError:
+    return UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)

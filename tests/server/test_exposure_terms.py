@@ -434,6 +434,27 @@ def test_datagrams_have_no_header_of_version_1(tmp_path: Path) -> None:
     on_bench(tmp_path, test)
 
 
+def test_a_renewal_that_speaks_something_else_is_refused(tmp_path: Path) -> None:
+    """Terms are checked for what is spoken: a node that says 'tcp' of its datagrams could have a header of version 1
+    before them, which there is not, and end the server by one."""
+
+    async def test(it: Bench) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
+            target.bind((HOST, 0))
+            wanted = {"port": target.getsockname()[1], "target": "udp://127.0.0.1:53"}
+            lease = await it.expose(2, protocol="udp", public=f"{HOST}:{await it.free_port()}", **wanted)
+            for protocol in ("tcp", "http", "tls"):
+                refusal = await it.refusal(2, id=lease.id, protocol=protocol, host="a.test", **wanted)
+                assert refusal.code == "expose-invalid"
+            refusal = await it.refusal(2, id=lease.id, protocol="tcp", terms=telling("v1"), **wanted)
+            assert refusal.code == "expose-invalid"
+            async with await anyio.create_connected_udp_socket(HOST, int(lease.public.rpartition(":")[2])) as user:
+                await user.send(b"?")
+                await anyio.wait_readable(target)
+
+    on_bench(tmp_path, test)
+
+
 def test_each_datagram_begins_with_who_sent_it(tmp_path: Path) -> None:
     async def test(it: Bench) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:

@@ -17,7 +17,6 @@ from overlay.errors import UserError
 from overlay.server import exposures as module
 from overlay.server.claims import PICKED_PORTS, parse_public
 from overlay.server.web.hosts import parse_host
-from overlay.server.web.hosts import parse_host
 from overlay.wire.control.terms import Terms
 from overlay.wire.endpoint import Endpoint
 from tests.server.leases import HOST, WEB, Bench, answer, ask, on_bench, web

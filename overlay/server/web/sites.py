@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 import anyio
 
@@ -108,11 +109,27 @@ class Sites:
 
     def find(self, host: str, path: str) -> Site | None:
         for name in self._names(host):
-            for prefix, site in self._hosts.get(name, ()):
-                if path.startswith(prefix) or path == prefix[:-1]:
+            sites = self._hosts.get(name, ())
+            read: str | None = path
+            if sites and (len(sites) > 1 or sites[0][0] != "/"):
+                read = _as_read(path)
+            for prefix, site in sites:
+                if read is not None and (read.startswith(prefix) or read == prefix[:-1]):
                     return site
         return None
 
     def _names(self, host: str) -> tuple[str, ...]:
         """Under which it may be exposed, the one that counts most first."""
         return () if host in self._own_hosts else (host, f"*.{host.partition('.')[2]}")
+
+
+def _as_read(path: str) -> str | None:
+    """A path as its target may read it, so that it is for whom it will be taken; None: for nobody, as it steps out of
+    where it seems to be. Browsers resolve such steps themselves."""
+    if "%" not in path and "/." not in path and "//" not in path and "\\" not in path:
+        return path
+    read = unquote_to_bytes(path).replace(b"\\", b"/").decode("latin-1")
+    segments = read.split("/")
+    if any(segment.partition(";")[0].rstrip(" \0") in (".", "..") for segment in segments):
+        return None
+    return "/" + "/".join(filter(None, segments)) + ("/" if segments[-1] == "" and len(segments) > 2 else "")

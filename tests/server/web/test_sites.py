@@ -34,6 +34,48 @@ def test_the_longest_prefix_of_the_nearest_host() -> None:
     assert not sites.exposes("a.test") and sites.exposes("x.a.test")
 
 
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/docs//x", "docs"),
+        ("//docs/x", "docs"),
+        ("/%64ocs/x", "docs"),
+        ("/docs%2Fx", "docs"),
+        ("/docs%5cx", "docs"),
+        ("/docs\\x", "docs"),
+        ("/docs%", "root"),
+        ("/docs/", "docs"),
+        ("//docs", "docs"),
+        ("//", "root"),
+        ("/.well-known/x", "root"),
+        ("/docs/a..b/...", "docs"),
+        ("/docs/../admin", None),
+        ("/x/../docs/", None),
+        ("/x/..", None),
+        ("/./docs/", None),
+        ("/docs/%2e%2E/admin", None),
+        ("/docs/.%2e/admin", None),
+        ("/docs/..%2fadmin", None),
+        ("/docs/..\\admin", None),
+        ("/docs/..%5cadmin", None),
+        ("/docs/..;a=b/admin", None),
+        ("/docs/..%00/admin", None),
+        ("/docs/..%20/admin", None),
+    ],
+)
+def test_no_path_reaches_another_place_than_it_is_taken_for(path: str, found: str | None) -> None:
+    """Two exposures of one host may lead to one service, and ask for passwords at one of the two alone."""
+    sites = Sites()
+    sites.add("a.test", "/", site("root"))
+    sites.add("a.test", "/docs/", site("docs"))
+    sites.add("b.test", "/docs/", site("docs"))
+    sites.add("c.test", "/", site("all"))
+    at, alone, whole = sites.find("a.test", path), sites.find("b.test", path), sites.find("c.test", path)
+    assert (at and at.name) == found
+    assert (alone and alone.name) == (found if found == "docs" else None)
+    assert whole is not None, "where there is one place alone, its target decides"
+
+
 def test_what_people_write() -> None:
     assert parse_host("Docs.Example.com.") == ("docs.example.com", "/")
     assert parse_host("*.example.com/a/b/") == ("*.example.com", "/a/b/")

@@ -21,7 +21,7 @@ from overlay.server.access.meter import forward_metered
 from overlay.server.web.http2 import Http2Stream
 from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
-from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
+from overlay.wire.ingress.forwarding import response_to_user, trailers_to_target, trailers_to_user, wants_upgrade
 from overlay.wire.ingress.http1 import Framing, HttpError, RequestHead, ResponseHead, parse_response
 from overlay.wire.ingress.trouble import trouble_in
 
@@ -114,7 +114,7 @@ class Exchange:
                     payload = self._body.feed(await self._from_user())
                     waiting += chunk(payload) if chunked else payload
                 if self._body.done and chunked:
-                    waiting += last_chunk(self._body.trailers)
+                    waiting += last_chunk(trailers_to_target(self._body.trailers, self._rewrite))
                 size, last = len(waiting), self._body.done
                 if waiting:
                     await self._give_target(target, waiting)
@@ -208,7 +208,7 @@ class Exchange:
                 self.sent += len(payload)
                 waiting += chunk(payload) if framing == "chunked" else payload
             if reader.done and framing == "chunked":
-                waiting += last_chunk(reader.trailers)
+                waiting += last_chunk(trailers_to_user(reader.trailers, self._rewrite))
             if waiting:
                 await self._to_user(waiting)
                 self.began = True

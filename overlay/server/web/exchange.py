@@ -7,6 +7,7 @@ early refusals work by themselves.
 
 import contextlib
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -30,6 +31,7 @@ BODY_TIMEOUT: Final = 60.0  # s for the user's next bytes of a body
 WRITE_TIMEOUT: Final = 60.0  # s for a user, or target, to take what is sent
 MAX_INTERIM: Final = 1000  # answers before the final one (102 comes every few seconds at most)
 WATCH_AFTER: Final = 1.0  # s of waiting for the target, after which it is of interest whether the user is still there
+TURN: Final = 0.005  # s of one exchange's work, after which others have their turn
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))  # RFC 9110 §9.2.2, without those that write
 
 T = TypeVar("T")
@@ -76,6 +78,7 @@ class Exchange:
         self._rewrite = gate.rewrite
         self._body = BodyReader(request.framing)
         self._is_sent = self._body.done
+        self._turn_ends = time.monotonic() + TURN
         self._body_error: Exception | None = None
 
     async def run(self, head: bytes, target: Incoming) -> None:
@@ -115,6 +118,7 @@ class Exchange:
                     waiting += chunk(payload) if chunked else payload
                 if self._body.done and chunked:
                     waiting += last_chunk(trailers_to_target(self._body.trailers, self._rewrite))
+                await self._take_turns()
                 size, last = len(waiting), self._body.done
                 if waiting:
                     await self._give_target(target, waiting)
@@ -215,6 +219,7 @@ class Exchange:
                 waiting = b""
             if reader.done:
                 break
+            await self._take_turns()
         target.unread(reader.rest)
         self.keep_target = response.keep_alive and not target.ahead
 
@@ -249,6 +254,12 @@ class Exchange:
         return isinstance(self._user.stream, Http2Stream) and bool(self.request.upgrade)
 
     # sending and waiting
+
+    async def _take_turns(self) -> None:
+        """Whoever sends as fast as the other side takes, in the smallest chunks, is never waited for otherwise."""
+        if time.monotonic() > self._turn_ends:
+            await anyio.lowlevel.checkpoint()
+            self._turn_ends = time.monotonic() + TURN
 
     async def _to_user(self, data: bytes) -> None:
         self._meter.add(len(data))

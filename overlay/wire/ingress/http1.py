@@ -25,7 +25,6 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 §5.6.2
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _FIELD: Final = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
-_BROKEN_LINE: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
 _VERSION: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/[0-9]\.[0-9]")
 _HOST: Final = re.compile(
     rb"(?:([0-9A-Za-z_](?:[0-9A-Za-z_.-]*[0-9A-Za-z_])?)\.?|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?"
@@ -85,7 +84,9 @@ class ResponseHead:
 def check_begun(head: bytes | bytearray) -> None:
     """Of a head that has not come whole: raises `HttpError` for lines that end in anything but CRLF, which would never
     end the head."""
-    if _BROKEN_LINE.search(head):
+    # Asked for each piece of a head, by whoever sends it byte by byte: a regular expression took 600 µs for 8 KiB.
+    pairs = head.count(b"\r\n")
+    if head.count(b"\n") != pairs or head.count(b"\r") - head.endswith(b"\r") != pairs:
         raise HttpError(400, "bad_http", "a line that does not end in CRLF")
 
 

@@ -1,6 +1,8 @@
 """Heads of requests and answers: what is taken is read as h11 reads it, what two parsers could read in two ways is not
 taken at all."""
 
+import re
+
 import h11
 import pytest
 from hypothesis import given
@@ -107,6 +109,16 @@ SMUGGLING = {
 @pytest.mark.parametrize("head", SMUGGLING.values(), ids=SMUGGLING.keys())
 def test_what_could_be_read_in_two_ways_is_refused(head: bytes) -> None:
     assert refusal(head).status == 400
+
+
+@given(st.text("a\r\n", max_size=12))
+def test_lines_that_do_not_end_in_crlf(text: str) -> None:
+    begun = text.encode()
+    if re.search(rb"(?<!\r)\n|\r(?=[^\n])", begun):
+        with pytest.raises(HttpError):
+            check_begun(begun)
+    else:
+        check_begun(begun)
 
 
 def test_other_refusals() -> None:

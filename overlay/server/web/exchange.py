@@ -32,6 +32,7 @@ WRITE_TIMEOUT: Final = 60.0  # s for a user, or target, to take what is sent
 MAX_INTERIM: Final = 1000  # answers before the final one (102 comes every few seconds at most)
 WATCH_AFTER: Final = 1.0  # s of waiting for the target, after which it is of interest whether the user is still there
 TURN: Final = 0.005  # s of one exchange's work, after which others have their turn
+LEFT_INTERVAL: Final = 0.25  # s between looks whether who is to answer is still the one to ask
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))  # RFC 9110 §9.2.2, without those that write
 
 T = TypeVar("T")
@@ -63,8 +64,16 @@ class TargetGone(Exception):
 class Exchange:
     """See the module's docstring. `run` once."""
 
-    def __init__(self, request: RequestHead, user: Incoming, gate: Gate, *, closely: bool = False) -> None:
-        """`closely`: notice within some 2 s when the machine at the other end is gone, as another could answer."""
+    def __init__(
+        self,
+        request: RequestHead,
+        user: Incoming,
+        gate: Gate,
+        *,
+        is_left: Callable[[object], bool] | None = None,
+    ) -> None:
+        """`is_left`: whether another than this stream's end is to be asked, where the request may be repeated: notice
+        then within some 2 s, too, when the machine at the other end is gone."""
         self.request = request
         self.status = 0  # of the final answer, once it is known
         self.sent = 0  # bytes of its body
@@ -73,7 +82,7 @@ class Exchange:
         self.keep_target = False
         self.upgraded = False
         self._user = user
-        self._closely = closely
+        self._is_left = is_left
         self._meter = gate.meter
         self._rewrite = gate.rewrite
         self._body = BodyReader(request.framing)
@@ -180,16 +189,16 @@ class Exchange:
                     await target.wait(WATCH_AFTER)
             if target.has_head:
                 return parse_response(await target.head(), self.request.method)
-            if self._closely:
+            if self._is_left is not None:
                 target.probe(closely=True)
             with anyio.fail_after(ANSWER_TIMEOUT) as patience:
                 if sent is not None and not self._is_sent:
                     patience.deadline = float("inf")  # the user's time is watched where the body comes from
                     await self._either(sent.wait, target.wait)
                     patience.deadline = anyio.current_time() + ANSWER_TIMEOUT
-                await self._watched(target.wait)
+                await self._watched(target.wait, target)
                 head = await target.head()
-            if self._closely:
+            if self._is_left is not None:
                 target.probe(closely=False)
             return parse_response(head, self.request.method)
         except TimeoutError as error:
@@ -295,14 +304,16 @@ class Exchange:
                 raise Unanswered(502, "target_closed") from error
             raise TargetGone("target_closed") from error
 
-    async def _watched(self, get: Callable[[float | None], Awaitable[T]]) -> T:
-        """What `get` gives. Raises `UserGone` when the user goes while it takes long."""
+    async def _watched(self, get: Callable[[float | None], Awaitable[T]], awaited: Incoming | None = None) -> T:
+        """What `get` gives. Raises `UserGone` when the user goes while it takes long, and `BrokenResourceError` when
+        `awaited`, which has not answered yet, is left."""
         with contextlib.suppress(TimeoutError):
             return await get(WATCH_AFTER)
         if not self._is_sent:
             return await get(None)  # who sends the body watches
         gone = False
         result: list[T] = []
+        error: Exception | None = None
         async with anyio.create_task_group() as tasks:
 
             async def watch() -> None:
@@ -313,17 +324,25 @@ class Exchange:
                     gone = True
                     tasks.cancel_scope.cancel()
 
-            error: Exception | None = None
+            async def look(is_left: Callable[[object], bool], stream: object) -> None:
+                nonlocal error
+                while not is_left(stream):  # noqa: ASYNC110 - a clock decides it, too
+                    await anyio.sleep(LEFT_INTERVAL)
+                error = anyio.BrokenResourceError("it is out")
+                tasks.cancel_scope.cancel()
+
             tasks.start_soon(watch)
+            if self._is_left is not None and awaited is not None:
+                tasks.start_soon(look, self._is_left, awaited.stream)
             try:
                 result.append(await get(None))
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as caught:
                 error = caught  # out of the group as it is
             tasks.cancel_scope.cancel()
-        if error is not None:
-            raise error
         if result:
             return result[0]
+        if error is not None:
+            raise error
         assert gone
         raise UserGone
 

@@ -26,7 +26,7 @@ from overlay.wire.ingress.body import BodyReader
 from overlay.wire.ingress.http1 import parse_request
 from tests.carrier.streams import Certificate
 from tests.server.web.door import Target
-from tests.server.web.http2_user import NAME, tls_user
+from tests.server.web.http2_user import NAME, http2_user, tls_user
 from tests.server.web.http2_web import meeting, tell, web
 from tests.server.web.shared_port import HOST, site_to
 
@@ -67,6 +67,27 @@ async def test_requests_go_the_way_of_those_by_http1(certificate: Certificate) -
         assert unknown.status == b"200"
         assert it.port.drops == {}
     await it.until(lambda: it.open == 0)
+
+
+async def test_the_streams_of_a_connection_are_one_user(certificate: Certificate) -> None:
+    """A page's parts are asked for at once; the limit is on users."""
+    go = anyio.Event()
+
+    async def slowly(target: Target) -> None:
+        await target.head()
+        await go.wait()
+        await target.say(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with meeting(certificate, slowly) as (it, user), http2_user(it.port, certificate) as other:
+        it.site.gate.terms = Terms(limits=Limits(connections=1))
+        asked = [await user.ask(f"/{number}") for number in range(5)]
+        await it.until(lambda: it.connections == 5)
+        assert it.site.connections == 1
+        assert (await other.answer(await other.ask("/"))).status == b"503"
+        go.set()
+        assert {(await user.answer(number)).status for number in asked} == {b"200"}
+        assert it.port.drops == {"too_many_users": 1}
+        await it.until(lambda: it.site.connections == 0)
 
 
 async def test_the_streams_of_a_connection_are_one_to_its_gate(certificate: Certificate) -> None:

@@ -258,7 +258,8 @@ async def test_rules_and_limits_are_those_of_other_requests(certificate: Certifi
         assert (await user.answer(await connect(user))).status == b"401"
         shown = (b"authorization", b"Bearer token")
         await opened(user, shown)
-        assert (await user.answer(await connect(user, "/", shown))).status == b"503"
+        async with http2_user(it.port, certificate) as other:
+            assert (await other.answer(await connect(other, "/", shown))).status == b"503"
         assert it.connections == 1 and it.port.drops == {"no_credentials": 1, "too_many_users": 1}
 
 

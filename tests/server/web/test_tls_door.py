@@ -174,7 +174,7 @@ async def test_an_exposure_that_is_given_back_takes_its_users_along(certificate:
 
 
 async def test_too_many_users_are_turned_away(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overlay.server.web.tls_door.MAX_PER_SITE", 1)
+    monkeypatch.setattr("overlay.server.web.sites.MAX_SERVED", 1)
     async with shared_port(certificate) as port, TlsTarget(NAME).serving(shout) as target:
         port.sites.add_tls(NAME, site_to(target.port))
         first = await connected(port, target)

@@ -35,7 +35,7 @@ WINDOW: Final = 256 * 1024  # bytes of bodies that a connection holds until its 
 MAX_WAITING: Final = 64 * 1024  # bytes of an answer, and of frames, that may wait; then nothing more is read
 MAX_HEADERS: Final = 64 * 1024  # bytes of a header list after which the connection ends; above `MAX_HEAD` it is a 431
 HEADER_TABLE: Final = 4096  # bytes that are remembered of answers' fields, however much the user would (RFC 7541 §4.2)
-MAX_QUIET: Final = 96 * 1024  # bytes that may come and bring no event: a header block without end
+MAX_QUIET: Final = WINDOW + 96 * 1024  # bytes that may come and bring no event: a header block without end
 IDLE_TIMEOUT: Final = 75.0  # s without a stream
 GOODBYE: Final = 2.0  # s for the last frames to go
 WRITE_TIMEOUT: Final = 60.0  # s for the user to take what is sent
@@ -422,6 +422,8 @@ class Http2Connection:
             self._h2.reset_stream(stream.number, code)
         except H2Error:
             return  # the user was quicker
+        if not stream.request_ended:
+            self._useful += WINDOW // OVERHEAD  # a window of its body may be on its way, which brings no event
         stream.lose()
 
     def _rest(self) -> None:

@@ -2,6 +2,7 @@
 
 import anyio
 import pytest
+from hyperframe.frame import DataFrame
 
 from overlay.server.web import door, exchange
 from overlay.server.web import http2 as module
@@ -71,3 +72,22 @@ async def test_who_does_not_send_the_body_gets_408(certificate: Certificate, mon
         number = await user.ask("/", (b"content-length", b"9"), method="POST", end=False)
         assert (await user.answer(number)).status == b"408"
         assert it.port.drops == {"slow_body": 1}
+
+
+async def test_bodies_that_were_on_their_way_when_they_were_refused_cost_nothing_else(certificate: Certificate) -> None:
+    """A window of them may be, for each: a page's uploads that a target refuses do not end the page's connection."""
+
+    async def target(target: Target) -> None:
+        head = await target.head()
+        await target.say(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % (413 if head.startswith(b"POST") else 200))
+
+    async with meeting(certificate, target) as (it, user):
+        await user.ping()
+        for _ in range(5):
+            number = await user.ask(method="POST", end=False)
+            assert (await user.answer(number)).status == b"413"
+            while user.answers[number].reset is None:
+                await user.turn()
+            await user.stream.send(DataFrame(number, data=bytes(16_384)).serialize() * 16)
+            assert (await user.answer(await user.ask())).status == b"200"
+        assert it.port.drops == {}

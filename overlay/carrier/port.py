@@ -118,7 +118,17 @@ TOKEN_SIZE: Final = 16
 TOKEN: Final = TOKEN_SIZE.to_bytes(2, "big")
 TLS: Final = b"\x16\x03"  # handshake, version 3.x (RFC 8446 §5.1)
 HTTP2: Final = b"PRI "  # RFC 9113 §3.4
-METHODS: Final = tuple(f"{name} ".encode() for name in "GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT".split())
+METHODS: Final = tuple(
+    f"{name} ".encode()
+    for name in (
+        "GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT "
+        # The rest of the registry of methods (RFC 9110 §16.1.1), as of WebDAV and calendars, but for PRI.
+        "ACL BASELINE-CONTROL BIND CHECKIN CHECKOUT COPY LABEL LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL "
+        "MKREDIRECTREF MKWORKSPACE MOVE ORDERPATCH PROPFIND PROPPATCH QUERY REBIND REPORT SEARCH UNBIND UNCHECKOUT "
+        "UNLINK UNLOCK UPDATE UPDATEREDIRECTREF VERSION-CONTROL "
+        "PURGE SUBSCRIBE UNSUBSCRIBE NOTIFY M-SEARCH"  # in use, and not registered
+    ).split()
+)
 _STARTS: Final[dict[bytes, Spoken]] = {
     NOISE: "noise",
     TOKEN: "token",

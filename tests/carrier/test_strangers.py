@@ -251,6 +251,8 @@ def test_first_bytes() -> None:
         (b"\x16\x03\x01", "tls"),
         (b"GET /", "http"),
         (b"OPTIONS *", "http"),
+        (b"PROPFIND /", "http"),  # as WebDAV's clients begin
+        (b"VERSION-CONTROL /", "http"),
     ):
         assert spoken(start) == name
     for start in (b"", b"\x00", b"\x16", b"P", b"PO", b"PATCH"):

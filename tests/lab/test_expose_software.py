@@ -128,16 +128,19 @@ def test_websockets(network: Network, chat: None, tunnel: str) -> None:
 
 
 def test_a_browser_with_a_page_that_has_a_websocket(network: Network, chat: None) -> None:
-    profile = network.lab.directory / "chromium"
+    """The WebSocket takes the page's own connection, by HTTP/2."""
+    profile, log = network.lab.directory / "chromium", network.lab.directory / "chromium.json"
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
     with exposed(network["a"], str(WEB), "--host", NAME, "--tunnel", "tls"):
         dom = user(
             network,
             *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet),
-            *(f"--user-data-dir={profile}", "--ignore-certificate-errors"),
+            *(f"--user-data-dir={profile}", f"--log-net-log={log}", "--ignore-certificate-errors"),
             *(f"--host-resolver-rules=MAP {NAME} {SERVER_ADDRESS}", "--dump-dom", f"https://{NAME}/page"),
         )
     assert '<p id="said">echo: hello from https:</p>' in dom, dom
+    logged = log.read_text()
+    assert ":protocol: websocket" in logged and "Upgrade: websocket" not in logged
 
 
 def test_wrk(network: Network, chat: None) -> None:

@@ -39,7 +39,8 @@ _LONGEST_PATH: Final = 256  # characters in the log
 _ABORTED: Final = 499  # in the log: the user went away before the answer (nginx's number for it)
 
 Scheme = Literal["http", "https"]
-Find = Callable[[RequestHead], Site | None]
+Find = Callable[[RequestHead], Site | Reply | None]
+"""Whose a request is, or what it is answered; None: nobody's."""
 
 
 def make_room() -> Room:
@@ -56,7 +57,7 @@ class WebDoor:
         self._room = make_room() if room is None else room
 
     async def serve(self, guest: Guest, visitor: Visitor, find: Find) -> None:
-        """Until the connection ends, which the caller closes. `find`: whose a request is."""
+        """Until the connection ends, which the caller closes."""
         network = network_of(visitor.source[0])
         if self._room.full_for(network):
             self._drops["too_many_users"] += 1
@@ -135,8 +136,8 @@ class _Connection:
             await say(self._user.stream, answer(405))
             return False
         site = self._find(request)
-        if site is None:
-            return await self._reply(request, Reply(404, "http_stranger"))
+        if not isinstance(site, Site):
+            return await self._reply(request, site or Reply(404, "http_stranger"))
         admitted = await site.gate.admit(request, self._asker)
         if not isinstance(admitted, Reply) and not self._enter(site):
             admitted = Reply(503, "too_many_users")

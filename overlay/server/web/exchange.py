@@ -7,6 +7,7 @@ early refusals work by themselves.
 
 import contextlib
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -21,7 +22,7 @@ from overlay.server.access.meter import forward_metered
 from overlay.server.web.http2 import Http2Stream
 from overlay.server.web.incoming import Incoming
 from overlay.wire.ingress.body import BodyReader, chunk, last_chunk
-from overlay.wire.ingress.forwarding import response_to_user, wants_upgrade
+from overlay.wire.ingress.forwarding import response_to_user, trailers_to_target, trailers_to_user, wants_upgrade
 from overlay.wire.ingress.http1 import Framing, HttpError, RequestHead, ResponseHead, parse_response
 from overlay.wire.ingress.trouble import trouble_in
 
@@ -30,6 +31,7 @@ BODY_TIMEOUT: Final = 60.0  # s for the user's next bytes of a body
 WRITE_TIMEOUT: Final = 60.0  # s for a user, or target, to take what is sent
 MAX_INTERIM: Final = 1000  # answers before the final one (102 comes every few seconds at most)
 WATCH_AFTER: Final = 1.0  # s of waiting for the target, after which it is of interest whether the user is still there
+TURN: Final = 0.005  # s of one exchange's work, after which others have their turn
 LEFT_INTERVAL: Final = 0.25  # s between looks whether who is to answer is still the one to ask
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))  # RFC 9110 §9.2.2, without those that write
 
@@ -85,6 +87,7 @@ class Exchange:
         self._rewrite = gate.rewrite
         self._body = BodyReader(request.framing)
         self._is_sent = self._body.done
+        self._turn_ends = time.monotonic() + TURN
         self._body_error: Exception | None = None
 
     async def run(self, head: bytes, target: Incoming) -> None:
@@ -123,7 +126,8 @@ class Exchange:
                     payload = self._body.feed(await self._from_user())
                     waiting += chunk(payload) if chunked else payload
                 if self._body.done and chunked:
-                    waiting += last_chunk(self._body.trailers)
+                    waiting += last_chunk(trailers_to_target(self._body.trailers, self._rewrite))
+                await self._take_turns()
                 size, last = len(waiting), self._body.done
                 if waiting:
                     await self._give_target(target, waiting)
@@ -217,13 +221,14 @@ class Exchange:
                 self.sent += len(payload)
                 waiting += chunk(payload) if framing == "chunked" else payload
             if reader.done and framing == "chunked":
-                waiting += last_chunk(reader.trailers)
+                waiting += last_chunk(trailers_to_user(reader.trailers, self._rewrite))
             if waiting:
                 await self._to_user(waiting)
                 self.began = True
                 waiting = b""
             if reader.done:
                 break
+            await self._take_turns()
         target.unread(reader.rest)
         self.keep_target = response.keep_alive and not target.ahead
 
@@ -258,6 +263,12 @@ class Exchange:
         return isinstance(self._user.stream, Http2Stream) and bool(self.request.upgrade)
 
     # sending and waiting
+
+    async def _take_turns(self) -> None:
+        """Whoever sends as fast as the other side takes, in the smallest chunks, is never waited for otherwise."""
+        if time.monotonic() > self._turn_ends:
+            await anyio.lowlevel.checkpoint()
+            self._turn_ends = time.monotonic() + TURN
 
     async def _to_user(self, data: bytes) -> None:
         self._meter.add(len(data))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from overlay.carrier.port import Caller, Guest, TlsGuest, TlsPlace
 from overlay.carrier.tls import agreed
+from overlay.server.access.gate import Reply
 from overlay.server.callers import Callers
 from overlay.server.proxying import ProxyDoor
 from overlay.server.tunnels import Visitor
@@ -48,7 +49,7 @@ class WebGuests:
             visitor = replace(visitor, alpn=b"http/1.1")
         by_connect = self.proxy is not None and guest.begun.startswith(b"CONNECT ")
         if not (by_connect and self.proxy is not None and await self.proxy.serve(guest, visitor)):
-            await self._door.serve(guest, visitor, self._find)
+            await self._door.serve(guest, visitor, self._find_secure if guest.secure else self._find)
 
     def take_caller(self, caller: Caller) -> None:
         self._callers.take(caller)
@@ -60,3 +61,9 @@ class WebGuests:
 
     def _find(self, request: RequestHead) -> Site | None:
         return self._sites.find(request.host, request.path)
+
+    def _find_secure(self, request: RequestHead) -> Site | Reply | None:
+        """Browsers use a connection for all names of its certificate, also for those that other connections are for:
+        they make one when they are told so (RFC 9110 §15.5.20)."""
+        site = self._find(request)
+        return Reply(421, "misdirected") if site is None and self._sites.find_tls(request.host) else site

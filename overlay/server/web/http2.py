@@ -35,7 +35,7 @@ WINDOW: Final = 256 * 1024  # bytes of bodies that a connection holds until its 
 MAX_WAITING: Final = 64 * 1024  # bytes of an answer, and of frames, that may wait; then nothing more is read
 MAX_HEADERS: Final = 64 * 1024  # bytes of a header list after which the connection ends; above `MAX_HEAD` it is a 431
 HEADER_TABLE: Final = 4096  # bytes that are remembered of answers' fields, however much the user would (RFC 7541 §4.2)
-MAX_QUIET: Final = 96 * 1024  # bytes that may come and bring no event: a header block without end
+MAX_QUIET: Final = WINDOW + 96 * 1024  # bytes that may come and bring no event: a header block without end
 IDLE_TIMEOUT: Final = 75.0  # s without a stream
 GOODBYE: Final = 2.0  # s for the last frames to go
 WRITE_TIMEOUT: Final = 60.0  # s for the user to take what is sent
@@ -43,6 +43,8 @@ RESETS: Final = 200  # streams that may be reset at once, as by a person who lea
 RESET_TIME: Final = 0.05  # s … and one more each (CVE-2023-44487, CVE-2025-8671)
 FREE_BYTES: Final = 64 * 1024  # of use, that each connection is credited with
 OVERHEAD: Final = 8  # bytes that may come for each byte of use
+MOST_AHEAD: Final = 1024 * 1024  # bytes of use that are remembered for what may come
+_PIECE: Final = 16 * 1024  # bytes
 _READ_SIZE: Final = 64 * 1024
 
 _log = logging.getLogger(__name__)
@@ -133,8 +135,15 @@ class Http2Stream:
     # for the connection
 
     def feed(self, data: bytes, credit: int) -> None:
-        """A piece of the request's body."""
-        self._incoming.append((chunk(data) if self.chunked else data, credit))
+        """A piece of the request's body. Small ones become one: a byte in a frame of its own would cost a hundred."""
+        if not data:
+            self._connection.taken(self, credit)  # it was padding
+            return
+        piece = chunk(data) if self.chunked else data
+        if self._incoming and len(self._incoming[-1][0]) < _PIECE:
+            before, held = self._incoming.pop()
+            piece, credit = before + piece, held + credit
+        self._incoming.append((piece, credit))
         self.wake()
 
     def end(self, trailers: events.TrailersReceived | None = None) -> None:
@@ -273,14 +282,7 @@ class Http2Connection:
                 data = await self._stream.receive(_READ_SIZE)
                 await anyio.lowlevel.checkpoint()  # the streams' turn, however fast it comes
             try:
-                happened = self._h2.receive_data(data)
-                if self._h2.encoder.header_table_size > HEADER_TABLE:
-                    self._h2.encoder.header_table_size = HEADER_TABLE
-                self._quiet = 0 if happened else self._quiet + len(data)
-                self._came += len(data)
-                for event in happened:
-                    self._handle(event)
-                self._check_calm()
+                self._take_in(data)
             except ProtocolError as error:
                 self._drops["http2_error"] += 1
                 _log.debug("a user by HTTP/2 breaks its rules: %s", error)
@@ -291,6 +293,16 @@ class Http2Connection:
             self._wake.set()
             data = b""
         return ErrorCodes.NO_ERROR
+
+    def _take_in(self, data: bytes) -> None:
+        happened = self._h2.receive_data(data)
+        if self._h2.encoder.header_table_size > HEADER_TABLE:
+            self._h2.encoder.header_table_size = HEADER_TABLE
+        self._quiet = 0 if happened else self._quiet + len(data)
+        self._came += len(data)
+        for event in happened:
+            self._handle(event)
+        self._check_calm()
 
     def _handle(self, event: events.Event) -> None:
         if isinstance(event, events.RequestReceived):
@@ -372,6 +384,7 @@ class Http2Connection:
         self._outgoing += self._h2.data_to_send()
         if self._quiet > MAX_QUIET or self._came > OVERHEAD * self._useful:
             raise _Flood("http2_flood")
+        self._useful = min(self._useful, self._came // OVERHEAD + MOST_AHEAD)
 
     # what the streams say
 
@@ -422,6 +435,8 @@ class Http2Connection:
             self._h2.reset_stream(stream.number, code)
         except H2Error:
             return  # the user was quicker
+        if not stream.request_ended:
+            self._useful += WINDOW // OVERHEAD  # a window of its body may be on its way, which brings no event
         stream.lose()
 
     def _rest(self) -> None:

@@ -19,24 +19,6 @@ _UNUSUAL: Final = re.compile(r"[%;\\]|//|/\.")
 LOG_SIZE: Final = 200  # requests of one exposure that are remembered
 
 
-def as_read(path: str) -> str:
-    """A path as the most lenient of targets reads it: decoded, without dot segments, empty ones and parameters.
-
-    By this it is told whose a request is, as one of two exposures of the same target may be more open than the other:
-    what is below "/admin/" to the target must not pass for something else at the gate. The target gets what came.
-    """
-    if not _UNUSUAL.search(path) or not path.startswith("/"):
-        return path
-    parts: list[str] = []
-    for part in unquote_to_bytes(path).decode("latin-1").replace("\\", "/").split("/"):
-        name = part.partition(";")[0]
-        if name == "..":
-            del parts[-1:]
-        elif name not in ("", "."):
-            parts.append(name)
-    return "/" + "/".join(parts)
-
-
 @dataclass(eq=False)
 class Site:
     """One exposure that users find by its name, or by http at a port."""
@@ -154,13 +136,32 @@ class Sites:
         yield from (name for name, site in self._tls.items() if site.gate.terms.tls_end == "server")
 
     def find(self, host: str, path: str) -> Site | None:
-        path = as_read(path)
         for name in self._names(host):
-            for prefix, site in self._hosts.get(name, ()):
-                if path.startswith(prefix) or path == prefix[:-1]:
+            sites = self._hosts.get(name, ())
+            read: str | None = path
+            if sites and (len(sites) > 1 or sites[0][0] != "/"):
+                read = _as_read(path)
+            for prefix, site in sites:
+                if read is not None and (read.startswith(prefix) or read == prefix[:-1]):
                     return site
         return None
 
     def _names(self, host: str) -> tuple[str, ...]:
         """Under which it may be exposed, the one that counts most first."""
         return () if host in self._own_hosts else (host, f"*.{host.partition('.')[2]}")
+
+
+def _as_read(path: str) -> str | None:
+    """A path as the most lenient of targets reads it: decoded, without empty segments and parameters. None: for nobody,
+    as it steps out of where it seems to be; browsers resolve such steps themselves.
+
+    By this it is told whose a request is, as one of two exposures of the same target may be more open than the other.
+    The target gets what came.
+    """
+    if not _UNUSUAL.search(path):
+        return path
+    read = unquote_to_bytes(path).replace(b"\\", b"/").decode("latin-1")
+    segments = [segment.partition(";")[0] for segment in read.split("/")]
+    if any(segment.rstrip(" \0") in (".", "..") for segment in segments):
+        return None
+    return "/" + "/".join(filter(None, segments)) + ("/" if segments[-1] == "" and len(segments) > 2 else "")

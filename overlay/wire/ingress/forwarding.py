@@ -8,8 +8,8 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
-from overlay.wire.ingress.http1 import Fields, Framing, RequestHead, ResponseHead
-from overlay.wire.ingress.rewrite import APPENDED, HOP, NO_REWRITE, Rewrite, plain
+from overlay.wire.ingress.http1 import Fields, Framing, RequestHead, ResponseHead, plain
+from overlay.wire.ingress.rewrite import APPENDED, HOP, NO_REWRITE, Rewrite
 
 _KEPT_OPTIONS: Final = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
 NO_UPGRADE: Final = (b"h2c",)  # it would take the rest of the connection out of our sight
@@ -25,13 +25,12 @@ def request_to_target(request: RequestHead, *, source: str, scheme: str, rewrite
     upgrading = wants_upgrade(request)
     lines = [b"%b %b HTTP/1.1" % (request.method, request.target), b"Host: " + (rewrite.host or request.authority)]
     named = request.options - _KEPT_OPTIONS
-    never = rewrite.never
     before: dict[bytes, list[bytes]] = {}  # what stands before ours
     for name, value in request.fields:
         lower = name.lower()
-        if lower in named or (hyphens := lower.replace(b"_", b"-")) in never:
+        if lower in named or not rewrite.passes(read := plain(name)):
             continue
-        if rewrite.forwarding == "append" and hyphens in APPENDED:
+        if rewrite.forwarding == "append" and read in APPENDED:
             before.setdefault(lower, []).append(value)  # and nothing that is spelled otherwise
             continue
         lines.append(b"%b: %b" % (name, value))
@@ -74,6 +73,14 @@ def _append(ours: Fields, before: dict[bytes, list[bytes]]) -> Fields:
         else:
             fields.append((name, came[0] if came else value))
     return tuple(fields)
+
+
+def trailers_to_target(trailers: Fields, rewrite: Rewrite) -> Fields:
+    return tuple(field for field in trailers if rewrite.passes_trailer(plain(field[0])))
+
+
+def trailers_to_user(trailers: Fields, rewrite: Rewrite) -> Fields:
+    return tuple(field for field in trailers if plain(field[0]) not in rewrite.drop)
 
 
 def response_to_user(response: ResponseHead, framing: Framing, *, close: bool, rewrite: Rewrite = NO_REWRITE) -> bytes:

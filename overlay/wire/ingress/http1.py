@@ -25,12 +25,12 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 §5.6.2
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _FIELD: Final = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
-_BROKEN_LINE: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
 _VERSION: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/[0-9]\.[0-9]")
 _HOST: Final = re.compile(
     rb"(?:([0-9A-Za-z_](?:[0-9A-Za-z_.-]*[0-9A-Za-z_])?)\.?|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?"
 )
 _AUTHORITY: Final = re.compile(rb"(?:[0-9A-Za-z_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")  # of CONNECT
+_PLAIN: Final = bytes(ord("-") if chr(each) in "!#$%&'*+.^_`|~" else each for each in range(256)).lower()
 _LONGEST_HOST: Final = 253  # RFC 1035 §2.3.4, as text
 
 
@@ -84,7 +84,9 @@ class ResponseHead:
 def check_begun(head: bytes | bytearray) -> None:
     """Of a head that has not come whole: raises `HttpError` for lines that end in anything but CRLF, which would never
     end the head."""
-    if _BROKEN_LINE.search(head):
+    # Asked for each piece of a head, by whoever sends it byte by byte: a regular expression took 600 µs for 8 KiB.
+    pairs = head.count(b"\r\n")
+    if head.count(b"\n") != pairs or head.count(b"\r") - head.endswith(b"\r") != pairs:
         raise HttpError(400, "bad_http", "a line that does not end in CRLF")
 
 
@@ -106,13 +108,15 @@ def parse_request(head: bytes) -> RequestHead:
     authority = hosts[0] if hosts else b""
     target, authority = _origin_form(method, target, authority)
     expect = known.get(b"expect", [])
-    if expect and (version == 0 or [each.lower() for each in expect] != [b"100-continue"]):
+    if version == 0:
+        expect = []  # RFC 9110 §10.1.1
+    if expect and [each.lower() for each in expect] != [b"100-continue"]:
         raise HttpError(417, "http_expectation", "an expectation that is not 100-continue")
     return RequestHead(
         method=method,
         target=target,
         version=version,
-        fields=tuple(field for field in fields if field[0].lower() != b"host"),
+        fields=tuple(field for field in fields if field[0].lower() not in _TAKEN[version]),
         authority=authority,
         host=parse_host(authority),
         framing=_request_framing(known, version),
@@ -139,13 +143,18 @@ def parse_response(head: bytes, method: bytes) -> ResponseHead:
     )
 
 
+def plain(name: bytes) -> bytes:
+    """A field's name as some servers read it: to CGI (RFC 3875 §4.1.18) all that is no letter or digit is one sign."""
+    return name.translate(_PLAIN)
+
+
 def parse_trailers(section: bytes) -> Fields:
     """The trailer section without its last empty line; what belongs into a head alone is left out (RFC 9110 §6.5.1).
     Raises `HttpError` (400)."""
     if not section:
         return ()
     fields, _ = _parse_fields(section.split(b"\r\n"))
-    return tuple(field for field in fields if field[0].lower().replace(b"_", b"-") not in _NOT_IN_TRAILERS)
+    return tuple(field for field in fields if plain(field[0]) not in _NOT_IN_TRAILERS)
 
 
 def parse_host(authority: bytes) -> str:
@@ -161,9 +170,10 @@ def parse_host(authority: bytes) -> str:
 
 _NOT_IN_TRAILERS: Final = frozenset(
     b"transfer-encoding content-length host connection trailer te upgrade authorization proxy-authorization cookie "
-    b"set-cookie content-type content-encoding content-range expect x-forwarded-for x-forwarded-host x-forwarded-proto "
-    b"x-forwarded-port x-real-ip forwarded".split()
+    b"set-cookie content-type content-encoding content-range expect location www-authenticate proxy-authenticate "
+    b"cache-control vary max-forwards keep-alive proxy-connection http2-settings".split()
 )
+_TAKEN: Final = (frozenset((b"host", b"expect")), frozenset((b"host",)))  # by version: they are not among the fields
 
 
 def _parse_fields(lines: list[bytes]) -> tuple[list[tuple[bytes, bytes]], dict[bytes, list[bytes]]]:
@@ -210,13 +220,16 @@ def _response_framing(known: dict[bytes, list[bytes]], method: bytes, status: in
     coding, length = known.get(b"transfer-encoding"), known.get(b"content-length")
     if coding is not None and length is not None:
         raise HttpError(502, "bad_answer", "a length beside chunks")
-    if method == b"HEAD" or status < 200 or status in (204, 304):
+    if status < 200 or status == 204:
+        return 0  # and its length is not passed on
+    size = None if length is None else _length(length)
+    if method == b"HEAD" or status == 304:
         return 0
     if coding is not None:
         if len(coding) != 1 or coding[0].lower() != b"chunked":
             raise HttpError(502, "bad_answer", "a transfer coding that is not chunked")
         return "chunked"
-    return "close" if length is None else _length(length)
+    return "close" if size is None else size
 
 
 def _origin_form(method: bytes, target: bytes, authority: bytes) -> tuple[bytes, bytes]:

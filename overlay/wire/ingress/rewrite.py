@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from overlay.wire.ingress.http1 import Fields, HttpError, parse_host
+from overlay.wire.ingress.http1 import Fields, HttpError, parse_host, plain
 
 Forwarding = Literal["set", "append", "remove"]
 """Of the fields that say who asked: ours alone, ours behind those that came, or none."""
@@ -22,6 +22,7 @@ FORWARDED: Final = frozenset(
     b"x-forwarded-for x-forwarded-host x-forwarded-proto x-forwarded-port x-forwarded-server x-real-ip "
     b"x-client-ip true-client-ip forwarded".split()
 )
+_TELLS: Final = b"x-forwarded-"
 APPENDED: Final = frozenset((b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"forwarded"))
 _UNTOUCHED: Final = HOP | {b"trailer", b"expect", b"proxy-authenticate"}
 _TOKEN: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}"  # RFC 9110 §5.6.2
@@ -39,6 +40,14 @@ class Rewrite:
     to_target: Fields = ()  # added
     drop: frozenset[bytes] = frozenset()  # of an answer's fields
     to_user: Fields = ()
+
+    def passes(self, name: bytes) -> bool:
+        """Whether a field of this name, of a request's head, is passed on."""
+        return name not in self.never and (self.forwarding == "append" or not name.startswith(_TELLS))
+
+    def passes_trailer(self, name: bytes) -> bool:
+        """Of a trailer, which some servers put among the head's: nothing there tells who asked."""
+        return not (name in self.never or name in FORWARDED or name.startswith(_TELLS))
 
 
 NO_REWRITE: Final = Rewrite()
@@ -74,11 +83,6 @@ def make_rewrite(
         ),
         to_user=to_user,
     )
-
-
-def plain(name: bytes) -> bytes:
-    """As some servers read it: they take underscores for hyphens."""
-    return name.lower().replace(b"_", b"-")
 
 
 def _parse_field(text: str, untouched: frozenset[bytes]) -> tuple[bytes, bytes]:

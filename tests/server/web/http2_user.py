@@ -52,12 +52,14 @@ class Http2User:
         if data := self.h2.data_to_send():
             await self.stream.send(data)
 
-    async def ask(self, path: str = "/", *more: tuple[bytes, bytes], method: str = "GET", end: bool = True) -> int:
+    async def ask(
+        self, path: str = "/", *more: tuple[bytes, bytes], method: str = "GET", end: bool = True, host: str = NAME
+    ) -> int:
         number = self.h2.get_next_available_stream_id()
         fields = [
             (b":method", method.encode()),
             (b":scheme", b"https"),
-            (b":authority", NAME.encode()),
+            (b":authority", host.encode()),
             (b":path", path.encode()),
             *more,
         ]

@@ -110,13 +110,21 @@ async def test_the_streams_of_a_connection_are_one_to_its_gate(certificate: Cert
 
 async def test_other_names_learn_nothing(certificate: Certificate) -> None:
     async with meeting(certificate, tell) as (it, user):
-        number = user.h2.get_next_available_stream_id()
-        fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"other.test"), (b":path", b"/")]
-        user.h2.send_headers(number, fields, end_stream=True)
-        await user.flush()
-        assert (await user.answer(number)).status == b"404"
+        assert (await user.answer(await user.ask(host="other.test"))).status == b"404"
         assert it.port.drops == {"http_stranger": 1}
         assert (await user.answer(await user.ask())).status == b"200"
+
+
+async def test_names_that_are_reached_by_other_connections_are_so(certificate: Certificate) -> None:
+    """A browser takes a connection for each name of its certificate, as of a wildcard's, until it is told 421."""
+    async with meeting(certificate, tell) as (it, user):
+        it.port.sites.add_tls("db.test", it.site)
+        assert (await user.answer(await user.ask(host="db.test"))).status == b"421"
+        assert (await user.answer(await user.ask())).status == b"200"
+        assert it.port.drops == {"misdirected": 1} and it.connections == 1
+        async with await anyio.connect_tcp(HOST, it.port.port) as plain:
+            await plain.send(b"GET / HTTP/1.1\r\nHost: db.test\r\n\r\n")
+            assert (await plain.receive()).startswith(b"HTTP/1.1 404 ")
 
 
 async def test_many_streams_at_once(certificate: Certificate) -> None:
@@ -444,7 +452,7 @@ async def test_frames_that_bring_nothing(certificate: Certificate) -> None:
     [
         (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "http2_error"),
         (PREFACE + DataFrame(1, data=b"x").serialize(), "http2_error"),
-        (PREFACE + b"\xff" * 200_000, "http2_flood"),  # a frame of 16 MiB
+        (PREFACE + b"\xff" * 500_000, "http2_flood"),  # a frame of 16 MiB
     ],
 )
 async def test_what_is_no_http2(certificate: Certificate, said: bytes, reason: str) -> None:

@@ -1,6 +1,8 @@
 """Heads of requests and answers: what is taken is read as h11 reads it, what two parsers could read in two ways is not
 taken at all."""
 
+import re
+
 import h11
 import pytest
 from hypothesis import given
@@ -55,6 +57,13 @@ SMUGGLING = {
     "coding identity": POST + b"Transfer-Encoding: identity\r\n\r\n",
     "xchunked": POST + b"Transfer-Encoding: xchunked\r\n\r\n",
     "a quoted coding": POST + b'Transfer-Encoding: "chunked"\r\n\r\n',
+    "chunked, then identity": POST + b"Transfer-Encoding: chunked, identity\r\n\r\n",
+    "chunked twice in one": POST + b"Transfer-Encoding: chunked, chunked\r\n\r\n",
+    "chunked and nothing": POST + b"Transfer-Encoding: chunked,\r\n\r\n",
+    "a coding with a parameter": POST + b"Transfer-Encoding: chunked;q=1\r\n\r\n",
+    "a coding with form feed": POST + b"Transfer-Encoding: \x0cchunked\r\n\r\n",
+    "a coding with no-break space": POST + b"Transfer-Encoding: chunked\xa0\r\n\r\n",
+    "a coding in a name with NUL": POST + b"Transfer-Encoding\0: chunked\r\n\r\n",
     "a coding with vertical tab": POST + b"Transfer-Encoding:\x0bchunked\r\n\r\n",
     "an empty coding": POST + b"Transfer-Encoding:\r\n\r\n",
     "space before the colon": POST + b"Transfer-Encoding : chunked\r\n\r\n",
@@ -71,9 +80,18 @@ SMUGGLING = {
     "NUL in a name": POST + b"X\0: a\r\n\r\n",
     "no name": POST + b": a\r\n\r\n",
     "no colon": POST + b"Content-Length 5\r\n\r\n",
+    "a length in other digits": POST + "Content-Length: \u0665\r\n\r\n".encode(),
+    "a length with underscore": POST + b"Content-Length: 1_0\r\n\r\n",
     "two hosts": b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
     "no host": b"GET / HTTP/1.1\r\nX: y\r\n\r\n",
     "another host in the target": b"GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "no host in absolute form": b"GET http://y/ HTTP/1.1\r\n\r\n",
+    "a user in the target": b"GET http://a@x/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "another scheme": b"GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a bare authority": b"GET x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "the same host twice": b"GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+    "space in the host": b"GET / HTTP/1.1\r\nHost: x y\r\n\r\n",
+    "two hosts in one": b"GET / HTTP/1.1\r\nHost: x, y\r\n\r\n",
     "a user in the host": b"GET / HTTP/1.1\r\nHost: a@x\r\n\r\n",
     "a path in the host": b"GET / HTTP/1.1\r\nHost: x/y\r\n\r\n",
     "space in the target": b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -91,6 +109,16 @@ SMUGGLING = {
 @pytest.mark.parametrize("head", SMUGGLING.values(), ids=SMUGGLING.keys())
 def test_what_could_be_read_in_two_ways_is_refused(head: bytes) -> None:
     assert refusal(head).status == 400
+
+
+@given(st.text("a\r\n", max_size=12))
+def test_lines_that_do_not_end_in_crlf(text: str) -> None:
+    begun = text.encode()
+    if re.search(rb"(?<!\r)\n|\r(?=[^\n])", begun):
+        with pytest.raises(HttpError):
+            check_begun(begun)
+    else:
+        check_begun(begun)
 
 
 def test_other_refusals() -> None:
@@ -121,7 +149,9 @@ def test_answers() -> None:
     for wrong in (
         b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
         b"Content-Length: 5\r\nContent-Length: 6\r\n",
+        b"Content-Length: +5\r\n",
         b"Transfer-Encoding: gzip\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
         b"X: a\r\n b\r\n",
         b"X: a\nb\r\n",
     ):
@@ -133,8 +163,22 @@ def test_answers() -> None:
             parse_response(line + b"\r\n\r\n", b"GET")
 
 
+@pytest.mark.parametrize(("method", "status"), [(b"HEAD", b"200"), (b"GET", b"304")])
+def test_lengths_of_bodies_that_do_not_come_are_lengths(method: bytes, status: bytes) -> None:
+    for length in (b"5\r\nContent-Length: 6", b"5, 6", b"x", b""):
+        with pytest.raises(HttpError) as caught:
+            parse_response(b"HTTP/1.1 %b X\r\nContent-Length: %b\r\n\r\n" % (status, length), method)
+        assert caught.value.status == 502
+
+
+def test_an_expectation_of_old_is_ignored() -> None:
+    """RFC 9110 section 10.1.1."""
+    head = parse_request(b"POST / HTTP/1.0\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+    assert not head.expects_continue and [name for name, _ in head.fields] == [b"Content-Length"]
+
+
 def test_trailers_bring_nothing_that_belongs_into_a_head() -> None:
-    section = b"X-Sum: 1\r\nContent-Length: 5\r\nhost: y\r\nX_Forwarded_For: 1.2.3.4"
+    section = b"X-Sum: 1\r\nContent-Length: 5\r\nhost: y\r\nSet_Cookie: x\r\nproxy.connection: x"
     assert parse_trailers(section) == ((b"X-Sum", b"1"),)
 
 

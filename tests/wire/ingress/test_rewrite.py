@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlay.wire.control.terms import Headers
-from overlay.wire.ingress.forwarding import request_to_target, response_to_user
-from overlay.wire.ingress.http1 import parse_request, parse_response
+from overlay.wire.ingress.forwarding import request_to_target, response_to_user, trailers_to_target, trailers_to_user
+from overlay.wire.ingress.http1 import parse_request, parse_response, parse_trailers
 
 CAME = "GET / HTTP/1.1\nHost: x.test\n"
 
@@ -115,3 +115,26 @@ def test_whatever_is_asked_for_a_head_stays_one(text: str, more: str, where: str
     response = parse_response(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"GET")
     told = parse_response(response_to_user(response, 5, close=False, rewrite=rewrite), b"GET")
     assert told.framing == 5 and len(told.fields) <= 2
+
+
+def test_no_name_that_a_server_could_read_otherwise_tells_who_asked() -> None:
+    forged = "".join(
+        f"{name}: 6.6.6.6\n"
+        for name in ("X_Forwarded_For", "X.Forwarded.For", "x-forwarded_host", "X-Forwarded-Prefix", "X-Forwarded-Ssl")
+    )
+    assert "6.6.6.6" not in "".join(asked(forged)) and "6.6.6.6" not in "".join(asked(forged, forwarded="remove"))
+    assert [each for each in asked(forged, forwarded="append") if "6.6.6.6" in each] == [
+        "X-Forwarded-Prefix: 6.6.6.6",
+        "X-Forwarded-Ssl: 6.6.6.6",
+    ]
+    ours: dict[str, Any] = {"request": ("X-User: alice",)}
+    assert [each for each in asked("x.user: eve\nX_User: eve\n", **ours) if "ser" in each] == ["X-User: alice"]
+
+
+def test_trailers_bring_nothing_that_is_ours_to_say() -> None:
+    names = (b"X-User", b"x_user", b"X-Forwarded-For", b"Forwarded", b"X-Real-IP", b"X.Forwarded.Prefix")
+    section = b"".join(b"%b: 6.6.6.6\r\n" % name for name in names) + b"X-Sum: 1"
+    for forwarding in ("set", "append", "remove"):
+        rewrite = Headers(request=("X-User: alice",), forwarded=forwarding, response_remove=("X-Inner",)).rewrite()
+        assert trailers_to_target(parse_trailers(section), rewrite) == ((b"X-Sum", b"1"),)
+        assert trailers_to_user(((b"x_inner", b"1"), (b"X-Sum", b"1")), rewrite) == ((b"X-Sum", b"1"),)

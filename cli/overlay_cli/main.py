@@ -12,7 +12,7 @@ import typer
 from overlay.errors import Exit, UserError
 from overlay_cli import output
 from overlay_cli.commands.capture import capture
-from overlay_cli.commands.connect import connect
+from overlay_cli.commands.connect import connect_app
 from overlay_cli.commands.dns import dns_app
 from overlay_cli.commands.expose import expose_app
 from overlay_cli.commands.member import down, status, up
@@ -51,7 +51,7 @@ app.command(epilog="Example: overlay status --json")(status)
 app.command(epilog="Example: overlay ping b -c 3   (or: overlay ping b --until-direct)")(ping)
 app.command(epilog="Example: overlay why b")(why)
 app.add_typer(expose_app, name="expose")
-app.command(epilog="Example: overlay connect db --listen 127.0.0.1:5432")(connect)
+app.add_typer(connect_app, name="connect")
 app.command(epilog="Example: ssh -o ProxyCommand='overlay proxy %h %p' b.local.test")(proxy)
 app.command(epilog="Example: sudo overlay capture b -w b.pcapng icmp or tcp port 443")(capture)
 app.command(epilog="Example: overlay netcheck --json   (or, before joining: overlay netcheck ov1_…)")(netcheck)

@@ -199,10 +199,13 @@ def _refuse_if_watched(client: "LocalClient", file: ExposureFile) -> None:
 
 
 def _end(client: "LocalClient", file: ExposureFile | None = None, *, started: bool = True) -> None:
-    from overlay_cli.publisher import end_publisher
+    from overlay_cli.publisher import end_publisher, unless_interrupted
 
     if file is not None:
-        _apply(client, file, {})
+        with unless_interrupted(
+            f"Some of it may still be published: give it back with 'overlay expose rm {file.path}'."
+        ):
+            _apply(client, file, {})
     if started:
         end_publisher(client)
 

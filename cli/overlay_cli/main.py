@@ -5,6 +5,7 @@ Commands import what they need when they run: a start costs typer alone. An erro
 """
 
 import os
+import re
 import sys
 
 import typer
@@ -25,6 +26,7 @@ from overlay_cli.commands.token import token_app
 from overlay_cli.commands.version import version
 
 PROGRAM = "overlay"
+_ENVIRONMENT = re.compile(r" \(env var: [^)]*\)")  # it may have come from the command line
 
 app = typer.Typer(
     name=PROGRAM,
@@ -90,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _usage_error(error: typer.TyperException) -> UserError:
-    message = error.format_message()
+    message = _ENVIRONMENT.sub("", error.format_message()).replace("a valid int range", "a whole number")
     context = getattr(error, "ctx", None)
     command = PROGRAM if context is None else context.command_path
     code = "unknown-command" if message.startswith("No such command") else "usage"

@@ -93,6 +93,13 @@ def _ask(connection: _UnixConnection, method: str, path: str, body: Any) -> http
     headers = {"Content-Type": "application/json"} if payload is not None else {}
     connection.request(method, path, payload, headers)
     response = connection.getresponse()
+    if response.status in (404, 405) and "json" not in response.headers.get("Content-Type", ""):
+        raise UserError(
+            "other-daemon",
+            "The daemon that runs there does not know this command: it is a server's where a node's is asked, or a "
+            "node's where a server's is, or of another version.",
+            "Run it on the other machine, or name the other daemon's folder with --state DIR; see 'overlay status'.",
+        )
     if response.status >= 400:
         raise error_from(json.loads(response.read() or b"{}").get("error", {}))
     return response

@@ -100,7 +100,7 @@ def add_exposure(
     _check_usage(context, target, file, dry_run=dry_run)
     wishes.check_typed(context)
     from overlay.node.settings import check_ways
-    from overlay_cli.publisher import end_publisher, find_publisher
+    from overlay_cli.publisher import end_publisher, find_publisher, unless_interrupted
 
     ways = way_settings(carrier, proxy, ca)
     check_ways(ways["carriers"], ways["proxy"])
@@ -121,7 +121,10 @@ def add_exposure(
     wish = wishes.wish(given, Path())
     client, started = connect()
     try:
-        with output.working("Asking the server…", quiet=quiet or json):
+        with (
+            output.working("Asking the server…", quiet=quiet or json),
+            unless_interrupted("It may be published all the same: see 'overlay expose ls'."),
+        ):
             exposure = client.request("POST", "/v1/exposures", wish.document, timeout=30)
     except UserError:
         if started:
@@ -164,6 +167,7 @@ def _stay(
     client: "LocalClient", exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool, show_secrets: bool
 ) -> None:
     """Show requests until somebody ends it, and then give the exposure back."""
+    from overlay_cli.publisher import unless_interrupted
 
     def end(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -188,7 +192,8 @@ def _stay(
             while True:
                 signal.pause()
     finally:
-        with _suppress_unknown():  # somebody else has given it back
+        left = f"It may still be published: give it back with 'overlay expose rm {exposure['id']}'."
+        with _suppress_unknown(), unless_interrupted(left):  # unknown: somebody else has given it back
             client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
 
 

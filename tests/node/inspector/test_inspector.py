@@ -179,10 +179,14 @@ def test_what_cannot_be_sent_again(tmp_path: Path) -> None:
             ):
                 with pytest.raises(UserError, match=says):
                     await it.inspector.replay(name)
+            await it.ask(b"POST /cut HTTP/1.1\r\nHost: app.test\r\nContent-Length: 9\r\n\r\nhe")
+            await it.until("done", "done", "cut")
+            with pytest.raises(UserError, match="r3 was cut off before its body ended"):
+                await it.inspector.replay("r3")
             await it.ask(CUT)
             await it.exposures.remove("x1")
             with pytest.raises(UserError, match="no request"):
-                await it.inspector.replay("r3")
+                await it.inspector.replay("r4")
             with pytest.raises(UserError, match="Only what speaks http"):
                 await it.exposures.add(ExposeWish(target="tcp://127.0.0.1:1", inspect=1))
             with pytest.raises(UserError, match="At most 8 MiB"):

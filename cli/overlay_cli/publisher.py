@@ -69,12 +69,13 @@ def end_publisher(client: "LocalClient") -> None:
 
 
 @contextmanager
-def unless_interrupted(sentence: str) -> Iterator[None]:
-    """Who ends a command while the daemon is asked is told what may be left of it."""
+def unless_interrupted(sentence: str, *errors: type[Exception]) -> Iterator[None]:
+    """Who ends a command while the daemon is asked, or meets one of these errors, is told what may be left of it."""
     try:
         yield
-    except KeyboardInterrupt:
-        output.note(sentence)
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, *errors)):
+            output.note(sentence)
         raise
 
 

@@ -79,6 +79,13 @@ class LocalClient:
                 "Run the command with sudo, or join the group 'overlay'.",
                 Exit.REFUSED,
             ) from error
+        except (http.client.IncompleteRead, http.client.RemoteDisconnected, ConnectionResetError) as error:
+            raise UserError(
+                "no-answer",
+                f"The daemon of {self._state} has ended.",
+                f"Start it again; its log in {self._state} says more.",
+                Exit.NOT_RUNNING,
+            ) from error
         except (TimeoutError, OSError, http.client.HTTPException, ValueError) as error:
             raise UserError(
                 "no-answer",

@@ -12,3 +12,9 @@ def test_who_interrupts_is_told_what_may_be_left(capsys: pytest.CaptureFixture[s
     with pytest.raises(KeyboardInterrupt), unless_interrupted("Something may be left."):
         raise KeyboardInterrupt
     assert capsys.readouterr().err == "Something may be left.\n"
+    with pytest.raises(ValueError), unless_interrupted("Something may be left."):
+        raise ValueError
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError), unless_interrupted("Something may be left.", ValueError):
+        raise ValueError
+    assert capsys.readouterr().err == "Something may be left.\n"

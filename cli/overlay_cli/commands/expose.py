@@ -193,7 +193,7 @@ def _stay(
                 signal.pause()
     finally:
         left = f"It may still be published: give it back with 'overlay expose rm {exposure['id']}'."
-        with _suppress_unknown(), unless_interrupted(left):  # unknown: somebody else has given it back
+        with unless_interrupted(left, UserError), _suppress_unknown():  # unknown: somebody else has given it back
             client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
 
 

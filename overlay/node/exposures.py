@@ -385,6 +385,7 @@ class Exposures:
         end = self._ends.get(name)
         if end is not None and isinstance(end.accepts, Guests):
             end.accepts.let_in(address, seconds)
+            end.end_refused()
 
     def set_members(self, name: str, members: tuple[GroupMember, ...]) -> None:
         """The server tells of the group that an exposure is in."""

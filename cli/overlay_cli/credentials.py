@@ -82,12 +82,14 @@ def _lines(name: str, option: str) -> list[tuple[int, str]]:
         text = data.decode("utf-8-sig")  # what some editors put before the first name is no part of it
     except (OSError, UnicodeDecodeError) as error:
         hint = f"Name a file that you can read, '-' for standard input, or write '{option} {NEW}' to have one made."
-        raise UserError("credentials-unreadable", f"Cannot read {name}: {error}.", hint, Exit.USAGE) from error
+        why = (error.strerror if isinstance(error, OSError) else None) or "it is no text in UTF-8"
+        raise UserError("credentials-unreadable", f"Cannot read {name}: {why}.", hint, Exit.USAGE) from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if not lines or len(data) > _LARGEST:
         why = "says nothing" if not lines else "is too large"
-        raise UserError("credentials-empty", f"The file {name} of {option} {why}.", "One a line.", Exit.USAGE)
+        hint = f"Write {'NAME:PASSWORD' if option == '--users' else 'a token'}, one a line, at most 64 KiB of them."
+        raise UserError("credentials-empty", f"The file {name} of {option} {why}.", hint, Exit.USAGE)
     return lines
 
 

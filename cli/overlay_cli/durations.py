@@ -7,6 +7,7 @@ from overlay.errors import Exit, UserError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_LONGEST = 100 * 365 * 86400.0  # s
 _DATE = re.compile(r"\d{4}-\d", re.ASCII)
 _POINT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 """RFC 3339 §5.6."""
@@ -31,7 +32,10 @@ def parse_end(text: str) -> tuple[float, float]:
     Raises `UserError` ("bad-time", "bad-duration", exit 2)."""
     compact = text.strip().upper()
     if not _DATE.match(compact):
-        return 0.0, parse_duration(text)
+        seconds = parse_duration(text)
+        if seconds <= _LONGEST:
+            return 0.0, seconds
+        raise UserError("bad-duration", f"'{text[:64]}' is more than 100 years.", "Name a sooner end.", Exit.USAGE)
     try:
         if _POINT.fullmatch(compact):
             return datetime.fromisoformat(compact).timestamp(), 0.0

@@ -73,7 +73,7 @@ def follow(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> 
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
-    log = _RequestLog(client, json=json, quiet=quiet)
+    log = RequestLog(client, json=json, quiet=quiet)
     try:
         applied = file.signature()
         document = _applied(client, file, entries, json=json, quiet=quiet)
@@ -84,7 +84,7 @@ def follow(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> 
             output.note(f"Following {file.path}; Ctrl-C ends it.")
         while True:
             retry_at = time.monotonic() + RETRY_INTERVAL if awaits_server(document) else float("inf")
-            applied = _next_signature(file, applied, retry_at)
+            applied = _next_signature(file, applied, retry_at, log.is_lost)
             try:
                 entries = file.read()
                 document = _applied(client, file, entries, json=json, quiet=quiet)
@@ -99,13 +99,15 @@ def follow(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> 
         _end(client, file, started=started)
 
 
-def _next_signature(file: ExposureFile, applied: Signature | None, deadline: float) -> Signature | None:
-    """When it is another one, and two looks show the same; or at the deadline, monotonic."""
+def _next_signature(
+    file: ExposureFile, applied: Signature | None, deadline: float, hurry: Callable[[], bool]
+) -> Signature | None:
+    """When it is another one, and two looks show the same; or at the deadline, monotonic; or in a hurry."""
     seen = file.signature()
     while True:
         time.sleep(LOOK_INTERVAL)
         before, seen = seen, file.signature()
-        if seen == before and (seen != applied or time.monotonic() >= deadline):
+        if seen == before and (seen != applied or time.monotonic() >= deadline or hurry()):
             return seen
 
 
@@ -121,7 +123,7 @@ def forget(client: "LocalClient", path: Path, *, json: bool, quiet: bool) -> int
     return _tell(document, json=json, quiet=quiet)
 
 
-class _RequestLog:
+class RequestLog:
     """Users' requests to what the file has exposed by http, each with the name of its entry."""
 
     def __init__(self, client: "LocalClient", *, json: bool, quiet: bool) -> None:
@@ -129,23 +131,31 @@ class _RequestLog:
         self._json = json
         self._quiet = quiet
         self._followed: set[str] = set()
+        self._lost = False
         self._width = 0  # of names
 
+    def is_lost(self) -> bool:
+        """The daemon has ended, or did: it may be there again, and tell of requests when it is asked anew."""
+        return self._lost
+
     def follow(self, document: dict[str, Any]) -> None:
+        self._lost = False
         self._width = max((len(each["entry"]) for each in document["entries"] if each["exposure"]), default=0)
         for each in document["entries"]:
             exposure = each["exposure"]
             if self._quiet or exposure is None or not exposure["url"] or exposure["id"] in self._followed:
                 continue
             self._followed.add(exposure["id"])
-            threading.Thread(target=self._show, args=(exposure["id"], each["entry"]), daemon=True).start()
+            what = (exposure["id"], each["entry"])
+            threading.Thread(target=self._show, args=what, name=f"requests to {what[0]}", daemon=True).start()
 
     def _show(self, identity: str, entry: str) -> None:
         try:
             show_requests(self._client, identity, json=self._json, entry=lambda: f"{entry:{self._width}}")
-        except UserError:
-            pass  # it was given back, or the daemon has ended, which the main thread says
-        self._followed.discard(identity)
+            self._followed.discard(identity)
+        except UserError as error:
+            self._followed.discard(identity)
+            self._lost = self._lost or error.exit_code == Exit.NOT_RUNNING
 
 
 def _applied(
@@ -199,10 +209,12 @@ def _refuse_if_watched(client: "LocalClient", file: ExposureFile) -> None:
 
 
 def _end(client: "LocalClient", file: ExposureFile | None = None, *, started: bool = True) -> None:
-    from overlay_cli.publisher import end_publisher
+    from overlay_cli.publisher import end_publisher, unless_interrupted
 
     if file is not None:
-        _apply(client, file, {})
+        left = f"Some of it may still be published: give it back with 'overlay expose rm {file.path}'."
+        with unless_interrupted(left, UserError):
+            _apply(client, file, {})
     if started:
         end_publisher(client)
 

@@ -15,6 +15,7 @@ MOST_ROWS: Final = 400
 _LIST_KEYS: Final = "↑↓ move   Enter details   r replay   q quit"
 _DETAIL_KEYS: Final = "↑↓ scroll   Esc back   r replay   s secrets   q quit"
 _TAB: Final = "    "
+_NARROW: Final = 56  # columns below which the list has no times and sizes
 
 Action = Literal["quit", "replay", "load"]
 """What the terminal is to do now: end; send the selected request again; load its details."""
@@ -71,7 +72,10 @@ class View:
 
     def lines(self, width: int, height: int) -> list[Text]:
         """Exactly `height` lines, none wider than `width`."""
-        head = [*(Text(plain(line), "dim" if at else "bold") for at, line in enumerate(self._heading)), Text("")]
+        said = [Text(plain(line), "dim" if at else "bold") for at, line in enumerate(self._heading)]
+        head = [*(part for line in said for part in _wrap(line, width)), Text("")]
+        if len(head) > height // 2:
+            head = [*said, Text("")]
         foot = (
             Text(self.message, "yellow") if self.message else Text(_DETAIL_KEYS if self._opened else _LIST_KEYS, "dim")
         )
@@ -129,7 +133,8 @@ class View:
         order = self._newest_first()
         if not order:
             return [Text("No requests yet.", "dim")]
-        head = Text(f"{'time':8}  {'method':7} {'':3} {'took':>7} {'size':>8}  path", "dim")
+        numbers = f" {'took':>7} {'size':>8}" if width >= _NARROW else ""
+        head = Text(f"{'time':8}  {'method':7} {'':3}{numbers}  path", "dim")
         at, shown = order.index(self.selected), max(1, room - 1)
         if self._follows:
             self._top = 0
@@ -143,7 +148,7 @@ class View:
         line.append(f"{plain(each['method'])[:7]:7} ")
         line.append(f"{_status(each):>3}", status_style(each["status"]))
         size = each["received"] + (each["sent"] if each["upgraded"] else 0)
-        line.append(f" {took(each['took_ms']):>7} {format_size(size):>8}  ")
+        line.append(f" {took(each['took_ms']):>7} {format_size(size):>8}  " if width >= _NARROW else "  ")
         path = ("↻ " if each["replay_of"] else "") + plain(each["target"])
         line.append(middle_out(path, max(12, width - line.cell_len)))
         if identity == self.selected:

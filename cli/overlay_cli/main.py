@@ -5,6 +5,7 @@ Commands import what they need when they run: a start costs typer alone. An erro
 """
 
 import os
+import re
 import sys
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from overlay.errors import Exit, UserError
 from overlay_cli import output
 from overlay_cli.commands.capture import capture
-from overlay_cli.commands.connect import connect
+from overlay_cli.commands.connect import connect_app
 from overlay_cli.commands.dns import dns_app
 from overlay_cli.commands.expose import expose_app
 from overlay_cli.commands.member import down, status, up
@@ -25,6 +26,7 @@ from overlay_cli.commands.token import token_app
 from overlay_cli.commands.version import version
 
 PROGRAM = "overlay"
+_ENVIRONMENT = re.compile(r" \(env var: [^)]*\)")  # it may have come from the command line
 
 app = typer.Typer(
     name=PROGRAM,
@@ -51,7 +53,7 @@ app.command(epilog="Example: overlay status --json")(status)
 app.command(epilog="Example: overlay ping b -c 3   (or: overlay ping b --until-direct)")(ping)
 app.command(epilog="Example: overlay why b")(why)
 app.add_typer(expose_app, name="expose")
-app.command(epilog="Example: overlay connect db --listen 127.0.0.1:5432")(connect)
+app.add_typer(connect_app, name="connect")
 app.command(epilog="Example: ssh -o ProxyCommand='overlay proxy %h %p' b.local.test")(proxy)
 app.command(epilog="Example: sudo overlay capture b -w b.pcapng icmp or tcp port 443")(capture)
 app.command(epilog="Example: overlay netcheck --json   (or, before joining: overlay netcheck ov1_…)")(netcheck)
@@ -90,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _usage_error(error: typer.TyperException) -> UserError:
-    message = error.format_message()
+    message = _ENVIRONMENT.sub("", error.format_message()).replace("a valid int range", "a whole number")
     context = getattr(error, "ctx", None)
     command = PROGRAM if context is None else context.command_path
     code = "unknown-command" if message.startswith("No such command") else "usage"

@@ -20,7 +20,14 @@ WIDTH_OF_A_PIPE = 200
 
 def print_json(document: Any) -> None:
     """The one JSON document of a command run with `--json`."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    print_line(inert(json.dumps(document, ensure_ascii=False, indent=2)))
+
+
+def inert(text: str) -> str:
+    """JSON that says the same, with nothing in it that a terminal would obey or hide."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
 def print_line(text: str) -> None:

@@ -2,6 +2,8 @@
 network interface and without rights, started for it and ended when nothing is published any more.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +66,17 @@ def end_publisher(client: "LocalClient") -> None:
     """What was started for an exposure ends with it, unless more is published by now."""
     if not client.request("GET", "/v1/exposures")["exposures"]:
         client.request("POST", "/v1/down", timeout=STOP_TIMEOUT)
+
+
+@contextmanager
+def unless_interrupted(sentence: str, *errors: type[Exception]) -> Iterator[None]:
+    """Who ends a command while the daemon is asked, or meets one of these errors, is told what may be left of it."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, *errors)):
+            output.note(sentence)
+        raise
 
 
 def _may_start(state: Path) -> bool:

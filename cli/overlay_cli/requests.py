@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _LONGEST_METHOD: Final = 7
 _LONGEST_SOURCE: Final = 15  # that of IPv4: on a terminal more of an IPv6 address would leave no room for the path
+_NARROW: Final = (76, 56)  # columns of a terminal below which a line has no source; no size and time either
 
 
 def show_requests(
@@ -30,7 +31,7 @@ def show_requests(
             *lines, waiting = (waiting + data).split(b"\n")
             for line in filter(None, lines):
                 if json:
-                    output.print_line(line.decode())
+                    output.print_line(output.inert(line.decode()))
                 elif not quiet:
                     show_request(jsonlib.loads(line), entry())
             sys.stdout.flush()
@@ -67,8 +68,11 @@ def short_line(request: dict[str, Any], width: int, entry: str = "") -> "Text":
     line.append(f"{clock(request['at'])}  ", "dim")
     line.append(f"{plain(request['method'])[:_LONGEST_METHOD]:{_LONGEST_METHOD}} ")
     line.append(f"{request['status']:3}", status_style(request["status"]))
-    line.append(f" {took(request['took_ms']):>7} {format_size(request['sent']):>8}  ")
-    line.append(f"{source:{_LONGEST_SOURCE}}  ", "dim")
+    if width >= _NARROW[1]:
+        line.append(f" {took(request['took_ms']):>7} {format_size(request['sent']):>8}")
+    line.append("  ")
+    if width >= _NARROW[0]:
+        line.append(f"{source:{_LONGEST_SOURCE}}  ", "dim")
     line.append(middle_out(plain(request["path"]), max(12, width - line.cell_len)))
     return line
 

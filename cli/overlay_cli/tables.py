@@ -226,6 +226,19 @@ def exposure_table(exposures: list[dict[str, Any]]) -> Table:
     return table
 
 
+def connection_table(connections: list[dict[str, Any]]) -> RenderableType:
+    """What leads to private exposures of peers."""
+    if not connections:
+        return Text("no connections in the background", style="dim")
+    table = _table("id", "listens at", "leads to", "connections")
+    for each in connections:
+        where = f"{each['name']} of {each['node']}" if each["node"] else each["name"]
+        problem = ("\n", (each["problem"], "yellow")) if each["problem"] else ()
+        listen = each["listen"] + (f" ({each['protocol']})" if each["protocol"] == "udp" else "")
+        table.add_row(Text(each["id"]), Text(listen), Text.assemble(where, *problem), Text(str(each["connections"])))
+    return table
+
+
 def _members(members: Iterable[dict[str, Any]]) -> Text:
     """Whom users of a place are led to, a line each."""
     lines = []

@@ -79,6 +79,13 @@ class LocalClient:
                 "Run the command with sudo, or join the group 'overlay'.",
                 Exit.REFUSED,
             ) from error
+        except (http.client.IncompleteRead, http.client.RemoteDisconnected, ConnectionResetError) as error:
+            raise UserError(
+                "no-answer",
+                f"The daemon of {self._state} has ended.",
+                f"Start it again; its log in {self._state} says more.",
+                Exit.NOT_RUNNING,
+            ) from error
         except (TimeoutError, OSError, http.client.HTTPException, ValueError) as error:
             raise UserError(
                 "no-answer",
@@ -93,6 +100,13 @@ def _ask(connection: _UnixConnection, method: str, path: str, body: Any) -> http
     headers = {"Content-Type": "application/json"} if payload is not None else {}
     connection.request(method, path, payload, headers)
     response = connection.getresponse()
+    if response.status in (404, 405) and "json" not in response.headers.get("Content-Type", ""):
+        raise UserError(
+            "other-daemon",
+            "The daemon that runs there does not know this command: it is a server's where a node's is asked, or a "
+            "node's where a server's is, or of another version.",
+            "Run it on the other machine, or name the other daemon's folder with --state DIR; see 'overlay status'.",
+        )
     if response.status >= 400:
         raise error_from(json.loads(response.read() or b"{}").get("error", {}))
     return response

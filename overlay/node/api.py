@@ -13,6 +13,8 @@ from overlay.daemon.localapi import Produce, Streamed, caller, json_object, on_u
 from overlay.daemon.peers import Peers, peer_routes
 from overlay.daemon.records import Recording, record_routes
 from overlay.errors import Exit, UserError
+from overlay.node.connections import Connections
+from overlay.node.connections_api import connection_routes
 from overlay.node.exposure_files import ExposureFiles
 from overlay.node.exposure_files_api import exposure_file_routes
 from overlay.node.inspector.api import inspector_routes
@@ -35,7 +37,14 @@ class Node(Recording, Protocol):
     async def query_name(self, name: str, rtype: str) -> NameAnswer: ...
 
 
-def make_api(node: Node, capturing: Capturing, peers: Peers, files: ExposureFiles, inspector: Inspector) -> Starlette:
+def make_api(
+    node: Node,
+    capturing: Capturing,
+    peers: Peers,
+    files: ExposureFiles,
+    connections: Connections,
+    inspector: Inspector,
+) -> Starlette:
     """The application for `serve_local_api`."""
 
     async def status(_request: Request) -> Response:
@@ -86,6 +95,7 @@ def make_api(node: Node, capturing: Capturing, peers: Peers, files: ExposureFile
             Route("/v1/dns", names_status, methods=["GET"]),
             Route("/v1/dns/query", query_name, methods=["POST"]),
             *exposure_file_routes(files),
+            *connection_routes(connections),
             *inspector_routes(inspector),
             *capture_routes(capturing),
             *peer_routes(peers),

@@ -109,12 +109,19 @@ class Connecting:
 
     def __init__(self, bound: socket.socket, first: Connected, ask: Ask) -> None:
         self.drops: Counter[str] = Counter()
+        self.trouble = ""  # why it was not reached the last time; "": it was
         self._bound = bound
         self._now = first
         self._ask = ask
         self._connections = 0
+        self._flows: UdpFlows | None = None
         self._asked = 0  # so many times
         self._asking = anyio.Lock()
+
+    @property
+    def connections(self) -> int:
+        """Open now; of datagrams: flows."""
+        return self._connections if self._flows is None else self._flows.count
 
     async def run(self) -> None:
         """Forward until cancelled. Raises `UserError` when this node may not reach it any more."""
@@ -128,9 +135,13 @@ class Connecting:
                     failure = error  # out of the group as it is
                 tasks.cancel_scope.cancel()
         finally:
-            self._bound.close()
+            self.close()
         if failure is not None:
             raise failure
+
+    def close(self) -> None:
+        """Where it does not run."""
+        self._bound.close()
 
     async def _stay_let_in(self) -> None:
         pause = RENEWAL
@@ -167,12 +178,12 @@ class Connecting:
 
     async def _forward_all(self, tasks: TaskGroup) -> None:
         if self._now.datagrams:
-            flows = UdpFlows(
+            self._flows = UdpFlows(
                 self._bound,
                 lambda source, local: SocketOutlet.open(lambda: self._endpoint, self.drops),
                 drops=self.drops,
             )
-            await flows.run()
+            await self._flows.run()
             return
         while True:
             try:
@@ -226,7 +237,11 @@ class Connecting:
             if stream is not None and not reached:
                 stream.close()
         if reached:
+            self.trouble = ""
             return stream
         self.drops["not_reached"] += 1
-        _log.warning("%s on %s is not reached: %s", format_endpoint(self._endpoint), self._now.node, problem)
+        trouble = f"{format_endpoint(self._endpoint)} on {self._now.node} is not reached: {problem}"
+        if trouble != self.trouble:  # programs that go on trying fill no log
+            self.trouble = trouble
+            _log.warning("%s", trouble)
         return None

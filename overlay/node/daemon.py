@@ -34,6 +34,7 @@ from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.node.api import make_api
 from overlay.node.calls import Calls
 from overlay.node.ciphers import measure
+from overlay.node.connections import Connections
 from overlay.node.control import ControlClient
 from overlay.node.exposure_files import ExposureFiles
 from overlay.node.exposures import Exposures
@@ -169,6 +170,7 @@ class NodeDaemon:
             look_up=self._member.look_up,
         )
         self._exposure_files = ExposureFiles(state, self._exposures)
+        self._connections = Connections(state, self.connect)
         self._calls = Calls(self._ways.dial_plain, self._exposures.serve, self._exposures.drops)
         self._records = Records(self._control.request, lambda: self._memory.network_map)
         self._identity: Identity | None = None
@@ -339,7 +341,14 @@ class NodeDaemon:
     # inside ----------------------------------------------------------------------------------------------------------
 
     def _api(self) -> Starlette:
-        return make_api(self, self._member, self._member, self._exposure_files, self._exposures.inspector)
+        return make_api(
+            self,
+            self._member,
+            self._member,
+            self._exposure_files,
+            self._connections,
+            self._exposures.inspector,
+        )
 
     def _hello(self, map_version: int, map_mark: bytes) -> Hello:
         chosen = self._start.joined.name
@@ -443,6 +452,7 @@ class NodeDaemon:
                 await tasks.start(self._exposures.run, str(identity.addresses[0]) if self._settings.tun else "")
                 tasks.start_soon(self._calls.run)
                 tasks.start_soon(self._exposure_files.run)
+                tasks.start_soon(self._connections.run)
                 if self._settings.tun:
                     self._look_for_paths(tasks, identity)
                 self._up.set()

@@ -27,7 +27,7 @@ from overlay.node.exposures import Exposures
 from overlay.node.kept import Kept
 from overlay.node.ranges import spread, whole
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
-from overlay.node.wishes import is_renewable
+from overlay.node.wishes import checked_inspect, checked_target, is_renewable
 
 FILE: Final = "exposure-files.json"
 MOST_FILES: Final = 16
@@ -133,7 +133,8 @@ class ExposureFiles:
             if dry:
                 shown = self._shown(file)
                 return tuple(
-                    Outcome(entry=name, action=action, exposure=shown.get(name)) for name, action in plan.items()
+                    Outcome(entry=name, action=action, exposure=shown.get(name), error=_mistake(wanted.get(name)))
+                    for name, action in plan.items()
                 )
             outcomes = await self._carry_out(file, wanted, owner, there, plan)
             published = set(since) | set(self._exposures.declared(file))
@@ -334,6 +335,16 @@ class ExposureFiles:
 
 def _ending(wish: ExposeWish, at: float) -> ExposeWish:
     return msgspec.structs.replace(wish, terms=msgspec.structs.replace(wish.terms, expires=at))
+
+
+def _mistake(wish: ExposeWish | None) -> ErrorDocument | None:
+    """What can be known to be wrong without asking the server."""
+    try:
+        for one in spread(wish) if wish is not None else ():
+            checked_inspect(one, checked_target(one))
+    except UserError as error:
+        return ErrorDocument(**error_document(error))
+    return None
 
 
 def _plan(there: Sequence[Kept], wish: ExposeWish) -> Action:

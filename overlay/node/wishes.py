@@ -116,7 +116,10 @@ def checked_inspect(wish: ExposeWish, target: Target) -> int:
         raise UserError("bad-target", "Only what speaks http can be inspected.", "Leave out --inspect.", Exit.USAGE)
     if not 0 <= wish.inspect <= MOST_INSPECTED:
         raise UserError(
-            "bad-request", f"At most {MOST_INSPECTED >> 20} MiB of a body are kept.", "Keep less.", Exit.USAGE
+            "bad-request",
+            f"At most {MOST_INSPECTED >> 20} MiB of a body are kept.",
+            "Give --inspect-body 8MB, or less.",
+            Exit.USAGE,
         )
     return wish.inspect
 

@@ -36,6 +36,9 @@ ALL = (
     ("expose", "inspect"),
     ("expose", "replay"),
     ("expose", "tcp://127.0.0.1:1"),
+    ("connect", "ls"),
+    ("connect", "rm"),
+    ("connect", "db"),
 )
 ALL_WITH_NODE = (
     *ALL,

@@ -31,6 +31,12 @@ def test_an_end_is_a_point_in_time_or_a_length_of_it(text: str, end: tuple[float
     assert parse_end(text) == end
 
 
+@pytest.mark.parametrize("text", ["5300w", "9" * 400 + "d"])
+def test_an_end_that_nobody_will_see(text: str) -> None:
+    with pytest.raises(UserError, match="more than 100 years"):
+        parse_end(text)
+
+
 @pytest.mark.parametrize(
     "text", ["2026-12-31", "2026-12-31T18:00:00", "2026-12-31T18:00Z", "2026-06-31T18:00:00Z", "2026-12-31T18:00:00Zx"]
 )

@@ -107,6 +107,14 @@ def test_a_row(more: dict[str, Any], says: str) -> None:
     assert says in drawn(it)[4]
 
 
+def test_a_narrow_terminal_shows_paths_and_the_whole_address_of_the_page() -> None:
+    it = view(1)
+    lines = drawn(it, 40, 12)
+    assert lines[:3] == ["https://app.test/ → http://127.0.0.1:300", "0", "Inspector: http://127.0.0.1:1/x/#x1"]
+    assert lines[5].endswith("GET     200  /1")
+    assert drawn(it, 40, 6)[0].endswith("…"), "where there is no room at all, the requests have it"
+
+
 def test_details_are_opened_scrolled_and_left() -> None:
     it = view(2)
     assert it.press("enter") == "load" and "Loading…" in drawn(it)

@@ -167,7 +167,7 @@ def test_a_daemon_that_ends_first_is_told_from_a_capture_that_ended(tmp_path: Pa
     async def main(client: LocalClient) -> None:
         with pytest.raises(UserError) as caught:
             await to_thread.run_sync(read, client)
-        assert caught.value.code == "no-answer"
+        assert caught.value.code == "no-answer" and "has ended" in caught.value.message
 
     serve(tmp_path, Source(produce), main)
 

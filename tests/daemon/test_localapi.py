@@ -59,6 +59,19 @@ def test_calls_errors_and_bad_requests(tmp_path: Path) -> None:
     anyio.run(main)
 
 
+def test_a_daemon_of_the_other_kind_is_said(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(serve_local_api, APP, tmp_path)
+            for method, path in (("GET", "/v1/tokens"), ("GET", "/v1/echo")):
+                with pytest.raises(UserError, match="does not know this command") as caught:
+                    await to_thread.run_sync(LocalClient(tmp_path).request, method, path)
+                assert caught.value.code == "other-daemon" and "--state" in caught.value.hint
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
 def test_no_daemon_is_exit_code_three(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         LocalClient(tmp_path).request("GET", "/v1/status")

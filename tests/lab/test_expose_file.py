@@ -1,5 +1,6 @@
 """Many exposures by a file, and the inspector, as people use them: real daemons, curl before them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from tests.lab.browser import Browser
 from tests.lab.conftest import tracked
 from tests.lab.netns import Lab, wait_for
+from tests.lab.published import ROOT, exposed, program
 from tests.lab.topology import OVERLAY, SERVER_ADDRESS, Machine, Network, build_internet
 
 pytestmark = pytest.mark.lab
@@ -177,6 +179,26 @@ def test_requests_are_inspected_and_sent_again(network: Network) -> None:
     terminal.type("q")
     assert terminal.end() == 0
     assert a.status()["exposures"] == [] and a.overlay("expose", "replay", first["id"], check=False).returncode == 1
+
+
+def test_a_websocket_is_inspected_and_notices_nothing(network: Network) -> None:
+    a, user = network["a"], network.lab.namespaces["user"]
+    service = a.popen(*program("chat", "3001"), cwd=ROOT)
+    wait_for(lambda: a.run("curl", "-s", "127.0.0.1:3001", check=False).stdout, "the service answers")
+    with exposed(a, "3001", "--host", "chat.test", "--inspect") as made:
+        said = user.run(program("talk", "ws", "chat.test"), cwd=ROOT).stdout
+        assert json.loads(said) == {"echo": True, "protocol": "chat", "pong": True, "closed": 1000}
+
+        def seen() -> Any:
+            return a.overlay_json("expose", "inspect", made["id"])["exchanges"][0]
+
+        wait_for(lambda: seen()["state"] == "done", "its end is seen")
+        assert (seen()["status"], seen()["upgraded"], seen()["target"]) == (101, True, "/socket")
+        assert min(seen()["sent"], seen()["received"]) > 5_000_000
+        again = a.overlay("expose", "replay", seen()["id"], check=False)
+        assert again.returncode == 1 and "asked for another protocol" in again.stderr
+    service.terminate()
+    service.wait()
 
 
 def test_the_page_shows_requests_and_sends_them_again_in_a_browser(network: Network) -> None:

@@ -85,6 +85,25 @@ def test_peers_with_the_tag_or_the_token_and_nobody_else(network: Network) -> No
     assert b.overlay("connect", NAME, check=False).returncode == 4
 
 
+def test_in_the_background_it_stays_through_a_restart_until_it_is_ended(network: Network) -> None:
+    a, b = network["a"], network["b"]
+    shown = a.overlay_json("expose", f"tcp://127.0.0.1:{PORT}", "--private", NAME, "--for-tag", "team")
+    assert "no connections" in b.overlay("connect", "ls").stdout
+    made = b.overlay("connect", NAME, "--listen", "4001", "--background").stdout
+    assert made == f"c1  127.0.0.1:4001 → {NAME} of a\n" and fetch(b, "127.0.0.1:4001") == "a's own"
+    again = b.overlay("connect", NAME, "--listen", "4001", "--background", check=False)
+    assert again.returncode == 1 and "Cannot listen at 127.0.0.1:4001: Address already in use." in again.stderr
+    b.kill_daemon()
+    b.overlay("up", "--quiet")
+    wait_for(lambda: fetch(b, "127.0.0.1:4001") == "a's own", "it is connected again")
+    (listed,) = b.overlay_json("connect", "ls")["connections"]
+    assert (listed["id"], listed["listen"], listed["node"], listed["problem"]) == ("c1", "127.0.0.1:4001", "a", "")
+    a.overlay("expose", "rm", shown["id"])
+    assert fetch(b, "127.0.0.1:4001") == "" and "is not reached" in b.overlay("connect", "ls").stdout
+    assert b.overlay_json("connect", "rm", NAME) == {"removed": "c1"}
+    assert b.overlay("connect", "rm", "c1", check=False).returncode == 1
+
+
 def test_datagrams(network: Network) -> None:
     a, b = network["a"], network["b"]
     dns = start_dns(a.namespace, "127.0.0.1", 5353, "who.test", "192.0.2.9")

@@ -41,7 +41,7 @@ def test_an_exposure_belongs_to_who_the_kernel_says_is_calling(monkeypatch: pyte
     async def main(folder: Path) -> dict[str, Any]:
         stub = cast(Any, Node())
         async with anyio.create_task_group() as tasks:
-            await tasks.start(serve_local_api, make_api(stub, stub, stub, stub, stub), folder)
+            await tasks.start(serve_local_api, make_api(stub, stub, stub, stub, stub, stub), folder)
             (folder / "overlay.sock").chmod(0o666)
             command = ["/usr/bin/python3", "-c", _CALLER, str(folder / "overlay.sock")]
             done = await to_thread.run_sync(

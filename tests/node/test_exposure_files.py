@@ -122,6 +122,8 @@ def test_an_entry_that_is_refused_leaves_the_others(tmp_path: Path) -> None:
             }
             error = outcomes["bad"].error
             assert error is not None and error.code == "bad-target" and set(it.ids()) == {"good", "other"}
+            planned = await it.apply(True, bad=wish("ftp://127.0.0.1:1"), range=wish("tcp://a:1-2", public="1"))
+            assert [each.error and each.error.code for each in planned.values()][:2] == ["bad-target", "range-invalid"]
             await it.actions(good=wish(host="a.test"), other=wish("2"))
             refused = await it.apply(good=wish("ftp://127.0.0.1:1", host="a.test"), other=wish("2"))
             assert refused["good"].exposure is not None, "what was there stays"

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from overlay.errors import Exit, UserError
 from overlay_cli import output, wishes
 from overlay_cli.commands import expose_options as options
+from overlay_cli.first_word import FirstWordCommand, FirstWordGroup
 from overlay_cli.options import CaFile, Carrier, Json, NodeState, Proxy, Quiet, read_invite, way_settings
 from overlay_cli.requests import show_requests
 
@@ -26,28 +26,8 @@ if TYPE_CHECKING:
     from overlay.daemon.client import LocalClient
     from overlay_cli.credentials import Made
 
-_ADD = "TARGET"
-"""The name of the command that takes a target: what the help of `overlay expose` shows beside `ls` and `rm`."""
-
-
-class _ExposeGroup(TyperGroup):
-    """A group whose first word may be a target instead of a command."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [_ADD, *args]
-        return super().parse_args(ctx, args)
-
-
-class _AddCommand(TyperCommand):
-    """Its own name stands for the target in the usage line."""
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return ["[OPTIONS]"]
-
-
 expose_app = typer.Typer(
-    cls=_ExposeGroup,
+    cls=FirstWordGroup,
     help="Publish a service of this machine on the server: overlay expose TARGET [--host NAME | --public PORT].",
     no_args_is_help=True,
     epilog="Example: overlay expose tcp://127.0.0.1:22 --public 9022",
@@ -55,8 +35,8 @@ expose_app = typer.Typer(
 
 
 @expose_app.command(
-    _ADD,
-    cls=_AddCommand,
+    "TARGET",
+    cls=FirstWordCommand,
     epilog="Example: overlay expose 3000 --host app.example.com   (or: overlay expose --file exposures.toml)",
 )
 def add_exposure(
@@ -120,7 +100,7 @@ def add_exposure(
     _check_usage(context, target, file, dry_run=dry_run)
     wishes.check_typed(context)
     from overlay.node.settings import check_ways
-    from overlay_cli.publisher import end_publisher, find_publisher
+    from overlay_cli.publisher import end_publisher, find_publisher, unless_interrupted
 
     ways = way_settings(carrier, proxy, ca)
     check_ways(ways["carriers"], ways["proxy"])
@@ -141,7 +121,10 @@ def add_exposure(
     wish = wishes.wish(given, Path())
     client, started = connect()
     try:
-        with output.working("Asking the server…", quiet=quiet or json):
+        with (
+            output.working("Asking the server…", quiet=quiet or json),
+            unless_interrupted("It may be published all the same: see 'overlay expose ls'."),
+        ):
             exposure = client.request("POST", "/v1/exposures", wish.document, timeout=30)
     except UserError:
         if started:
@@ -185,6 +168,7 @@ def _stay(
     client: "LocalClient", exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool, show_secrets: bool
 ) -> None:
     """Show requests until somebody ends it, and then give the exposure back."""
+    from overlay_cli.publisher import unless_interrupted
 
     def end(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -209,7 +193,8 @@ def _stay(
             while True:
                 signal.pause()
     finally:
-        with _suppress_unknown():  # somebody else has given it back
+        left = f"It may still be published: give it back with 'overlay expose rm {exposure['id']}'."
+        with unless_interrupted(left, UserError), _suppress_unknown():  # unknown: somebody else has given it back
             client.request("DELETE", f"/v1/exposures/{quote(exposure['id'], safe='')}", timeout=30)
 
 
@@ -332,7 +317,8 @@ def _id_of(client: "LocalClient", word: str) -> str:
     if re.fullmatch("x[0-9]+", word):
         return word
     shown = client.request("GET", "/v1/exposures")["exposures"]
-    found = [each["id"] for each in shown if each["entry"] is not None and each["entry"]["name"] == word]
+    entries = [each for each in shown if each["entry"] is not None and each["entry"]["name"] == word]
+    found = list(dict.fromkeys(each["range"] or each["id"] for each in entries))
     if len(found) > 1:
         raise UserError(
             "exposure-ambiguous",

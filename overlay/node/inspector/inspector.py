@@ -108,6 +108,11 @@ class Inspector:
         request = old.request
         if request.upgrade or request.method == b"CONNECT":
             raise _impossible(f"{name} asked for another protocol", "Only ordinary requests can be sent again.")
+        if not old.asked:
+            raise _impossible(
+                f"{name}'s body has not ended" if old.state == "open" else f"{name} was cut off before its body ended",
+                "Send it anew from where it came." if old.state != "open" else "Try again when it has.",
+            )
         if not old.is_whole:
             raise _impossible(
                 f"of the {old.sent.size} bytes of {name}'s body {len(old.sent.kept)} were kept",

@@ -19,10 +19,14 @@ MOST_DECODED: Final = 256 * 1024  # bytes that a compressed body may become
 MOST_TEXT: Final = 256 * 1024  # characters that are shown
 MOST_DUMPED: Final = 4096  # bytes that are shown as digits
 MOST_CODINGS: Final = 3  # one within the other
+MOST_MEMBERS: Final = 16  # of gzip, one behind the other, which are one body (RFC 1952 §2.2)
 _DIGITS_A_LINE: Final = 16
+_GZIP: Final = b"\x1f\x8b"
 MASK: Final = "••••••"
 _SECRET: Final = frozenset(
-    "authorization proxy-authorization cookie set-cookie x-api-key x-auth-token x-csrf-token x-xsrf-token".split()
+    "authorization proxy-authorization cookie set-cookie api-key apikey x-api-key x-access-token x-auth-token "
+    "x-amz-security-token x-csrf-token x-github-token x-gitlab-token x-goog-api-key x-vault-token x-xsrf-token "
+    "private-token".split()
 )
 _CHARSETS: Final = frozenset(
     "utf-8 us-ascii ascii utf-16 iso-8859-1 latin1 iso-8859-2 iso-8859-15 windows-1250 windows-1251 windows-1252 "
@@ -201,9 +205,16 @@ def _decode(name: str, data: bytes) -> tuple[bytes, bool] | None:
 
 
 def _inflate(data: bytes, window: int) -> tuple[bytes, bool]:
-    decoder = zlib.decompressobj(window)
-    found = decoder.decompress(data, MOST_DECODED)
-    return found, not decoder.eof and (bool(decoder.unconsumed_tail) or len(found) == MOST_DECODED)
+    found = b""
+    for _ in range(MOST_MEMBERS):
+        decoder = zlib.decompressobj(window)
+        found += decoder.decompress(data, MOST_DECODED - len(found))
+        if len(found) >= MOST_DECODED:
+            return found, not decoder.eof or bool(decoder.unused_data)
+        data = decoder.unused_data
+        if not data.startswith(_GZIP) or window < zlib.MAX_WBITS + 16:
+            return found, bool(decoder.unconsumed_tail)
+    return found, True
 
 
 def _unbrotli(data: bytes) -> tuple[bytes, bool]:

@@ -148,6 +148,34 @@ def test_it_sees_requests_and_not_the_header_before_them(tmp_path: Path) -> None
     anyio.run(main)
 
 
+def test_an_upgraded_connection_is_left_as_it_is_half_closes_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        async def chat(stream: SocketStream) -> None:
+            async with stream:
+                await stream.receive()
+                await stream.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nhello")
+                heard = b"".join([data async for data in stream])
+                await stream.send(b"heard " + heard)
+
+        it = Inspected(tmp_path)
+        async with serving(it.exposures), tcp_service(chat) as port:
+            await it.exposures.add(ExposeWish(target=str(port), host="app.test", inspect=100))
+            with anyio.fail_after(5):
+                async with await anyio.connect_tcp(NODE, it.server.list()[0].port, local_host=SERVER) as user:
+                    await user.send(b"GET / HTTP/1.1\r\nHost: app.test\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+                    answer = b""
+                    while not answer.endswith(b"hello"):
+                        answer += await user.receive()
+                    await user.send(b"\x81\x00last")
+                    await user.send_eof()
+                    answer = b"".join([data async for data in user])
+            assert answer == b"heard \x81\x00last"
+            (summary,) = await it.until("done")
+            assert (summary.upgraded, summary.status, summary.sent, summary.received) == (True, 101, 6, 17)
+
+    anyio.run(main)
+
+
 def test_a_request_is_sent_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with inspected(tmp_path) as it:
@@ -179,10 +207,14 @@ def test_what_cannot_be_sent_again(tmp_path: Path) -> None:
             ):
                 with pytest.raises(UserError, match=says):
                     await it.inspector.replay(name)
+            await it.ask(b"POST /cut HTTP/1.1\r\nHost: app.test\r\nContent-Length: 9\r\n\r\nhe")
+            await it.until("done", "done", "cut")
+            with pytest.raises(UserError, match="r3 was cut off before its body ended"):
+                await it.inspector.replay("r3")
             await it.ask(CUT)
             await it.exposures.remove("x1")
             with pytest.raises(UserError, match="no request"):
-                await it.inspector.replay("r3")
+                await it.inspector.replay("r4")
             with pytest.raises(UserError, match="Only what speaks http"):
                 await it.exposures.add(ExposeWish(target="tcp://127.0.0.1:1", inspect=1))
             with pytest.raises(UserError, match="At most 8 MiB"):

@@ -57,6 +57,15 @@ def test_what_would_be_endless_is_cut(coding: str) -> None:
     assert f"it goes on after these {MOST_DECODED} bytes" in twice.notes and len(twice.text) <= MOST_DECODED
 
 
+def test_gzip_in_several_members_is_one_body() -> None:
+    found = shown(gzip.compress(b"one ") + gzip.compress(b"two") + b"and rubbish", "gzip")
+    assert found.text == "one two" and found.notes == ("decoded from gzip",)
+    nothing = shown(gzip.compress(b"") * 100_000, "gzip")
+    assert nothing.text == "" and "it goes on after these 0 bytes" in nothing.notes
+    many = shown(gzip.compress(bytes(b"a" * MOST_DECODED)) * 100, "gzip")
+    assert len(many.text) == MOST_DECODED and "it goes on" in many.notes[-1]
+
+
 def test_what_is_not_what_it_claims_is_shown_as_it_is() -> None:
     found = shown(b"not compressed", "gzip")
     assert found.kind == "binary" and found.notes == ("gzip: not decoded",) and "not compressed" in found.text

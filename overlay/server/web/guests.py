@@ -53,5 +53,10 @@ class WebGuests:
     def take_caller(self, caller: Caller) -> None:
         self._callers.take(caller)
 
+    def forget_node(self, node: int) -> None:
+        """It was removed."""
+        if self.proxy is not None:
+            self.proxy.forget_node(node)
+
     def _find(self, request: RequestHead) -> Site | None:
         return self._sites.find(request.host, request.path)

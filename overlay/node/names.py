@@ -36,13 +36,16 @@ WATCH_INTERVAL = 2.0
 _log = logging.getLogger(__name__)
 
 
-def restore_system(state: StateDir) -> None:
-    """Undo what an earlier run changed on the system and could not put back (it was killed). Idempotent."""
+def restore_system(state: StateDir) -> bool:
+    """Undo what an earlier run changed on the system and could not put back (it was killed). Idempotent. → whether
+    there was something"""
     try:
         if SystemDns(state).restore():
             _log.warning("put back the system's resolver configuration that an earlier run left")
+            return True
     except OSError as error:
         _log.warning("the system's resolver configuration could not be put back: %s", error)
+    return False
 
 
 def build_zones(network_map: NetworkMap, pinned: frozenset[str] = frozenset()) -> Zones:

@@ -6,8 +6,9 @@ now is an address of this machine (`local USER dev lo`). So nothing but this tar
 back; no sysctl, no mark and no firewall rule is needed, and reverse path filters have nothing to say: on this machine a
 packet keeps the route that it was sent by, and one of the local network comes in where the way to its sender goes out.
 
-A target by UDP that is bound to all addresses asks for the route before it has chosen its own; hence no `from` there,
-and the route names the source that it is to choose.
+A target by UDP that is bound to all addresses may ask for the route before it has chosen its own. For that there is a
+second rule, `from 0.0.0.0`, and the route names the source that it is to choose. IPv6 has no such rule: there, none of
+the target's own says `from`, and who comes to the same port by another way at the same time has no answer.
 
 What is set up is written down first, and taken away when nobody needs it any more, at the end, and after a kill at the
 next start. Nothing of it outlives a reboot. Linux only.
@@ -66,13 +67,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     protocol: int
     port: int
     address: str  # the target's
-    sourced: bool = True  # `from` the address alone
+    sourced: bool = True  # it always says the target's address
 
     @property
     def family(self) -> int:
         return int(socket.AF_INET6 if ":" in self.address else socket.AF_INET)
 
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> list[dict[str, Any]]:
+        """Of each rule that the kernel gets for it."""
         made = {
             "family": self.family,
             "priority": PRIORITY,
@@ -80,9 +82,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
             "ip_proto": self.protocol,
             "sport_range": f"{self.port}:{self.port}",
         }
-        if self.sourced:
-            made |= {"src": self.address, "src_len": ip_address(self.address).max_prefixlen}
-        return made
+        if not self.sourced and self.family == socket.AF_INET6:
+            return [made]
+        sources = [self.address] if self.sourced else [self.address, "0.0.0.0"]
+        return [{**made, "src": each, "src_len": ip_address(each).max_prefixlen} for each in sources]
 
 
 class RuleFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +141,11 @@ class ReturnRoutes:
                     async with self._lock:
                         await self._remove(netlink, list(self._ways))
 
+    async def restore(self) -> bool:
+        """Take away what an earlier run left, as `run` does when it starts. → whether there was something"""
+        async with AsyncIPRoute() as netlink:
+            return await self._restore(netlink)
+
     async def is_local(self, address: str) -> bool:
         """Whether it is one of this machine's. Raises `OSError`."""
         async with self._using() as netlink:
@@ -180,7 +188,8 @@ class ReturnRoutes:
             sourced=transport == "tcp" or not local,
         )
         await self._note([*(way.rule for way in self._ways.values()), rule])
-        await netlink.rule("add", **rule.attributes())
+        for attributes in rule.attributes():
+            await netlink.rule("add", **attributes)
         way = self._ways[target, transport] = _Way(rule, local)
         return way
 
@@ -215,21 +224,23 @@ class ReturnRoutes:
             return
         for key in keys:
             way = self._ways.pop(key)
-            await _unless_gone(netlink.rule, **way.rule.attributes())
+            for attributes in way.rule.attributes():
+                await _unless_gone(netlink.rule, **attributes)
             for user in tuple(way.users):
                 await self._leave(netlink, way, user)
         await self._note_fewer()
 
-    async def _restore(self, netlink: AsyncIPRoute) -> None:
+    async def _restore(self, netlink: AsyncIPRoute) -> bool:
         try:
             left = self._state.read_struct(FILE, RuleFile)
         except UserError as error:
             _log.warning("what an earlier run left is not known: %s", error)
-            return
+            return False
         if left is None:
-            return
+            return False
         for rule in left.rules:
-            await _unless_gone(netlink.rule, **rule.attributes())
+            for attributes in rule.attributes():
+                await _unless_gone(netlink.rule, **attributes)
             try:
                 async for message in await netlink.get_routes(family=rule.family, table=rule.table):
                     if message.get("table") == rule.table:  # a kernel that does not filter sends all
@@ -238,6 +249,7 @@ class ReturnRoutes:
                 _log.warning("table %d cannot be read: %s", rule.table, error.args[-1])
         await self._note_fewer()
         _log.warning("took away %d routing rules that an earlier run left", len(left.rules))
+        return True
 
     async def _note(self, rules: list[Rule]) -> None:
         """Raises `OSError`."""

@@ -20,7 +20,7 @@ from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.node.return_routes import Hold, ReturnRoutes, UnusableAddress
 from overlay.node.targets import NO_OPTIONS, Target, TargetOptions
 from overlay.wire.control.terms import Terms, check_terms
-from overlay.wire.endpoint import Endpoint
+from overlay.wire.endpoint import Endpoint, canonical_endpoint
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, parse_proxy_header
 
 MOST_WAITING: Final = 32  # datagrams of one flow, while its way back is made
@@ -241,11 +241,14 @@ def host_endpoints(target: Target) -> list[Endpoint]:
     if target.host.lower() == "localhost":
         return [("127.0.0.1", target.port), ("::1", target.port)]
     try:
-        return [(str(ip_address(target.host)), target.port)]
+        endpoint = canonical_endpoint(target.host, target.port)
     except ValueError as error:
         raise _unfit(
             f"'{target.host}' is a name, and the way back is made for an address", "Write its address, or localhost."
         ) from error
+    if ip_address(endpoint[0]).is_unspecified:  # with an address bound, the kernel would take that for the target's
+        return [("::1" if ":" in endpoint[0] else "127.0.0.1", target.port)]
+    return [endpoint]
 
 
 def user_of(header: ProxyHeader) -> Endpoint:
@@ -268,6 +271,8 @@ def _seen_by(user: Endpoint, endpoints: list[Endpoint]) -> Endpoint:
     ):
         raise UnusableAddress("transparent_own_address", "the user's address is no other host's")
     for endpoint in endpoints:
+        if ip_address(endpoint[0]) == address:  # no machine takes what comes from outside with its own address
+            raise UnusableAddress("transparent_own_address", "the user's address is the target's own")
         if ip_address(endpoint[0]).version == address.version:
             return endpoint
     raise UnusableAddress("transparent_other_family", f"the target has no address of IPv{address.version}")

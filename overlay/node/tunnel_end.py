@@ -207,29 +207,37 @@ class TunnelEnd:
             stream.close()
             return
         stream = secured
-        inside = await self._connect_for(user)
+        inside, unfit = None, ""
+        try:
+            inside = await self._connect_for(user)
+        except UnusableAddress as error:  # this user's trouble, and nobody else's
+            self._drops[error.reason] += 1
+            unfit = str(error)
+            _log.debug("%s: a user is turned away: %s", self._target.text, error)
         if inside is not None:
             if self.tls is None:
                 await self._say_reached(stream)
             await forward_streams(stream, inside if self.tap is None else self.tap(inside))
             return
         try:
-            if self._says_reached or self._target.protocol != "http" or not await self._explain(stream):
+            if self._says_reached or self._target.protocol != "http" or not await self._explain(stream, unfit):
                 stream.cut()
         finally:
             stream.close()
 
-    async def _explain(self, stream: Stream) -> bool:
-        """Say why there is nothing to say, to who speaks HTTP. → whether that could be done"""
+    async def _explain(self, stream: Stream, unfit: str) -> bool:
+        """Say why there is nothing to say, to who speaks HTTP; `unfit`: why not to this user alone. → whether that
+        could be done"""
         inside = self._inside
-        sentence = f"{self._target.text} is not reachable: {inside.trouble}"
+        sentence = f"{self._target.text} is not reachable: {unfit or inside.trouble}"
+        slow = inside.slow and not unfit
         body = trouble_page(sentence) if self._peers else None
         extra = () if self._peers else (trouble_field(sentence),)
         try:
             with anyio.fail_after(EXPLAIN_TIMEOUT):
                 head, _ = await read_head(stream)
                 with_body = not head.startswith(b"HEAD ")
-                await say(stream, answer(504 if inside.slow else 502, body, with_body=with_body, extra=extra))
+                await say(stream, answer(504 if slow else 502, body, with_body=with_body, extra=extra))
         except (TimeoutError, RemoteProtocolError, anyio.EndOfStream, anyio.BrokenResourceError):
             return False
         return True
@@ -288,17 +296,11 @@ class TunnelEnd:
         return await self._connect(None, encode(ProxyHeader(), self._inside.told.proxy_protocol))
 
     async def _connect_for(self, user: ProxyHeader | None) -> TargetStream | None:
-        """`user`: of whom this end has to tell the target; None: nobody."""
+        """`user`: of whom this end has to tell the target; None: nobody. Raises `UnusableAddress`."""
         if user is None:
             return await self._connect(None, b"")
         told = self._inside.told
-        try:
-            return await self._connect(user_of(user) if told.transparent else None, encode(user, told.proxy_protocol))
-        except UnusableAddress as error:
-            self._drops[error.reason] += 1
-            self._inside.trouble, self._inside.slow = str(error), False
-            _log.debug("%s: a user is turned away: %s", self._target.text, error)
-            return None
+        return await self._connect(user_of(user) if told.transparent else None, encode(user, told.proxy_protocol))
 
     async def _connect(self, user: Endpoint | None, opening: bytes) -> TargetStream | None:
         try:

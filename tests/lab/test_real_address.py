@@ -13,16 +13,23 @@ import pytest
 
 from tests.lab.conftest import tracked
 from tests.lab.netns import Lab, Namespace, wait_for
-from tests.lab.topology import SERVER_ADDRESS, Machine, Network, build_internet
+from tests.lab.topology import SERVER_ADDRESS, Machine, Network, build_internet, start_dns
 from tests.programs import nginx_command
 
 pytestmark = pytest.mark.lab
 
 SERVER_6 = "2001:db8::1"
+PUBLIC_DNS = "198.51.100.54"
 USERS = {"user": ("198.51.100.90", "2001:db8::90"), "other": ("198.51.100.91", "2001:db8::91")}
 NGINX, HAPROXY, VARNISH, UNBOUND, DNSDIST = 3001, 3002, 3003, 3053, 3056  # on a, with the PROXY protocol
 STREAM = 3004  # nginx's module for anything by tcp
-PLAIN, DNSMASQ, NAIVE = 3000, 3054, 3055  # on a, which go by where a connection or datagram comes from
+PLAIN, DNSMASQ, NAIVE, SSH, NAMED = (
+    3000,
+    3054,
+    3055,
+    3022,
+    3057,
+)  # on a, which go by where a connection or datagram comes from
 LAN, LAN_6 = "192.168.5.9", "fd05::9"  # behind a
 OWN = "198.51.100.21"  # of a
 PORTS = ("9007", "9008")  # public, of two exposures with one target
@@ -31,19 +38,27 @@ NAME = "real.test"
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    """A server, a node with services on it, and two users without anything of ours."""
+    """A server, a node with services on it, a peer of that, and two users without anything of ours."""
     with Lab() as lab:
-        spaces = {name: lab.namespace(name) for name in ("server", "a", "lan", *USERS)}
-        addresses = {"server": (SERVER_ADDRESS, SERVER_6), "a": (OWN, "2001:db8::21"), **USERS}
+        spaces = {name: lab.namespace(name) for name in ("server", "a", "b", "lan", *USERS)}
+        addresses = {
+            "server": (SERVER_ADDRESS, SERVER_6),
+            "a": (OWN, "2001:db8::21"),
+            "b": ("198.51.100.22", "2001:db8::22"),
+            **USERS,
+        }
         internet = build_internet(lab, [(spaces[name], address) for name, (address, _) in addresses.items()])
         for name, (_, address) in addresses.items():
             spaces[name].address("eth0", f"{address}/64")
+        internet.address("br0", f"{PUBLIC_DNS}/24")
+        start_dns(internet, PUBLIC_DNS, 53, "example.org", SERVER_ADDRESS)
+        spaces["server"].resolv_conf.write_text(f"nameserver {PUBLIC_DNS}\n")
         made = Network(lab, internet)
-        for name in ("server", "a"):
+        for name in ("server", "a", "b"):
             made.machine(spaces[name])
         with tracked(made):
             made.start_server()
-            made.join("a")
+            made.join("a", "b")
             lab.link(spaces["a"], ["192.168.5.1/24", "fd05::1/64"], spaces["lan"], [f"{LAN}/24", f"{LAN_6}/64"])
             spaces["lan"].route("default", "192.168.5.1")
             spaces["lan"].route("default", "fd05::1")
@@ -244,11 +259,10 @@ def test_unbound_knows_who_sends_a_datagram(network: Network, tunnel: str) -> No
     a.overlay("expose", "rm", exposure["id"])
 
 
-@pytest.mark.parametrize("tunnel", ["single", "tls"])
-def test_dnsdist_answers_who_asks(network: Network, tunnel: str) -> None:
+def test_dnsdist_answers_who_asks(network: Network) -> None:
     a: Machine = network["a"]
-    wanted = ("expose", f"udp://127.0.0.1:{DNSDIST}", "--public", "9054", "--tunnel", tunnel, "--proxy-protocol", "v2")
-    exposure = a.overlay_json(*wanted)
+    wanted = ("--public", "9054", "--tunnel", "tls", "--proxy-protocol", "v2")
+    exposure = a.overlay_json("expose", f"udp://127.0.0.1:{DNSDIST}", *wanted)
     for user, addresses in USERS.items():
         for server, address in zip((SERVER_ADDRESS, SERVER_6), addresses, strict=True):
             kind = "AAAA" if ":" in address else "A"
@@ -387,12 +401,84 @@ def test_datagrams_come_from_users_themselves(network: Network, tunnel: str) -> 
             assert network.lab.namespaces[user].run(dig).stdout == "192.0.2.7\n"
             wait_for(lambda: f" {address}/" in (folder / "dnsmasq.log").read_text(), f"dnsmasq saw {address}")  # noqa: B023
             assert whom(network, user, server, 9056, 43000) == f"{address} 43000"
+        straight = ["dig", f"@{OWN}", "-p", str(DNSMASQ), "+short", "+tries=3", "+time=3", NAME]
+        assert network.lab.namespaces[user].run(straight).stdout == "192.0.2.7\n", "he may also come as others do"
     for each in (dns, naive):
         a.overlay("expose", "rm", each["id"])
 
 
+def test_peers_who_come_straight_are_seen_themselves(network: Network) -> None:
+    """At the node's overlay address, to which the name of an exposure leads them."""
+    a: Machine = network["a"]
+    here, peer = network.address("a"), network.address("b")
+    folder = network.lab.directory
+    exposures = [
+        a.overlay_json("expose", target, "--public", port, "--known-as", f"s{port}.example.org", "--transparent")
+        for target, port in (
+            (f"tcp://localhost:{PLAIN}", "9031"),
+            (f"http://{LAN}:{PLAIN}", "9032"),
+            (f"udp://localhost:{DNSMASQ}", "9033"),
+            (f"udp://{LAN}:{NAIVE}", "9034"),
+        )
+    ]
+    assert all(each["direct"] for each in exposures), exposures
+    b = network.lab.namespaces["b"]
+    ask = ["curl", "-sS", "--max-time", "10", "-w", "%{local_port}"]
+    assert b.run([*ask, f"http://{here}:9031/"]).stdout.splitlines()[0].split()[0] == peer
+    assert "<title>" in b.run([*ask, f"http://{here}:9032/"]).stdout
+    assert f"{peer} - - " in (folder / "lan.log").read_text()
+    for port in (9033, DNSMASQ):  # and by the service's own port meanwhile
+        dig = ["dig", f"@{here}", "-p", str(port), "+short", "+tries=3", "+time=3", NAME]
+        assert b.run(dig).stdout == "192.0.2.7\n"
+    wait_for(lambda: f" {peer}/" in (folder / "dnsmasq.log").read_text(), "dnsmasq saw the peer")
+    with b.enter():
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with made:
+        made.settimeout(10)
+        made.connect((here, 9034))
+        made.send(b"who?")
+        assert made.recv(100).decode() == f"::ffff:{peer} {made.getsockname()[1]}"
+    for each in exposures:
+        a.overlay("expose", "rm", each["id"])
+
+
+def test_users_are_in_the_logs_of_sshd_and_named(network: Network) -> None:
+    a: Machine = network["a"]
+    folder = network.lab.directory
+    Path("/run/sshd").mkdir(exist_ok=True)  # where sshd goes before it has a user
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
+    settings = (f"HostKey={folder}/key", f"AuthorizedKeysFile={folder}/key.pub", "StrictModes=no", "PidFile=none")
+    ways = (f"ListenAddress=127.0.0.1:{SSH}", f"ListenAddress=[::1]:{SSH}", "PermitRootLogin=yes", "UsePAM=no")
+    options = [each for setting in (*settings, *ways) for each in ("-o", setting)]
+    a.namespace.popen(["/usr/sbin/sshd", "-D", "-f", "/dev/null", "-E", str(folder / "sshd.log"), *options])
+    (folder / "named.conf").write_text(f"""
+options {{ listen-on port {NAMED} {{ 127.0.0.1; }}; listen-on-v6 port {NAMED} {{ ::1; }}; directory "{folder}";
+    pid-file none; session-keyfile none; recursion no; allow-query {{ any; }}; querylog yes; }};
+controls {{ }};
+zone "{NAME}" {{ type primary; file "{folder}/zone"; }};
+""")
+    (folder / "zone").write_text("@ 60 SOA ns.real.test. root.real.test. 1 60 60 60 60\n@ NS ns\nns A 192.0.2.7\n")
+    with (folder / "named.log").open("w") as log:
+        a.namespace.popen(["named", "-g", "-n", "1", "-c", f"{folder}/named.conf"], stderr=log, stdout=log)
+    wait_for(lambda: a.run("ss", "-Hltn", f"sport = :{SSH}").stdout.count("\n") == 2, "sshd listens")
+    wait_for(lambda: " running\n" in (folder / "named.log").read_text(), "named serves")
+    ssh = a.overlay_json("expose", f"tcp://localhost:{SSH}", "--public", "9022", "--transparent")
+    dns = a.overlay_json("expose", f"udp://localhost:{NAMED}", "--public", "9053", "--transparent")
+    user = network.lab.namespaces["user"]
+    asked = ["ssh", "-i", f"{folder}/key", "-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={folder}/known"]
+    for server, address, own in zip((SERVER_ADDRESS, SERVER_6), USERS["user"], ("127.0.0.1", "::1"), strict=True):
+        said = user.run([*asked, "-p", "9022", f"root@{server}", "echo $SSH_CONNECTION"], timeout=30).stdout.split()
+        assert (said[0], said[2:]) == (address, [own, str(SSH)])
+        assert f"Accepted publickey for root from {address} port {said[1]} " in (folder / "sshd.log").read_text()
+        dig = ["dig", f"@{server}", "-p", "9053", "+short", "+tries=3", "+time=3", f"ns.{NAME}"]
+        assert user.run(dig).stdout == "192.0.2.7\n"
+        wait_for(lambda: f" {address}#" in (folder / "named.log").read_text(), "named saw him")  # noqa: B023
+    for each in (ssh, dns):
+        a.overlay("expose", "rm", each["id"])
+
+
 def test_nothing_of_it_stays(network: Network) -> None:
-    """After a kill what was left is taken away at the next start, and on 'down' at once."""
+    """After a kill what was left is taken away by 'down', which there is nothing else for; and on 'down' at once."""
     a: Machine = network["a"]
     exposure = a.overlay_json("expose", f"tcp://localhost:{PLAIN}", "--public", "9006", "--transparent")
     curl(network, "user", 9006, SERVER_ADDRESS)
@@ -400,6 +486,10 @@ def test_nothing_of_it_stays(network: Network) -> None:
     assert f"from 127.0.0.1 ipproto tcp sport {PLAIN}" in before
     a.kill_daemon()
     assert routing(a) == before
+    a.overlay("down", "--quiet")
+    assert not routing(a)
+    again = a.overlay("down", "--json", check=False)
+    assert json.loads(again.stdout)["error"]["code"] == "not-running"
     a.overlay("up", "--quiet")
     assert not routing(a)
     answer, port = curl(network, "user", 9006, SERVER_ADDRESS, "-w", "%{local_port}").splitlines()

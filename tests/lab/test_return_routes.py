@@ -54,7 +54,13 @@ def test_ways_are_made_shared_and_taken_away(host: Namespace, tmp_path: Path, mo
         async with running(state) as routes:
             first, second = [await routes.hold(TARGET, "tcp", USER) for _ in range(2)]
             await routes.hold(TARGET_6, "udp", USER_6)
-            assert rules(host) == ["from 127.0.0.1 ipproto tcp sport 3000", "from all ipproto udp sport 53"]
+            await routes.hold(("127.0.0.1", 53), "udp", USER)
+            assert rules(host) == [
+                "from 127.0.0.1 ipproto tcp sport 3000",
+                "from 127.0.0.1 ipproto udp sport 53",
+                "from 0.0.0.0 ipproto udp sport 53",
+                "from all ipproto udp sport 53",
+            ]
             assert led_back(host) == {USER, USER_6} and state.read(FILE)
             first.release()
             first.release()  # counts once
@@ -64,7 +70,7 @@ def test_ways_are_made_shared_and_taken_away(host: Namespace, tmp_path: Path, mo
             assert full.value.reason == "transparent_too_many_users"
             second.release()  # the one who has gone makes room
             await routes.hold(TARGET, "tcp", "198.51.100.92")
-            assert led_back(host) == {OTHER, "198.51.100.92", USER_6}
+            assert led_back(host) == {OTHER, "198.51.100.92", USER, USER_6}
         assert not rules(host) and not led_back(host) and state.read(FILE) is None
 
     inside(host, main)

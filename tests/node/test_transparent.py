@@ -15,8 +15,10 @@ from overlay.daemon.state import StateDir
 from overlay.errors import UserError
 from overlay.node import transparent
 from overlay.node.return_routes import Hold, ReturnRoutes, Rule, UnusableAddress, _Way
+from overlay.node.target_end import TargetEnd
 from overlay.node.targets import Target, TargetOptions
-from overlay.node.transparent import Transparent, TransparentOutlet, check_told
+from overlay.node.transparent import Transparent, TransparentOutlet, check_told, host_endpoints
+from overlay.node.tunnel_end import TunnelEnd
 from overlay.wire.control.terms import Terms, Told
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, encode, encode_v2
@@ -50,6 +52,8 @@ def test_nobody_comes_as_this_machine_itself(host: str, reason: str, tmp_path: P
             with pytest.raises(UnusableAddress) as refused:
                 await get(Target.parse("tcp://127.0.0.1:1"), (host, 40000))
             assert refused.value.reason == reason
+            with pytest.raises(UnusableAddress, match="the target's own"):
+                await get(Target.parse("tcp://192.168.5.9:1"), ("192.168.5.9", 40000))
 
     anyio.run(main)
 
@@ -80,6 +84,19 @@ def test_what_can_be() -> None:
     for target in ("tcp://localhost:22", "udp://[::1]:53", "https://192.168.1.1:443"):
         check_told(Terms(told=Told(transparent=True, proxy_protocol="v2")), Target.parse(target), up=True)
     check_told(Terms(told=Told(proxy_protocol="v1")), Target.parse("unix:/run/app.sock"), up=False)
+
+
+@pytest.mark.parametrize(
+    ("target", "endpoints"),
+    [
+        ("tcp://localhost:22", [("127.0.0.1", 22), ("::1", 22)]),
+        ("tcp://0.0.0.0:22", [("127.0.0.1", 22)]),
+        ("tcp://[::]:22", [("::1", 22)]),
+        ("tcp://[::ffff:192.168.1.1]:22", [("192.168.1.1", 22)]),
+    ],
+)
+def test_where_users_are_taken_to(target: str, endpoints: list[Endpoint]) -> None:
+    assert host_endpoints(Target.parse(target)) == endpoints
 
 
 class Bench:
@@ -162,5 +179,26 @@ def test_a_user_who_is_refused_is_asked_for_once(monkeypatch: pytest.MonkeyPatch
             assert not it.send(encode_v2(USER) + b"x")
             assert it.asked == [USER.source]
             assert it.drops == {"target_full": 1, "transparent_own_address": 3}
+
+    anyio.run(main)
+
+
+def test_what_is_one_users_trouble_is_not_the_targets(tmp_path: Path) -> None:
+    six = encode_v2(ProxyHeader(("2001:db8::90", 40000), ("2001:db8::1", 443)))
+
+    async def main() -> None:
+        drops: Counter[str] = Counter()
+        ways = Transparent(ReturnRoutes(StateDir(tmp_path)), drops)  # which are never asked
+        inside = TargetEnd(Target.parse("http://127.0.0.1:1"), told=Told(transparent=True), transparent=ways)
+        end = TunnelEnd(inside, "127.0.0.1", 0, lambda address: True, drops)
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(end.run)
+                async with await anyio.connect_tcp("127.0.0.1", end.port) as user:
+                    await user.send(six + b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+                    answer = await user.receive()
+                assert answer.startswith(b"HTTP/1.1 502 ") and b"the target has no address of IPv6" in answer
+                assert drops == {"transparent_other_family": 1} and not inside.trouble
+                end.close()
 
     anyio.run(main)

@@ -143,7 +143,11 @@ def down(state: NodeState, json: Json = False, quiet: Quiet = False) -> None:
     from overlay.daemon.client import LocalClient
 
     with output.working("Stopping…", quiet=quiet or json):
-        LocalClient(state).request("POST", "/v1/down", timeout=STOP_TIMEOUT)
+        try:
+            LocalClient(state).request("POST", "/v1/down", timeout=STOP_TIMEOUT)
+        except UserError as error:
+            if error.code != "not-running" or not _take_away_leftovers(state):
+                raise
         _wait_until_gone(state)
     if json:
         output.print_json({"state": "stopped"})
@@ -170,6 +174,17 @@ def _print_status(document: dict[str, Any], *, json: bool, verbose: bool) -> Non
     # `--state` may name a server's folder: its document has no peers.
     summary = node_summary if "peers" in document else server_summary
     output.show(summary(document, verbose=verbose))
+
+
+def _take_away_leftovers(state: Path) -> bool:
+    """Of a daemon that was killed. → whether there was something"""
+    import os
+
+    if os.geteuid() != 0 or not state.is_dir():
+        return False
+    from overlay.node.leftovers import take_away
+
+    return take_away(state)
 
 
 def _wait_until_gone(state: Path) -> None:

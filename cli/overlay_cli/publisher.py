@@ -1,5 +1,5 @@
-"""The daemon that `overlay expose` works by: the one of 'overlay up', or else one that only publishes, without a
-network interface and without rights, started for it and ended when nothing is published any more.
+"""The daemon that `overlay expose` and `overlay connect` work by: the one of 'overlay up', or else one without a
+network interface and without rights, started for them and ended when nothing is published any more.
 """
 
 from pathlib import Path
@@ -16,11 +16,19 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 15.0
 
 
-def find_publisher(state: Path, invite: str, ways: dict[str, str], *, quiet: bool) -> "tuple[LocalClient, bool]":
+def find_publisher(
+    state: Path,
+    invite: str,
+    ways: dict[str, str],
+    *,
+    quiet: bool,
+    without: str = "publish without: overlay expose TARGET --invite INVITE",
+) -> "tuple[LocalClient, bool]":
     """→ the daemon of the folder `state`, and whether it was started just now.
 
     One is started where an invite is given, or an ordinary user has joined before. `ways`: as
-    `overlay_cli.options.way_settings` has them. Raises `UserError`: "not-running" (exit 3), what the start raises.
+    `overlay_cli.options.way_settings` has them; `without`: what can be done instead of joining. Raises `UserError`:
+    "not-running" (exit 3), what the start raises.
     """
     from overlay.daemon.client import LocalClient
 
@@ -34,7 +42,7 @@ def find_publisher(state: Path, invite: str, ways: dict[str, str], *, quiet: boo
             raise UserError(
                 "not-running",
                 f"No daemon is running on the state folder {state}.",
-                "Join the network with 'sudo overlay up', or publish without: overlay expose TARGET --invite INVITE.",
+                f"Join the network with 'sudo overlay up', or {without}.",
                 Exit.NOT_RUNNING,
             ) from error
     else:

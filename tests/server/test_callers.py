@@ -20,7 +20,9 @@ from overlay.carrier.limits import DEFAULT_LIMITS
 from overlay.carrier.openers import OPENERS
 from overlay.carrier.outlets import MOST_WAITING, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import TOKEN, TOKEN_SIZE, Services, Stream
+from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_door import QuicDoor
+from overlay.carrier.secured import secure_from
 from overlay.carrier.stream import TcpStream, connect
 from overlay.carrier.tcp import serve
 from overlay.node.calls import Calls
@@ -54,6 +56,8 @@ class Bench:
         self.datagrams: Endpoint | None = None  # where they go, if the exposure is one by UDP
         self.online = True
         self.supplies: list[Supply] = []
+        self.key = b""  # of the node, where users come sealed
+        self.guests: WebGuests
         self.calls = Calls(self._dial, self._serve, self.drops)
         self.callers = Callers(self._tell, lambda: pin, os.urandom, self.drops)
 
@@ -72,6 +76,8 @@ class Bench:
 
     async def _serve(self, name: str, stream: Stream) -> None:
         assert name == "x7"
+        if self.key and not isinstance(stream, QuicStream):
+            stream = await secure_from(stream, self.key)
         if self.datagrams is None:
             await forward_streams(stream, await connect((HOST, self.target)))
             return
@@ -131,7 +137,7 @@ async def bench(certificate: Certificate) -> AsyncIterator[Bench]:
     ):
         it = Bench(listener.extra(SocketAttribute.local_port), certificate.pin)
         it.target = target.extra(SocketAttribute.local_port)
-        guests = WebGuests(Sites(), WebDoor(it.drops), TlsDoor(it.drops, make_room()), it.callers)
+        guests = it.guests = WebGuests(Sites(), WebDoor(it.drops), TlsDoor(it.drops, make_room()), it.callers)
         services = Services(tls=certificate.context, guests=guests)
 
         async def run() -> None:

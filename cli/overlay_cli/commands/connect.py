@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from overlay_cli import output
-from overlay_cli.options import Json, NodeState, Quiet, TokenFile, read_token
+from overlay_cli.options import Json, NodeState, Quiet, TokenFile, read_invite, read_token, way_settings
 
 
 def connect(
@@ -23,34 +23,56 @@ def connect(
         ),
     ] = "",
     token_file: TokenFile = None,
+    invite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INVITE",
+            envvar="OVERLAY_INVITE",
+            help="Connect without 'overlay up' and without root: what 'overlay invite' printed on the server; - reads "
+            "it from standard input. Needed the first time.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Reach what a peer exposes by --private NAME at a port of this machine, until Ctrl-C.
 
-    Connections go through the overlay to the peer itself, by the best path that there is. This node must have a tag
-    that is let in, or a token.
+    Connections go through the overlay to the peer itself, by the best path that there is; without 'overlay up' on
+    either machine they go through the server, which cannot read them. This node must have a tag that is let in, or a
+    token.
     """
     import anyio
 
-    from overlay.daemon.client import LocalClient
     from overlay.node.connecting import open_local, parse_listen
+    from overlay_cli.publisher import end_publisher, find_publisher
 
     endpoint = parse_listen(listen)
     wish = {"name": name, "token": read_token(token_file)}
-    client = LocalClient(state)
+    client, started = find_publisher(
+        state,
+        read_invite(invite),
+        way_settings("auto", None, None),
+        quiet=quiet or json,
+        without="connect without: overlay connect NAME --invite INVITE",
+    )
 
     def ask() -> dict[str, Any]:
         return client.request("POST", "/v1/connect", wish, timeout=30)
 
-    with output.working("Asking the server…", quiet=quiet or json):
-        opened = open_local(endpoint, ask)
-    if json:
-        output.print_json({"name": name, "listen": opened.listen, "node": opened.node, "protocol": opened.protocol})
-    else:
-        output.print_line(opened.listen if quiet else f"{opened.listen} → {name} of {opened.node}")
-        if not quiet:
-            output.note("Ctrl-C ends it.")
-    output.flush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    anyio.run(opened.run)
+    try:
+        with output.working("Asking the server…", quiet=quiet or json):
+            opened = open_local(endpoint, ask)
+        if json:
+            document = {"name": name, "listen": opened.listen, "node": opened.node, "protocol": opened.protocol}
+            output.print_json(document)
+        else:
+            output.print_line(opened.listen if quiet else f"{opened.listen} → {name} of {opened.node}")
+            if not quiet:
+                output.note("Ctrl-C ends it.")
+        output.flush()
+        anyio.run(opened.run)
+    finally:
+        if started:
+            end_publisher(client)

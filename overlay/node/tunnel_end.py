@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -20,6 +21,7 @@ from overlay.carrier.reached import REACHED
 from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.carrier.streams import CodecStream
 from overlay.carrier.tapped import TappedStream
+from overlay.carrier.tls import agreed
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.return_routes import UnusableAddress
 from overlay.node.target_end import TargetEnd, TargetStream
@@ -113,7 +115,7 @@ class TunnelEnd:
                 self._drops["exposure_revoked"] += 1
                 scope.cancel()
         if self._flows is not None:
-            self._flows.end_refused()
+            self._flows.end_those_shut_out()
 
     async def run(self) -> None:
         """Forward until `close`."""
@@ -205,6 +207,9 @@ class TunnelEnd:
         elif self.tls is not None:
             await self._say_reached(stream)  # the user's first bytes are awaited here
             secured = await self._end_tls(stream, self.tls)
+            if user is not None:
+                tls, alpn = agreed(secured)
+                user = replace(user, tls=tls, alpn=alpn)
         if secured is None:
             stream.cut()
             stream.close()
@@ -366,7 +371,7 @@ class TunnelEnd:
             bound,
             self._outlet_for,
             limit=CONNECTION_LIMIT,
-            accepts=lambda source: self.accepts(source[0]),
+            shuts_out=lambda source: "" if self.accepts(source[0]) else "exposure_not_the_server",
             drops=self._drops,
         )
 

@@ -166,7 +166,8 @@ class Exposures:
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
         with anyio.CancelScope(shield=True):
             async with self._lock:
-                record = await (self._renew(node, request) if request.id else self._grant(node, request))
+                names = said.known_as  # as they are written; a renewal's that are right no more are out already
+                record = await (self._renew(node, request, names) if request.id else self._grant(node, request, names))
                 if record.path or record.private:
                     said = NOTHING_SAID  # all of it is about a port
                 if self._said.get(record.id, NOTHING_SAID) != said:
@@ -281,9 +282,9 @@ class Exposures:
         _log.info("exposure %s of '%s' at %s has ended: %s", record.name, holder, self.public(record), why)
         await self._around.tell(record.node, Withdrawn(id=record.name, why=why))
 
-    async def _renew(self, node: int, request: Expose) -> ExposureRecord:
+    async def _renew(self, node: int, request: Expose, names: Iterable[str]) -> ExposureRecord:
         record = self._owned(node, request.id)
-        self._check(record, request.known_as)
+        self._check(record, names)
         renewed = msgspec.structs.replace(record, target=request.target, port=request.port, terms=request.terms)
         if renewed != record:
             self._claims.check_renewed(record, renewed)
@@ -301,12 +302,12 @@ class Exposures:
             self.drops["policy_forbids"] += 1
             raise
 
-    async def _grant(self, node: int, request: Expose) -> ExposureRecord:
+    async def _grant(self, node: int, request: Expose, names: Iterable[str]) -> ExposureRecord:
         if error := self._claims.too_many(node, MAX_PER_NODE):
             self.drops["policy_forbids"] += 1
             raise error
         wanted = self._claims.wanted(node, request)
-        self._check(wanted, request.known_as)
+        self._check(wanted, names)
         public: PublicPort | None = None
         if wanted.private:
             record = wanted
@@ -387,8 +388,13 @@ class Exposures:
         """Its terms, or those of its group, hold for users who come from now on."""
         opener = self.groups.opener(lease)
         self.groups.apply(opener)
-        if gate := self._gates.get(opener.id):
-            gate.terms = opener.terms
+        gate, site, public = self._gates.get(opener.id), self._sites.get(opener.id), self._ports.get(opener.id)
+        if gate is None:
+            return
+        gate.terms = opener.terms
+        for door in (site, public):
+            if door is not None:
+                door.cut_off_those_shut_out()
 
     def _mate(self, lease: ExposureRecord) -> ExposureRecord | None:
         """One of its group that is served already."""

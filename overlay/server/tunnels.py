@@ -14,6 +14,7 @@ from overlay.carrier.outlets import Outlet, SocketOutlet
 from overlay.carrier.port import Stream
 from overlay.carrier.stream import TcpStream, connect
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
+from overlay.wire.ingress.proxy_protocol import UserTls
 
 CONNECT_TIMEOUT: Final = 10.0  # s; three SYNs: a user waits no longer
 
@@ -34,6 +35,8 @@ class Visitor:
     source: Endpoint
     local: Endpoint
     authority: str = ""  # the name that the user asked for
+    tls: UserTls | None = None  # it ended here
+    alpn: bytes = b""  # what is said in it
     has_spoken: bool = False  # what the user has said goes into the tunnel as soon as that is open
 
     @classmethod

@@ -138,6 +138,20 @@ def test_one_whose_time_is_over_ends_here_and_at_the_server(tmp_path: Path, capl
     assert caplog.text.count("is gone: its time is over") == 2
 
 
+def test_an_end_that_is_changed_is_kept_to(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            made = await setup.add(str(port), "9000", terms=Terms(expires=1000.0))
+            sooner = ExposeWish(target=str(port), public="9000", terms=Terms(expires=4.0))
+            await setup.exposures.change(made.id, sooner)
+            with anyio.fail_after(5):
+                while setup.server.exposures:
+                    await anyio.lowlevel.checkpoint()
+
+    anyio.run(main)
+
+
 def test_the_server_says_why_it_has_ended_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)

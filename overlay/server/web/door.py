@@ -35,7 +35,6 @@ HEAD_TIMEOUT: Final = 10.0  # s for a head, from its first byte
 IDLE_TIMEOUT: Final = 75.0  # s between two requests
 MAX_USERS: Final = 8192  # connections at once, each of them two descriptors
 MAX_PER_NETWORK: Final = 1024  # of one address (of IPv6, /64): an office behind one
-MAX_PER_SITE: Final = 1024
 _LONGEST_PATH: Final = 256  # characters in the log
 _ABORTED: Final = 499  # in the log: the user went away before the answer (nginx's number for it)
 
@@ -173,9 +172,9 @@ class _Connection:
         if site is self._site:
             return True
         self._leave_site()
-        if site.connections >= (site.gate.terms.limits.connections or MAX_PER_SITE):
+        if site.full_for(self._asker):
             return False
-        site.users.add(self._scope)
+        site.enter(self._scope, self._asker)
         self._site = site
         if self._targets is not None:
             self._target = self._targets.take(site)
@@ -187,7 +186,7 @@ class _Connection:
             self._target = None
         self._drop_target()
         if self._site is not None:
-            self._site.users.discard(self._scope)
+            self._site.leave(self._scope)
             self._site = None
 
     def _drop_target(self) -> None:

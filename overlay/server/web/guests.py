@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from overlay.carrier.port import Caller, Guest, TlsGuest, TlsPlace
+from overlay.carrier.tls import agreed
 from overlay.server.callers import Callers
 from overlay.server.private_ways import PrivateWays
 from overlay.server.proxying import ProxyDoor
@@ -39,11 +40,14 @@ class WebGuests:
         return "here" if site.gate.terms.tls_end == "server" else "beyond"
 
     async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
-        visitor = Visitor.of(raw_socket(guest.stream), source)
+        tls, alpn = agreed(guest.stream)
+        visitor = replace(Visitor.of(raw_socket(guest.stream), source), tls=tls, alpn=alpn)
         if isinstance(guest, TlsGuest):
             named = replace(visitor, authority=guest.name)
             await self._tls_door.serve(guest, named, self._sites.find_tls(guest.name))
             return
+        if tls is not None:  # whatever the user speaks, targets are spoken to in this
+            visitor = replace(visitor, alpn=b"http/1.1")
         by_connect = self.proxy is not None and guest.begun.startswith(b"CONNECT ")
         if not (by_connect and self.proxy is not None and await self.proxy.serve(guest, visitor)):
             await self._door.serve(guest, visitor, self._find)

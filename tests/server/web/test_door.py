@@ -6,7 +6,7 @@ import pytest
 from overlay.carrier.reached import REACHED
 from overlay.server.groups import Group, Member
 from overlay.server.tunnels import SingleTunnel
-from overlay.server.web import door, exchange
+from overlay.server.web import door, exchange, sites
 from tests.wire.ingress.test_body import BAD_CHUNKS
 from tests.wire.ingress.test_http1 import SMUGGLING
 
@@ -384,7 +384,7 @@ def test_an_exposure_that_is_given_back_cuts_its_users_off() -> None:
 
 
 def test_so_many_users_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "MAX_PER_SITE", 1)
+    monkeypatch.setattr(sites, "MAX_SERVED", 1)
 
     async def test(served: Served) -> None:
         first = await served.user()

@@ -65,10 +65,11 @@ class Private:
         """Raises `UserError` ("private-taken")."""
         held = self._named(wanted.private)
         if held is not None:
+            whose = f"this node ({held.name})" if held.node == wanted.node else "another node"
             raise UserError(
                 "private-taken",
-                f"'{wanted.private}' is a private exposure of node '{self._around.name_of(held.node)}' ({held.name}).",
-                "Choose another name, or have that one given back: 'overlay expose rm' on that node.",
+                f"'{wanted.private}' is a private exposure of {whose}.",  # whose is for those who may reach it
+                "Choose another name, or have that one given back with 'overlay expose rm' there.",
             )
 
     async def connect(self, node: int, request: Connect) -> Connected:

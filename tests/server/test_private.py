@@ -48,7 +48,9 @@ def test_who_has_a_tag_or_the_token_is_let_in_and_others_are_told_nothing(tmp_pa
     async def test(it: Bench) -> None:
         lease = await it.expose(2, port=4001, terms=BY_TAG)
         assert lease.public == "private: db" and it.exposures.status()[0]["url"] is None
-        assert (await it.refusal(3, terms=BY_TOKEN)).code == "private-taken"
+        for node, whose in ((2, "this node (x1)"), (3, "another node.")):
+            taken = await it.refusal(node, terms=BY_TOKEN)
+            assert taken.code == "private-taken" and whose in taken.message
         stranger = await refused(it, 3)
         assert stranger.code == "private-unknown"
         nothing = await refused(it, 3, name="nothing")

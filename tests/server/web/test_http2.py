@@ -26,7 +26,7 @@ from overlay.wire.ingress.body import BodyReader
 from overlay.wire.ingress.http1 import parse_request
 from tests.carrier.streams import Certificate
 from tests.server.web.door import Target
-from tests.server.web.http2_user import NAME, tls_user
+from tests.server.web.http2_user import NAME, http2_user, tls_user
 from tests.server.web.http2_web import meeting, tell, web
 from tests.server.web.shared_port import HOST, site_to
 

@@ -17,6 +17,7 @@ import anyio
 
 from overlay.carrier.outlets import Outlet, StreamOutlet
 from overlay.carrier.port import TOKEN_SIZE, Caller, Stream
+from overlay.carrier.quic import QuicStream
 from overlay.carrier.stream import TcpStream
 from overlay.server.tunnels import TunnelError, Visitor
 from overlay.wire.control.messages import Message, Supply, TunnelCarrier
@@ -75,6 +76,8 @@ class Callers:
             self.drops["unknown_token"] += 1
             caller.stream.close()
             return
+        if isinstance(caller.stream, QuicStream):
+            caller.stream.admit()
         while pool.waiting:
             wish = pool.waiting.popleft()
             if not wish.came.is_set():

@@ -30,7 +30,7 @@ from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.state import LOG_NAME, StateDir
-from overlay.engine.api import SERVER_NUMBER, LinkLost, RelayChanged, SendDatagrams
+from overlay.engine.api import SERVER_NUMBER, ExpectForeign, LinkLost, RelayChanged, SendDatagrams
 from overlay.node.ciphers import measure
 from overlay.node.interface import Machine, check_tun, read_machine
 from overlay.node.member import Identity, Member, MemberSettings, StartEngine
@@ -280,7 +280,10 @@ class ServerDaemon:
         def send(datagrams: Sequence[bytes], endpoint: Endpoint) -> None:
             member.post(SendDatagrams(tuple(datagrams), endpoint))
 
-        self._door = QuicDoor(send, certificates.chain_and_key, self._keys.node_key)
+        def expect(endpoint: Endpoint, expected: bool) -> None:
+            member.post(ExpectForeign(endpoint, expected))
+
+        self._door = QuicDoor(send, certificates.chain_and_key, self._keys.node_key, expect)
         try:
             with anyio.CancelScope() as self._serving:
                 task_status.started()

@@ -197,6 +197,8 @@ class Exposures:
         for number, single in self._singles.items():
             if self._records[number].node == node:
                 single.watch(closely=not online)
+        if online:
+            self._tasks.start_soon(self._callers.renew, node)
 
     async def forget_node(self, node: int) -> None:
         """The node was removed, and its leases with it: close its ports."""

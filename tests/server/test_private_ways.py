@@ -8,13 +8,15 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
 
 from overlay.carrier.streams import CodecStream
 from overlay.node.by_server import open_by_server
+from overlay.node.connecting import Connecting, bind_local
 from overlay.server import private_ways as module
 from overlay.server.access.gate import Gate
 from overlay.server.private_ways import PrivateWays
-from overlay.wire.control.messages import ByServer
+from overlay.wire.control.messages import ByServer, Connected
 from overlay.wire.wireguard.primitives import clamp, public_key
 from tests.carrier.streams import Certificate
 from tests.server.test_callers import HOST, Bench, asked, bench
@@ -64,6 +66,33 @@ async def test_sealed_from_end_to_end_and_counted(certificate: Certificate) -> N
             assert await asked(await to.open(ticket), data) == hashlib.sha256(data).digest() * 100_000
         assert to.gate.meter.collect() > 2 * (len(data) + 3_200_000), "and what sealing adds"
         assert not to.it.drops
+
+
+async def test_datagrams_go_sealed_too(certificate: Certificate) -> None:
+    async with way(certificate) as to, await anyio.create_udp_socket(local_host=HOST) as target:
+        to.it.datagrams = (HOST, target.extra(SocketAttribute.local_port))
+        by_server = ByServer(
+            ticket=to.ways.let_in(7, PEER, 600),
+            key=public_key(KEY),
+            pin=to.pin,
+            servers=(f"{HOST}:{to.it.port}",),
+        )
+        let_in = Connected(seq=1, node="a", address="", port=0, datagrams=True, seconds=600, by_server=by_server)
+
+        async def ask() -> Connected:
+            return let_in
+
+        bound = bind_local((HOST, 0), datagrams=True)
+        port = bound.getsockname()[1]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Connecting(bound, let_in, ask).run)
+            async with await anyio.create_connected_udp_socket(HOST, port) as user:
+                for number in range(3):
+                    await user.send(b"question %d" % number)
+                    question, source = await target.receive()
+                    await target.sendto(question.upper(), *source)
+                    assert await user.receive() == b"QUESTION %d" % number
+            tasks.cancel_scope.cancel()
 
 
 async def test_another_node_than_the_one_that_exposes_it_is_not_believed(certificate: Certificate) -> None:

@@ -59,6 +59,10 @@ def connected(machine: Machine, *arguments: str, user: Sequence[str] = (), **opt
     running.stdout.close()
 
 
+def is_online(network: Network, name: str) -> bool:
+    return any(each["name"] == name and each["online"] for each in network.server.status()["nodes"])
+
+
 def fetch(machine: Machine, where: str) -> str:
     return machine.run("curl", "-sS", "--max-time", "10", f"http://{where}/", check=False).stdout
 
@@ -120,6 +124,7 @@ def test_ordinary_users_without_the_network_being_up(network: Network) -> None:
         open_one.communicate()
         assert fetch(e, where) == ""
     wait_for(e.is_still, "what was started for it has ended")
+    wait_for(lambda: is_online(network, "a"), "a has noticed that the server started anew")
     of_a = a.overlay_json("expose", f"tcp://127.0.0.1:{PORT}", "--private", "up", "--token")
     with connected(e, "up", user=USER, OVERLAY_TOKEN=of_a["secrets"]["token"]) as where:
         assert fetch(e, where) == "a's own", "without an invite: it has joined"

@@ -79,7 +79,7 @@ def _lines(name: str, option: str) -> list[tuple[int, str]]:
         else:
             with Path(name).open("rb") as file:
                 data = file.read(_LARGEST + 1)
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # what some editors put before the first name is no part of it
     except (OSError, UnicodeDecodeError) as error:
         hint = f"Name a file that you can read, '-' for standard input, or write '{option} {NEW}' to have one made."
         raise UserError("credentials-unreadable", f"Cannot read {name}: {error}.", hint, Exit.USAGE) from error

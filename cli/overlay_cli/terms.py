@@ -22,6 +22,8 @@ def without_secrets(exposure: dict[str, Any]) -> dict[str, Any]:
         access["bearers"] = [HIDDEN for _ in access.get("bearers", ())]
         access["link"] = HIDDEN if access.get("link") else ""
         terms["access"] = {name: value for name, value in access.items() if value}
+    if terms.get("private", {}).get("token"):
+        terms["private"] = {**terms["private"], "token": HIDDEN}
     if fields := terms.get("headers", {}).get("request"):
         hidden = [f"{field.partition(':')[0]}: {HIDDEN}" for field in fields]
         terms["headers"] = {**terms["headers"], "request": hidden}

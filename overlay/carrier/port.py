@@ -65,6 +65,7 @@ class TlsGuest:
 
     stream: UserStream
     name: str  # as he asked for it, in lower case
+    protocols: tuple[bytes, ...] = ()  # that he offers (ALPN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ async def greet(
     hello = await read_client_hello(tcp)
     tls_end = services.tls_end(hello.name)
     if tls_end == "beyond":
-        return TlsGuest(tcp, hello.name)
+        return TlsGuest(tcp, hello.name, hello.protocols)
     if tls_end == "here":
         return TlsGuest(await server_handshake(tcp, services.tls(hello, _whatever(hello))), hello.name)
     exposed = services.exposes(hello.name)

@@ -15,6 +15,8 @@ from overlay.wire.ingress.client_hello import ClientHello
 
 ALPN: Final = "acme-tls/1"  # RFC 8737 §6.2
 HTTP_PREFIX: Final = "/.well-known/acme-challenge/"
+ALPN_OFFERED: Final = (ALPN.encode(),)
+"""By an authority that comes for a proof: this alone (RFC 8737 §3)."""
 _ACME_IDENTIFIER: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")  # RFC 8737 §6.1
 _OCTET_STRING: Final = 0x04
 

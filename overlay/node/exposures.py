@@ -67,6 +67,7 @@ from overlay.wire.control.messages import Exposed, Exposure, GroupMember, Messag
 from overlay.wire.control.terms import Terms
 
 TAKING_BACK = 5.0  # s that giving back a range that did not become whole may take
+CLOCK_INTERVAL = 10.0  # s between looks at the clock, where an exposure ends in time
 DIRECT_INTERVAL = 5.0  # s between looks whether peers reach exposures with names at this node
 _log = logging.getLogger(__name__)
 
@@ -417,7 +418,8 @@ class Exposures:
         while True:
             ends = min((kept.terms.expires for kept in self._kept.values() if kept.terms.expires), default=0.0)
             self._news = anyio.Event()
-            with anyio.move_on_after(max(0.0, ends - self._wall()) if ends else None):
+            # The wall's clock may go on while ours stands, as it does when the machine sleeps.
+            with anyio.move_on_after(min(max(0.0, ends - self._wall()), CLOCK_INTERVAL) if ends else None):
                 await self._news.wait()
             for kept in [kept for kept in self._kept.values() if kept.is_over(self._wall())]:
                 await self._end(kept.id, "its time is over")

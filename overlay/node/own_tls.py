@@ -21,7 +21,7 @@ from overlay.carrier.tls import server_handshake
 from overlay.certificates.authority import LETS_ENCRYPT, check_authority
 from overlay.certificates.certificate import ALPN_HTTP
 from overlay.certificates.certificate_files import load_or_make_key
-from overlay.certificates.challenges import Challenges
+from overlay.certificates.challenges import ALPN_OFFERED, Challenges
 from overlay.certificates.host_certificates import HostCertificates
 from overlay.certificates.pace import DEFAULT_PACE, Pace
 from overlay.daemon.state import StateDir
@@ -122,6 +122,8 @@ class OwnTls:
         """
         if isinstance(stream, QuicStream):  # which `Exposures.add` lets nobody have
             raise RemoteProtocolError("tls_failed", "TLS is not ended within QUIC")
+        if exposure not in self._hosts:
+            raise RemoteProtocolError("tls_failed", "it has been given back just now")
         host, issuer = self._hosts[exposure]
         with anyio.fail_after(HANDSHAKE_TIMEOUT):
             hello = await read_client_hello(stream)
@@ -129,6 +131,8 @@ class OwnTls:
             if proof is not None:
                 (await server_handshake(stream, proof)).close()
                 return None
+            if hello.protocols == ALPN_OFFERED:  # another member of the group has it; and nothing else is in such TLS
+                raise RemoteProtocolError("no_proof", "an authority, and no order is under way")
             return await server_handshake(stream, issuer.certificates.contexts(host).get((ALPN_HTTP,)))
 
     def _issuer(self, options: TlsOptions) -> _Issuer:

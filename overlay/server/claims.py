@@ -16,7 +16,7 @@ from overlay.server.ingress import PublicPort, bind_public
 from overlay.server.policy import EVERYTHING, Rights
 from overlay.server.schema import ExposureRecord
 from overlay.server.web.hosts import parse_host, tls_port
-from overlay.wire.control.hostnames import shown_name
+from overlay.wire.control.hostnames import MAX_LABEL, ascii_label, shown_name
 from overlay.wire.control.messages import Expose, Message
 from overlay.wire.control.terms import shared
 from overlay.wire.endpoint import format_endpoint, parse_endpoint
@@ -192,7 +192,7 @@ class Claims:
         name = self._around.name_of(node)
         while True:
             letters = "".join(_LETTERS[self._around.randbelow(len(_LETTERS))] for _ in range(_PICKED_LETTERS))
-            host = f"{name}-{letters}.{self._around.web_domain}"
+            host = f"{_picked_label(name, letters)}.{self._around.web_domain}"
             if host not in held:
                 return host
 
@@ -297,6 +297,15 @@ class Claims:
             return record.host + record.path.rstrip("/")
         host = record.host or (self._around.public_hosts[0] if self._around.public_hosts else "0.0.0.0")
         return format_endpoint((host, record.public_port))
+
+
+def _picked_label(name: str, letters: str) -> str:
+    """Of a node's name and random letters; where that is no label, of the letters alone."""
+    try:
+        label = ascii_label(f"{shown_name(name)}-{letters}")  # what is put behind an A-label makes another word of it
+    except ValueError:
+        label = ""
+    return label if 0 < len(label) <= MAX_LABEL else f"node-{letters}"
 
 
 def check_tls_end(request: Expose) -> None:

@@ -50,8 +50,16 @@ from overlay.wire.endpoint import Endpoint
 
 MAX_PER_NODE = 64
 _FORBIDDEN = "the server's policy does not allow it any more"
-RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds
+RETRY_INTERVAL = 10.0  # s between tries to open a port that another program holds, and looks at the clock
 _LONGEST_TARGET = 256  # characters
+_REFUSED = {
+    "policy-forbids": "policy_forbids",
+    "too-many-exposures": "policy_forbids",
+    "host-taken": "lease_taken",
+    "port-taken": "lease_taken",
+    "private-taken": "lease_taken",
+}
+"""Code of an error → the counter of claims that are refused for it."""
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +89,7 @@ class Exposures:
         self._web = WebDoor(self.drops, around.wall, room)
         self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
         ways = PrivateWays(self._callers, self._holder, self._gates, around.random_bytes, tasks, self.drops)
-        self.private = Private(around, self._records, ways)
+        self.private = Private(around, self._records, ways, self.drops)
         self.guests = WebGuests(self._by_name, self._web, TlsDoor(self.drops, room), self._callers)
         self.guests.ways = ways
         """Who serves users on the shared port."""
@@ -138,16 +146,23 @@ class Exposures:
         self._callers.close()
 
     async def expose(self, node: int, request: Expose) -> Exposure:
-        """Grant or renew an exposure.
+        """Grant or renew an exposure. What is refused is counted.
 
         Raises `UserError`: "expose-invalid", "public-invalid", "public-not-here", "host-invalid", "port-taken",
         "host-taken" (the message names the holder), "port-permission", "no-free-port", "too-many-exposures",
         "exposure-unknown", "no-tunnel", what the registry raises, and what `check_said` and `check_terms` do.
         """
+        try:
+            return await self._expose(node, request)
+        except UserError as error:
+            self.drops[_REFUSED.get(error.code, "exposure_refused")] += 1
+            raise
+
+    async def _expose(self, node: int, request: Expose) -> Exposure:
         target = request.target
         lowest = 1 if request.tunnel == "single" else 0  # what a node without an overlay address has
         if not lowest <= request.port < 65536 or not 0 < len(target) <= _LONGEST_TARGET or not target.isprintable():
-            raise UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)
+            raise _invalid()
         if not self._around.tunnel and request.tunnel == "single" and not request.terms.private.name:
             raise UserError(
                 "no-tunnel",
@@ -209,6 +224,7 @@ class Exposures:
             self.guests.forget_node(node)
             await self.private.forget_node(node)
             self._usage.forget_node(node)
+            self._shares.pop(node, None)
 
     def host_of(self, name: str) -> str | None:
         """As `overlay.server.certificates.Leases` has it, with the next one."""
@@ -256,9 +272,10 @@ class Exposures:
         while True:
             ends = min((record.terms.expires for record in self._records.values() if record.terms.expires), default=0.0)
             self._news = anyio.Event()
-            # What is over already could not be ended just now.
+            # What is over already could not be ended just now. And the wall's clock may go on while ours stands, as it
+            # does when the machine sleeps.
             left = ends - self._around.wall()
-            with anyio.move_on_after((left if left > 0 else RETRY_INTERVAL) if ends else None):
+            with anyio.move_on_after((left if 0 < left < RETRY_INTERVAL else RETRY_INTERVAL) if ends else None):
                 await self._news.wait()
             await self._end_expired()
 
@@ -286,7 +303,9 @@ class Exposures:
 
     async def _renew(self, node: int, request: Expose, names: Iterable[str]) -> ExposureRecord:
         record = self._owned(node, request.id)
-        self._check(record, names)
+        if request.protocol != record.protocol:  # the terms were checked for what the node says that it is
+            raise _invalid()
+        self._claims.check(record, names)
         renewed = msgspec.structs.replace(record, target=request.target, port=request.port, terms=request.terms)
         if renewed != record:
             self._claims.check_renewed(record, renewed)
@@ -297,19 +316,11 @@ class Exposures:
             await self.private.renewed(record, renewed)
         return renewed
 
-    def _check(self, wanted: ExposureRecord, names: Iterable[str]) -> None:
-        try:
-            self._claims.check(wanted, names)
-        except UserError:
-            self.drops["policy_forbids"] += 1
-            raise
-
     async def _grant(self, node: int, request: Expose, names: Iterable[str]) -> ExposureRecord:
         if error := self._claims.too_many(node, MAX_PER_NODE):
-            self.drops["policy_forbids"] += 1
             raise error
         wanted = self._claims.wanted(node, request)
-        self._check(wanted, names)
+        self._claims.check(wanted, names)
         public: PublicPort | None = None
         if wanted.private:
             record = wanted
@@ -512,3 +523,7 @@ class Exposures:
         if not record.path:
             return f"http://{self._claims.public(record)}/"
         return url_of(record.host, self._around.web_ports, record.path)
+
+
+def _invalid() -> UserError:
+    return UserError("expose-invalid", "The node asked for an exposure that cannot be.", exit_code=Exit.USAGE)

@@ -174,6 +174,7 @@ class PublicPort:
                 continue
             except OSError as error:
                 # The user has gone already, or descriptors ran out: either way the port must stay open.
+                self._drops["user_not_accepted"] += 1
                 _log.warning("cannot accept a user: %s", error)
                 await anyio.sleep(0.1)
                 continue

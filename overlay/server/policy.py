@@ -13,7 +13,8 @@
     quota = "100GB"                 # in a month, of all its exposures together
     bandwidth = "50Mbit"            # each way, of all its exposures together
 
-What a rule leaves out is not limited; an empty list allows nothing.
+What a rule leaves out is not limited; an empty list allows nothing. Nodes choose their names, and have their tags
+given: a rule by names is for those that keep to them.
 """
 
 import re

@@ -1,4 +1,8 @@
-"""The policy as its file has it now: read at start, at a SIGHUP, and when the file has changed."""
+"""The policy as its file has it now: read at start, at a SIGHUP, and when the file has changed.
+
+What a policy does not allow ends for good, and half a policy allows what the whole one does not, or the other way
+round: so a file that changes is read when it has come to rest.
+"""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -12,6 +16,8 @@ from overlay.errors import UserError
 from overlay.server.policy import FILE, MAX_FILE, Policy, parse_policy
 
 LOOK: Final = 5.0  # s between looks whether the file has changed
+REST: Final = 0.5  # s without a change, before it is read
+MOST_LOOKS: Final = 20  # at a file that does not come to rest
 _log = logging.getLogger(__name__)
 
 
@@ -38,10 +44,9 @@ class PolicyFile:
             with anyio.move_on_after(LOOK):
                 await self._wanted.wait()
             self._wanted = anyio.Event()
-            stamp = self._look()
-            if stamp == self._stamp:
+            if self._look() == self._stamp:
                 continue
-            self._stamp = stamp
+            self._stamp = await self._at_rest()
             try:
                 self.current = await anyio.to_thread.run_sync(self._read)
             except UserError as error:
@@ -49,6 +54,16 @@ class PolicyFile:
                 continue
             _log.info("the policy %s counts from now on", self._path)
             await on_change()
+
+    async def _at_rest(self) -> tuple[int, ...]:
+        """Until nobody writes to it."""
+        stamp = self._look()
+        for _ in range(MOST_LOOKS):
+            await anyio.sleep(REST)
+            before, stamp = stamp, self._look()
+            if stamp == before:
+                break
+        return stamp
 
     def _look(self) -> tuple[int, ...]:
         try:

@@ -6,6 +6,7 @@ Who asks for one that he may not reach is told the same as if there were none. A
 then, as long as it wants to; the node lets it in for as long again.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -54,11 +55,18 @@ def _by_tag(tags: tuple[str, ...], circle: Circle) -> bool:
 
 
 class Private:
-    def __init__(self, around: Surroundings, records: Mapping[int, ExposureRecord], ways: PrivateWays) -> None:
-        """`records`: the leases there are, by number; theirs who grants them."""
+    def __init__(
+        self,
+        around: Surroundings,
+        records: Mapping[int, ExposureRecord],
+        ways: PrivateWays,
+        drops: Counter[str],
+    ) -> None:
+        """`records`: the leases there are, by number; theirs who grants them. `drops` counts whom nobody lets in."""
         self.ways = ways
         self._around = around
         self._records = records
+        self._drops = drops
         self._inside: dict[int, dict[int, _Inside]] = {}  # by exposure, by node
 
     def check_name(self, wanted: ExposureRecord) -> None:
@@ -77,6 +85,7 @@ class Private:
         record = self._named(request.name.lower())
         by_tag = record is not None and _by_tag(self._around.tags_of(node), record.terms.private)
         if record is None or not (by_tag or _shows(request.token, record.terms.private)):
+            self._drops["private_refused"] += 1
             raise UserError(
                 "private-unknown",
                 f"There is no private exposure '{request.name[:64]}' that this node may reach.",

@@ -27,7 +27,7 @@ def test_what_is_made_is_shown_and_only_its_hashes_travel() -> None:
 def test_files_of_users_and_tokens(tmp_path: Path) -> None:
     users, tokens = tmp_path / "users", tmp_path / "tokens"
     encoded = make_credentials(users="new", bearer="", link=False).access["users"][0].partition(":")[2]
-    users.write_text(f"# ours\nanna:a:b c\n\notto:{encoded}\n")
+    users.write_text(f"\ufeffanna:a:b c\r\n# ours\n\notto:{encoded}\n")  # with the mark of some editors
     tokens.write_text("one\n two \n")
     access = make_credentials(users=str(users), bearer=str(tokens), link=False).access
     anna, otto = access["users"]

@@ -4,7 +4,7 @@ import time
 
 import msgspec
 
-from overlay.wire.control.terms import NO_TERMS, Access, Headers, Limits, Terms
+from overlay.wire.control.terms import NO_TERMS, Access, Headers, Limits, Private, Terms
 from overlay_cli.terms import describe_terms, without_secrets
 
 DIGEST = "0" * 64
@@ -31,6 +31,7 @@ def test_what_is_shown_has_no_secrets() -> None:
         access=Access(users=("anna:hash",), bearers=(DIGEST, DIGEST), link=DIGEST),
         headers=Headers(request=("Authorization: Bearer x",), response=("X-A: b",)),
         expires=5.0,
+        private=Private(name="db", tags=("ops",), token=DIGEST),
     )
     document = {"id": "x1", "terms": msgspec.to_builtins(terms)}
     shown = without_secrets(document)
@@ -40,6 +41,7 @@ def test_what_is_shown_has_no_secrets() -> None:
             "access": {"users": ["anna"], "bearers": ["…", "…"], "link": "…"},
             "headers": {"request": ["Authorization: …"], "response": ("X-A: b",)},
             "expires": 5.0,
+            "private": {"name": "db", "tags": ("ops",), "token": "…"},
         },
     }
     assert describe_terms(shown["terms"]) == described(terms)

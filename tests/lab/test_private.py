@@ -60,7 +60,7 @@ def connected(machine: Machine, *arguments: str, user: Sequence[str] = (), **opt
 
 
 def is_online(network: Network, name: str) -> bool:
-    return any(each["name"] == name and each["online"] for each in network.server.status()["nodes"])
+    return any(each["name"] == name and each["online"] for each in network.server.overlay_json("node", "ls")["nodes"])
 
 
 def fetch(machine: Machine, where: str) -> str:

@@ -138,6 +138,22 @@ def test_one_whose_time_is_over_ends_here_and_at_the_server(tmp_path: Path, capl
     assert caplog.text.count("is gone: its time is over") == 2
 
 
+def test_one_ends_though_this_machine_has_slept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock by which the event loop waits has stood meanwhile."""
+    monkeypatch.setattr("overlay.node.exposures.CLOCK_INTERVAL", 0.01)
+
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            await setup.add(str(port), "9000", terms=Terms(expires=1000.0))
+            setup.now = 1000.0
+            with anyio.fail_after(5):
+                while setup.server.exposures:
+                    await anyio.lowlevel.checkpoint()
+
+    anyio.run(main)
+
+
 def test_an_end_that_is_changed_is_kept_to(tmp_path: Path) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)

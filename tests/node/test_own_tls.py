@@ -6,7 +6,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,11 @@ from overlay.node.own_tls import OwnTls, TlsOptions
 from overlay.node.target_end import TargetEnd
 from overlay.node.targets import Target
 from overlay.node.tunnel_end import TunnelEnd
+from overlay.server.groups import Group, Member
+from overlay.server.tunnels import SingleTunnel
+from overlay.server.web.sites import Site
+from overlay.wire.control.terms import Access, Terms
+from overlay.wire.endpoint import Endpoint
 from tests.carrier.streams import Certificate
 from tests.programs import program
 from tests.server.pebble import pebble
@@ -64,20 +69,37 @@ def trusting_nobody() -> ssl.SSLContext:
     return context
 
 
+def as_authority() -> ssl.SSLContext:
+    context = trusting_nobody()
+    context.set_alpn_protocols(["acme-tls/1"])
+    return context
+
+
 @asynccontextmanager
-async def node_behind(port: SharedPort, own: OwnTls) -> AsyncIterator[Counter[str]]:
-    """Exposure x1, under `NAME`, whose target shouts."""
-    drops: Counter[str] = Counter()
+async def node_end(own: OwnTls, drops: Counter[str], *, says_reached: bool = False) -> AsyncIterator[TunnelEnd]:
+    """A node's end of exposure x1, whose target shouts."""
     async with await anyio.create_tcp_listener(local_host=HOST) as target, anyio.create_task_group() as tasks:
         inside = TargetEnd(Target("tcp", HOST, target.extra(SocketAttribute.local_port)))
-        end = TunnelEnd(inside, HOST, 0, lambda host: True, drops)
+        end = TunnelEnd(inside, HOST, 0, lambda host: True, drops, says_reached=says_reached)
         end.tls = partial(own.end, "x1")
-        port.sites.add_tls(NAME, site_to(end.port))
         for each in (partial(target.serve, shout), own.run, end.run):
             tasks.start_soon(each)
-        yield drops
+        yield end
         tasks.cancel_scope.cancel()
         end.close()
+
+
+def where(end: TunnelEnd) -> Endpoint:
+    return HOST, end.port
+
+
+@asynccontextmanager
+async def node_behind(port: SharedPort, own: OwnTls) -> AsyncIterator[Counter[str]]:
+    """It is exposed under `NAME`."""
+    drops: Counter[str] = Counter()
+    async with node_end(own, drops) as end:
+        port.sites.add_tls(NAME, site_to(end.port))
+        yield drops
 
 
 async def met(port: SharedPort) -> x509.Certificate:
@@ -119,6 +141,38 @@ async def test_the_authority_comes_through_the_server_as_users_do(
                 await anyio.sleep(0.02)
             tasks.cancel_scope.cancel()
         assert port.drops == {}
+
+
+async def test_each_member_of_a_group_proves_the_name_though_users_go_to_any(
+    tmp_path: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authority comes as users do, by as many connections as it likes, and to whom the group leads it: only the
+    member that it was asked by can show it the proof. Lists of networks do not know it."""
+    program("pebble")
+    drops: Counter[str] = Counter()
+    group = Group(drops)
+    group.balance = "round-robin"
+    async with shared_port(certificate) as port, AsyncExitStack() as stack:
+        with pebble(tmp_path, tls_port=port.port, http_port=1) as authority:
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.ca_bundle))
+            nodes = [own_tls(tmp_path / f"node{number}") for number in range(2)]
+            for number, own in enumerate(nodes):
+                end = await stack.enter_async_context(node_end(own, drops, says_reached=True))
+                group.add(Member(number, SingleTunnel(partial(where, end), drops)))
+            site = Site("x1", group)
+            site.gate.terms = Terms(tls_end="node", access=Access(allow=("127.0.0.9",)))
+            port.sites.add_tls(NAME, site)
+            for own in nodes:  # one after the other, as nodes join
+                own.add("x1", NAME, TlsOptions(acme_email="admin@example.org", acme_directory=authority.directory))
+                while own.source("x1") != "acme":
+                    assert own.trouble("x1") == ""
+                    await anyio.sleep(0.02)
+            site.gate.terms = Terms(tls_end="node")
+            assert len({(await met(port)).serial_number for _ in nodes}) == 2
+            assert set(drops) == {"exposure_tls_failed"} and port.drops == {}
+            with pytest.raises((OSError, anyio.EndOfStream, anyio.BrokenResourceError)):  # who says that he is one
+                await anyio.connect_tcp(HOST, port.port, ssl_context=as_authority(), tls_hostname=NAME)
+            await port.dropped("no_proof")
 
 
 async def test_why_there_is_none_is_told_and_users_are_served_meanwhile(

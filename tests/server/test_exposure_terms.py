@@ -10,6 +10,7 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.errors import Exit, UserError
+from overlay.server import exposures
 from overlay.server.policy import EVERYTHING, Policy, Rights, Rule
 from overlay.wire.control.messages import Message, Withdrawn
 from overlay.wire.control.terms import Access, Limits, Terms, Told
@@ -78,6 +79,24 @@ def test_an_exposure_ends_when_its_time_is_over(tmp_path: Path) -> None:
     on_bench(tmp_path, first, tell=tell, wall=lambda: now[0])
     now[0] = 2000.0
     on_bench(tmp_path, second, tell=tell, wall=lambda: now[0])
+
+
+def test_an_exposure_ends_though_this_machine_has_slept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock by which the event loop waits has stood meanwhile."""
+    monkeypatch.setattr(exposures, "RETRY_INTERVAL", 0.01)
+    now = [5.0]
+
+    async def test(it: Bench) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(it.exposures.run)
+            await it.expose(2, terms=Terms(expires=1000.0))
+            await anyio.wait_all_tasks_blocked()
+            now[0] = 1000.0
+            while it.exposures.status():  # noqa: ASYNC110 - a clock tells nobody
+                await anyio.sleep(0.005)
+            tasks.cancel_scope.cancel()
+
+    on_bench(tmp_path, test, wall=lambda: now[0])
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "http"])
@@ -239,7 +258,7 @@ def test_what_policy_forbids_is_refused_and_counted(tmp_path: Path) -> None:
             "too-many-exposures",
             Exit.REFUSED,
         ) and "lets node 'a' hold 2" in many.message
-        assert it.exposures.drops == {"policy_forbids": 5}
+        assert it.exposures.drops == {"policy_forbids": 5, "exposure_refused": 1}
 
     on_bench(tmp_path, test, rights=lambda number: policy.rights(NAMES[number], ("tagged",) if number == 3 else ()))
 
@@ -343,6 +362,7 @@ def test_a_lease_that_two_nodes_fight_over_is_the_firsts(tmp_path: Path) -> None
                         tasks.start_soon(claim, node, wanted)
         assert len(won) == 2 and len(lost) == 18
         assert {error.code for error in lost} == {"port-taken", "host-taken"}
+        assert it.exposures.drops == {"lease_taken": 18}
         assert all(f"node '{NAMES[won[0]]}'" in error.message for error in lost if error.code == "port-taken")
         with pytest.raises(UserError, match="no exposure of that id"):
             await it.exposures.unexpose(5 - won[0], "x1")
@@ -410,6 +430,27 @@ def test_datagrams_have_no_header_of_version_1(tmp_path: Path) -> None:
     async def test(it: Bench) -> None:
         refusal = await it.refusal(2, protocol="udp", target="udp://127.0.0.1:53", terms=telling("v1"))
         assert refusal.code == "terms-invalid" and "--proxy-protocol v2" in refusal.message
+
+    on_bench(tmp_path, test)
+
+
+def test_a_renewal_that_speaks_something_else_is_refused(tmp_path: Path) -> None:
+    """Terms are checked for what is spoken: a node that says 'tcp' of its datagrams could have a header of version 1
+    before them, which there is not, and end the server by one."""
+
+    async def test(it: Bench) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
+            target.bind((HOST, 0))
+            wanted = {"port": target.getsockname()[1], "target": "udp://127.0.0.1:53"}
+            lease = await it.expose(2, protocol="udp", public=f"{HOST}:{await it.free_port()}", **wanted)
+            for protocol in ("tcp", "http", "tls"):
+                refusal = await it.refusal(2, id=lease.id, protocol=protocol, host="a.test", **wanted)
+                assert refusal.code == "expose-invalid"
+            refusal = await it.refusal(2, id=lease.id, protocol="tcp", terms=telling("v1"), **wanted)
+            assert refusal.code == "expose-invalid"
+            async with await anyio.create_connected_udp_socket(HOST, int(lease.public.rpartition(":")[2])) as user:
+                await user.send(b"?")
+                await anyio.wait_readable(target)
 
     on_bench(tmp_path, test)
 

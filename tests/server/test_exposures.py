@@ -16,6 +16,7 @@ from overlay.carrier.stream import TcpStream
 from overlay.errors import UserError
 from overlay.server import exposures as module
 from overlay.server.claims import PICKED_PORTS, parse_public
+from overlay.server.web.hosts import parse_host
 from overlay.wire.control.terms import Terms
 from overlay.wire.endpoint import Endpoint
 from tests.server.leases import HOST, WEB, Bench, answer, ask, on_bench, web
@@ -118,6 +119,20 @@ def test_a_name_is_picked_where_there_is_a_domain_for_it(tmp_path: Path) -> None
     on_bench(tmp_path, test, web_domain="apps.test", web_ports=(443,))
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("xn--bro-hoa", "xn--bro-aaaaaa-9db"), ("a" * 60, "node-aaaaaa"), ("a" * 56, "a" * 56 + "-aaaaaa")],
+)
+def test_a_picked_name_is_one_that_there_can_be(tmp_path: Path, name: str, label: str) -> None:
+    """Behind an A-label letters would make another word, or none, of it; and a label has its length."""
+
+    async def test(it: Bench) -> None:
+        assert (await it.expose(2, **WEB)).public == f"{label}.apps.test"
+        assert parse_host(f"{label}.apps.test") == (f"{label}.apps.test", "/")
+
+    on_bench(tmp_path, test, web_domain="apps.test", web_ports=(443,), name_of=lambda number: name)
+
+
 def test_http_at_a_port_of_its_own_and_its_log(tmp_path: Path) -> None:
     heard: list[tuple[str, int]] = []
 
@@ -132,7 +147,7 @@ def test_http_at_a_port_of_its_own_and_its_log(tmp_path: Path) -> None:
         it.online.clear()
         assert (await web(port)).startswith(b"HTTP/1.1 502 ")
         assert heard == [("x1", 502)]
-        assert it.exposures.drops == {"target_refused": 1, "target_offline": 1}
+        assert it.exposures.drops == {"target_refused": 1, "target_offline": 1, "lease_taken": 1}
         with pytest.raises(UserError):
             it.exposures.watch(3, site.id, None)
 

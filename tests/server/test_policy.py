@@ -145,6 +145,7 @@ def test_whatever_is_in_the_file(data: bytes) -> None:
 
 def test_the_file_is_read_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy_file, "LOOK", 0.01)
+    monkeypatch.setattr(policy_file, "REST", 0.01)
     path = tmp_path / FILE
 
     async def main() -> None:
@@ -175,6 +176,37 @@ def test_the_file_is_read_again_when_it_changes(tmp_path: Path, monkeypatch: pyt
             file.reload()
             await event.wait()
             tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
+def test_a_file_is_read_when_all_of_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it would end exposures that the whole one allows."""
+    monkeypatch.setattr(policy_file, "LOOK", 0.0)
+    monkeypatch.setattr(policy_file, "REST", 0.0)
+    lines = ["[default]", "exposures = 0", "[[rule]]", "nodes = ['a']", "exposures = 7"]
+    look = PolicyFile._look
+
+    def look_and_write(self: PolicyFile) -> tuple[int, ...]:
+        """Somebody writes a line between one look and the next."""
+        found = look(self)
+        if lines:
+            with (tmp_path / FILE).open("a") as file:
+                file.write(lines.pop(0) + "\n")
+        return found
+
+    async def main() -> None:
+        file = PolicyFile(tmp_path, "")
+        monkeypatch.setattr(PolicyFile, "_look", look_and_write)
+        found: list[int | None] = []
+
+        async def on_change() -> None:
+            found.extend((file.current.rights("a", ()).exposures, file.current.default.exposures))
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(file.run, on_change)
+        assert found == [7, 0]
 
     anyio.run(main)
 

@@ -56,6 +56,7 @@ def test_who_has_a_tag_or_the_token_is_let_in_and_others_are_told_nothing(tmp_pa
         nothing = await refused(it, 3, name="nothing")
         assert stranger.message.replace("db", "") == nothing.message.replace("nothing", "")
         assert (await refused(it, 3, token=TOKEN)).code == "private-unknown"
+        assert it.exposures.drops == {"lease_taken": 2, "private_refused": 3}
         told.tags[3] = ("ops",)
         answer = await it.exposures.private.connect(3, Connect(seq=7, name="DB"))
         assert (answer.seq, answer.node, answer.address, answer.port) == (7, "a", "10.77.0.2", 4001)

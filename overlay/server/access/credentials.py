@@ -226,8 +226,11 @@ class Credentials:
 
 def without_link_cookies(request: RequestHead) -> RequestHead:
     """Of all exposures: those of the same host are sent here, too, and whoever is behind this one must not get them."""
-    if not any(_COOKIE in value and name.lower() == b"cookie" for name, value in request.fields):
-        return request
+    for name, value in request.fields:
+        if _COOKIE in value and name.lower() == b"cookie":
+            break
+    else:
+        return request  # nearly every one
     fields = []
     for name, value in request.fields:
         if name.lower() == b"cookie":

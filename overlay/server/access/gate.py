@@ -74,16 +74,16 @@ class Gate:
             return ""
         return "connection_rate"
 
-    def refuses(self, host: str) -> str:
-        """Why a connection from there that has just come is not taken; "": it is."""
-        return self.shuts_out(host) or self.holds_off(host)
+    def refuses(self, host: str, *, listed: bool = True) -> str:
+        """Why a connection from there that has just come is not taken; "": it is. `listed`: the lists of networks are
+        asked."""
+        reason = self.shuts_out(host)
+        return reason if reason and (listed or reason != "source_refused") else self.holds_off(host)
 
     async def admit(self, request: RequestHead, asker: Asker) -> RequestHead | Reply:
         """→ the request as the target may have it, or what it is answered instead."""
-        if self.used_up:
-            return Reply(503, "quota_used_up", _retry(self.opens_in))
-        if not self._networks.empty and not self._networks.admits(asker.source):
-            return Reply(403, "source_refused")
+        if reply := self._shut_out(asker):
+            return reply
         if self._connections is not None or self._requests is not None:
             now = anyio.current_time()
             if self._connections is not None and self._name not in asker.begun:
@@ -93,8 +93,18 @@ class Gate:
             if self._requests is not None and (wait := self._requests.take(asker.source, now)):
                 return Reply(429, "request_rate", _retry(wait))
         if self._credentials is not None:
-            return await self._credentials.admit(request, asker, anyio.current_time())
+            admitted = await self._credentials.admit(request, asker, anyio.current_time())
+            return self._shut_out(asker) or admitted  # it may have taken a while
         return without_link_cookies(request)
+
+    def _shut_out(self, asker: Asker) -> Reply | None:
+        match self.shuts_out(asker.source):
+            case "":
+                return None
+            case "quota_used_up":
+                return Reply(503, "quota_used_up", _retry(self.opens_in))
+            case reason:
+                return Reply(403, reason)
 
 
 def _retry(wait: float) -> tuple[str]:

@@ -126,13 +126,12 @@ class Usage:
             (own and self._bytes.get((node, number), 0) >= own) or (nodes and self._bytes.get((node, ALL), 0) >= nodes)
         )
         gate.opens_in = until_next_month(self._wall()) if used_up else 0.0
-        if used_up == gate.used_up:
-            return
-        gate.used_up = used_up
+        before, gate.used_up = gate.used_up, used_up
         if used_up:
+            cut_off()  # at each look: who was at the door in the moment when it closed has slipped in
+        if used_up and not before:
             _log.warning("exposure x%d has used up its quota of this month: nobody is let in", number)
-            cut_off()
-        else:
+        elif before and not used_up:
             _log.info("exposure x%d has a quota again", number)
 
 

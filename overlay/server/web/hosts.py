@@ -8,7 +8,7 @@ from overlay.wire.control.hostnames import MAX_NAME, ascii_name
 
 _LONGEST_PATH: Final = 256
 _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?")
-_PATH: Final = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*/?")
+_PATH: Final = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,=:@-]+)*/?")  # no parameters: to some they are no part of it
 
 
 def parse_host(text: str) -> tuple[str, str]:

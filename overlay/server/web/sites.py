@@ -1,10 +1,12 @@
 """Which exposure a user is for, by the host and path prefix of a request or the name in a ClientHello, and what became
 of the last requests."""
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 import anyio
 
@@ -13,7 +15,26 @@ from overlay.server.tunnels import Tunnel
 from overlay.wire.control.messages import RequestEntry
 
 MAX_SERVED: Final = 1024  # at once, of one exposure: each has a connection to its target
+_UNUSUAL: Final = re.compile(r"[%;\\]|//|/\.")
 LOG_SIZE: Final = 200  # requests of one exposure that are remembered
+
+
+def as_read(path: str) -> str:
+    """A path as the most lenient of targets reads it: decoded, without dot segments, empty ones and parameters.
+
+    By this it is told whose a request is, as one of two exposures of the same target may be more open than the other:
+    what is below "/admin/" to the target must not pass for something else at the gate. The target gets what came.
+    """
+    if not _UNUSUAL.search(path) or not path.startswith("/"):
+        return path
+    parts: list[str] = []
+    for part in unquote_to_bytes(path).decode("latin-1").replace("\\", "/").split("/"):
+        name = part.partition(";")[0]
+        if name == "..":
+            del parts[-1:]
+        elif name not in ("", "."):
+            parts.append(name)
+    return "/" + "/".join(parts)
 
 
 @dataclass(eq=False)
@@ -133,6 +154,7 @@ class Sites:
         yield from (name for name, site in self._tls.items() if site.gate.terms.tls_end == "server")
 
     def find(self, host: str, path: str) -> Site | None:
+        path = as_read(path)
         for name in self._names(host):
             for prefix, site in self._hosts.get(name, ()):
                 if path.startswith(prefix) or path == prefix[:-1]:

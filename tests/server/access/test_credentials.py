@@ -1,6 +1,8 @@
 """Passwords, tokens and secret links: what is let in, what is not, and what reaches the target of it."""
 
 import base64
+import os
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -170,6 +172,23 @@ def test_tries_are_few_for_each_address(monkeypatch: pytest.MonkeyPatch) -> None
     run(test)
 
 
+def test_passwords_are_computed_when_there_is_nothing_else_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers choose how many there are: users who are in do not wait for them."""
+    found: list[int] = []
+
+    def fits(encoded: str, password: bytes) -> bool:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return True
+
+    monkeypatch.setattr(passwords, "fits_password", fits)
+
+    async def test() -> None:
+        assert await passwords.Passwords().fits(HASH, "x")
+        assert found == [19] and os.getpriority(os.PRIO_PROCESS, 0) < 19
+
+    run(test)
+
+
 def test_more_passwords_at_once_than_can_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "MOST_WAITING", 1)
     it = Checked(monkeypatch)
@@ -226,6 +245,27 @@ def test_a_secret_link_gives_a_cookie_and_leaves_the_address(monkeypatch: pytest
         # A link has no challenge to give.
         assert await it.status() == await it.status(target="/?overlay-link=other") == 403
         assert await it.status("Cookie: overlay-x2=LINK; overlay-x1=other") == 403
+
+    run(test)
+
+
+@pytest.mark.parametrize("reason", ["quota_used_up", "source_refused"])
+def test_who_is_shut_out_while_a_password_is_computed_is_not_let_in(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    async def test() -> None:
+        gate = Gate(Terms(access=Access(users=(f"anna:{HASH}",))), desk=Desk())
+
+        async def fits(self: passwords.Passwords, encoded: str | None, password: str) -> bool:
+            if reason == "quota_used_up":
+                gate.used_up = True
+            else:
+                gate.terms = Terms(access=Access(deny=(ASKER.source,)))
+            return True
+
+        monkeypatch.setattr(passwords.Passwords, "fits", fits)
+        reply = await gate.admit(request(basic("anna:x")), ASKER)
+        assert isinstance(reply, Reply) and reply.reason == reason
 
     run(test)
 

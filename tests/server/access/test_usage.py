@@ -92,9 +92,11 @@ def test_a_quota_closes_the_gate_until_the_next_month(tmp_path: Path) -> None:
             assert isinstance(reply, Reply) and reply.status == 503
             assert reply.fields == (f"Retry-After: {int(until_next_month(it.now)) + 1}",)
             assert it.cut == [1] and not closed(other)
+            it.usage.look()
+            assert it.cut == [1, 1], "who was being let in at that moment is cut off, too"
             it.now += until_next_month(it.now)
             it.usage.look()
-            assert not closed(gate) and it.usage.of_exposure(1) == 0 and it.cut == [1]
+            assert not closed(gate) and it.usage.of_exposure(1) == 0 and it.cut == [1, 1]
 
     run(test)
 

@@ -253,12 +253,12 @@ async def test_rules_and_limits_are_those_of_other_requests(certificate: Certifi
         await accept(target)
         await target.until(b"never")
 
-    async with meeting(certificate, target) as (it, user):
+    async with meeting(certificate, target) as (it, user), http2_user(it.port, certificate) as other:
         it.site.gate.terms = Terms(access=Access(bearers=(digest_of(b"token"),)), limits=Limits(connections=1))
         assert (await user.answer(await connect(user))).status == b"401"
         shown = (b"authorization", b"Bearer token")
         await opened(user, shown)
-        assert (await user.answer(await connect(user, "/", shown))).status == b"503"
+        assert (await other.answer(await connect(other, "/", shown))).status == b"503"
         assert it.connections == 1 and it.port.drops == {"no_credentials": 1, "too_many_users": 1}
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from overlay.errors import UserError
 from overlay.server.tunnels import SingleTunnel
 from overlay.server.web.hosts import parse_host, parse_web_domain, url_of
-from overlay.server.web.sites import Site, Sites
+from overlay.server.web.sites import Site, Sites, as_read
 
 
 def site(name: str) -> Site:
@@ -34,6 +34,42 @@ def test_the_longest_prefix_of_the_nearest_host() -> None:
     assert not sites.exposes("a.test") and sites.exposes("x.a.test")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/admin",
+        "/admin/x",
+        "/open/../admin/x",
+        "/open/./..//admin",
+        "//admin/x",
+        "/%61dmin/x",
+        "/open/%2e%2E/admin/",
+        "/open%2f..%2Fadmin%2fx",
+        "/open/..;a=b/admin/x",
+        "/admin;a=b/x",
+        "/open\\..\\admin",
+        "/../../admin",
+    ],
+)
+def test_a_path_is_whose_the_target_would_take_it_for(path: str) -> None:
+    """Of the same target some may be exposed to all and some not."""
+    sites = Sites()
+    root, closed, public = site("root"), site("closed"), site("public")
+    for prefix, each in (("/", root), ("/admin/", closed), ("/open/", public)):
+        sites.add("a.test", prefix, each)
+    assert sites.find("a.test", path) is closed
+    assert sites.find("a.test", path + "/../../admin/../open/x") is not closed
+    assert sites.find("a.test", "/administration") is sites.find("a.test", "/a.b;c/%") is root
+    assert sites.find("a.test", "*") is None
+
+
+@given(st.text("/.;%2eEfF5cC\\adminx", max_size=30))
+def test_fuzz_paths(path: str) -> None:
+    read = as_read("/" + path)
+    assert read.startswith("/") and not {"..", "."} & set(read.split("/")) and ";" not in read
+    assert as_read(path) == path or path.startswith("/")
+
+
 def test_what_people_write() -> None:
     assert parse_host("Docs.Example.com.") == ("docs.example.com", "/")
     assert parse_host("*.example.com/a/b/") == ("*.example.com", "/a/b/")
@@ -55,6 +91,7 @@ def test_what_people_write() -> None:
         "a\uff0fb.example.com",
         "*.*.bücher.example",
         "bü*cher.example",
+        "a.b/c;d",
     ):
         with pytest.raises(UserError) as caught:
             parse_host(text)

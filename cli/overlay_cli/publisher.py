@@ -1,5 +1,5 @@
-"""The daemon that `overlay expose` works by: the one of 'overlay up', or else one that only publishes, without a
-network interface and without rights, started for it and ended when nothing is published any more.
+"""The daemon that `overlay expose` and `overlay connect` work by: the one of 'overlay up', or else one without a
+network interface and without rights, started for them and ended when nothing is published or connected any more.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,19 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 15.0
 
 
-def find_publisher(state: Path, invite: str, ways: dict[str, str], *, quiet: bool) -> "tuple[LocalClient, bool]":
+def find_publisher(
+    state: Path,
+    invite: str,
+    ways: dict[str, str],
+    *,
+    quiet: bool,
+    without: str = "publish without: overlay expose TARGET --invite INVITE",
+) -> "tuple[LocalClient, bool]":
     """→ the daemon of the folder `state`, and whether it was started just now.
 
     One is started where an invite is given, or an ordinary user has joined before. `ways`: as
-    `overlay_cli.options.way_settings` has them. Raises `UserError`: "not-running" (exit 3), what the start raises.
+    `overlay_cli.options.way_settings` has them; `without`: what can be done instead of joining. Raises `UserError`:
+    "not-running" (exit 3), what the start raises.
     """
     from overlay.daemon.client import LocalClient
 
@@ -36,7 +44,7 @@ def find_publisher(state: Path, invite: str, ways: dict[str, str], *, quiet: boo
             raise UserError(
                 "not-running",
                 f"No daemon is running on the state folder {state}.",
-                "Join the network with 'sudo overlay up', or publish without: overlay expose TARGET --invite INVITE.",
+                f"Join the network with 'sudo overlay up', or {without}.",
                 Exit.NOT_RUNNING,
             ) from error
     else:
@@ -63,8 +71,9 @@ def find_publisher(state: Path, invite: str, ways: dict[str, str], *, quiet: boo
 
 
 def end_publisher(client: "LocalClient") -> None:
-    """What was started for an exposure ends with it, unless more is published by now."""
-    if not client.request("GET", "/v1/exposures")["exposures"]:
+    """What was started for an exposure or a connection ends with it, unless there are more by now."""
+    kinds = ("exposures", "connections")
+    if not any(client.request("GET", f"/v1/{kind}")[kind] for kind in kinds):
         client.request("POST", "/v1/down", timeout=STOP_TIMEOUT)
 
 

@@ -116,14 +116,17 @@ class CodecStream(ByteStream):
         received, self._received = self._received, b""
         return Detached(connected.socket, self._codec, received)
 
-    def around(self, inner: Codec) -> "CodecStream":
-        """The same connection with one more protocol inside; what came for it already is decoded first.
+    def around(
+        self, inner: Codec, make: "Callable[[TcpStream, Codec, bytes], CodecStream] | None" = None
+    ) -> "CodecStream":
+        """The same connection with one more protocol inside; what came for it already is decoded first. `make`: of
+        which kind the new stream is.
 
         Raises `RemoteProtocolError`. This stream is not to be used any more.
         """
         if self._outgoing:
             raise LocalProtocolError("something waits to be written")
-        return CodecStream(self._tcp, Stacked(self._codec, inner), inner.decode(self._received))
+        return (make or CodecStream)(self._tcp, Stacked(self._codec, inner), inner.decode(self._received))
 
     @property
     def innermost(self) -> Codec:

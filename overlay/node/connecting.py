@@ -1,4 +1,5 @@
-"""A local port that leads to a peer's private exposure, through the overlay. Runs in the process of who asked for it.
+"""A local port that leads to a peer's private exposure, through the overlay, or through the server where one of the two
+machines is not in it. Runs in the process of who asked for it.
 
 The server has the exposing node let this one in for a while, and is asked again before that ends. What cannot be
 reached is asked for anew at once: the exposing node may have got another port, or have forgotten us.
@@ -9,6 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 import anyio
@@ -18,11 +20,14 @@ from anyio.abc import TaskGroup
 
 from overlay.carrier.flows import UdpFlows
 from overlay.carrier.forward import forward_streams
-from overlay.carrier.outlets import SocketOutlet
+from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet
+from overlay.carrier.port import Stream
 from overlay.carrier.reached import wait_reached
 from overlay.carrier.stream import TcpStream, connect, reset_on_close
+from overlay.carrier.streams import CodecStream
 from overlay.errors import Exit, UserError
-from overlay.wire.control.messages import Connected
+from overlay.node.by_server import open_by_server
+from overlay.wire.control.messages import ByServer, Connected
 from overlay.wire.endpoint import Endpoint, format_endpoint, parse_endpoint
 
 CONNECT_TIMEOUT: Final = 10.0  # s; three SYNs
@@ -33,7 +38,7 @@ RENEWAL: Final = (
 RETRY: Final = 5.0  # s until the server is asked again that was not reached
 _BACKLOG: Final = 128
 _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no descriptor left
-_FINAL: Final = frozenset(("private-unknown", "not-up", "no-permission"))
+_FINAL: Final = frozenset(("private-unknown", "no-permission"))
 _log = logging.getLogger(__name__)
 
 Ask = Callable[[], Awaitable[Connected]]
@@ -176,11 +181,25 @@ class Connecting:
     def _endpoint(self) -> Endpoint:
         return (self._now.address, self._now.port)
 
+    def _outlet(self) -> Outlet | None:
+        way = self._now.by_server
+        if way is None:
+            return SocketOutlet.open(lambda: self._endpoint, self.drops)
+        return StreamOutlet(partial(self._open_for_datagrams, way), self.drops)
+
+    async def _open_for_datagrams(self, way: ByServer) -> Stream:
+        try:
+            with anyio.fail_after(CONNECT_TIMEOUT):
+                return await open_by_server(way)
+        except OSError as error:
+            self.drops["not_reached"] += 1
+            raise anyio.BrokenResourceError(str(error)) from error
+
     async def _forward_all(self, tasks: TaskGroup) -> None:
         if self._now.datagrams:
             self._flows = UdpFlows(
                 self._bound,
-                lambda source, local: SocketOutlet.open(lambda: self._endpoint, self.drops),
+                lambda source, local: self._outlet(),
                 drops=self.drops,
             )
             await self._flows.run()
@@ -215,20 +234,21 @@ class Connecting:
         finally:
             self._connections -= 1
 
-    async def _open(self) -> TcpStream | None:
+    async def _open(self) -> TcpStream | CodecStream | None:
         times = self._asked
         stream = await self._try()
         if stream is None and await self._ask_anew(times):
             stream = await self._try()
         return stream
 
-    async def _try(self) -> TcpStream | None:
-        stream: TcpStream | None = None
+    async def _try(self) -> TcpStream | CodecStream | None:
+        stream: TcpStream | CodecStream | None = None
+        way = self._now.by_server
         reached = False
         problem = "no answer"
         try:
             with anyio.move_on_after(CONNECT_TIMEOUT):
-                stream = await connect(self._endpoint)
+                stream = await (connect(self._endpoint) if way is None else open_by_server(way))
                 reached = await wait_reached(stream)
                 problem = "it does not let this machine in, or its target is away"
         except OSError as error:
@@ -240,7 +260,8 @@ class Connecting:
             self.trouble = ""
             return stream
         self.drops["not_reached"] += 1
-        trouble = f"{format_endpoint(self._endpoint)} on {self._now.node} is not reached: {problem}"
+        place = "what is exposed" if way is not None else format_endpoint(self._endpoint)
+        trouble = f"{place} on {self._now.node} is not reached: {problem}"
         if trouble != self.trouble:  # programs that go on trying fill no log
             self.trouble = trouble
             _log.warning("%s", trouble)

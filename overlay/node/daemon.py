@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 
@@ -30,7 +31,7 @@ from overlay.daemon.process import run_loop
 from overlay.daemon.records import RecordStatus
 from overlay.daemon.state import LOG_NAME, StateDir
 from overlay.engine.api import SERVER_NUMBER, Cipher, LinkLost, RelayChanged, SendDatagrams, SetMapping
-from overlay.errors import Exit, RemoteProtocolError, UserError
+from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.api import make_api
 from overlay.node.calls import Calls
 from overlay.node.ciphers import measure
@@ -168,6 +169,7 @@ class NodeDaemon:
             self._control.say,
             lambda: self._control.state == "connected",
             look_up=self._member.look_up,
+            private_key=target.private_key,
         )
         self._exposure_files = ExposureFiles(state, self._exposures)
         self._connections = Connections(state, self.connect)
@@ -311,17 +313,15 @@ class NodeDaemon:
         await self._exposures.remove(name)
 
     async def connect(self, name: str, token: str) -> Connected:
-        if not self._settings.tun:
-            raise UserError(
-                "not-up",
-                "Private exposures are reached by way of the network, which is not up on this machine.",
-                "Run 'sudo overlay up' first.",
-                Exit.NOT_RUNNING,
-            )
-        answer = await self._control.request(lambda seq: Connect(seq=seq, name=name, token=token))
-        if not isinstance(answer, Connected):
+        by_server = not self._settings.tun
+        answer = await self._control.request(lambda seq: Connect(seq=seq, name=name, token=token, by_server=by_server))
+        if not isinstance(answer, Connected) or (by_server and answer.by_server is None):
             raise UserError("bad-answer", "The server answered something that does not fit the request.")
-        return answer
+        if answer.by_server is None:
+            return answer
+        known = (*self._start.joined.addresses, self._control.address)
+        servers = tuple(dict.fromkeys(each for each in known if each))
+        return msgspec.structs.replace(answer, by_server=msgspec.structs.replace(answer.by_server, servers=servers))
 
     def records(self) -> tuple[RecordStatus, ...]:
         return self._records.status()

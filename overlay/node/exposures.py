@@ -20,6 +20,7 @@ import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
 from overlay.carrier.port import Stream
+from overlay.carrier.secured import secure_from
 from overlay.daemon.localapi import Produce
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
@@ -87,9 +88,11 @@ class Exposures:
         tls: OwnTls | None = None,
         wall: Callable[[], float] = time.time,
         look_up: LookUp = lambda name: None,
+        private_key: bytes = b"",
     ) -> None:
         """`request` asks the server, `say` tells it something if it is there. `is_server` says whether an overlay
-        address is the server's, `is_member` whether it is of this network; `look_up`: the network's names.
+        address is the server's, `is_member` whether it is of this network; `look_up`: the network's names;
+        `private_key`: this node's, which peers know it by who come through the server.
 
         Raises `UserError` ("state-corrupt").
         """
@@ -100,6 +103,7 @@ class Exposures:
         self._state = state
         self._request = request
         self._is_server = is_server
+        self._private_key = private_key
         self._server_is_there = server_is_there
         self._checks = Checks(say)
         self._members: dict[str, tuple[GroupMember, ...]] = {}
@@ -194,7 +198,7 @@ class Exposures:
 
     async def _add(self, wish: ExposeWish, owner: int, entry: Entry | None, range: str = "") -> ExposureStatus:
         target = checked_target(wish)
-        check_private(wish, up=bool(self._address))
+        check_private(wish)
         check_told(wish.terms, target, wish.options, up=bool(self._address))
         inside = self._target_end(target, wish.options, wish.terms, owner)
         try:
@@ -369,8 +373,8 @@ class Exposures:
     async def serve(self, name: str, stream: Stream) -> None:
         """A user of this exposure, whom the server sends by a dynamic tunnel; closes the stream."""
         end = self._ends.get(name)
-        # What goes by the overlay alone is not to be had in another way.
-        if end is None or self._kept[name].tunnel == "single":
+        # What goes by the overlay alone is not to be had in another way. What is private is sealed in any.
+        if end is None or (self._kept[name].tunnel == "single" and end.seal is None):
             self.drops["exposure_unknown"] += 1
             stream.cut()
             stream.close()
@@ -468,6 +472,8 @@ class Exposures:
         if kept.terms.tls_end == "node":
             self._tls.add(kept.id, host_of(kept.public), kept.tls)
             end.tls = partial(self._tls.end, kept.id)
+        if kept.terms.private.name:
+            end.seal = partial(secure_from, private_key=self._private_key)
         self._ends[kept.id], self._inside[kept.id] = end, inside
         self._inspect(end, kept)
         self._tasks.start_soon(end.run)

@@ -11,11 +11,11 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from overlay.carrier.carriers import DialOptions
 from overlay.carrier.http import read_head
 from overlay.carrier.look_up import system_look_up
 from overlay.carrier.port import UserStream
 from overlay.carrier.stream import TcpStream, connect
+from overlay.carrier.streams import CodecStream
 from overlay.carrier.tls import ALPN_WEBSOCKET, client_context, client_handshake
 from overlay.errors import Exit, RemoteProtocolError, UserError
 from overlay.wire.control.address import parse_server_address
@@ -60,7 +60,7 @@ async def open_through(token_text: str, host: str, port: int, *, ca_file: str | 
             server = parse_server_address(address)
             try:
                 for endpoint in await system_look_up(server.host, server.port):
-                    stream = await _secured(endpoint, server.host, token, ca_file)
+                    stream = await open_secured(endpoint, server.host, token.pin, ca_file)
                     try:
                         return await _let_through(stream, token_text.strip(), host, port, address)
                     except BaseException:
@@ -78,13 +78,13 @@ async def open_through(token_text: str, host: str, port: int, *, ca_file: str | 
     )
 
 
-async def _secured(endpoint: Endpoint, host: str, token: ProxyToken, ca_file: str | None) -> UserStream:
-    """A server that shows no pin has a certificate that authorities vouch for."""
-    options = DialOptions(host=host, pin=token.pin, authorities=not token.pin, ca_file=ca_file)
+async def open_secured(endpoint: Endpoint, host: str, pin: bytes, ca_file: str | None = None) -> CodecStream:
+    """By TLS to the server of this name. One that shows no pin has a certificate that authorities vouch for. Raises
+    `OSError`, `RemoteProtocolError`, and as streams do."""
     tcp = await connect(endpoint)
     try:
-        context = client_context(ALPN_WEBSOCKET, authorities=options.authorities, ca_file=options.ca_file)
-        return await client_handshake(tcp, context, options.host, options.pin)
+        context = client_context(ALPN_WEBSOCKET, authorities=not pin, ca_file=ca_file)
+        return await client_handshake(tcp, context, host, pin)
     except BaseException:
         tcp.close()
         raise

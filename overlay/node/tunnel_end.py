@@ -16,8 +16,10 @@ from overlay.carrier.forward import forward_streams
 from overlay.carrier.http import answer, read_head, say
 from overlay.carrier.outlets import HeadedOutlet, Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
+from overlay.carrier.quic import QuicStream
 from overlay.carrier.reached import REACHED
 from overlay.carrier.stream import TcpStream, reset_on_close
+from overlay.carrier.streams import CodecStream
 from overlay.carrier.tapped import TappedStream
 from overlay.carrier.tls import agreed
 from overlay.errors import RemoteProtocolError, UserError
@@ -41,6 +43,9 @@ _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no descriptor left
 
 _log = logging.getLogger(__name__)
 
+SEAL_TIMEOUT: Final = 10.0  # s for a peer's handshake
+Seal = Callable[[TcpStream | CodecStream], Awaitable[CodecStream]]
+"""What is within what a peer has sealed. Raises `RemoteProtocolError`, and as the stream does."""
 EndTls = Callable[[Stream], Awaitable[Stream | None]]
 """What is in a user's TLS; None: that was all. Raises `RemoteProtocolError`, `TimeoutError`, and as the stream does."""
 
@@ -65,6 +70,7 @@ class TunnelEnd:
         if that is taken."""
         self.tap: Callable[[TargetStream], TappedStream] | None = None  # who looks at what goes to the target
         self.tls: EndTls | None = None  # for users whose TLS ends here
+        self.seal: Seal | None = None  # for peers whom the server leads here, which must not read along
         self._inside = inside
         self._target = inside.target
         self._peers = peers
@@ -160,7 +166,9 @@ class TunnelEnd:
         self._dynamic.add(scope)
         try:
             with scope:
-                await self._forward_to_target(stream)
+                unsealed = stream if self.seal is None else await self._unseal(stream, self.seal)
+                if unsealed is not None:
+                    await self._forward_to_target(unsealed)
         finally:
             self._dynamic.discard(scope)
             self._streams -= 1
@@ -246,6 +254,21 @@ class TunnelEnd:
         if self._says_reached:
             with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # what comes next says so
                 await stream.send(REACHED)
+
+    async def _unseal(self, stream: Stream, seal: Seal) -> Stream | None:
+        try:
+            if isinstance(stream, QuicStream):
+                raise RemoteProtocolError("private_unsealed", "by QUIC nobody is led here")
+            if self._inside.told.transparent:
+                raise RemoteProtocolError("private_unsealed", "there is no address that the target could see")
+            with anyio.fail_after(SEAL_TIMEOUT):
+                return await seal(stream)
+        except (RemoteProtocolError, TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            self._drops["private_unsealed"] += 1
+            _log.debug("a peer does not get through to %s: %s", self._target.text, error)
+            stream.cut()
+            stream.close()
+            return None
 
     async def _end_tls(self, stream: Stream, tls: EndTls) -> Stream | None:
         try:

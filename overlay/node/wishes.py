@@ -52,14 +52,14 @@ def service_of(wish: ExposeWish) -> str:
     return wish.service.lower() or WELL_KNOWN.get((transport, target.port), "")
 
 
-def check_private(wish: ExposeWish, *, up: bool) -> None:
-    """`up`: whether this machine has an overlay address. Raises `UserError` ("no-tunnel")."""
-    if wish.terms.private.name and not up:
+def check_private(wish: ExposeWish) -> None:
+    """Raises `UserError` ("private-invalid")."""
+    if wish.terms.private.name and wish.tunnel not in ("auto", "single"):
         raise UserError(
-            "no-tunnel",
-            "Peers reach a private exposure at this machine's address in the network, which it has after 'overlay up' "
-            "alone.",
-            "Run 'sudo overlay up' first.",
+            "private-invalid",
+            "Peers come to a private exposure by the best way there is: straight to this machine after 'overlay up', "
+            "else through the server.",
+            "Leave out --tunnel.",
             Exit.USAGE,
         )
 

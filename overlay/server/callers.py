@@ -118,20 +118,32 @@ class Callers:
                     pool.ready.popleft().close()
             pool.was_short = False
 
+    async def renew(self, node: int) -> None:
+        """The node has come, maybe as another process than before: what waits of it may be nobody's, which QUIC does
+        not tell for a while, and what it was asked for is lost."""
+        for (number, carrier), pool in tuple(self._pools.items()):
+            if number == node:
+                self._clear(pool)
+                if pool.waiting:
+                    await self._ask(node, carrier, pool)
+
     def forget_node(self, node: int) -> None:
         """It is gone: what waits of it is of no use."""
         for key in [key for key in self._pools if key[0] == node]:
-            pool = self._pools.pop(key)
-            for token in pool.asked:
-                self._tokens.pop(token, None)
-            for stream in pool.ready:
-                stream.close()
+            self._clear(self._pools.pop(key))
 
     def close(self) -> None:
         for node in {key[0] for key in self._pools}:
             self.forget_node(node)
 
     # inside ----------------------------------------------------------------------------------------------------------
+
+    def _clear(self, pool: _Pool) -> None:
+        for token in pool.asked:
+            self._tokens.pop(token, None)
+        pool.asked.clear()
+        while pool.ready:
+            pool.ready.popleft().close()
 
     def _ready(self, pool: _Pool) -> Stream | None:
         while pool.ready:

@@ -44,6 +44,7 @@ class Surroundings:
     name_of: Callable[[int], str]
     wall: Callable[[], float]  # Unix time, s
     randbelow: Callable[[int], int]
+    key_of: Callable[[int], bytes] = lambda number: b""  # a node's
     tunnel: bool = True  # whether the server has a TUN of its own to carry users
     tell: Tell = _nobody  # to a node
     pin: Callable[[], bytes] = bytes  # of the server's certificate now

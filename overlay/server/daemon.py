@@ -418,6 +418,7 @@ class ServerDaemon:
             own_ports=self._own_ports(port),
             address_of=lambda number: self._network.address_of(number) if self._network is not None else None,
             name_of=lambda number: self._network.name_of(number) if self._network is not None else "",
+            key_of=lambda number: self._network.key_of(number) if self._network is not None else b"",
             wall=time.time,
             randbelow=secrets.randbelow,
             tunnel=self._settings.tun,

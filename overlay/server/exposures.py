@@ -26,6 +26,7 @@ from overlay.server.exposure_names import NOTHING_SAID, Said, check_said
 from overlay.server.groups import Groups
 from overlay.server.ingress import PublicPort, ServeUser
 from overlay.server.private import Private, check_private
+from overlay.server.private_ways import PrivateWays
 from overlay.server.registry import Registry
 from overlay.server.schema import ExposureRecord, exposure_id
 from overlay.server.telling import TellingTunnel
@@ -74,7 +75,6 @@ class Exposures:
         self._records: dict[int, ExposureRecord] = {}
         self._claims = Claims(around, self._records, self.drops)
         self.groups = Groups(around, self._claims, self._records, self.drops)
-        self.private = Private(around, self._records, self.drops)
         self._said: dict[int, Said] = {}  # not kept: nodes say it anew at each welcome, and it is looked at anew
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
@@ -88,7 +88,10 @@ class Exposures:
         room = make_room()
         self._web = WebDoor(self.drops, around.wall, room)
         self._callers = Callers(around.tell, around.pin, around.random_bytes, self.drops)
+        ways = PrivateWays(self._callers, self._holder, self._gates, around.random_bytes, tasks, self.drops)
+        self.private = Private(around, self._records, ways, self.drops)
         self.guests = WebGuests(self._by_name, self._web, TlsDoor(self.drops, room), self._callers)
+        self.guests.ways = ways
         """Who serves users on the shared port."""
         self._problems: dict[int, str] = {}  # why a port of a kept lease is not open
         self._lock = anyio.Lock()
@@ -209,6 +212,8 @@ class Exposures:
         for number, single in self._singles.items():
             if self._records[number].node == node:
                 single.watch(closely=not online)
+        if online:
+            self._tasks.start_soon(self._callers.renew, node)
 
     async def forget_node(self, node: int) -> None:
         """The node was removed, and its leases with it: close its ports."""
@@ -338,12 +343,12 @@ class Exposures:
 
     def _open_missing(self) -> None:
         for record in list(self._records.values()):
-            if record.id in self._ports or record.id in self._sites or record.private:
+            if record.id in self._ports or record.id in self._sites or (record.private and record.id in self._gates):
                 continue
-            if not self._around.tunnel and record.tunnel == "single":
+            if not self._around.tunnel and record.tunnel == "single" and not record.private:
                 continue
             try:
-                shared = record.path or self._mate(record) is not None
+                shared = record.path or record.private or self._mate(record) is not None
                 self._serve(record, None if shared else self._claims.open(record))
             except UserError as error:
                 if self._problems.get(record.id) != error.message:
@@ -354,8 +359,11 @@ class Exposures:
         """`public`: the lease's own port; None: it is found by its name, or by what others of its group have opened."""
         self._records[lease.id] = lease
         self._problems.pop(lease.id, None)
-        if lease.private:
-            return  # peers go to its node
+        if lease.private:  # peers go to its node, but for those who have to come through the server
+            gate = self._gates[lease.id] = Gate(lease.terms, lease.name)
+            gate.share(self._share(lease.node))
+            self._usage.watch(lease.id, lease.node, gate, partial(self.private.ways.put_out, lease.id))
+            return
         mate = self._mate(lease)
         tunnel = self._tunnel(lease)
         if lease.terms.group.name:
@@ -442,8 +450,14 @@ class Exposures:
     def _connections(self, number: int) -> int:
         if (of_member := self.groups.connections(number)) is not None:
             return of_member
+        if number in self._records and self._records[number].private:
+            return self.private.ways.connections(number)
         site, public = self._sites.get(number), self._ports.get(number)
         return public.connections if public is not None else site.connections if site is not None else 0
+
+    def _holder(self, number: int) -> int | None:
+        record = self._records.get(number)
+        return record.node if record is not None else None
 
     def _target(self, number: int) -> Endpoint | None:
         record = self._records.get(number)

@@ -42,6 +42,7 @@ class Member:
     number: int  # the exposure's
     tunnel: Tunnel
     is_silent: Callable[[], bool] = lambda: False
+    node: int = 0  # whose it is, of which a group has one; 0: by `number` all the same
     problem: str = ""  # why the target is not well, as the node has told last; "": it is
     trying: int = 0
     streams: set[Stream] = field(default_factory=set)
@@ -220,12 +221,13 @@ class Group:
                 return sorted(members, key=lambda member: member.turn)
             case "sticky":
                 user = network_of(visitor.source[0])
-                return sorted(members, key=lambda member: weight(member.number, user), reverse=True)
+                return sorted(members, key=lambda member: weight(member.node or member.number, user), reverse=True)
 
 
 def weight(number: int, user: str) -> bytes:
     """Of a member for a user: the highest one serves him (rendezvous hashing). So a member that comes takes users from
-    the others evenly, and one that goes leaves all others where they are."""
+    the others evenly, and one that goes leaves all others where they are. `number`: of its node, so that one that gives
+    its place back and comes again has the users that it had."""
     return blake2s(f"{number} {user}".encode(), digest_size=8, person=b"sticky").digest()
 
 
@@ -249,7 +251,7 @@ class Groups:
         """The group, which is made if nobody else is in it."""
         mate = next((each for each in self._claims.mates(lease) if each.id in self._groups), None)
         group = self._groups[lease.id] = Group(self._drops) if mate is None else self._groups[mate.id]
-        group.add(Member(lease.id, tunnel, lambda: self._pulse.is_silent(lease.node)))
+        group.add(Member(lease.id, tunnel, lambda: self._pulse.is_silent(lease.node), lease.node))
         return group
 
     def leave(self, number: int) -> None:

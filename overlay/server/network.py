@@ -394,6 +394,11 @@ class Network:
         node = self._nodes.get(number)
         return node.name if node is not None else f"number {number}"
 
+    def key_of(self, number: int) -> bytes:
+        """A node's public key; b"": there is no such node."""
+        node = self._nodes.get(number)
+        return node.key if node is not None else b""
+
     def name_and_tags(self, number: int) -> tuple[str, tuple[str, ...]]:
         """What policies go by."""
         node = self._nodes.get(number)

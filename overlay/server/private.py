@@ -1,5 +1,6 @@
 """Private exposures: at no public place. Peers reach one at its node's overlay address, by whatever path there is, and
-those alone whom its node was told to let in: peers with one of its tags, or who have shown its token.
+those alone whom its node was told to let in: peers with one of its tags, or who have shown its token. Where one of the
+two has no overlay address, the way leads through the server (`private_ways`).
 
 Who asks for one that he may not reach is told the same as if there were none. A peer that is let in asks again now and
 then, as long as it wants to; the node lets it in for as long again.
@@ -12,8 +13,9 @@ from typing import Final
 
 from overlay.errors import Exit, UserError
 from overlay.server.claims import Surroundings
+from overlay.server.private_ways import PrivateWays
 from overlay.server.schema import ExposureRecord
-from overlay.wire.control.messages import Admit, Connect, Connected, Expose
+from overlay.wire.control.messages import Admit, ByServer, Connect, Connected, Expose
 from overlay.wire.control.terms import Private as Circle
 from overlay.wire.credentials import is_token
 
@@ -26,12 +28,6 @@ def check_private(request: Expose) -> None:
     terms = request.terms
     if not terms.private.name:
         return
-    if request.tunnel != "single":
-        raise UserError(
-            "no-tunnel",
-            "Peers reach a private exposure at the overlay address of its node, which this machine does not have.",
-            "Run 'sudo overlay up', and leave out --tunnel.",
-        )
     elsewhere = request.public or request.host or request.known_as or terms.group.name
     if elsewhere or terms.access.is_secret or terms.access.allow or terms.access.deny:
         raise UserError(
@@ -46,7 +42,7 @@ def check_private(request: Expose) -> None:
 class _Inside:
     """A node that was let in."""
 
-    address: str
+    address: str  # "": it comes through the server
     token: str  # the digest of the one that it has shown; "": it came by a tag
 
     def stays(self, tags: tuple[str, ...], circle: Circle) -> bool:
@@ -59,8 +55,15 @@ def _by_tag(tags: tuple[str, ...], circle: Circle) -> bool:
 
 
 class Private:
-    def __init__(self, around: Surroundings, records: Mapping[int, ExposureRecord], drops: Counter[str]) -> None:
+    def __init__(
+        self,
+        around: Surroundings,
+        records: Mapping[int, ExposureRecord],
+        ways: PrivateWays,
+        drops: Counter[str],
+    ) -> None:
         """`records`: the leases there are, by number; theirs who grants them. `drops` counts whom nobody lets in."""
+        self.ways = ways
         self._around = around
         self._records = records
         self._drops = drops
@@ -70,10 +73,11 @@ class Private:
         """Raises `UserError` ("private-taken")."""
         held = self._named(wanted.private)
         if held is not None:
+            whose = f"this node ({held.name})" if held.node == wanted.node else "another node"
             raise UserError(
                 "private-taken",
-                f"'{wanted.private}' is a private exposure of node '{self._around.name_of(held.node)}' ({held.name}).",
-                "Choose another name, or have that one given back: 'overlay expose rm' on that node.",
+                f"'{wanted.private}' is a private exposure of {whose}.",  # whose is for those who may reach it
+                "Choose another name, or have that one given back with 'overlay expose rm' there.",
             )
 
     async def connect(self, node: int, request: Connect) -> Connected:
@@ -97,7 +101,20 @@ class Private:
                 Exit.UNREACHABLE,
             )
         shown = "" if by_tag else record.terms.private.token
-        self._inside.setdefault(record.id, {})[node] = _Inside(own, shown)
+        inside = self._inside.setdefault(record.id, {})
+        if request.by_server or record.tunnel != "single":
+            inside[node] = _Inside("", shown)
+            ticket = self.ways.let_in(record.id, node, LET_IN)
+            return Connected(
+                seq=request.seq,
+                node=self._around.name_of(record.node),
+                address="",
+                port=0,
+                datagrams=record.transport == "udp",
+                seconds=LET_IN,
+                by_server=ByServer(ticket=ticket, key=self._around.key_of(record.node), pin=self._around.pin()),
+            )
+        inside[node] = _Inside(own, shown)
         await self._around.tell(record.node, Admit(id=record.name, address=own, seconds=LET_IN))
         return Connected(
             seq=request.seq,
@@ -115,24 +132,27 @@ class Private:
             return
         inside = self._inside.get(now.id, {})
         for node in [node for node, each in inside.items() if not each.stays(self._around.tags_of(node), circle)]:
-            await self._put_out(now, inside.pop(node).address)
+            await self._put_out(now, node, inside.pop(node))
 
     async def forget_node(self, node: int) -> None:
         """It was removed: its address may be another's one day."""
         for number, inside in self._inside.items():
             gone, record = inside.pop(node, None), self._records.get(number)
             if gone is not None and record is not None:
-                await self._put_out(record, gone.address)
+                await self._put_out(record, node, gone)
 
     def forget(self, number: int) -> None:
         """It is given back: its node closes it."""
         self._inside.pop(number, None)
+        self.ways.put_out(number)
 
     def _named(self, name: str) -> ExposureRecord | None:
         return next((each for each in self._records.values() if each.private == name), None) if name else None
 
-    async def _put_out(self, record: ExposureRecord, address: str) -> None:
-        await self._around.tell(record.node, Admit(id=record.name, address=address, seconds=0))
+    async def _put_out(self, record: ExposureRecord, node: int, inside: _Inside) -> None:
+        self.ways.put_out(record.id, node)
+        if inside.address:
+            await self._around.tell(record.node, Admit(id=record.name, address=inside.address, seconds=0))
 
 
 def _shows(token: str, circle: Circle) -> bool:

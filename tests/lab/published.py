@@ -78,9 +78,10 @@ def echo(port: str) -> None:
     """A service: says what it hears, datagrams too."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while piece := await reader.read(_PIECE):
-            writer.write(piece)
-            await writer.drain()
+        with suppress(ConnectionError):
+            while piece := await reader.read(_PIECE):
+                writer.write(piece)
+                await writer.drain()
         writer.close()
 
     asyncio.run(_serve(serve, int(port)))

@@ -1,9 +1,10 @@
 """Private exposures between nodes: who gets in, by which path, and with real programs."""
 
+import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -16,14 +17,17 @@ pytestmark = pytest.mark.lab
 
 NAME = "www"
 PORT = 3000
+SIZE = 20_000_000
+NOBODY = 65534
+USER = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all")
 
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    """A server, a node with a web server, one of the team, and one that is not."""
+    """A server, a node with a web server, one of the team, one that is not, and two machines with ordinary users."""
     with Lab() as lab:
-        spaces = {name: lab.namespace(name) for name in ("server", "a", "b", "c")}
-        public = {"server": SERVER_ADDRESS} | {name: f"198.51.100.2{number}" for number, name in enumerate("abc")}
+        spaces = {name: lab.namespace(name) for name in ("server", *"abcde")}
+        public = {"server": SERVER_ADDRESS} | {name: f"198.51.100.2{number}" for number, name in enumerate("abcde")}
         made = Network(lab, build_internet(lab, [(spaces[name], address) for name, address in public.items()]))
         for space in spaces.values():
             made.machine(space)
@@ -34,23 +38,29 @@ def network() -> Iterator[Network]:
             folder = lab.directory / "www"
             folder.mkdir()
             (folder / "index.html").write_text("a's own")
-            start_web(spaces["a"], folder, PORT)
+            (folder / "large").write_bytes(os.urandom(SIZE))
+            for name in "ad":
+                start_web(spaces[name], folder, PORT)
             yield made
             made.stop_all()
 
 
 @contextmanager
-def connected(machine: Machine, *arguments: str, **options: str) -> Iterator[str]:
+def connected(machine: Machine, *arguments: str, user: Sequence[str] = (), **options: str) -> Iterator[str]:
     """While `overlay connect` runs. → where it listens"""
     environment = dict(os.environ) | machine._environment() | options
     running = machine.namespace.popen(
-        [OVERLAY, "connect", *arguments, "--quiet"], stdout=subprocess.PIPE, env=environment
+        [*user, OVERLAY, "connect", *arguments, "--quiet"], stdout=subprocess.PIPE, env=environment
     )
     assert running.stdout is not None
     yield running.stdout.readline().strip()
     running.send_signal(signal.SIGINT)
     assert running.wait(10) == 130
     running.stdout.close()
+
+
+def is_online(network: Network, name: str) -> bool:
+    return any(each["name"] == name and each["online"] for each in network.server.overlay_json("node", "ls")["nodes"])
 
 
 def fetch(machine: Machine, where: str) -> str:
@@ -104,6 +114,43 @@ def test_in_the_background_it_stays_through_a_restart_until_it_is_ended(network:
     assert b.overlay("connect", "rm", "c1", check=False).returncode == 1
 
 
+def test_ordinary_users_without_the_network_being_up(network: Network) -> None:
+    """d exposes, e connects; and each with a machine where the network is up. The way leads through the server."""
+    a, b, d, e = (network[name] for name in "abde")
+    for machine in (d, e):
+        machine.state.mkdir(mode=0o700)
+        os.chown(machine.state, NOBODY, NOBODY)
+    bare = e.run(*USER, OVERLAY, "connect", "attic", check=False)
+    assert bare.returncode == 3 and "overlay connect NAME --invite" in bare.stderr
+    expose = ("expose", f"tcp://127.0.0.1:{PORT}", "--private", "attic", "--for-tag", "team", "--token", "--json")
+    shown = json.loads(d.run(*USER, OVERLAY, *expose, "--invite", network.invite()).stdout)
+    options = {"user": USER, "OVERLAY_TOKEN": shown["secrets"]["token"], "OVERLAY_INVITE": network.invite()}
+    original = (network.lab.directory / "www" / "large").read_bytes()
+    copy = network.lab.directory / "copy"
+    with connected(e, "attic", "--listen", "4000", **options) as where:
+        assert fetch(e, where) == "a's own"
+        e.run("curl", "-sS", "--max-time", "30", "-o", str(copy), f"http://{where}/large")
+        assert copy.read_bytes() == original
+        with connected(b, "attic") as of_b:
+            assert fetch(b, of_b) == "a's own", "b has the tag, and an overlay address"
+        network.server.kill_daemon()
+        network.start_server()
+        wait_for(lambda: fetch(e, where) == "a's own", "it is reached after a crash of the server")
+        open_one = e.popen("busybox", "nc", *where.split(":"), stdin=subprocess.PIPE)
+        wait_for(lambda: network.server.status()["exposures"][0]["connections"] == 1, "one is open")
+        d.run(*USER, OVERLAY, "expose", "rm", shown["id"])
+        assert open_one.wait(10) is not None, "what was open ends with it"
+        open_one.communicate()
+        assert fetch(e, where) == ""
+    wait_for(e.is_still, "what was started for it has ended")
+    wait_for(lambda: is_online(network, "a"), "a has noticed that the server started anew")
+    of_a = a.overlay_json("expose", f"tcp://127.0.0.1:{PORT}", "--private", "up", "--token")
+    with connected(e, "up", user=USER, OVERLAY_TOKEN=of_a["secrets"]["token"]) as where:
+        assert fetch(e, where) == "a's own", "without an invite: it has joined"
+    a.overlay("expose", "rm", of_a["id"])
+    d.run(*USER, OVERLAY, "down")
+
+
 def test_datagrams(network: Network) -> None:
     a, b = network["a"], network["b"]
     dns = start_dns(a.namespace, "127.0.0.1", 5353, "who.test", "192.0.2.9")
@@ -122,7 +169,7 @@ def test_what_does_not_go_together_is_said(network: Network) -> None:
     for options, words in (
         ((), "say who may reach it"),
         (("--token", "--public", "9000"), "no public place"),
-        (("--token", "--tunnel", "tls"), "overlay up"),
+        (("--token", "--tunnel", "tls"), "the best way there is"),
     ):
         failed = a.overlay("expose", "22", "--private", "ssh", *options, check=False)
         assert failed.returncode and words in failed.stderr, failed.stderr

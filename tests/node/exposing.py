@@ -23,6 +23,7 @@ from overlay.wire.control.messages import (
     Watch,
 )
 from overlay.wire.control.terms import Terms
+from overlay.wire.wireguard.primitives import clamp
 
 SERVER, NODE, STRANGER, PEER = "127.77.0.1", "127.77.0.2", "127.77.0.3", "127.77.0.4"
 
@@ -89,6 +90,7 @@ class Setup:
         self.state = StateDir(folder).open()
         self.now = 5.0
         self.names: dict[str, tuple[str, ...]] = {}
+        self.private_key = clamp(bytes(range(32)))
         self.exposures = self.make()
 
     async def add(
@@ -107,6 +109,7 @@ class Setup:
             self._say,
             look_up=self.names.get,
             wall=lambda: self.now,
+            private_key=self.private_key,
         )
 
     async def _say(self, message: Message) -> None:

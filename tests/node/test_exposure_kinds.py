@@ -11,6 +11,8 @@ import pytest
 from anyio.abc import SocketStream
 
 from overlay.carrier.reached import REACHED
+from overlay.carrier.secured import secure_to
+from overlay.carrier.stream import TcpStream
 from overlay.errors import Exit, UserError
 from overlay.node import target_end
 from overlay.node.control import Answer
@@ -23,6 +25,7 @@ from overlay.wire.control.messages import (
     Message,
 )
 from overlay.wire.control.terms import Membership, Private, Terms
+from overlay.wire.wireguard.primitives import clamp, public_key
 from tests.node.exposing import NODE, PEER, SERVER, STRANGER, Setup, ask, serving, shout, tcp_service
 
 
@@ -206,15 +209,38 @@ def test_a_range_is_made_and_given_back_as_one(tmp_path: Path) -> None:
     anyio.run(main)
 
 
-def test_a_private_exposure_needs_an_overlay_address(tmp_path: Path) -> None:
+def test_peers_come_sealed_where_the_server_leads_them(tmp_path: Path) -> None:
+    """To a node without an overlay address, and to one that has one from where there is none."""
     setup = Setup(tmp_path)
+    terms = Terms(private=Private(name="ssh", tags=("team",)))
+
+    async def through(name: str, key: bytes) -> bytes:
+        ours, theirs = map(TcpStream, socket.socketpair())
+        answer = b""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(setup.exposures.serve, name, theirs)
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                stream = await secure_to(ours, public_key(key))
+                await stream.send(b"hello")
+                await stream.send_eof()
+                while True:
+                    answer += await stream.receive()
+            ours.close()
+        return answer
 
     async def main() -> None:
-        async with serving(setup.exposures, ""):
-            with pytest.raises(UserError) as caught:
-                await setup.add("22", "", terms=Terms(private=Private(name="ssh", tags=("team",))))
-            assert caught.value.code == "no-tunnel" and "overlay up" in caught.value.hint
-            assert not setup.server.requests
+        for address, tunnel in (("", "tls"), (NODE, "single")):
+            async with serving(setup.exposures, address), tcp_service(shout) as port:
+                shown = await setup.add(str(port), "", terms=terms)
+                assert shown.tunnel == tunnel
+                assert await through(shown.id, setup.private_key) == REACHED + b"HELLO"
+                assert await through(shown.id, clamp(bytes(32))) == b""
+                assert setup.exposures.drops["private_unsealed"] == 1
+                with pytest.raises(UserError, match="best way") as caught:
+                    await setup.add("22", "", terms=terms, tunnel="ws")
+                assert "--tunnel" in caught.value.hint
+                await setup.exposures.remove(shown.id)
+                setup.exposures.drops.clear()
 
     anyio.run(main)
 

@@ -20,7 +20,9 @@ from overlay.carrier.limits import DEFAULT_LIMITS
 from overlay.carrier.openers import OPENERS
 from overlay.carrier.outlets import MOST_WAITING, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import TOKEN, TOKEN_SIZE, Services, Stream
+from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_door import QuicDoor
+from overlay.carrier.secured import secure_from
 from overlay.carrier.stream import TcpStream, connect
 from overlay.carrier.tcp import serve
 from overlay.node.calls import Calls
@@ -54,8 +56,11 @@ class Bench:
         self.target = 0
         self.datagrams: Endpoint | None = None  # where they go, if the exposure is one by UDP
         self.online = True
+        self.deaf = False  # it seems to be there
         self.expected: set[Endpoint] = set()  # whose datagrams the server expects many of
         self.supplies: list[Supply] = []
+        self.key = b""  # of the node, where users come sealed
+        self.guests: WebGuests
         self.calls = Calls(self._dial, self._serve, self.drops)
         self.callers = Callers(self._tell, lambda: pin, os.urandom, self.drops)
 
@@ -65,7 +70,7 @@ class Bench:
     async def _tell(self, node: int, message: Message) -> bool:
         assert node == 2 and isinstance(message, Supply)
         self.supplies.append(message)
-        if self.online:
+        if self.online and not self.deaf:
             self.calls.supply(message)
         return self.online
 
@@ -74,6 +79,8 @@ class Bench:
 
     async def _serve(self, name: str, stream: Stream) -> None:
         assert name == "x7"
+        if self.key and not isinstance(stream, QuicStream):
+            stream = await secure_from(stream, self.key)
         if self.datagrams is None:
             await forward_streams(stream, await connect((HOST, self.target)))
             return
@@ -137,7 +144,7 @@ async def bench(certificate: Certificate) -> AsyncIterator[Bench]:
     ):
         it = Bench(listener.extra(SocketAttribute.local_port), certificate.pin)
         it.target = target.extra(SocketAttribute.local_port)
-        guests = WebGuests(Sites(), WebDoor(it.drops), TlsDoor(it.drops, make_room()), it.callers)
+        guests = it.guests = WebGuests(Sites(), WebDoor(it.drops), TlsDoor(it.drops, make_room()), it.callers)
         services = Services(tls=certificate.context, guests=guests)
 
         async def run() -> None:
@@ -181,6 +188,35 @@ async def test_both_ways_with_half_closes(certificate: Certificate, carrier: Tun
             assert await asked(stream, data) == hashlib.sha256(data).digest() * 100_000
         assert not it.drops
         await it.ready(module.READY, carrier)
+
+
+@pytest.mark.parametrize("carrier", ["tcp", "udp"])
+async def test_a_node_that_came_anew_is_asked_anew(certificate: Certificate, carrier: TunnelCarrier) -> None:
+    async with bench(certificate) as it:
+        assert await asked(await it.tunnel(carrier).open(VISITOR), b"") != b""
+        await it.ready(module.READY, carrier)
+        before = tuple(it.callers._pools[2, carrier].ready)
+        await it.callers.renew(2)
+        assert not it.callers._pools[2, carrier].ready
+        assert await asked(await it.tunnel(carrier).open(VISITOR), b"") != b""
+        await it.ready(module.READY, carrier)
+        assert not set(before) & set(it.callers._pools[2, carrier].ready)
+
+        # What a node was asked for that has gone without a word is asked of the one that comes.
+        await it.callers.renew(2)
+        it.deaf = True
+        async with anyio.create_task_group() as tasks:
+            supplies = len(it.supplies)
+
+            async def user() -> None:
+                assert await asked(await it.tunnel(carrier).open(VISITOR), b"") != b""
+
+            tasks.start_soon(user)
+            while len(it.supplies) == supplies:  # noqa: ASYNC110 - a list tells nobody
+                await anyio.sleep(0.005)
+            it.deaf = False
+            await it.callers.renew(2)
+        assert not it.drops
 
 
 async def test_many_at_once_and_every_token_counts_once(certificate: Certificate) -> None:

@@ -132,6 +132,19 @@ async def test_the_same_one_for_a_user() -> None:
         assert {user: await it.served_by(user) for user in users} == first
 
 
+async def test_one_that_comes_again_has_the_users_that_it_had() -> None:
+    async with bench(3, "sticky") as it:
+        for member in it.group.members:
+            member.node = member.number
+        users = [f"192.0.2.{number}" for number in range(12)]
+        first = {user: await it.served_by(user) for user in users}
+        it.group.remove(1)
+        again = it.ends[0].member()
+        again.node, again.number = 1, 77  # by a lease of another number
+        it.group.add(again)
+        assert {user: await it.served_by(user) for user in users} == first
+
+
 @given(st.sets(st.integers(1, 1000), min_size=1, max_size=12), st.integers(1001, 2000), st.ip_addresses(v=4).map(str))
 def test_a_member_that_comes_takes_users_and_moves_no_other(members: set[int], new: int, user: str) -> None:
     def best(among: set[int]) -> int:

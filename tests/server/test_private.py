@@ -48,13 +48,15 @@ def test_who_has_a_tag_or_the_token_is_let_in_and_others_are_told_nothing(tmp_pa
     async def test(it: Bench) -> None:
         lease = await it.expose(2, port=4001, terms=BY_TAG)
         assert lease.public == "private: db" and it.exposures.status()[0]["url"] is None
-        assert (await it.refusal(3, terms=BY_TOKEN)).code == "private-taken"
+        for node, whose in ((2, "this node (x1)"), (3, "another node.")):
+            taken = await it.refusal(node, terms=BY_TOKEN)
+            assert taken.code == "private-taken" and whose in taken.message
         stranger = await refused(it, 3)
         assert stranger.code == "private-unknown"
         nothing = await refused(it, 3, name="nothing")
         assert stranger.message.replace("db", "") == nothing.message.replace("nothing", "")
         assert (await refused(it, 3, token=TOKEN)).code == "private-unknown"
-        assert it.exposures.drops == {"lease_taken": 1, "private_refused": 3}
+        assert it.exposures.drops == {"lease_taken": 2, "private_refused": 3}
         told.tags[3] = ("ops",)
         answer = await it.exposures.private.connect(3, Connect(seq=7, name="DB"))
         assert (answer.seq, answer.node, answer.address, answer.port) == (7, "a", "10.77.0.2", 4001)
@@ -102,6 +104,29 @@ def test_who_may_still_reach_it_stays_when_its_terms_change(tmp_path: Path) -> N
     on_bench(tmp_path, test, tunnel=False, **told.around())
 
 
+def test_who_has_no_overlay_address_is_led_through_the_server(tmp_path: Path) -> None:
+    told = Told()
+
+    async def test(it: Bench) -> None:
+        await it.expose(2, port=4001, terms=BY_TOKEN)
+        other = Terms(private=Private(name="rootless", tags=("team",)))
+        lease = await it.expose(2, port=0, tunnel="tls", terms=other)
+        told.tags[3] = ("team",)
+        connect = it.exposures.private.connect
+        by_token = await connect(3, Connect(seq=1, name="db", token=TOKEN, by_server=True))
+        by_tag = await connect(3, Connect(seq=1, name="rootless"))
+        for answer in (by_token, by_tag):
+            assert (answer.address, answer.port) == ("", 0) and answer.by_server is not None
+            assert answer.by_server.key == b"key of 2" and len(answer.by_server.ticket) == 16
+        assert by_tag == await connect(3, Connect(seq=1, name="rootless")), "asked again and again: one ticket"
+        assert told.messages == [], "the node has nobody to let in"
+        await it.exposures.forget_node(3)
+        assert by_tag != await connect(3, Connect(seq=1, name="rootless"))
+        await it.exposures.unexpose(2, lease.id)
+
+    on_bench(tmp_path, test, tunnel=False, key_of=lambda number: b"key of %d" % number, **told.around())
+
+
 def test_a_node_that_is_away_is_said_to_be_after_the_token_alone(tmp_path: Path) -> None:
     async def test(it: Bench) -> None:
         await it.expose(2, terms=BY_TOKEN)
@@ -128,7 +153,6 @@ def test_what_cannot_be_private(tmp_path: Path) -> None:
         )
         for each in wrong:
             assert (await it.refusal(2, **each)).code == "private-invalid"
-        assert (await it.refusal(2, terms=other, tunnel="tls")).code == "no-tunnel"
         for private in (
             Private(name="no way", tags=("team",)),
             Private(name="nobody"),

@@ -9,7 +9,7 @@ import typer
 from overlay.errors import Exit, UserError
 from overlay_cli import output
 from overlay_cli.first_word import FirstWordCommand, FirstWordGroup
-from overlay_cli.options import Json, NodeState, Quiet, TokenFile, read_token
+from overlay_cli.options import Json, NodeState, Quiet, TokenFile, read_invite, read_token, way_settings
 
 if TYPE_CHECKING:
     from overlay.daemon.client import LocalClient
@@ -50,40 +50,64 @@ def connect(
             help="Return at once and stay connected, after a restart of this machine too, until 'overlay connect rm'.",
         ),
     ] = False,
+    invite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INVITE",
+            envvar="OVERLAY_INVITE",
+            help="Connect without 'overlay up' and without root: what 'overlay invite' printed on the server; - reads "
+            "it from standard input. Needed the first time.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Reach what a peer exposes by --private NAME at a port of this machine, until Ctrl-C.
 
-    Connections go through the overlay to the peer itself, by the best path that there is. This node must have a tag
-    that is let in, or a token.
+    Connections go through the overlay to the peer itself, by the best path that there is; without 'overlay up' on
+    either machine they go through the server, which cannot read them. This node must have a tag that is let in, or a
+    token.
     """
-    from overlay.daemon.client import LocalClient
+    import anyio
+
     from overlay.node.connecting import open_local, parse_listen
+    from overlay_cli.publisher import end_publisher, find_publisher
 
     endpoint = parse_listen(listen)
     wish = {"name": name, "token": read_token(token_file)}
-    client = LocalClient(state)
-    if background:
-        with output.working("Asking the server…", quiet=quiet or json):
-            made = client.request("POST", "/v1/connections", {**wish, "listen": listen}, timeout=30)
-        _show(made, made["id"], json=json, quiet=quiet)
-        return
+    client, started = find_publisher(
+        state,
+        read_invite(invite),
+        way_settings("auto", None, None),
+        quiet=quiet or json,
+        without="connect without: overlay connect NAME --invite INVITE",
+    )
 
     def ask() -> dict[str, Any]:
         return client.request("POST", "/v1/connect", wish, timeout=30)
 
-    import anyio
-
-    with output.working("Asking the server…", quiet=quiet or json):
-        opened = open_local(endpoint, ask)
-    document = {"name": name, "listen": opened.listen, "node": opened.node, "protocol": opened.protocol}
-    _show(document, "", json=json, quiet=quiet)
-    if not (json or quiet):
-        output.note("Ctrl-C ends it.")
-    output.flush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    anyio.run(opened.run)
+    stays = False
+    try:
+        with output.working("Asking the server…", quiet=quiet or json):
+            if background:
+                made = client.request("POST", "/v1/connections", {**wish, "listen": listen}, timeout=30)
+                stays = True
+            else:
+                opened = open_local(endpoint, ask)
+        if background:
+            _show(made, made["id"], json=json, quiet=quiet)
+            return
+        document = {"name": name, "listen": opened.listen, "node": opened.node, "protocol": opened.protocol}
+        _show(document, "", json=json, quiet=quiet)
+        if not (json or quiet):
+            output.note("Ctrl-C ends it.")
+        output.flush()
+        anyio.run(opened.run)
+    finally:
+        if started and not stays:
+            end_publisher(client)
 
 
 @connect_app.command("ls", epilog="Example: overlay connect ls --json")

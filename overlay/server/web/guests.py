@@ -6,6 +6,7 @@ from overlay.carrier.port import Caller, Guest, TlsGuest, TlsPlace
 from overlay.carrier.tls import agreed
 from overlay.server.access.gate import Reply
 from overlay.server.callers import Callers
+from overlay.server.private_ways import PrivateWays
 from overlay.server.proxying import ProxyDoor
 from overlay.server.tunnels import Visitor
 from overlay.server.web.door import WebDoor
@@ -24,6 +25,7 @@ class WebGuests:
         self._door = door
         self._tls_door = tls_door
         self._callers = callers
+        self.ways: PrivateWays | None = None
         self.proxy: ProxyDoor | None = None
 
     def proxies(self, request: RequestHead) -> bool:
@@ -52,7 +54,8 @@ class WebGuests:
             await self._door.serve(guest, visitor, self._find_secure if guest.secure else self._find)
 
     def take_caller(self, caller: Caller) -> None:
-        self._callers.take(caller)
+        if self.ways is None or not self.ways.take(caller):
+            self._callers.take(caller)
 
     def forget_node(self, node: int) -> None:
         """It was removed."""

@@ -98,10 +98,10 @@ class CipherState:
 class _SymmetricState:
     """Chaining key and transcript hash (specification §5.2)."""
 
-    def __init__(self, responder_public: bytes) -> None:
+    def __init__(self, responder_public: bytes, prologue: bytes) -> None:
         self._chaining_key = self.hash = hash_(PROTOCOL_NAME)  # hashed: its 33 bytes are more than a hash has
         self._key = b""
-        self.mix_hash(PROLOGUE)
+        self.mix_hash(prologue)
         self.mix_hash(responder_public)
 
     def mix_hash(self, data: bytes) -> None:
@@ -131,12 +131,18 @@ class NoiseChannel:
     """One end of one channel. Make it with `initiator` or `responder`; drain `data_to_send` after every call."""
 
     def __init__(
-        self, private_key: bytes, remote_public: bytes | None, random_bytes: Callable[[int], bytes], max_message: int
+        self,
+        private_key: bytes,
+        remote_public: bytes | None,
+        random_bytes: Callable[[int], bytes],
+        max_message: int,
+        prologue: bytes,
     ) -> None:
         self._static = private_key
         self._static_public = public_key(private_key)
         self._random_bytes = random_bytes
         self._remote: bytes | None = remote_public
+        self._prologue = prologue
         self._ephemeral = b""
         self._symmetric: _SymmetricState | None = None
         self._send: CipherState | None = None
@@ -160,12 +166,13 @@ class NoiseChannel:
         *,
         random_bytes: Callable[[int], bytes],
         max_message: int = MAX_MESSAGE,
+        prologue: bytes = PROLOGUE,
     ) -> "NoiseChannel":
         """A channel to the holder of `server_public`; the first handshake message waits in `data_to_send`.
 
         Raises `RemoteProtocolError("low_order_point")` if `server_public` is not a usable key.
         """
-        channel = cls(private_key, server_public, random_bytes, max_message)
+        channel = cls(private_key, server_public, random_bytes, max_message, prologue)
         channel._write_initiation(server_public)
         return channel
 
@@ -176,9 +183,10 @@ class NoiseChannel:
         *,
         random_bytes: Callable[[int], bytes],
         max_message: int = MAX_MESSAGE,
+        prologue: bytes = PROLOGUE,
     ) -> "NoiseChannel":
         """The server's end. `max_message` may be raised later, when the peer is known to be welcome."""
-        return cls(private_key, None, random_bytes, max_message)
+        return cls(private_key, None, random_bytes, max_message, prologue)
 
     # getters ---------------------------------------------------------------------------------------------------------
 
@@ -355,7 +363,7 @@ class NoiseChannel:
     # the handshake (specification §7.5, pattern IK) ------------------------------------------------------------------
 
     def _write_initiation(self, server_public: bytes) -> None:
-        symmetric = self._symmetric = _SymmetricState(server_public)
+        symmetric = self._symmetric = _SymmetricState(server_public, self._prologue)
         self._ephemeral = clamp(self._random_bytes(KEY_SIZE))
         ephemeral_public = public_key(self._ephemeral)
         symmetric.mix_hash(ephemeral_public)
@@ -366,7 +374,7 @@ class NoiseChannel:
         self._state = _State.AWAIT_RESPONSE
 
     def _read_initiation(self, message: bytes) -> None:
-        symmetric = self._symmetric = _SymmetricState(self._static_public)
+        symmetric = self._symmetric = _SymmetricState(self._static_public, self._prologue)
         remote_ephemeral = message[:KEY_SIZE]
         symmetric.mix_hash(remote_ephemeral)
         symmetric.mix_key(dh(self._static, remote_ephemeral))  # es

@@ -90,6 +90,7 @@ class Connect(Message, frozen=True, kw_only=True, tag="connect"):
     seq: int
     name: str
     token: str = ""  # a secret
+    by_server: bool = False  # this node has no overlay address to come from
 
 
 class Watch(Message, frozen=True, kw_only=True, tag="watch"):
@@ -278,13 +279,23 @@ class Members(Message, frozen=True, kw_only=True, tag="members"):
     members: tuple[GroupMember, ...]
 
 
+class ByServer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A way to a peer through the server, where one of the two has no overlay address."""
+
+    ticket: bytes  # 16 bytes, a secret: shown to the server as a token of `Supply` is, but more than once
+    key: bytes  # the peer's node key: the holder of it is who answers behind the server
+    pin: bytes = b""  # of the server's certificate: SHA-256 of its public key
+    servers: tuple[str, ...] = ()  # where the server is, best first; the node fills it in for its commands
+
+
 class Connected(Message, frozen=True, kw_only=True, tag="connected"):
     seq: int
     node: str  # its name
-    address: str  # overlay address
+    address: str  # overlay address; "": there is none
     port: int
     datagrams: bool = False  # it is UDP's port
     seconds: float  # for how long new connections are let in
+    by_server: ByServer | None = None  # the way there; None: it is the address
 
 
 class Admit(Message, frozen=True, kw_only=True, tag="admit"):

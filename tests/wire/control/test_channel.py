@@ -176,9 +176,9 @@ def test_another_server_key_is_refused() -> None:
     assert server.data_to_send() == b""
 
 
-def test_another_prologue_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    client, server = ends()
-    monkeypatch.setattr(channel_module, "PROLOGUE", b"overlay control v2")
+def test_another_prologue_is_refused() -> None:
+    client, _ = ends()
+    server = NoiseChannel.responder(SERVER, random_bytes=seeded(2), prologue=b"overlay control v2")
     with pytest.raises(RemoteProtocolError, match="bad_tag"):
         server.receive_data(client.data_to_send())
 

@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -18,6 +19,7 @@ from overlay.carrier.port import Stream
 from overlay.carrier.reached import REACHED
 from overlay.carrier.stream import TcpStream, reset_on_close
 from overlay.carrier.tapped import TappedStream
+from overlay.carrier.tls import agreed
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.return_routes import UnusableAddress
 from overlay.node.target_end import TargetEnd, TargetStream
@@ -71,6 +73,7 @@ class TunnelEnd:
         self._says_reached = says_reached
         self._scope = anyio.CancelScope()
         self._dynamic: set[anyio.CancelScope] = set()  # of users by dynamic tunnels
+        self._here: dict[anyio.CancelScope, str] = {}  # of those who came to this end themselves, by address
         self._streams = 0
         self._flows: UdpFlows | None = None
         self._endpoint: Endpoint | None = None  # of a UDP target
@@ -98,6 +101,15 @@ class TunnelEnd:
         if self._socket is not None and self._socket.fileno() >= 0:
             anyio.notify_closing(self._socket)
             self._socket.close()
+
+    def end_refused(self) -> None:
+        """End what goes through for those whose connections are not taken any more."""
+        for scope, address in tuple(self._here.items()):
+            if not self.accepts(address):
+                self._drops["exposure_revoked"] += 1
+                scope.cancel()
+        if self._flows is not None:
+            self._flows.end_those_shut_out()
 
     async def run(self) -> None:
         """Forward until `close`."""
@@ -161,10 +173,16 @@ class TunnelEnd:
     async def _forward(self, accepted: socket.socket, source: Endpoint) -> None:
         own = accepted.getsockname()
         stream = TcpStream(accepted)
+        scope = anyio.CancelScope()
+        self._here[scope] = source[0]
         try:
             peer = ProxyHeader(source, canonical_endpoint(own[0], own[1])) if self._peers else None
-            await self._forward_to_target(stream, peer)
+            with scope:
+                await self._forward_to_target(stream, peer)
+            if scope.cancelled_caught:
+                stream.cut()
         finally:
+            del self._here[scope]
             stream.close()  # and not the socket alone: it may be watched
             self._streams -= 1
 
@@ -181,6 +199,9 @@ class TunnelEnd:
         elif self.tls is not None:
             await self._say_reached(stream)  # the user's first bytes are awaited here
             secured = await self._end_tls(stream, self.tls)
+            if user is not None:
+                tls, alpn = agreed(secured)
+                user = replace(user, tls=tls, alpn=alpn)
         if secured is None:
             stream.cut()
             stream.close()
@@ -327,7 +348,7 @@ class TunnelEnd:
             bound,
             self._outlet_for,
             limit=CONNECTION_LIMIT,
-            accepts=lambda source: self.accepts(source[0]),
+            shuts_out=lambda source: "" if self.accepts(source[0]) else "exposure_not_the_server",
             drops=self._drops,
         )
 

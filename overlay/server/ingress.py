@@ -106,17 +106,13 @@ class PublicPort:
         self._sockets = sockets
         self._scope = anyio.CancelScope()
         self._users: set[socket.socket] = set()
-        self._served: set[anyio.CancelScope] = set()
+        self._served: dict[anyio.CancelScope, str] = {}  # with where they are from
         self._flows: list[UdpFlows] = []
 
     @property
     def connections(self) -> int:
         """Users' TCP connections or UDP flows at this moment."""
         return len(self._users) + sum(flows.count for flows in self._flows)
-
-    @property
-    def _limit(self) -> int:
-        return self.gate.terms.limits.connections or MAX_CONNECTIONS
 
     def close(self) -> None:
         """Close the port at once, with all that goes through it."""
@@ -132,6 +128,14 @@ class PublicPort:
             scope.cancel()
         for flows in self._flows:
             flows.end_all()
+
+    def cut_off_those_shut_out(self) -> None:
+        """Who was let in may not be any more."""
+        for scope, host in tuple(self._served.items()):
+            if self.gate.shuts_out(host):
+                scope.cancel()
+        for flows in self._flows:
+            flows.end_those_shut_out()
 
     async def run(self, tunnel: Tunnel, serve_user: ServeUser | None = None) -> None:
         """Serve users until `close`: forward what they say, or have them served by `serve_user`."""
@@ -191,13 +195,14 @@ class PublicPort:
                 tasks.start_soon(self._serve_user, user, visitor, serve_user)
 
     def _refused(self, source: Endpoint, serve_user: ServeUser | None) -> str:
-        if len(self._users) >= self._limit:
-            return "too_many_users"
-        return self.gate.refuses(source[0]) if serve_user is None else ""
+        limit = self.gate.terms.limits.connections
+        if serve_user is not None:  # by HTTP a user is told what he has done, and one who has asked nothing is none
+            return "too_many_users" if len(self._users) >= max(limit, MAX_CONNECTIONS) else ""
+        return "too_many_users" if len(self._users) >= (limit or MAX_CONNECTIONS) else self.gate.refuses(source[0])
 
     async def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel) -> None:
         stream, scope = TcpStream(user), anyio.CancelScope()
-        self._served.add(scope)
+        self._served[scope] = visitor.source[0]
         try:
             with scope:
                 inside = await tunnel.open(visitor if stream.is_quiet() else replace(visitor, has_spoken=True))
@@ -208,7 +213,7 @@ class PublicPort:
             self._drops[error.reason] += 1
             reset_on_close(user)
         finally:
-            self._served.discard(scope)
+            del self._served[scope]
             stream.close()
             self._users.discard(user)
 
@@ -227,8 +232,8 @@ class PublicPort:
         flows = UdpFlows(
             bound,
             lambda source, local: tunnel.outlet(Visitor(source, local)),
-            accepts=lambda source: gate.admits(source[0]),
-            begins=lambda source: gate.begins(source[0]),
+            shuts_out=lambda source: gate.shuts_out(source[0]),
+            holds_off=lambda source: gate.holds_off(source[0]),
             passes=gate.meter.takes,
             drops=self._drops,
         )

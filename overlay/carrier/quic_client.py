@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import socket
 import ssl
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +16,12 @@ from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_connection import MOST_STREAMS, BoundedConnection
 from overlay.carrier.quic_line import QuicLine
 from overlay.carrier.stream import errno_text
+from overlay.carrier.udp_socket import UdpSocket
 from overlay.carrier.verification import authorities_pem, check_pin
 from overlay.errors import RemoteProtocolError
 from overlay.wire.endpoint import Endpoint
 
 ADMISSION: Final = 2.5  # s that others wait until the server lets more streams into a connection
-_READ_BATCH: Final = 64  # datagrams taken before other tasks get a turn
-_DATAGRAM_SIZE: Final = 4096  # no QUIC peer of ours sends as much at once
 _REFUSALS: Final = 3  # port unreachable, in a row: there is no server any more
 _CERTIFICATE_ALERTS: Final = range(QuicErrorCode.CRYPTO_ERROR + 42, QuicErrorCode.CRYPTO_ERROR + 50)  # RFC 8446 §6
 _PASSING: Final = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.EMSGSIZE))  # a datagram less, as if the network lost it
@@ -66,10 +64,8 @@ class _Client:
         self._loop = asyncio.get_running_loop()
         self._error: OSError | None = None
         self._refusals = 0
-        self._socket = socket.socket(socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket = UdpSocket(endpoint)
         try:
-            self._socket.setblocking(False)
-            self._socket.connect(endpoint)
             connection = BoundedConnection(configuration=configuration)
             self.line = QuicLine(connection, self._transmit, self._close)
             self._loop.add_reader(self._socket, self._readable)
@@ -101,28 +97,20 @@ class _Client:
         return RemoteProtocolError("not_quic", text)
 
     def _readable(self) -> None:
-        for _ in range(_READ_BATCH):
-            try:
-                datagram = self._socket.recv(_DATAGRAM_SIZE)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._on_error(error)
-                break
-            self._refusals = 0
-            self.line.feed(datagram, self._endpoint)
-            if self._socket.fileno() < 0:
-                return
+        try:
+            for datagram in self._socket.receive():
+                self._refusals = 0
+                self.line.feed(datagram, self._endpoint)
+        except OSError as error:
+            self._on_error(error)
         self.line.flush()
 
     def _transmit(self, datagrams: Sequence[tuple[bytes, Endpoint]]) -> None:
-        for datagram, _ in datagrams:
-            try:
-                self._socket.send(datagram)
-            except OSError as error:
-                if error.errno not in _PASSING:
-                    self._on_error(error)
-                return
+        try:
+            self._socket.send([datagram for datagram, _ in datagrams])
+        except OSError as error:
+            if error.errno not in _PASSING:
+                self._on_error(error)
 
     def _on_error(self, error: OSError) -> None:
         # Before the handshake is done, the way's answer is the outcome. Afterwards a single one proves nothing, since

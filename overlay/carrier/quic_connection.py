@@ -9,21 +9,23 @@ memory of it. Everything that reaches into aioquic is in this file.
 
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from aioquic._buffer import Buffer, BufferReadError
 from aioquic.buffer import UINT_VAR_MAX_SIZE, encode_uint_var
-from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.congestion.base import register_congestion_control
+from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
     QuicConnection,
     QuicConnectionError,
     QuicReceiveContext,
 )
-from aioquic.quic.events import ConnectionTerminated
+from aioquic.quic.events import ConnectionTerminated, PingAcknowledged
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
-from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -43,10 +45,45 @@ _SMALLEST_RESET: Final = 21  # bytes of a stateless reset (RFC 9000 §10.3)
 _UNBOUNDED: Final = 2**60  # of the connection's window, since each of its few streams has its own
 _MAX_CRYPTO: Final = 64 * KIB  # of handshake data of each epoch: a long certificate chain four times
 _MAX_PIECES: Final = 512  # out of order: of a whole window in the smallest datagrams, more than every other one
+LARGE: Final = 1452  # bytes of a datagram that fits 1500 with UDP and IPv6 around it: a fifth less packets
+_BUSY: Final = 200  # packets sent, after which it is worth to know whether such ones arrive
+_PROBES: Final = 3  # that may be lost, until they do not
+_PROBE: Final = 2**32  # the number of its PING
+_NOBODY: Final = bytes((0xFF,)) * 8  # a flow that no stream has
+_PROBE_OVERHEAD: Final = 1 + 8 + 2 + 16 + 1 + 1 + 2  # header, ids, number, tag; PING; type and length of DATAGRAM
+_BLIND: Final = 12  # large datagrams lost, and none arrived between them: the path is another, and carries none
+_RENO: Final = "reno, counting"
 _LOOK: Final = 16  # datagrams, after which these are counted again
 
 # Any stranger's datagram can make aioquic write warnings. What matters is counted, and logged by whoever counts it.
 logging.getLogger("quic").setLevel(logging.CRITICAL)
+
+
+class _CountingReno(RenoCongestionControl):
+    """Knows of large datagrams how many were lost since one arrived."""
+
+    def __init__(self, *, max_datagram_size: int) -> None:
+        super().__init__(max_datagram_size=max_datagram_size)
+        self.large = 0
+
+    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
+        if packet.sent_bytes > SMALLEST_MAX_DATAGRAM_SIZE:
+            self.large = 0
+        super().on_packet_acked(now=now, packet=packet)
+
+    def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
+        super().on_packets_lost(now=now, packets=self._count(packets))
+
+    def on_packets_expired(self, *, packets: Iterable[QuicSentPacket]) -> None:
+        super().on_packets_expired(packets=self._count(packets))
+
+    def _count(self, packets: Iterable[QuicSentPacket]) -> Sequence[QuicSentPacket]:
+        lost = tuple(packets)
+        self.large += sum(packet.sent_bytes > SMALLEST_MAX_DATAGRAM_SIZE for packet in lost)
+        return lost
+
+
+register_congestion_control(_RENO, _CountingReno)
 
 
 def with_flow(stream_id: int, datagram: bytes) -> bytes:
@@ -79,6 +116,7 @@ class BoundedConnection(QuicConnection):
         configuration.idle_timeout = IDLE_TIMEOUT
         configuration.max_stream_data = WINDOW
         configuration.max_data = _UNBOUNDED
+        configuration.congestion_control_algorithm = _RENO
         configuration.max_datagram_frame_size = MAX_DATAGRAM_FRAME
         super().__init__(
             configuration=configuration,
@@ -92,6 +130,11 @@ class BoundedConnection(QuicConnection):
         self._read: dict[int, int] = {}  # bytes of each stream
         self._due: set[int] = set()  # streams whose window is to be announced
         self._unseen = 0  # datagrams since pieces were counted
+        losses = self._loss._cc
+        assert isinstance(losses, _CountingReno)
+        self._losses = losses
+        self._probes = _PROBES
+        self._probing = False
         self._name_reset_tokens()
 
     @property
@@ -178,10 +221,29 @@ class BoundedConnection(QuicConnection):
             self._close_begin(is_initiator=False, now=now)
             return
         self.receive_datagram(datagram, source, now)
+        self._look_at_losses()
         self._unseen += 1
         if self._unseen >= _LOOK or not self._handshake_confirmed:
             self._unseen = 0
             self._count_pieces()
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, tuple[str, int]]]:
+        """As aioquic's, which never asks what the path carries (RFC 8899): of a busy connection that is tried by a PING
+        in a datagram of `LARGE` bytes, the rest of which means nothing to anybody."""
+        probe: list[tuple[bytes, tuple[str, int]]] = []
+        if self._packet_number >= _BUSY and self._probes and not self._probing and self.takes_datagrams:
+            probe = self._probe_path(now)
+        return probe + super().datagrams_to_send(now)
+
+    def handle_timer(self, now: float) -> None:
+        super().handle_timer(now)
+        self._look_at_losses()
+
+    def answered(self, event: PingAcknowledged) -> None:
+        """A PING came back."""
+        if event.uid == _PROBE:
+            self._max_datagram_size = LARGE
+            self._probes = 0
 
     # what aioquic calls ----------------------------------------------------------------------------------------------
 
@@ -206,6 +268,13 @@ class BoundedConnection(QuicConnection):
         if delivery is not QuicDeliveryState.ACKED and stream.stream_id in self._read:
             self._due.add(stream.stream_id)
 
+    def _on_ping_delivery(self, delivery: QuicDeliveryState, uids: Sequence[int]) -> None:
+        if delivery is not QuicDeliveryState.ACKED and _PROBE in uids:
+            self._probes -= 1
+            self._probing = False
+            uids = [uid for uid in uids if uid != _PROBE]
+        super()._on_ping_delivery(delivery, uids)
+
     def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
         end = buf.pull_uint_var() + buf.pull_uint_var()
@@ -224,6 +293,28 @@ class BoundedConnection(QuicConnection):
         # A lost announcement sets what was sent to 0, so that it is due again.
         read = self._read.get(stream.stream_id or 0, 0)
         return not stream.receiver.is_finished and read + WINDOW - stream.max_stream_data_local_sent >= WINDOW // 2
+
+    def _probe_path(self, now: float) -> list[tuple[bytes, tuple[str, int]]]:
+        if self._datagrams_pending or self._close_pending:
+            return []
+        streams, self._streams_queue = self._streams_queue, []  # what is lost with it need not be theirs
+        self._datagrams_pending.append(_NOBODY + bytes(LARGE - _PROBE_OVERHEAD - len(_NOBODY)))
+        self._ping_pending.append(_PROBE)
+        self._max_datagram_size = LARGE
+        try:
+            datagrams: list[tuple[bytes, tuple[str, int]]] = super().datagrams_to_send(now)
+        finally:
+            self._max_datagram_size = SMALLEST_MAX_DATAGRAM_SIZE
+            self._streams_queue = streams
+        self._datagrams_pending.clear()
+        self._probing = _PROBE not in self._ping_pending
+        if not self._probing:  # nothing may be sent now
+            self._ping_pending.remove(_PROBE)
+        return datagrams
+
+    def _look_at_losses(self) -> None:
+        if self._losses.large >= _BLIND:
+            self._max_datagram_size = SMALLEST_MAX_DATAGRAM_SIZE
 
     def _count_pieces(self) -> None:
         # Each piece is looked at for each frame that comes.

@@ -37,6 +37,7 @@ from overlay.wire.endpoint import Endpoint, format_endpoint
 
 _VERSIONS: Final[list[int]] = [QuicProtocolVersion.VERSION_1, QuicProtocolVersion.VERSION_2]
 _ID_SIZE: Final = 8  # bytes of our connection ids
+_LONG_HEADER: Final = b"\x80"  # or more, in the first byte (RFC 9000 §17.2)
 _RESET_SIZE: Final = 40  # bytes of a stateless reset: looks like a short packet (RFC 9000 §10.3)
 _TURN: Final = 0.05  # s between two looks at those who wait
 _RESETS_PER_SECOND: Final = 100.0  # each costs an HMAC: a server's restart under a thousand nodes takes ten seconds
@@ -102,6 +103,12 @@ class QuicDoor:
         host = self._host
         if host is None:
             return
+        if datagram[:1] < _LONG_HEADER:  # as nearly all are
+            line = self._lines.get(datagram[1 : 1 + _ID_SIZE])
+            if line is not None:
+                line.feed(datagram, source)
+                line.flush_soon()
+                return
         try:
             header = pull_quic_header(Buffer(data=datagram), host_cid_length=_ID_SIZE)
         except ValueError:

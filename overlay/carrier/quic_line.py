@@ -274,6 +274,8 @@ class QuicLine:
                     self._take_refusal(event)
                 case events.DatagramFrameReceived():
                     self._take_datagram(event.data)
+                case events.PingAcknowledged():
+                    self.connection.answered(event)
                 case events.HandshakeCompleted():
                     self.established = True
                     self._wake()

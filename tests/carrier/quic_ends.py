@@ -155,6 +155,7 @@ class Network:
         self.fate = fate
         self.server: Endpoint = ("127.0.0.1", server_port)
         self._client: Endpoint | None = None
+        self.mtu = 65535  # bytes of a datagram; larger ones are lost without a word
         self._count = 0
         self._late: deque[tuple[Callable[[bytes], None], bytes]] = deque(maxlen=1)
         self._inside = udp_socket()
@@ -203,6 +204,8 @@ class Network:
                 self._pass_on(datagram, self._to_client)
 
     def _pass_on(self, datagram: bytes, send: Callable[[bytes], None]) -> None:
+        if len(datagram) > self.mtu:
+            return
         fate = self.fate(self._count)
         self._count += 1
         late = list(self._late)

@@ -2,18 +2,20 @@
 
 import os
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
 import pytest
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
 
 from overlay.carrier import quic_connection, quic_line
 from overlay.carrier.carriers import DialOptions
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Visit
 from overlay.carrier.quic import EARLY_DATAGRAMS, LARGEST_DATAGRAM, QuicStream
 from overlay.carrier.quic_client import open_quic
+from overlay.carrier.quic_connection import LARGE
 from overlay.carrier.quic_door import QuicDoor
 from overlay.wire.endpoint import Endpoint
 
@@ -40,9 +42,10 @@ class Host:
 
 @asynccontextmanager
 async def pair(
-    chance: random.Random | None = None, count: int = 1
+    chance: random.Random | None = None, count: int = 1, mtu: Callable[[], int] = lambda: 65535
 ) -> AsyncIterator[list[tuple[QuicStream, QuicStream]]]:
-    """Client's and server's end of each; `chance` decides what the network loses, and what comes late."""
+    """Client's and server's end of each; `chance` decides what the network loses, and what comes late; of one alone,
+    `mtu` which are too large for it."""
     opened, host = udp_socket(), Host()
 
     def send(datagrams: Sequence[bytes], endpoint: Endpoint) -> None:
@@ -50,6 +53,7 @@ async def pair(
             opened.sendto(each, endpoint)
 
     def fate(_number: int) -> str:
+        network.mtu = mtu()
         return "pass" if chance is None else chance.choices(("pass", "lose", "late"), (8, 1, 1))[0]
 
     door = QuicDoor(send, lambda: CERTIFICATE, SERVER)
@@ -155,3 +159,45 @@ async def test_silence_ends_a_connection_that_is_not_kept_alive(monkeypatch: pyt
         assert kept.is_quiet() and kept_server.is_quiet() and not server.is_quiet()
         await kept.send(b"here")
         assert await kept_server.receive() == b"here"
+
+
+# how large datagrams may be -------------------------------------------------------------------------------------------
+
+
+async def carry(one: QuicStream, other: QuicStream, size: int) -> None:
+    payload = os.urandom(size)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.send, payload)
+        data = b""
+        while len(data) < size:
+            data += await other.receive()
+        assert data == payload
+
+
+async def test_a_busy_connection_finds_out_that_the_path_carries_larger_datagrams() -> None:
+    async with pair() as [(client, server)]:
+        for one, other in ((client, server), (server, client)):
+            await carry(one, other, 600_000)
+            assert one.line.connection._max_datagram_size == LARGE
+        found: list[bytes] = []
+        server.take_datagrams(found.append)
+        assert not found, "what was tried is no datagram of anybody"
+
+
+async def test_a_path_that_carries_none_is_used_as_it_is() -> None:
+    async with pair(mtu=lambda: LARGE - 1) as [(client, server)]:
+        for one, other in ((client, server), (server, client)):
+            await carry(one, other, 2_000_000)
+            assert one.line.connection._max_datagram_size == SMALLEST_MAX_DATAGRAM_SIZE
+            assert one.line.connection._probes == 0
+
+
+async def test_a_path_that_carries_them_no_more_is_noticed() -> None:
+    mtu = 65535
+    async with pair(mtu=lambda: mtu) as [(client, server)]:
+        for one, other in ((client, server), (server, client)):
+            mtu = 65535
+            await carry(one, other, 600_000)
+            mtu = 1300
+            await carry(one, other, 600_000)
+            assert one.line.connection._max_datagram_size == SMALLEST_MAX_DATAGRAM_SIZE

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.lab
 TUNNELS = ("single", "udp", "tcp", "tls", "ws", "wss")
 SHOUT, ECHO = 4000, 4001  # ports on the node
 NAME = "app.test"
-LARGE, MEDIUM = 100_000_000, 5_000_000
+LARGE, MEDIUM = 100_000_000, 40_000_000
 SLOW = ("udp",)  # QUIC in Python takes its time
 USERS = 1000
 

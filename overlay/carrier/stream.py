@@ -50,20 +50,25 @@ class TcpStream(ByteStream):
     async def receive(self, max_bytes: int = 65536, within: float | None = None) -> bytes:
         """At least one byte. Raises `EndOfStream` on FIN, `BrokenResourceError` on a reset, `TimeoutError` if nothing
         comes `within` so many seconds."""
-        while True:
-            if self._closed:
-                raise anyio.ClosedResourceError
-            try:
-                data = self._socket.recv(max_bytes)
-            except BlockingIOError:
-                pass  # not to wait here: the error and its traceback would live as long as a peer is idle
-            except OSError as error:
-                raise anyio.BrokenResourceError(error.strerror) from error
-            else:
-                if not data:
-                    raise anyio.EndOfStream
-                return data
+        while (data := self.receive_now(max_bytes)) is None:
             await self._readable(within)
+        return data
+
+    def receive_now(self, max_bytes: int = 65536) -> bytes | None:
+        """What is there; None: nothing at this moment. Raises as `receive`."""
+        if self._closed:
+            raise anyio.ClosedResourceError
+        try:
+            data = self._socket.recv(max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise anyio.BrokenResourceError(error.strerror) from error
+        if not data:
+            raise anyio.EndOfStream
+        return data
+
+    has_ended: Final = False  # the kernel alone knows
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """Give the kernel what it takes now, waiting until it takes something. → bytes taken; cancelled: none."""
@@ -135,6 +140,10 @@ class TcpStream(ByteStream):
 
     async def send_eof(self) -> None:
         """FIN. The other direction stays open."""
+        self.end_now()
+
+    def end_now(self) -> bool:
+        """As `send_eof`. → True: the kernel has taken it."""
         if self._closed:
             raise anyio.ClosedResourceError
         try:
@@ -142,6 +151,7 @@ class TcpStream(ByteStream):
         except OSError as error:
             if error.errno != errno.ENOTCONN:  # the peer has reset it: the next read or write says so
                 raise anyio.BrokenResourceError(error.strerror) from error
+        return True
 
     async def aclose(self) -> None:
         """Close at once; the kernel still delivers what it has taken. Whoever waits in another task is woken."""

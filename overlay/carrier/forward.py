@@ -45,6 +45,10 @@ class Forwarded:
     b_to_a: int = 0
     error: str | None = None
 
+    def passed(self) -> int:
+        """Bytes, both ways together."""
+        return self.a_to_b + self.b_to_a
+
 
 class Forwarding:
     """Two streams of TCP, forwarded as `forward_streams` has it, by callbacks and without a task; at once."""

@@ -247,7 +247,8 @@ class _CodedWay(_Way):
         self.read()
 
     def _move(self) -> None:
-        for _ in range(_PIECES):
+        pieces = 0
+        while True:
             try:
                 data = self._source.receive_now()
             except anyio.EndOfStream:
@@ -259,8 +260,9 @@ class _CodedWay(_Way):
                 return
             self._held = data
             self._pass_on()
+            pieces += 1
             # After less than it could have been there is hardly more: then being told again is cheaper than a look.
-            if self._blocked or (len(data) < _MUCH and not self._source.has_ended):
+            if self._blocked or not (self._source.holds_more or (len(data) >= _MUCH and pieces < _PIECES)):
                 return
 
     def _go_on(self) -> None:

@@ -45,30 +45,33 @@ class CodecStream(ByteStream):
         data, self._received = self._received[:max_bytes], self._received[max_bytes:]
         return data
 
-    def receive_now(self) -> bytes | None:
-        """All that is there; None: nothing at this moment. Raises as `receive`."""
-        if self._received:
-            data, self._received = self._received, b""
-            return data
+    def receive_now(self, max_bytes: int = _READ_SIZE) -> bytes | None:
+        """What is there; None: nothing at this moment. Raises as `receive`."""
+        if not self._received and not self._decode_now():
+            return None
+        data, self._received = self._received[:max_bytes], self._received[max_bytes:]
+        return data
+
+    def _decode_now(self) -> bool:
         if self._codec.ended:
             raise anyio.EndOfStream
         raw = self._tcp.receive_now(_READ_SIZE)
         if raw is None:
-            return None
+            return False
         try:
-            data = self._codec.decode(raw)
+            self._received = self._codec.decode(raw)
         except RemoteProtocolError as error:
             raise anyio.BrokenResourceError(str(error)) from error
         finally:
             self._answer()
-        if not data and self._codec.ended:
+        if not self._received and self._codec.ended:
             raise anyio.EndOfStream
-        return data or None
+        return bool(self._received)
 
     @property
-    def has_ended(self) -> bool:
-        """The peer has said all: nothing that comes now is of interest."""
-        return self._codec.ended
+    def holds_more(self) -> bool:
+        """There is something to receive, or the end, of which the socket does not tell."""
+        return bool(self._received) or self._codec.ended
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """→ bytes taken. Cancelled: none, and the next call has to begin with the same bytes, since a part of what they

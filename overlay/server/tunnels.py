@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import anyio
 
 from overlay.carrier.outlets import Outlet, SocketOutlet
-from overlay.carrier.port import Stream
+from overlay.carrier.port import Stream, UserStream
 from overlay.carrier.stream import connect
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 
@@ -49,6 +49,9 @@ class Tunnel(Protocol):
 
     async def open(self, visitor: Visitor) -> Stream:
         """A connection for one user. Raises `TunnelError`."""
+
+    def open_now(self, visitor: Visitor) -> UserStream | None:
+        """As `open`, where that needs no waiting; None: `open` has to be asked. Raises `TunnelError`."""
 
     def outlet(self, visitor: Visitor) -> Outlet | None:
         """For the datagrams of one user; None: there is none now, and that is counted. Raises `OSError`."""
@@ -89,6 +92,9 @@ class SingleTunnel:
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError)
             raise TunnelError(502, "target_refused" if refused else "target_failed") from error
+
+    def open_now(self, visitor: Visitor) -> UserStream | None:
+        return None
 
     def outlet(self, visitor: Visitor) -> Outlet | None:
         return SocketOutlet.open(self._where, self._drops)

@@ -1,11 +1,15 @@
-"""Lengths of time as people type and read them: `24h`, `7d`, `3 min ago`."""
+"""Lengths of time as people type and read them: `24h`, `7d`, `3 min ago`; and when something is to end."""
 
 import re
+from datetime import datetime
 
 from overlay.errors import Exit, UserError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_DATE = re.compile(r"\d{4}-\d", re.ASCII)
+_POINT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
+"""RFC 3339 §5.6."""
 
 
 def parse_duration(text: str) -> float:
@@ -20,6 +24,25 @@ def parse_duration(text: str) -> float:
             Exit.USAGE,
         )
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def parse_end(text: str) -> tuple[float, float]:
+    """When something ends: `2026-12-31T18:00:00Z` → that, Unix time, and 0; `2h` → 0 and that, seconds from its begin.
+    Raises `UserError` ("bad-time", "bad-duration", exit 2)."""
+    compact = text.strip().upper()
+    if not _DATE.match(compact):
+        return 0.0, parse_duration(text)
+    try:
+        if _POINT.fullmatch(compact):
+            return datetime.fromisoformat(compact).timestamp(), 0.0
+    except ValueError:  # the 31st of June
+        pass
+    raise UserError(
+        "bad-time",
+        f"'{text[:64]}' is no point in time.",
+        "Write date, time and zone, as in 2026-12-31T18:00:00Z or 2026-12-31T18:00:00+01:00.",
+        Exit.USAGE,
+    )
 
 
 def format_duration(seconds: float) -> str:

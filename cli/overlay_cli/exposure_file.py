@@ -15,6 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -168,9 +169,9 @@ class ExposureFile:
             return value
         texts = value if several and isinstance(value, list) else [value]
         for each in texts:
-            if isinstance(each, bool) or not isinstance(each, str | int | float):
+            if isinstance(each, bool) or not isinstance(each, str | int | float | datetime):
                 raise self._wrong_kind(name, key, list if several else str)
-        words = [str(each) for each in texts]
+        words = [each.isoformat() if isinstance(each, datetime) else str(each) for each in texts]
         if "-" in words:
             raise self._invalid(f"has '{key}' wrong: nobody writes to standard input here", "Name a file.", name)
         try:

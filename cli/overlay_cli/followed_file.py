@@ -25,7 +25,7 @@ Connect = Callable[[], "tuple[LocalClient, bool]"]
 LOOK_INTERVAL: Final = 0.5  # s between looks at the file; it is read when two of them show the same
 RETRY_INTERVAL: Final = 10.0  # s until what wanted a server that was away is tried again
 APPLY_TIMEOUT: Final = 120.0  # s, for many entries
-_WORDS: Final = {"kept": "=", "added": "+", "changed": "~", "replaced": "~", "removed": "-"}
+_WORDS: Final = {"kept": "=", "added": "+", "changed": "~", "replaced": "~", "removed": "-", "over": "-"}
 
 
 def apply_once(file: ExposureFile, connect: Connect, *, json: bool, quiet: bool) -> int:
@@ -54,7 +54,7 @@ def check(file: ExposureFile, state: Path, *, json: bool, quiet: bool) -> int:
         if error.code != "not-running":
             raise
         wishes = file.wishes(entries, {})
-        document = {"file": str(file.path), "entries": [_unborn(name) for name in wishes]}
+        document = {"file": str(file.path), "entries": [_unborn(*each) for each in wishes.items()]}
     for each in document["entries"]:
         if each["action"] in ("added", "changed", "replaced"):
             each["wish"] = wishes[each["entry"]].document
@@ -171,7 +171,12 @@ def _known(client: "LocalClient", file: ExposureFile) -> dict[str, Any]:
 
 def _apply(client: "LocalClient", file: ExposureFile, wishes: Mapping[str, Wish], **how: bool) -> dict[str, Any]:
     """What became of each entry; and secrets that were made for some, which nobody can show later."""
-    body = {"file": str(file.path), "entries": {name: wish.document for name, wish in wishes.items()}, **how}
+    body = {
+        "file": str(file.path),
+        "entries": {name: wish.document for name, wish in wishes.items()},
+        "lasts": {name: wish.lasts for name, wish in wishes.items() if wish.lasts},
+        **how,
+    }
     with output.working("Asking the server…", quiet=not sys.stdout.isatty()):
         document = client.request("PUT", "/v1/exposure-files", body, timeout=APPLY_TIMEOUT)
     for each in document["entries"]:
@@ -225,6 +230,8 @@ def _tell(document: dict[str, Any], *, json: bool, quiet: bool, dry: bool = Fals
 def _what(outcome: dict[str, Any], *, dry: bool) -> str:
     exposure, action = outcome["exposure"], outcome["action"]
     there = f"{exposure['id']}  {exposure['url'] or exposure['public']} → {exposure['target']}" if exposure else ""
+    if action == "over":
+        return "not published: its time is over"
     if not dry:
         return there or "no longer published"
     wish = outcome.get("wish", {})
@@ -239,5 +246,6 @@ def _what(outcome: dict[str, Any], *, dry: bool) -> str:
     }[action]
 
 
-def _unborn(name: str) -> dict[str, Any]:
-    return {"entry": name, "action": "added", "exposure": None, "error": None}
+def _unborn(name: str, wish: Wish) -> dict[str, Any]:
+    over = 0 < wish.document["terms"]["expires"] <= time.time()
+    return {"entry": name, "action": "over" if over else "added", "exposure": None, "error": None}

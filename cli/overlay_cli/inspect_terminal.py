@@ -55,6 +55,8 @@ _KEY: Final = re.compile(rb"\x1b(?:\[[0-9;]*[A-Za-z~]|O[A-Za-z])|[\x00-\xff]")
 def inspect(client: "LocalClient", exposure: dict[str, Any], *, note: str = "", show_secrets: bool) -> None:
     """Until q is pressed. On no terminal: a line for each request, until the exposure is given back. `note`: what a
     person has to know beside it."""
+    from overlay.node.places import shown_place
+
     page = f"{client.request('POST', '/v1/inspector')['url']}#{exposure['id']}"
     if not (sys.stdout.isatty() and sys.stdin.isatty()):
         output.note(f"Inspector: {page}")
@@ -63,7 +65,7 @@ def inspect(client: "LocalClient", exposure: dict[str, Any], *, note: str = "", 
                 output.print_line(_plain_line(summary))
                 sys.stdout.flush()
         return
-    heading = [f"{exposure['url']} → {exposure['target']}", f"Inspector: {page}", *filter(None, [note])]
+    heading = [f"{shown_place(exposure['url'])} → {exposure['target']}", f"Inspector: {page}", *filter(None, [note])]
     _Terminal(client, exposure["id"], View(*heading, show_secrets=show_secrets)).run()
 
 

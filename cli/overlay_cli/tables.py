@@ -201,6 +201,8 @@ def record_table(records: list[dict[str, Any]]) -> RenderableType:
 
 
 def exposure_table(exposures: list[dict[str, Any]]) -> Table:
+    from overlay.node.places import shown_place
+
     grouped = any(exposure.get("members") for exposure in exposures)
     named = any(exposure.get("entry") for exposure in exposures)
     exposures = _joined(exposures)
@@ -208,12 +210,13 @@ def exposure_table(exposures: list[dict[str, Any]]) -> Table:
     columns = ["id", *(["name"] if named else []), "public", "target", "tunnel", "connections"]
     table = _table(*columns, *(["group"] if grouped else []), *(["terms"] if any(set_for) else []))
     for exposure, terms in zip(exposures, set_for, strict=True):
+        places = (exposure.get("url") or exposure["public"], *exposure.get("known_as", ()))
         trouble = exposure.get("problem") or exposure.get("trouble")
         entry = exposure.get("entry")
         table.add_row(
             Text(exposure["id"]),
             *((Text(entry["name"] if entry else ""),) if named else ()),
-            Text("\n".join((exposure.get("url") or exposure["public"], *exposure.get("known_as", ())))),
+            Text("\n".join(map(shown_place, places))),
             Text.assemble(exposure["target"], *(("\n", (f"not reached: {trouble}", "yellow")) if trouble else ())),
             Text(exposure["tunnel"]),
             Text(str(exposure["connections"])),

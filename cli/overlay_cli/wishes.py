@@ -12,28 +12,30 @@ import typer
 from overlay.daemon.quantities import parse_rate, parse_size
 from overlay.errors import Exit, UserError
 from overlay_cli.credentials import NEW, Made, make_credentials
+from overlay_cli.durations import parse_end
 from overlay_cli.targets import absolute_target
 
 NOT_OF_AN_EXPOSURE: Final = frozenset(
-    "context state file dry_run unattended foreground show_secrets invite carrier proxy ca json quiet help "
-    "expires".split()
+    "context state file dry_run unattended foreground show_secrets invite carrier proxy ca json quiet help".split()
 )
-"""Parameters of the command that say how it is run; all others say what is exposed. What a file has stays as long as it
-is there, and does not end in time."""
+"""Parameters of the command that say how it is run; all others say what is exposed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """`document`: `overlay.node.status.ExposeWish` as the local API takes it; `made`: secrets that were made for it."""
+    """`document`: `overlay.node.status.ExposeWish` as the local API takes it, for one that begins now; `made`: secrets
+    that were made for it; `lasts`: seconds from its begin, 0: it does not end, or at a point in time."""
 
     document: dict[str, Any]
     made: Made
+    lasts: float = 0.0
 
 
 def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | None = None) -> Wish:
     """`given`: at least all parameters of the command that say what is exposed, by their names; paths start from
     `folder`. `known`: the terms on which it is exposed already: secrets stay as they are there. Raises `UserError`
     (exit 2)."""
+    ends, lasts = parse_end(given["expires"]) if given["expires"] else (0.0, 0.0)
     made = make_credentials(
         users=_secrets_file(given["users"], folder),
         bearer=_secrets_file(given["bearer"], folder),
@@ -67,7 +69,7 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
             request_rate=given["request_rate"],
             bandwidth=given["bandwidth"],
             quota=given["quota"],
-            expires=given.get("expires", ""),
+            expires=time.time() + lasts if lasts else ends,
             headers={
                 "forwarded": given["forwarded"],
                 "host": given["host_header"],
@@ -87,7 +89,7 @@ def wish(given: Mapping[str, Any], folder: Path, *, known: Mapping[str, Any] | N
             token=made.private,
         ),
     }
-    return Wish(document, made)
+    return Wish(document, made, lasts)
 
 
 def _secrets_file(name: str, folder: Path) -> str:
@@ -163,15 +165,14 @@ def terms(
     request_rate: str,
     bandwidth: str,
     quota: str,
-    expires: str,
+    expires: float,
     headers: dict[str, Any],
     proxy_protocol: str,
     transparent: bool,
     tls_end: str | None,
 ) -> dict[str, Any]:
-    """`overlay.wire.control.terms.Terms` as the local API takes them. Raises `UserError` (exit 2)."""
-    from overlay_cli.durations import parse_duration
-
+    """`overlay.wire.control.terms.Terms` as the local API takes them. `expires`: Unix time; 0: never. Raises
+    `UserError` (exit 2)."""
     return {
         "access": {"allow": allow or [], "deny": deny or [], **credentials},
         "group": {"name": group.lower(), "balance": balance},
@@ -186,6 +187,6 @@ def terms(
         },
         "headers": headers,
         "told": {"proxy_protocol": "" if proxy_protocol == "none" else proxy_protocol, "transparent": transparent},
-        "expires": time.time() + parse_duration(expires) if expires else 0.0,
+        "expires": expires,
         "tls_end": tls_end or "",
     }

@@ -45,9 +45,10 @@ class UdpFlows:
     """Forwards between the users of a bound UDP socket and a target.
 
     `listening` is a non-blocking socket that stays the caller's. `open_outlet` gives each flow its way to the target;
-    one that is stale is replaced. `accepts` tells whose datagrams are taken, by source; `begins` whether one who has no
-    flow may have one; `passes` whether so many bytes may go to the target (True) or the user (False) now. An answer
-    leaves from the local address that the user wrote to, also on a host with several.
+    one that is stale is replaced. `shuts_out` tells why datagrams of a source are not taken, `holds_off` why one who
+    has no flow gets none now ("": it is as he likes; else the name of a counter); `passes` whether so many bytes may
+    go to the target (True) or the user (False) now. An answer leaves from the local address that the user wrote to,
+    also on a host with several.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class UdpFlows:
         *,
         limit: int = FLOW_LIMIT,
         idle: float = FLOW_IDLE,
-        accepts: Callable[[Endpoint], bool] | None = None,
-        begins: Callable[[Endpoint], bool] | None = None,
+        shuts_out: Callable[[Endpoint], str] | None = None,
+        holds_off: Callable[[Endpoint], str] | None = None,
         passes: Callable[[int, bool], bool] | None = None,
         drops: Counter[str] | None = None,
     ) -> None:
@@ -71,8 +72,8 @@ class UdpFlows:
         self._open_outlet = open_outlet
         self._limit = limit
         self._idle = idle
-        self._accepts = accepts
-        self._begins = begins
+        self._shuts_out = shuts_out
+        self._holds_off = holds_off
         self._passes = passes
         self._flows: OrderedDict[_Key, _Flow] = OrderedDict()  # the longest silent first
         self._buffer = bytearray(LARGEST_DATAGRAM)  # shared: never held across an await
@@ -87,6 +88,13 @@ class UdpFlows:
         """End all flows; others may begin."""
         for key in tuple(self._flows):
             self._close(key)
+
+    def end_those_shut_out(self) -> None:
+        """Who was let in may not be any more: nor do answers go to him."""
+        for key in tuple(self._flows):
+            user, _ = key
+            if self._shuts_out is not None and self._shuts_out(canonical_endpoint(user[0], user[1])):
+                self._close(key)
 
     async def run(self) -> None:
         """Forward until cancelled, or until the listening socket is closed."""
@@ -119,8 +127,8 @@ class UdpFlows:
 
     def _forward(self, datagram: memoryview, user: _SocketAddress, ancillary: Ancillary, tasks: TaskGroup) -> None:
         source = canonical_endpoint(user[0], user[1])
-        if self._accepts is not None and not self._accepts(source):
-            self.drops["source_refused"] += 1
+        if self._shuts_out is not None and (reason := self._shuts_out(source)):
+            self.drops[reason] += 1
             return
         local = local_address(ancillary)
         key = (user, local)
@@ -129,8 +137,8 @@ class UdpFlows:
             self._close(key)
             flow = None
         if flow is None:
-            if self._begins is not None and not self._begins(source):
-                self.drops["flow_refused"] += 1
+            if self._holds_off is not None and (reason := self._holds_off(source)):
+                self.drops[reason] += 1
                 return
             flow = self._open(key, source, tasks)
             if flow is None:

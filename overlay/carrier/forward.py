@@ -21,7 +21,18 @@ from overlay.carrier.tapped import TappedStream
 
 __all__ = ["Forwardable", "Forwarded", "Forwarding", "UdpFlows", "forward_streams"]
 
-Forwardable = SocketStream | TcpStream | CodecStream | QuicStream | TappedStream
+
+class OtherStream(Protocol):
+    """What has the verbs of our own streams."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes: ...
+    async def send(self, item: bytes) -> None: ...
+    async def send_eof(self) -> None: ...
+    def cut(self) -> None: ...
+    def close(self) -> None: ...
+
+
+Forwardable = SocketStream | TcpStream | CodecStream | QuicStream | TappedStream | OtherStream
 
 _TURN: Final = 16  # pieces before other tasks get a turn
 _CHUNK: Final = 64 * 1024  # bytes held per direction: what one side has sent and the other not yet taken

@@ -129,6 +129,16 @@ class Door:
         self._expected[network] = (count - 1, until)
         return True
 
+    def follow(self, host: str) -> Visit | str:
+        """One more stream of a connection from `host` that is a node's; it counts as one that was expected."""
+        network = network_of(host)
+        if self._called.full_for(network):
+            return "too_many_silent"
+        if network in self._expected:
+            count, until = self._expected[network]
+            self._expected[network] = (max(0, count - 1), until)
+        return self._called.enter(network)
+
     def enter(self, host: str, now: float) -> Visit | str:
         """A connection from `host` wants to prove that it is a node's. A visit: it is in; else why it is not."""
         network = network_of(host)

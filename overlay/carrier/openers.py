@@ -9,7 +9,7 @@ import anyio
 
 from overlay.carrier.carriers import CarrierName, CarrierStream, DialOptions, Opener
 from overlay.carrier.proxy import connect_through, parse_proxy
-from overlay.carrier.quic import open_quic
+from overlay.carrier.quic_client import open_quic
 from overlay.carrier.stream import TcpStream, connect
 from overlay.carrier.streams import CodecStream
 from overlay.carrier.tls import ALPN_ORDINARY, ALPN_WEBSOCKET, client_context, client_handshake

@@ -1,9 +1,10 @@
-"""aioquic's connection with one bidirectional stream, and bounds on what a peer's claims may cost. No I/O, no clock.
+"""aioquic's connection with bounds on what a peer's claims may cost. No I/O, no clock.
 
 aioquic doubles a window as soon as half of it is *claimed*, whether anybody reads or not, and a claim reserves memory:
-twenty packets of a stranger would be enough to fill a server's. Here a window moves only by what was read. Streams,
-handshake data and the pieces that out-of-order data comes in are bounded too. A stateless reset (RFC 9000 §10.3) ends a
-connection at once whose other end has lost its memory of it. Everything that reaches into aioquic is in this file.
+twenty packets of a stranger would be enough to fill a server's. Here a window moves only by what was read. There is one
+bidirectional stream, and more only when the server permits them. Handshake data and the pieces that out-of-order data
+comes in are bounded too. A stateless reset (RFC 9000 §10.3) ends a connection at once whose other end has lost its
+memory of it. Everything that reaches into aioquic is in this file.
 """
 
 import hmac
@@ -11,7 +12,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from aioquic._buffer import Buffer
+from aioquic._buffer import Buffer, BufferReadError
+from aioquic.buffer import UINT_VAR_MAX_SIZE, encode_uint_var
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
@@ -21,7 +23,7 @@ from aioquic.quic.connection import (
 )
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
-from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -31,18 +33,35 @@ from overlay.carrier.limits import KIB
 ALPN: Final = "h3"
 """What most of the QUIC traffic in the world says that it is."""
 STREAM_ID: Final = 0  # the client's first bidirectional stream (RFC 9000 §2.1)
-WINDOW: Final = 256 * KIB  # that the peer may send before we have read: of one connection, in all
+MOST_STREAMS: Final = 32  # of one connection, once permitted: aioquic looks at each of them for each packet
+WINDOW: Final = 256 * KIB  # that the peer may send before we have read, of each stream
 IDLE_TIMEOUT: Final = 30.0  # s without a sign of life, after something was sent: two heartbeats of the control channel
 RESET_TOKEN_SIZE: Final = 16
 MAX_DATAGRAM_FRAME: Final = 2048  # bytes: what a peer may send by one (RFC 9221)
 _MAX_DATAGRAMS: Final = 64  # that wait to be sent
 _SMALLEST_RESET: Final = 21  # bytes of a stateless reset (RFC 9000 §10.3)
-_UNBOUNDED: Final = 2**60  # of the connection's window, since its one stream has its own
+_UNBOUNDED: Final = 2**60  # of the connection's window, since each of its few streams has its own
 _MAX_CRYPTO: Final = 64 * KIB  # of handshake data of each epoch: a long certificate chain four times
 _MAX_PIECES: Final = 512  # out of order: of a whole window in the smallest datagrams, more than every other one
+_LOOK: Final = 16  # datagrams, after which these are counted again
 
 # Any stranger's datagram can make aioquic write warnings. What matters is counted, and logged by whoever counts it.
 logging.getLogger("quic").setLevel(logging.CRITICAL)
+
+
+def with_flow(stream_id: int, datagram: bytes) -> bytes:
+    """Say to which stream a datagram belongs: by the number of it in fours, as RFC 9297 §2.1 does."""
+    return encode_uint_var(stream_id // 4) + datagram
+
+
+def flow_of(datagram: bytes) -> tuple[int, bytes] | None:
+    """→ stream and datagram of `with_flow`; None: it is none."""
+    buffer = Buffer(data=datagram[:UINT_VAR_MAX_SIZE])
+    try:
+        number = buffer.pull_uint_var()
+    except BufferReadError:
+        return None
+    return 4 * number, datagram[buffer.tell() :]
 
 
 class BoundedConnection(QuicConnection):
@@ -70,7 +89,9 @@ class BoundedConnection(QuicConnection):
         bidirectional.value = bidirectional.sent = 0 if configuration.is_client else 1
         unidirectional.value = unidirectional.sent = 0
         self._reset_token = reset_token
-        self._read = 0
+        self._read: dict[int, int] = {}  # bytes of each stream
+        self._due: set[int] = set()  # streams whose window is to be announced
+        self._unseen = 0  # datagrams since pieces were counted
         self._name_reset_tokens()
 
     @property
@@ -78,17 +99,55 @@ class BoundedConnection(QuicConnection):
         """Why the connection is over, as soon as it is known: the event itself comes only when draining is done."""
         return self._close_event
 
+    def permit(self) -> None:
+        """Let the peer open more streams than one; as many as it ends, it may open anew."""
+        self._local_max_streams_bidi.value += MOST_STREAMS - 1
+
     @property
-    def unacknowledged(self) -> int:
+    def room(self) -> int:
+        """How many streams the peer lets us open now."""
+        return self._remote_max_streams_bidi - self._local_next_stream_id_bidi // 4
+
+    def open_stream(self) -> int:
+        """→ its number. There must be room."""
+        stream_id = self.get_next_available_stream_id()
+        self.send_stream_data(stream_id, b"")
+        return stream_id
+
+    def has(self, stream_id: int) -> bool:
+        """Whether something may still come of it, or go."""
+        return stream_id in self._streams
+
+    def abandon(self, stream_id: int, error_code: int) -> None:
+        """Neither send nor take anything more of it."""
+        if stream_id in self._streams:
+            self.reset_stream(stream_id, error_code)
+            self.stop(stream_id, error_code)
+
+    def stop(self, stream_id: int, error_code: int = QuicErrorCode.NO_ERROR) -> None:
+        """Take nothing more of it."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            self.stop_stream(stream_id, error_code)
+
+    def forget(self, stream_id: int) -> None:
+        """It is not read any more."""
+        self._read.pop(stream_id, None)
+        self._due.discard(stream_id)
+
+    def unacknowledged(self, stream_id: int) -> int:
         """Bytes written to the stream that the peer may still ask for again."""
-        stream = self._streams.get(STREAM_ID)
+        stream = self._streams.get(stream_id)
         return len(stream.sender._buffer) if stream is not None else 0
 
     @property
     def awaits_answer(self) -> bool:
-        """Some of the stream was sent and is not acknowledged. What waits for the peer's window does not count."""
-        stream = self._streams.get(STREAM_ID)
-        return stream is not None and stream.sender.highest_offset > stream.sender._buffer_start
+        """Some of a stream was sent and is not acknowledged. What waits for the peer's window does not count."""
+        for stream in self._streams.values():
+            sender = stream.sender
+            if sender.highest_offset > sender._buffer_start and not sender.is_finished:
+                return True
+        return False
 
     @property
     def takes_datagrams(self) -> bool:
@@ -101,11 +160,14 @@ class BoundedConnection(QuicConnection):
         certificate = self.tls._peer_certificate
         return certificate.public_bytes(Encoding.DER) if certificate is not None else None
 
-    def read(self, size: int) -> bool:
-        """So many bytes of the stream were taken by whoever reads. → whether the peer should be told now."""
-        self._read += size
-        stream = self._streams.get(STREAM_ID)
-        return stream is not None and self._credit_is_due(stream)
+    def read(self, stream_id: int, size: int) -> bool:
+        """So many bytes of a stream were taken by whoever reads. → whether the peer should be told now."""
+        self._read[stream_id] = self._read.get(stream_id, 0) + size
+        stream = self._streams.get(stream_id)
+        if stream is None or not self._credit_is_due(stream):
+            return False
+        self._due.add(stream_id)
+        return True
 
     def receive(self, datagram: bytes, source: tuple[str, int], now: float) -> None:
         """`receive_datagram`, and its bounds. Hostile data may raise whatever aioquic did not think of."""
@@ -116,26 +178,33 @@ class BoundedConnection(QuicConnection):
             self._close_begin(is_initiator=False, now=now)
             return
         self.receive_datagram(datagram, source, now)
-        streams = (*self._streams.values(), *self._crypto_streams.values())
-        # Each piece is looked at for each frame that comes.
-        if any(len(stream.receiver._ranges) > _MAX_PIECES for stream in streams):
-            self.close(QuicErrorCode.PROTOCOL_VIOLATION, reason_phrase="too many pieces")
+        self._unseen += 1
+        if self._unseen >= _LOOK or not self._handshake_confirmed:
+            self._unseen = 0
+            self._count_pieces()
 
     # what aioquic calls ----------------------------------------------------------------------------------------------
 
     def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
-        if not self._credit_is_due(stream):
+        stream_id = stream.stream_id
+        if stream_id not in self._due or stream_id is None or not self._credit_is_due(stream):
             return
-        limit = self._read + WINDOW
+        limit = self._read.get(stream_id, 0) + WINDOW
         frame = builder.start_frame(
             QuicFrameType.MAX_STREAM_DATA,
             capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
             handler=self._on_max_stream_data_delivery,
             handler_args=(stream,),
         )
-        frame.push_uint_var(stream.stream_id or 0)
+        frame.push_uint_var(stream_id)
         frame.push_uint_var(limit)
         stream.max_stream_data_local = stream.max_stream_data_local_sent = limit
+        self._due.discard(stream_id)
+
+    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
+        super()._on_max_stream_data_delivery(delivery, stream)
+        if delivery is not QuicDeliveryState.ACKED and stream.stream_id in self._read:
+            self._due.add(stream.stream_id)
 
     def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
@@ -153,11 +222,14 @@ class BoundedConnection(QuicConnection):
 
     def _credit_is_due(self, stream: QuicStream) -> bool:
         # A lost announcement sets what was sent to 0, so that it is due again.
-        return (
-            stream.stream_id == STREAM_ID
-            and not stream.receiver.is_finished
-            and self._read + WINDOW - stream.max_stream_data_local_sent >= WINDOW // 2
-        )
+        read = self._read.get(stream.stream_id or 0, 0)
+        return not stream.receiver.is_finished and read + WINDOW - stream.max_stream_data_local_sent >= WINDOW // 2
+
+    def _count_pieces(self) -> None:
+        # Each piece is looked at for each frame that comes.
+        for streams in (self._streams, self._crypto_streams):
+            if any(len(stream.receiver._ranges) > _MAX_PIECES for stream in streams.values()):
+                self.close(QuicErrorCode.PROTOCOL_VIOLATION, reason_phrase="too many pieces")
 
     def _name_reset_tokens(self) -> None:
         if self._reset_token is not None:

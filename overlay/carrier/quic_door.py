@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from overlay.carrier.limits import BURST, Door, Visit
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_connection import RESET_TOKEN_SIZE, BoundedConnection
+from overlay.carrier.quic_line import QuicLine
 from overlay.carrier.waiting import Waiting, WaitingRoom
 from overlay.wire.endpoint import Endpoint, format_endpoint
 
@@ -61,15 +62,18 @@ class QuicDoor:
         send: Callable[[Sequence[bytes], Endpoint], None],
         certificate: Callable[[], tuple[bytes, bytes]],
         private_key: bytes,
+        expect: Callable[[Endpoint, bool], None] = lambda endpoint, expected: None,
     ) -> None:
         """`certificate` gives chain and key as PEM, the newest of them: it is asked for each new connection.
-        `private_key`: the server's, so that its next life can tell nodes that it knows their connections no more."""
+        `private_key`: the server's, so that its next life can tell nodes that it knows their connections no more.
+        `expect`: from now on, or no more, much comes from there."""
         self._send = send
+        self._expect = expect
         self._certificate = certificate
         self._reset_key = hmac.digest(private_key, b"quic stateless reset", "sha256")
         self._retry = QuicRetryTokenHandler()
         self._host: Host | None = None
-        self._streams: dict[bytes, QuicStream] = {}  # by connection id: some of each connection
+        self._lines: dict[bytes, QuicLine] = {}  # by connection id: some of each connection
         self._loaded: tuple[tuple[bytes, bytes], QuicConfiguration] | None = None
         self._room = WaitingRoom()
         self._next_turn: asyncio.TimerHandle | None = None
@@ -78,7 +82,7 @@ class QuicDoor:
     @property
     def connection_ids(self) -> int:
         """How many are known; none when no connection is left."""
-        return len(self._streams)
+        return len(self._lines)
 
     async def run(self, host: Host) -> None:
         """Until cancelled; then the nodes are told."""
@@ -90,8 +94,8 @@ class QuicDoor:
             if self._next_turn is not None:
                 self._next_turn.cancel()
                 self._next_turn = None
-            for stream in set(self._streams.values()):
-                stream.close()
+            for line in set(self._lines.values()):
+                line.close()
 
     def received(self, datagram: bytes, source: Endpoint) -> None:
         """One datagram as it came from the network."""
@@ -103,10 +107,10 @@ class QuicDoor:
         except ValueError:
             host.count("quic_garbage", format_endpoint(source))
             return
-        stream = self._streams.get(header.destination_cid)
-        if stream is not None:
-            stream.feed(datagram, source)
-            stream.flush_soon()
+        line = self._lines.get(header.destination_cid)
+        if line is not None:
+            line.feed(datagram, source)
+            line.flush_soon()
         elif header.version is None:
             self._disown(datagram, header, source)
         elif header.packet_type is QuicPacketType.VERSION_NEGOTIATION or len(datagram) < SMALLEST_MAX_DATAGRAM_SIZE:
@@ -183,22 +187,45 @@ class QuicDoor:
         def identify(connection_id: bytes, ours: bool) -> None:
             if ours:
                 ids.add(connection_id)
-                self._streams[connection_id] = stream
+                self._lines[connection_id] = line
             else:
                 ids.discard(connection_id)
-                self._streams.pop(connection_id, None)
+                self._lines.pop(connection_id, None)
+
+        expected: list[Endpoint] = []
+
+        def admit() -> None:
+            expected.append(waiting.endpoint)
+            self._expect(waiting.endpoint, True)
 
         def forget() -> None:
             for connection_id in ids:
-                self._streams.pop(connection_id, None)
+                self._lines.pop(connection_id, None)
+            for endpoint in expected:
+                self._expect(endpoint, False)
 
-        stream = QuicStream(connection, self._transmit, forget, identify)
-        self._streams.update(dict.fromkeys(ids, stream))
-        stream.feed(waiting.first, waiting.endpoint)
+        def arrive(stream: QuicStream) -> None:
+            self._follow(stream, waiting.endpoint)
+
+        line = QuicLine(connection, self._transmit, forget, identify, arrive, admit)
+        self._lines.update(dict.fromkeys(ids, line))
+        line.feed(waiting.first, waiting.endpoint)
         if waiting.latest is not waiting.first:  # it may say that nobody waits any more
-            stream.feed(waiting.latest, waiting.endpoint)
-        stream.flush_soon()
-        host.start(stream, waiting.endpoint, visit)
+            line.feed(waiting.latest, waiting.endpoint)
+        line.flush_soon()
+        host.start(line.first, waiting.endpoint, visit)
+
+    def _follow(self, stream: QuicStream, endpoint: Endpoint) -> None:
+        """One more stream of a connection whose other end is known."""
+        host = self._host
+        visit = host.door.follow(endpoint[0]) if host is not None else "closed"
+        if host is None or isinstance(visit, str):
+            stream.cut()
+            stream.close()
+            if host is not None:
+                host.count(str(visit), format_endpoint(endpoint))
+            return
+        host.start(stream, endpoint, visit)
 
     def _transmit(self, datagrams: Sequence[tuple[bytes, Endpoint]]) -> None:
         for endpoint, group in groupby(datagrams, key=lambda each: each[1]):

@@ -171,6 +171,10 @@ class CodecStream(ByteStream):
             raise LocalProtocolError("something waits to be written")
         return CodecStream(self._tcp, Stacked(self._codec, inner), inner.decode(self._received))
 
+    @property
+    def innermost(self) -> Codec:
+        return self._codec.inner if isinstance(self._codec, Stacked) else self._codec
+
     def unread(self, data: bytes) -> None:
         """Put back what was received last."""
         self._received = data + self._received

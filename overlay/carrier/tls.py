@@ -12,6 +12,7 @@ from overlay.carrier.stream import TcpStream
 from overlay.carrier.streams import CodecStream
 from overlay.carrier.verification import check_pin
 from overlay.errors import RemoteProtocolError
+from overlay.wire.ingress.proxy_protocol import UserTls
 from overlay.wire.stream.codec import Codec, Octets
 
 ALPN_WEBSOCKET: Final = ("http/1.1",)
@@ -32,6 +33,13 @@ class Tls:
     @property
     def ended(self) -> bool:
         return self._ended
+
+    @property
+    def agreed(self) -> tuple[UserTls, bytes]:
+        """What a target may be told of it, and the protocol within (ALPN); empty: none was agreed on."""
+        cipher = self._tls.cipher()
+        alpn = self._tls.selected_alpn_protocol() or ""
+        return UserTls(self._tls.version() or "", cipher[0] if cipher else ""), alpn.encode()
 
     def encode(self, data: Octets) -> bytes:
         view = memoryview(data)
@@ -148,6 +156,13 @@ async def _shake_hands(
         return stream.around(codec)
     # The peer's first data may have come right behind its Finished.
     return CodecStream(stream, codec, codec.decode(b""))
+
+
+def agreed(stream: object) -> tuple[UserTls | None, bytes]:
+    """As `Tls.agreed` has it, of a stream whose TLS has been ended; of any other one: None, and nothing."""
+    if isinstance(stream, CodecStream) and isinstance(stream.innermost, Tls):
+        return stream.innermost.agreed
+    return None, b""
 
 
 def _words(error: ssl.SSLError) -> str:

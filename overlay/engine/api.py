@@ -121,6 +121,15 @@ class SendDatagrams:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectForeign:
+    """From now on, or no more: much of another protocol (QUIC) comes from there. Whoever posts it knows who that is; a
+    source address proves nothing, so what comes is still bounded."""
+
+    endpoint: Endpoint
+    expected: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LinkChanged:
     """Addresses or routes of the machine changed: prove all paths anew."""
 
@@ -253,6 +262,7 @@ Command = (
     | AddLink
     | RemoveLink
     | SendDatagrams
+    | ExpectForeign
     | LinkChanged
     | SetReach
     | SetMapping
@@ -330,10 +340,10 @@ class LinkLost:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A datagram of another protocol came to the engine's UDP port: QUIC or STUN, by `wire.demux.kind_of`. From
-    anybody; so many a second at the most, the others are dropped and counted."""
+    """Datagrams of another protocol came to the engine's UDP port, one after the other: QUIC or STUN, by
+    `wire.demux.kind_of`. From anybody; so many a second at the most, the others are dropped and counted."""
 
-    datagram: bytes
+    datagrams: tuple[bytes, ...]
     source: Endpoint
 
 

@@ -59,6 +59,11 @@ FOREIGN_BURST: Final = 2000.0
 """Foreign datagrams handed on per second, and at once: a thousand nodes that connect again send some 4000. Bounds what
 waits for who deals with them, 6 MB for each second that they are late."""
 
+EXPECTED_RATE: Final = 40000.0
+EXPECTED_BURST: Final = 4000.0
+"""The same for those of sources that are known to send much: 0.4 Gb/s in the smallest that QUIC fills, more than who
+deals with them can. A flood that bears such an address fills only this, and QUIC sends again."""
+
 STUN_RATE: Final = 2000.0
 STUN_BURST: Final = 2000.0
 """The same for STUN, with a budget of its own: a flood of it is no reason for QUIC to wait. A thousand nodes that start
@@ -99,6 +104,8 @@ class Inbound:
         self._on_event = on_event
         self._budget = Budget(HANDSHAKE_RATE, HANDSHAKE_BURST)
         self._foreign_budget = Budget(FOREIGN_RATE, FOREIGN_BURST)
+        self._expected: set[Endpoint] = set()
+        self._expected_budget = Budget(EXPECTED_RATE, EXPECTED_BURST)
         self._stun_budget = Budget(STUN_RATE, STUN_BURST)
         self._traffic_class = 0
         """Of the run at hand: DSCP and ECN of its outer headers."""
@@ -238,19 +245,27 @@ class Inbound:
                         self._disco.receive(datagram, link.endpoint, now)
 
     def _foreign(self, run: memoryview, segment: int, source: Endpoint, now: float) -> None:
-        """Another protocol's datagrams: hand them on one by one, as they were sent."""
-        for datagram in _datagrams(run, segment):
-            if self._foreign_budget.take(now):
-                self._on_event(Foreign(bytes(datagram), source))
-            else:
-                self._drops.count(drops.FOREIGN_RATE)
+        """Another protocol's datagrams: hand them on as they were sent, all at once."""
+        budget = self._expected_budget if source in self._expected else self._foreign_budget
+        taken = tuple(bytes(datagram) for datagram in _datagrams(run, segment) if budget.take(now))
+        if taken:
+            self._on_event(Foreign(taken, source))
+        if missing := _count(run, segment) - len(taken):
+            self._drops.count(drops.FOREIGN_RATE, missing)
+
+    def expect_foreign(self, endpoint: Endpoint, *, expected: bool) -> None:
+        """As `api.ExpectForeign`."""
+        if expected:
+            self._expected.add(endpoint)
+        else:
+            self._expected.discard(endpoint)
 
     def _stun(self, datagram: memoryview, source: Endpoint, now: float) -> bool:
         """Hand it on if it is STUN's; False: it is not."""
         if kind_of(datagram) != "stun":
             return False
         if self._stun_budget.take(now):
-            self._on_event(Foreign(bytes(datagram), source))
+            self._on_event(Foreign((bytes(datagram),), source))
         else:
             self._drops.count(drops.STUN_RATE)
         return True

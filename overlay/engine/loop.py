@@ -411,6 +411,8 @@ class Loop:
                 self._links.remove(number, now)
             case api.SendDatagrams(datagrams, endpoint):
                 self._send_datagrams(datagrams, endpoint)
+            case api.ExpectForeign(endpoint, expected):
+                self._inbound.expect_foreign(endpoint, expected=expected)
             case api.LinkChanged():
                 self._link_changed(now)
             case api.Inspect(reply):

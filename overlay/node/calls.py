@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.port import TOKEN, TOKEN_SIZE, Stream
 from overlay.carrier.quic import QuicStream
+from overlay.carrier.quic_client import SharedLines
 from overlay.carrier.splice import Joined
 from overlay.carrier.watch import watch
 from overlay.errors import RemoteProtocolError
@@ -48,6 +49,7 @@ class Calls:
         self._tasks: TaskGroup | None = None
         self._count = 0
         self._dialling = anyio.Semaphore(MOST_DIALLING)
+        self._lines = SharedLines()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Signals `started` once calls can be made."""
@@ -57,6 +59,7 @@ class Calls:
                 await anyio.sleep_forever()
         finally:
             self._tasks = None
+            self._lines.close()
             for waiting in tuple(self._waiting):
                 waiting.stop()
                 self._end(waiting.stream)
@@ -70,13 +73,18 @@ class Calls:
             self._count += 1
             self._tasks.start_soon(self._call, wish.carrier, token, wish.pin)
 
+    async def _open(self, carrier: TunnelCarrier, pin: bytes) -> CarrierStream:
+        if carrier == "udp":
+            return await self._lines.open(pin, lambda: self._dial(carrier, pin))
+        return await self._dial(carrier, pin)
+
     async def _call(self, carrier: TunnelCarrier, token: bytes, pin: bytes) -> None:
         stream: CarrierStream | None = None
         waits = False
         try:
             async with self._dialling:
                 with anyio.fail_after(DIAL_TIMEOUT):
-                    stream = await self._dial(carrier, pin)
+                    stream = await self._open(carrier, pin)
                     await stream.send(TOKEN + token)
             if isinstance(stream, Joined):
                 self._waiting.add(_Waiting(stream, self._begun))

@@ -11,7 +11,10 @@ import os
 import pwd
 import subprocess
 import sys
-from collections.abc import Awaitable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
 from typing import Final, Literal
 
 import anyio
@@ -22,20 +25,24 @@ from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
 from overlay.node.exposures import Exposures
 from overlay.node.kept import Kept
+from overlay.node.ranges import spread, whole
 from overlay.node.status import Entry, ExposeWish, ExposureStatus
 from overlay.node.wishes import is_renewable
 
 FILE: Final = "exposure-files.json"
 MOST_FILES: Final = 16
 MOST_ENTRIES: Final = 256
+MOST_REMEMBERED: Final = 64  # files of whose entries is known when they were published first
 LOOK_INTERVAL: Final = 0.5  # s between looks at a file; it is read when two of them show the same
 RETRY_INTERVAL: Final = 30.0  # s until a file is read again of which something failed that may pass
 READ_TIMEOUT: Final = 120.0  # s for reading and applying one
 _LONGEST_PROBLEM: Final = 1000  # characters of it are shown
+_NEVER: Final[Mapping[str, float]] = MappingProxyType({})
 
 _log = logging.getLogger(__name__)
 
-Action = Literal["kept", "added", "changed", "replaced", "removed"]
+Action = Literal["kept", "added", "changed", "replaced", "removed", "over"]
+"""over: it is not published, as its time is over."""
 Signature = tuple[int, int, int]
 """Changes when a file is written, or another one is put in its place."""
 
@@ -67,17 +74,20 @@ class FileStatus(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""  # what is wrong with it, or with some of its entries
 
 
-class _WatchedFiles(msgspec.Struct, frozen=True, kw_only=True):
+class _KeptFiles(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[WatchedFile, ...] = ()
+    since: dict[str, dict[str, float]] = {}  # by file and entry: when it was published first, Unix time
 
 
 class ExposureFiles:
     """Files are applied one after another."""
 
-    def __init__(self, state: StateDir, exposures: Exposures) -> None:
+    def __init__(self, state: StateDir, exposures: Exposures, wall: Callable[[], float] = time.time) -> None:
         """Raises `UserError` ("state-corrupt")."""
-        stored = state.read_struct(FILE, _WatchedFiles) or _WatchedFiles()
+        stored = state.read_struct(FILE, _KeptFiles) or _KeptFiles()
         self._watched = {each.file: each for each in stored.files}
+        self._since = stored.since
+        self._wall = wall
         self._state = state
         self._exposures = exposures
         self._lock = anyio.Lock()
@@ -94,25 +104,41 @@ class ExposureFiles:
         )
 
     async def apply(
-        self, file: str, entries: Mapping[str, ExposeWish], owner: int = 0, *, dry: bool = False
+        self,
+        file: str,
+        entries: Mapping[str, ExposeWish],
+        owner: int = 0,
+        *,
+        lasts: Mapping[str, float] = _NEVER,
+        dry: bool = False,
     ) -> tuple[Outcome, ...]:
         """Make what this file asked for before what it asks for now, for the user of this uid. An entry that fails
-        leaves the others alone; what was there for it stays where that can be. `dry`: only say what would be done.
-        Raises `UserError` ("bad-request")."""
+        leaves the others alone; what was there for it stays where that can be. `lasts`: seconds from when an entry was
+        published first, however often the file is read. `dry`: only say what would be done. Raises `UserError`
+        ("bad-request")."""
         _check_path(file)
         if len(entries) > MOST_ENTRIES:
             raise _bad(f"A file of exposures has {MOST_ENTRIES} entries at most")
         async with self._lock:
-            there = self._exposures.declared(file)
-            plan = {name: _plan(there.get(name), wish) for name, wish in entries.items()}
-            plan |= {name: "removed" for name in there if name not in entries}
+            there, now, since = self._exposures.declared(file), self._wall(), self._since.get(file, {})
+            timed = {
+                name: _ending(wish, since.get(name, now) + lasts[name]) if name in lasts else wish
+                for name, wish in entries.items()
+            }
+            over = {name for name, wish in timed.items() if 0 < wish.terms.expires <= now}
+            wanted = {name: wish for name, wish in timed.items() if name not in over}
+            plan: dict[str, Action] = {name: _plan(there.get(name, ()), wish) for name, wish in wanted.items()}
+            plan |= {name: "removed" for name in there if name not in wanted}
+            plan |= {name: "over" for name in over if name not in there}
             if dry:
-                shown = {each.id: each for each in self._exposures.status()}
+                shown = self._shown(file)
                 return tuple(
-                    Outcome(entry=name, action=action, exposure=shown.get(there[name].id) if name in there else None)
-                    for name, action in plan.items()
+                    Outcome(entry=name, action=action, exposure=shown.get(name)) for name, action in plan.items()
                 )
-            return await self._carry_out(file, entries, owner, there, plan)
+            outcomes = await self._carry_out(file, wanted, owner, there, plan)
+            published = set(since) | set(self._exposures.declared(file))
+            await self._note(file, {name: since.get(name, now) for name in entries if name in published})
+            return outcomes
 
     async def watch(self, file: str, owner: int) -> None:
         """Go on applying this file as it changes, after a restart too. Raises `UserError`."""
@@ -132,7 +158,7 @@ class ExposureFiles:
                 "End one with 'overlay expose rm FILE'.",
                 Exit.REFUSED,
             )
-        await self._save({**self._watched, file: WatchedFile(file=file, owner=owner)})
+        await self._save({**self._watched, file: WatchedFile(file=file, owner=owner)}, self._since)
 
     async def forget(self, file: str) -> tuple[Outcome, ...]:
         """Watch it no longer, and give back what it asked for. Raises `UserError` ("file-unknown")."""
@@ -140,7 +166,7 @@ class ExposureFiles:
             raise UserError(
                 "file-unknown", f"Nothing is exposed by a file {file}.", "See 'overlay expose ls' for what is."
             )
-        await self._save({name: each for name, each in self._watched.items() if name != file})
+        await self._save({name: each for name, each in self._watched.items() if name != file}, self._since)
         for kept in (self._problems, self._seen, self._applied, self._retry_at):
             kept.pop(file, None)
         return await self.apply(file, {})
@@ -159,7 +185,7 @@ class ExposureFiles:
         file: str,
         entries: Mapping[str, ExposeWish],
         owner: int,
-        there: Mapping[str, Kept],
+        there: Mapping[str, tuple[Kept, ...]],
         plan: Mapping[str, Action],
     ) -> tuple[Outcome, ...]:
         """Names and ports are freed before others take them."""
@@ -174,7 +200,7 @@ class ExposureFiles:
 
         for name, action in plan.items():
             if action in ("removed", "replaced"):
-                await attempt(name, exposures.remove(there[name].id))
+                await attempt(name, self._remove(there[name][0]))
                 if name not in failed:
                     freed.add(name)
         for name, action in plan.items():
@@ -182,27 +208,53 @@ class ExposureFiles:
             if wish is None or action == "kept" or name in failed:
                 continue
             if action == "changed":
-                await attempt(name, exposures.change(there[name].id, wish, owner))
+                await attempt(name, self._change(there[name], wish, owner))
             else:
                 await attempt(name, exposures.add(wish, owner, Entry(file=file, name=name)))
         for name in freed & set(failed):
-            before = there[name].wish
-            if before is not None:
+            before = [kept.wish for kept in there[name] if kept.wish is not None]
+            if before:
                 try:
-                    await exposures.add(before, there[name].owner, Entry(file=file, name=name))
+                    await exposures.add_all(before, there[name][0].owner, Entry(file=file, name=name))
                 except UserError as error:
                     _log.warning("exposure %s of %s is gone: %s", name, file, error)
-        now = {name: kept.id for name, kept in exposures.declared(file).items()}
-        by_id = {each.id: each for each in exposures.status()}
+        shown = self._shown(file)
         return tuple(
             Outcome(
                 entry=name,
                 action=action,
-                exposure=by_id.get(now.get(name, "")),
+                exposure=shown.get(name),
                 error=ErrorDocument(**error_document(failed[name])) if name in failed else None,
             )
             for name, action in plan.items()
         )
+
+    async def _remove(self, kept: Kept) -> None:
+        """The whole range, if it is one of a range."""
+        try:
+            await self._exposures.remove(kept.range or kept.id)
+        except UserError as error:
+            if error.code != "exposure-unknown":  # its time was over just now, or the server has taken it
+                raise
+
+    async def _change(self, there: Sequence[Kept], wish: ExposeWish, owner: int) -> None:
+        """All ports of a range, or none."""
+        changed: list[Kept] = []
+        try:
+            for kept, one in zip(there, spread(wish), strict=True):
+                await self._exposures.change(kept.id, one, owner)
+                changed.append(kept)
+        except UserError:
+            for kept in changed:
+                if kept.wish is not None:
+                    with suppress(UserError):  # it is made right when the file is applied the next time
+                        await self._exposures.change(kept.id, kept.wish, kept.owner)
+            raise
+
+    def _shown(self, file: str) -> dict[str, ExposureStatus]:
+        """What there is, by entry."""
+        by_id = {each.id: each for each in self._exposures.status()}
+        return {name: whole([by_id[each.id] for each in kept]) for name, kept in self._exposures.declared(file).items()}
 
     async def _look_after(self, watched: WatchedFile) -> None:
         file, now = watched.file, anyio.current_time()
@@ -265,18 +317,35 @@ class ExposureFiles:
         said = done.stderr.decode(errors="replace").strip()[:_LONGEST_PROBLEM]
         return said or "It could not be applied.", done.returncode != Exit.USAGE
 
-    async def _save(self, watched: dict[str, WatchedFile]) -> None:
-        await anyio.to_thread.run_sync(self._state.write_struct, FILE, _WatchedFiles(files=tuple(watched.values())))
-        self._watched = watched
+    async def _note(self, file: str, since: dict[str, float]) -> None:
+        """When entries of a file were published first; of those that it has no longer nothing is known."""
+        if since == self._since.get(file, {}):
+            return
+        others = {name: each for name, each in self._since.items() if name != file}
+        for oldest in list(others)[: max(0, len(others) - MOST_REMEMBERED + 1)]:
+            del others[oldest]
+        await self._save(self._watched, {**others, file: since} if since else others)
+
+    async def _save(self, watched: dict[str, WatchedFile], since: dict[str, dict[str, float]]) -> None:
+        kept = _KeptFiles(files=tuple(watched.values()), since=since)
+        await anyio.to_thread.run_sync(self._state.write_struct, FILE, kept)
+        self._watched, self._since = watched, since
 
 
-def _plan(kept: Kept | None, wish: ExposeWish) -> Action:
-    if kept is None:
+def _ending(wish: ExposeWish, at: float) -> ExposeWish:
+    return msgspec.structs.replace(wish, terms=msgspec.structs.replace(wish.terms, expires=at))
+
+
+def _plan(there: Sequence[Kept], wish: ExposeWish) -> Action:
+    if not there:
         return "added"
-    if kept.wish == wish:
-        return "kept"
     try:
-        return "changed" if is_renewable(kept.wish, wish) else "replaced"
+        wishes = spread(wish)
+        if [kept.wish for kept in there] == list(wishes):
+            return "kept"
+        pairs = zip(there, wishes, strict=False)  # of another length it is another range
+        renewable = [is_renewable(kept.wish, one) for kept, one in pairs]
+        return "changed" if len(there) == len(wishes) and all(renewable) else "replaced"
     except UserError:
         return "changed"  # which says what is wrong with it, and leaves what is there
 

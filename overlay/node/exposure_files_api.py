@@ -1,5 +1,7 @@
 """The local API of files of exposures. Shapes are those of `exposure_files.py`."""
 
+from typing import Annotated
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,6 +18,7 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
 
     file: str
     entries: dict[str, ExposeWish] = {}
+    lasts: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}  # by entry: s from when it was published first
     dry: bool = False
     watch: bool = False
 
@@ -35,7 +38,7 @@ def exposure_file_routes(files: ExposureFiles) -> list[Route]:
         wishes = await _wishes(request)
         if wishes.watch and not wishes.dry:
             await files.watch(wishes.file, caller(request))
-        outcomes = await files.apply(wishes.file, wishes.entries, caller(request), dry=wishes.dry)
+        outcomes = await files.apply(wishes.file, wishes.entries, caller(request), lasts=wishes.lasts, dry=wishes.dry)
         return JSONResponse({"file": wishes.file, "entries": msgspec.to_builtins(outcomes)})
 
     async def forget(request: Request) -> Response:

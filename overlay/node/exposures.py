@@ -9,7 +9,7 @@ neither make one nor lead one elsewhere.
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -151,11 +151,13 @@ class Exposures:
     def status(self) -> tuple[ExposureStatus, ...]:
         return tuple(self._show(kept) for kept in self._kept.values())
 
-    def declared(self, file: str) -> dict[str, Kept]:
-        """What the entries of a file have asked for, by their names."""
-        return {
-            kept.entry.name: kept for kept in self._kept.values() if kept.entry is not None and kept.entry.file == file
-        }
+    def declared(self, file: str) -> dict[str, tuple[Kept, ...]]:
+        """What the entries of a file have asked for, by their names; several are a range of ports, in order."""
+        found: dict[str, tuple[Kept, ...]] = {}
+        for kept in self._kept.values():
+            if kept.entry is not None and kept.entry.file == file:
+                found[kept.entry.name] = (*found.get(kept.entry.name, ()), kept)
+        return found
 
     async def add(self, wish: ExposeWish, owner: int = 0, entry: Entry | None = None) -> ExposureStatus:
         """Expose a target, or a range of ports: all of them or none. `owner`: uid of who asks, with whose rights files
@@ -164,15 +166,16 @@ class Exposures:
         Raises `UserError`: "bad-target", "range-invalid", "target-forbidden", "target-missing", "ca-invalid", "not-up",
         "server-unreachable", "server-older", what `check_told` and `TargetEnd.check` raise, what the server answers.
         """
-        wishes = ranges.spread(wish)
+        return await self.add_all(ranges.spread(wish), owner, entry)
+
+    async def add_all(self, wishes: Sequence[ExposeWish], owner: int = 0, entry: Entry | None = None) -> ExposureStatus:
+        """As `add`, for the ports of a range; as one, if there are several."""
         if len(wishes) == 1:
-            return await self._add(wish, owner, entry)
-        if entry is not None:
-            raise ranges.not_in_a_file()
+            return await self._add(wishes[0], owner, entry)
         made: list[ExposureStatus] = []
         try:
             for one in wishes:
-                exposure = await self._add(one, owner, None, UNFINISHED)
+                exposure = await self._add(one, owner, entry, UNFINISHED)
                 made.append(exposure)
             name = ranges.name_of(made)
             async with self._lock:
@@ -273,6 +276,7 @@ class Exposures:
             for old in gone:
                 if old is not None:
                     old.close()
+            self._news.set()
             self._inspect(self._ends.get(name), kept)
             if not kept.inspect:
                 self.inspector.forget(name)
@@ -387,6 +391,7 @@ class Exposures:
         end = self._ends.get(name)
         if end is not None and isinstance(end.accepts, Guests):
             end.accepts.let_in(address, seconds)
+            end.end_refused()
 
     def set_members(self, name: str, members: tuple[GroupMember, ...]) -> None:
         """The server tells of the group that an exposure is in."""

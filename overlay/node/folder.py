@@ -16,9 +16,9 @@ import resource
 import socket
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
-from itertools import islice
 from typing import Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -33,10 +33,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 MOST_LISTED: Final = 10_000  # entries of a folder
+MOST_LISTS: Final = 32  # that are sent at once: users who read slowly hold a page of 1.5 MB each
+_LIST_PIECE: Final = 64 * 1024  # bytes
 KEEP_ALIVE: Final = 75  # s, as long as the server keeps a connection for a user's next request
 _INDEX: Final = b"index.html"
 _WELL_KNOWN: Final = b".well-known"
-_RANGES: Final = re.compile(r"bytes=[ \t]*(\d+-\d*|-\d+)([ \t]*,[ \t]*(\d+-\d*|-\d+))*[ \t]*", re.ASCII)
+_RANGE: Final = re.compile(r"([0-9]*)-([0-9]*)")
+_LONGEST_RANGES: Final = 4096  # characters; also fewer digits than Python refuses to read
 _DESCRIPTORS: Final = 4096
 _SECURITY: Final = {"x-content-type-options": "nosniff"}
 _LISTING_POLICY: Final = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", **_SECURITY}
@@ -69,25 +72,52 @@ class Found:
     name: str
 
 
+class _List(HTMLResponse):
+    """Sent in pieces, so that it ends when its user has nearly all of it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for at in range(0, len(self.body), _LIST_PIECE):
+            await send({"type": "http.response.body", "body": self.body[at : at + _LIST_PIECE], "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Grown(Exception):
+    """A file is longer than it was when the answer began; what it was then has been sent."""
+
+
 class Folder:
     """An ASGI application. Reads the folder anew for each request: it may be replaced."""
 
-    def __init__(self, path: str, prefix: str = "/", *, listing: bool = False) -> None:
-        """`prefix`: what stands before the names in all paths of requests; it begins and ends with a slash."""
+    def __init__(self, path: str, prefix: str, lists: set[Response], *, listing: bool) -> None:
+        """`prefix`: what stands before the names in all paths of requests; it begins and ends with a slash. `lists`:
+        those that are being sent, on all connections."""
         self._path = os.fsencode(path)
         self._prefix = prefix.encode()
+        self._lists = lists
         self._listing = listing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
 
-        async def send_dated(message: Message) -> None:
+        left: int | None = None  # bytes of the answer that are still to be sent
+
+        async def send_right(message: Message) -> None:
+            nonlocal left
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["date"] = formatdate(usegmt=True)
+                headers = MutableHeaders(scope=message)
+                headers["date"] = formatdate(usegmt=True)
+                left = int(headers["content-length"]) if found is not None and "content-length" in headers else None
+            elif left is not None and len(message["body"]) > left:
+                await send({**message, "body": message["body"][:left], "more_body": False})
+                raise _Grown
+            elif left is not None:
+                left -= len(message["body"])
             await send(message)
 
         found: Found | None = None
+        listed: Response | None = None
         try:
             if scope["method"] not in ("GET", "HEAD"):
                 response: Response = PlainTextResponse("Method Not Allowed\n", 405, {"allow": "GET, HEAD"})
@@ -96,13 +126,22 @@ class Folder:
                 if isinstance(answer, Found):
                     found = answer
                     response = _file(found, Headers(scope=scope))
-                    scope = {**scope, "headers": _with_right_range(scope["headers"])}
+                    headers = _with_right_range(scope["headers"], scope["method"], found.status.st_size)
+                    scope = {**scope, "headers": headers}
+                elif isinstance(answer, _List) and len(self._lists) >= MOST_LISTS:
+                    response = PlainTextResponse("Service Unavailable\n", 503, {"retry-after": "5"})
                 else:
                     response = answer
-            await response(scope, receive, send_dated)
+            if isinstance(response, _List):
+                self._lists.add(response)
+                listed = response
+            with suppress(_Grown):
+                await response(scope, receive, send_right)
         finally:
             if found is not None:
                 os.close(found.descriptor)
+            if listed is not None:
+                self._lists.discard(listed)
 
     def _answer(self, raw_path: bytes) -> Found | Response:
         if raw_path == self._prefix[:-1] != b"":
@@ -133,7 +172,12 @@ class Folder:
         except OSError:
             if not self._listing:
                 return _nothing()
-        return _list(where, self._locate, names)
+        descriptor = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._check_opened(descriptor)
+            return _list(descriptor, self._locate, names)
+        finally:
+            os.close(descriptor)
 
     def _open(self, where: bytes) -> Found:
         if not stat.S_ISREG(os.stat(where).st_mode):  # to open a device may do something already
@@ -143,12 +187,16 @@ class Folder:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EACCES, "no regular file")
-            opened = os.fsencode(os.readlink(f"/proc/self/fd/{descriptor}"))
-            _check_below(os.path.realpath(self._path, strict=True), opened)
+            self._check_opened(descriptor)
             return Found(descriptor, status, os.fsdecode(os.path.basename(where)))
         except BaseException:
             os.close(descriptor)
             raise
+
+    def _check_opened(self, descriptor: int) -> None:
+        """Between the look at a path and its opening a link may have taken its place."""
+        opened = os.fsencode(os.readlink(f"/proc/self/fd/{descriptor}"))
+        _check_below(os.path.realpath(self._path, strict=True), opened)
 
 
 def _names(raw_path: bytes) -> tuple[list[bytes] | None, bool]:
@@ -221,38 +269,63 @@ def _is_known(request: Headers, response: Headers, modified: float) -> bool:
         return False
 
 
-def _with_right_range(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Without a Range that is none: it has no meaning (RFC 9110 §14.2), where the library answers 400."""
-    return [
-        (name, value)
-        for name, value in headers
-        if name != b"range" or _RANGES.fullmatch(value.decode("latin-1").strip(), 0, 4096)
-    ]
+def _with_right_range(headers: list[tuple[bytes, bytes]], method: str, size: int) -> list[tuple[bytes, bytes]]:
+    """With a Range, if any, that the library takes as RFC 9110 §14 means it: of GET alone."""
+    right: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        if name == b"range":
+            value = _right_range(value[: _LONGEST_RANGES + 1].decode("latin-1"), size) if method == "GET" else b""
+        if value or name != b"range":
+            right.append((name, value))
+    return right
 
 
-def _list(where: bytes, locate: Callable[[list[bytes]], bytes], names: list[bytes]) -> Response:
+def _right_range(text: str, size: int) -> bytes:
+    """Of a file of `size` bytes; empty: it has no meaning, and everything is sent, where the library answers 400. Parts
+    that lie behind the end are left out, as long as another one does not."""
+    unit, _, specs = text.partition("=")
+    if unit.strip().lower() != "bytes" or len(text) > _LONGEST_RANGES:
+        return b""
+    wanted = [spec for each in specs.split(",") if (spec := each.strip(" \t"))]
+    found = [_RANGE.fullmatch(spec) for spec in wanted]
+    pairs = [(each[1], each[2]) for each in found if each is not None and each[0] != "-"]
+    if not pairs or len(pairs) < len(wanted) or any(first and last and int(last) < int(first) for first, last in pairs):
+        return b""
+    there = [f"{first}-{last}" for first, last in pairs if (int(first) < size if first else int(last) and size)]
+    return f"bytes={','.join(there) or f'{size}-'}".encode()
+
+
+def _list(descriptor: int, locate: Callable[[list[bytes]], bytes], names: list[bytes]) -> Response:
     """A page of what can be had; folders first."""
-    rows: list[tuple[bool, bytes, os.stat_result]] = []
-    with os.scandir(where) as entries:
-        for entry in islice(entries, MOST_LISTED):
-            try:
-                status = os.stat(locate([*names, entry.name]))
+    rows: list[tuple[bool, bytes, int, float]] = []
+    more = False
+    with os.scandir(descriptor) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            if _is_hidden(name):
+                continue
+            if len(rows) >= MOST_LISTED:
+                more = True
+                break
+            try:  # a link may lead to what is not to be seen; anything else is where the folder is
+                status = os.stat(locate([*names, name])) if entry.is_symlink() else entry.stat(follow_symlinks=False)
             except OSError:
                 continue
             is_folder = stat.S_ISDIR(status.st_mode)
-            if not _is_hidden(entry.name) and (is_folder or stat.S_ISREG(status.st_mode)):
-                rows.append((not is_folder, entry.name, status))
+            if is_folder or stat.S_ISREG(status.st_mode):
+                rows.append((not is_folder, name, status.st_size, status.st_mtime))
     title = html.escape("/" + "".join(f"{each.decode(errors='replace')}/" for each in names))
     lines = ['<tr><td><a href="../">../</a></td><td></td><td></td></tr>'] if names else []
-    for is_file, name, status in sorted(rows):
+    for is_file, name, size, modified in sorted(rows):
         slash = "" if is_file else "/"
         shown = html.escape(name.decode(errors="replace"))
-        size = str(status.st_size) if is_file else ""
         lines.append(
-            f'<tr><td><a href="./{quote_from_bytes(name)}{slash}">{shown}{slash}</a></td><td>{size}</td>'
-            f"<td>{formatdate(status.st_mtime, usegmt=True)}</td></tr>"
+            f'<tr><td><a href="./{quote_from_bytes(name)}{slash}">{shown}{slash}</a></td>'
+            f"<td>{size if is_file else ''}</td><td>{formatdate(modified, usegmt=True)}</td></tr>"
         )
-    return HTMLResponse(_PAGE.format(title=title, rows="\n".join(lines)), headers=_LISTING_POLICY)
+    if more:
+        lines.append(f"<tr><td>There are more: {MOST_LISTED} are shown.</td><td></td><td></td></tr>")
+    return _List(_PAGE.format(title=title, rows="\n".join(lines)), headers=_LISTING_POLICY)
 
 
 _PAGE: Final = """<!doctype html>
@@ -276,8 +349,9 @@ class FolderServer:
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what users send is no news
         self._state = ServerState()
+        self._lists: set[Response] = set()
         self._config = uvicorn.Config(
-            Folder("/"),  # each connection has its own
+            Folder("/", "/", self._lists, listing=False),  # each connection has its own
             http=H11Protocol,
             ws="none",
             lifespan="off",
@@ -299,7 +373,7 @@ class FolderServer:
 
         def protocol() -> H11Protocol:
             made = H11Protocol(self._config, self._state, {})
-            made.app = Folder(self._path, prefix, listing=self._listing)
+            made.app = Folder(self._path, prefix, self._lists, listing=self._listing)
             return made
 
         try:

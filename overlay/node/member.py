@@ -474,7 +474,8 @@ class Member:
         elif isinstance(event, PeerOffers):
             self._whereabouts.said(event.number, event.offers)
         elif isinstance(event, Foreign):
-            self._on_foreign(event.datagram, event.source)
+            for datagram in event.datagrams:
+                self._on_foreign(datagram, event.source)
         elif isinstance(event, CueReceived | WantTcp):
             self._on_tcp(event)
         elif isinstance(event, WantMapping):

@@ -40,8 +40,10 @@ def name_of(made: Sequence[ExposureStatus]) -> str:
 
 
 def whole(made: Sequence[ExposureStatus]) -> ExposureStatus:
-    """All exposures of a range, in order, as one."""
+    """All exposures of a range, in order, as one; one is itself."""
     first, last = made[0], made[-1]
+    if first is last:
+        return first
     return msgspec.structs.replace(
         first,
         id=first.range or first.id,
@@ -50,15 +52,6 @@ def whole(made: Sequence[ExposureStatus]) -> ExposureStatus:
         connections=sum(each.connections for each in made),
         direct=all(each.direct for each in made),
         trouble=next((each.trouble for each in made if each.trouble), ""),
-    )
-
-
-def not_in_a_file() -> UserError:
-    return UserError(
-        "range-invalid",
-        "An entry of a file is one exposure, and not a range of ports.",
-        "Write an entry for each port, or expose the range by the command line.",
-        Exit.USAGE,
     )
 
 

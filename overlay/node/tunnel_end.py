@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -19,6 +20,7 @@ from overlay.carrier.reached import REACHED
 from overlay.carrier.splice import Joined
 from overlay.carrier.stream import Reader, TcpStream, reset_on_close, set_options
 from overlay.carrier.tapped import TappedStream
+from overlay.carrier.tls import agreed
 from overlay.errors import RemoteProtocolError, UserError
 from overlay.node.return_routes import UnusableAddress
 from overlay.node.target_end import TargetEnd, TargetStream
@@ -73,6 +75,7 @@ class TunnelEnd:
         self._says_reached = says_reached
         self._scope = anyio.CancelScope()
         self._served: dict[Stream, anyio.CancelScope | Forwarding] = {}  # outside of `run`, and what ends them
+        self._here: dict[Stream, tuple[anyio.CancelScope | Forwarding, str]] = {}  # who came here himself, by address
         self._reader: Reader | None = None
         self._streams = 0
         self._flows: UdpFlows | None = None
@@ -103,6 +106,15 @@ class TunnelEnd:
         if self._socket is not None and self._socket.fileno() >= 0:
             anyio.notify_closing(self._socket)
             self._socket.close()
+
+    def end_refused(self) -> None:
+        """End what goes through for those whose connections are not taken any more."""
+        for ending, address in tuple(self._here.values()):
+            if not self.accepts(address):
+                self._drops["exposure_revoked"] += 1
+                ending.cancel()
+        if self._flows is not None:
+            self._flows.end_those_shut_out()
 
     async def run(self) -> None:
         """Forward until `close`."""
@@ -144,9 +156,10 @@ class TunnelEnd:
                     await anyio.lowlevel.checkpoint()
                     continue
                 stream = TcpStream(accepted, has_options=True)
-                if not self.serve_now(stream):
+                endpoint = canonical_endpoint(source[0], source[1])
+                if not self._serve_now(stream, endpoint[0]):
                     self._streams += 1
-                    tasks.start_soon(self._forward, accepted, stream, canonical_endpoint(source[0], source[1]))
+                    tasks.start_soon(self._forward, accepted, stream, endpoint)
 
     async def serve(self, stream: Stream) -> None:
         """A user whom the server sends by a dynamic tunnel; closes the stream."""
@@ -164,9 +177,13 @@ class TunnelEnd:
             del self._served[stream]
             self._streams -= 1
 
-    def serve_now(self, stream: Joined, ended: Callable[[], object] = lambda: None) -> bool:
+    def serve_now(self, stream: Joined, ended: Callable[[], object]) -> bool:
         """The same without a task, where nothing has to be waited for; `ended` is called when the stream is closed.
         → whether it is so; if not, nothing has happened."""
+        return self._serve_now(stream, "", ended)
+
+    def _serve_now(self, stream: Joined, address: str, ended: Callable[[], object] = lambda: None) -> bool:
+        """`address`: of who came to this end himself; "": nobody did."""
         told = self._inside.told
         tells = told.transparent or (told.proxy_protocol and (self._peers or self._target.protocol == "http"))
         if tells or self._says_reached or self.tls is not None or self.tap is not None:
@@ -185,11 +202,14 @@ class TunnelEnd:
             is_over = True
             self._streams -= 1
             self._served.pop(stream, None)
+            self._here.pop(stream, None)
             ended()
 
         forwarding = Forwarding(stream, inside, Forwarded(), end)
         if not is_over:
             self._served[stream] = forwarding
+            if address:
+                self._here[stream] = forwarding, address
         return True
 
     def _unwanted(self, host: str) -> str | None:
@@ -198,11 +218,17 @@ class TunnelEnd:
         return "exposure_limit" if self._streams >= CONNECTION_LIMIT else None
 
     async def _forward(self, accepted: socket.socket, stream: TcpStream, source: Endpoint) -> None:
+        scope = anyio.CancelScope()
+        self._here[stream] = scope, source[0]
         try:
             own = accepted.getsockname()
             peer = ProxyHeader(source, canonical_endpoint(own[0], own[1])) if self._peers else None
-            await self._forward_to_target(stream, peer)
+            with scope:
+                await self._forward_to_target(stream, peer)
+            if scope.cancelled_caught:
+                stream.cut()
         finally:
+            del self._here[stream]
             stream.close()  # and not the socket alone: it may be watched
             self._streams -= 1
 
@@ -219,6 +245,9 @@ class TunnelEnd:
         elif self.tls is not None:
             await self._say_reached(stream)  # the user's first bytes are awaited here
             secured = await self._end_tls(stream, self.tls)
+            if user is not None:
+                tls, alpn = agreed(secured)
+                user = replace(user, tls=tls, alpn=alpn)
         if secured is None:
             stream.cut()
             stream.close()
@@ -365,7 +394,7 @@ class TunnelEnd:
             bound,
             self._outlet_for,
             limit=CONNECTION_LIMIT,
-            accepts=lambda source: self.accepts(source[0]),
+            shuts_out=lambda source: "" if self.accepts(source[0]) else "exposure_not_the_server",
             drops=self._drops,
         )
 

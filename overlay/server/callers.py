@@ -76,6 +76,8 @@ class Callers:
             self.drops["unknown_token"] += 1
             caller.stream.close()
             return
+        if isinstance(caller.stream, QuicStream):
+            caller.stream.admit()
         while pool.waiting:
             wish = pool.waiting.popleft()
             if not wish.came.is_set():

@@ -16,6 +16,7 @@ from overlay.server.ingress import PublicPort, bind_public
 from overlay.server.policy import EVERYTHING, Rights
 from overlay.server.schema import ExposureRecord
 from overlay.server.web.hosts import parse_host, tls_port
+from overlay.wire.control.hostnames import shown_name
 from overlay.wire.control.messages import Expose, Message
 from overlay.wire.control.terms import shared
 from overlay.wire.endpoint import format_endpoint, parse_endpoint
@@ -131,7 +132,7 @@ class Claims:
                 raise UserError(
                     "host-invalid",
                     "Who comes by TLS shows a name and no path.",
-                    f"Expose it with --host {host}.",
+                    f"Expose it with --host {shown_name(host)}.",
                     Exit.USAGE,
                 )
         elif tls:
@@ -224,8 +225,9 @@ class Claims:
             self._check_host(wanted)
 
     def _check_host(self, wanted: ExposureRecord) -> None:
+        host = shown_name(wanted.host)
         if wanted.host in self._around.public_hosts:
-            raise UserError("host-taken", f"{wanted.host} is the server's own name.", "Choose another host.")
+            raise UserError("host-taken", f"{host} is the server's own name.", "Choose another host.")
         for record in self._records.values():
             if are_mates(record, wanted):
                 continue
@@ -234,11 +236,11 @@ class Claims:
                 continue
             holder = f"node '{self._around.name_of(record.node)}' (exposure {record.name})"
             if all(tls) or not any(tls):
-                sentence = f"{wanted.host + wanted.path.rstrip('/')} is held by {holder}."
+                sentence = f"{host + wanted.path.rstrip('/')} is held by {holder}."
             elif tls[0]:
-                sentence = f"All that comes for {wanted.host} by TLS, https too, goes to {holder}."
+                sentence = f"All that comes for {host} by TLS, https too, goes to {holder}."
             else:
-                sentence = f"{wanted.host} is exposed by http, and with it its https: it is held by {holder}."
+                sentence = f"{host} is exposed by http, and with it its https: it is held by {holder}."
             raise UserError(
                 "host-taken",
                 sentence,
@@ -321,7 +323,7 @@ def parse_public(text: str, public_hosts: Iterable[str]) -> tuple[str, int]:
     if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536:
         return "", int(text)
     host, _, port = text.rpartition(":")
-    if host in public_hosts:
+    if host.lower().removesuffix(".") in public_hosts:
         return parse_public(port or "-", ())
     try:
         address, number = parse_endpoint(text[:100])

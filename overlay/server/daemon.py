@@ -31,7 +31,7 @@ from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
 from overlay.daemon.process import run_loop
 from overlay.daemon.state import LOG_NAME, StateDir
-from overlay.engine.api import SERVER_NUMBER, LinkLost, RelayChanged, SendDatagrams
+from overlay.engine.api import SERVER_NUMBER, ExpectForeign, LinkLost, RelayChanged, SendDatagrams
 from overlay.node.ciphers import measure
 from overlay.node.interface import Machine, check_tun, read_machine
 from overlay.node.member import Identity, Member, MemberSettings, StartEngine
@@ -56,6 +56,7 @@ from overlay.server.schema import NetworkRecord, NodeRecord
 from overlay.server.settings import ServerSettings
 from overlay.server.stun import StunService, open_second_port
 from overlay.server.tokens import Tokens
+from overlay.server.web.hosts import parse_web_domain
 from overlay.wire.control.codec import encode
 from overlay.wire.control.messages import MapDelta, MapRecord, Message, NetworkMap, SignedMap, Supply
 from overlay.wire.control.netmap import sign
@@ -114,6 +115,7 @@ class ServerDaemon:
         self._read_host = read_host
         self._listen = parse_listen(settings.listen)
         check_settings(settings)
+        self._web_domain = parse_web_domain(settings.web_domain) if settings.web_domain else ""
         if settings.tun and start_engine is None:
             check_tun()
         self._policy = PolicyFile(state.path, settings.policy)
@@ -279,7 +281,10 @@ class ServerDaemon:
         def send(datagrams: Sequence[bytes], endpoint: Endpoint) -> None:
             member.post(SendDatagrams(tuple(datagrams), endpoint))
 
-        self._door = QuicDoor(send, certificates.chain_and_key, self._keys.node_key)
+        def expect(endpoint: Endpoint, expected: bool) -> None:
+            member.post(ExpectForeign(endpoint, expected))
+
+        self._door = QuicDoor(send, certificates.chain_and_key, self._keys.node_key, expect)
         try:
             with anyio.CancelScope() as self._serving:
                 task_status.started()
@@ -421,7 +426,7 @@ class ServerDaemon:
             pin=lambda: self._certificates.current.pin if self._certificates is not None else b"",
             random_bytes=secrets.token_bytes,
             web_ports=tuple(sorted({own for kind, own in self._own_ports(port) if kind == "tcp"})),
-            web_domain=self._settings.web_domain,
+            web_domain=self._web_domain,
             domains=domains,
             rights=self._rights,
             tags_of=lambda number: self._network.name_and_tags(number)[1] if self._network is not None else (),

@@ -71,6 +71,7 @@ class Exposures:
         self._ports: dict[int, PublicPort] = {}
         self._sites: dict[int, Site] = {}  # of what is exposed by http or tls
         self._gates: dict[int, Gate] = {}
+        self._singles: dict[int, SingleTunnel] = {}
         self._desk = Desk()
         self._usage = Usage(registry, around.wall, lambda node: around.rights(node).quota)
         self._shares: dict[int, tuple[Bandwidth, Bandwidth]] = {}  # of nodes that have a bandwidth
@@ -162,7 +163,8 @@ class Exposures:
         # Shielded: a node that goes away in the middle must not leave a lease without its port.
         with anyio.CancelScope(shield=True):
             async with self._lock:
-                record = await (self._renew(node, request) if request.id else self._grant(node, request))
+                names = said.known_as  # as they are written; a renewal's that are right no more are out already
+                record = await (self._renew(node, request, names) if request.id else self._grant(node, request, names))
                 if record.path or record.private:
                     said = NOTHING_SAID  # all of it is about a port
                 if self._said.get(record.id, NOTHING_SAID) != said:
@@ -187,12 +189,19 @@ class Exposures:
         if site is not None:
             site.watch(name, None if tell is None else partial(tell, name))
 
+    def node_changed(self, node: int, *, online: bool) -> None:
+        """It has come, or its connection is gone: whether it still answers users shows soon then."""
+        for number, single in self._singles.items():
+            if self._records[number].node == node:
+                single.watch(closely=not online)
+
     async def forget_node(self, node: int) -> None:
         """The node was removed, and its leases with it: close its ports."""
         async with self._lock:
             for record in [record for record in self._records.values() if record.node == node]:
                 self._forget(record.id)
             self._callers.forget_node(node)
+            self.guests.forget_node(node)
             await self.private.forget_node(node)
             self._usage.forget_node(node)
 
@@ -270,9 +279,9 @@ class Exposures:
         _log.info("exposure %s of '%s' at %s has ended: %s", record.name, holder, self.public(record), why)
         await self._around.tell(record.node, Withdrawn(id=record.name, why=why))
 
-    async def _renew(self, node: int, request: Expose) -> ExposureRecord:
+    async def _renew(self, node: int, request: Expose, names: Iterable[str]) -> ExposureRecord:
         record = self._owned(node, request.id)
-        self._check(record, request.known_as)
+        self._check(record, names)
         renewed = msgspec.structs.replace(record, target=request.target, port=request.port, terms=request.terms)
         if renewed != record:
             self._claims.check_renewed(record, renewed)
@@ -290,12 +299,12 @@ class Exposures:
             self.drops["policy_forbids"] += 1
             raise
 
-    async def _grant(self, node: int, request: Expose) -> ExposureRecord:
+    async def _grant(self, node: int, request: Expose, names: Iterable[str]) -> ExposureRecord:
         if error := self._claims.too_many(node, MAX_PER_NODE):
             self.drops["policy_forbids"] += 1
             raise error
         wanted = self._claims.wanted(node, request)
-        self._check(wanted, request.known_as)
+        self._check(wanted, names)
         public: PublicPort | None = None
         if wanted.private:
             record = wanted
@@ -373,8 +382,13 @@ class Exposures:
         """Its terms, or those of its group, hold for users who come from now on."""
         opener = self.groups.opener(lease)
         self.groups.apply(opener)
-        if gate := self._gates.get(opener.id):
-            gate.terms = opener.terms
+        gate, site, public = self._gates.get(opener.id), self._sites.get(opener.id), self._ports.get(opener.id)
+        if gate is None:
+            return
+        gate.terms = opener.terms
+        for door in (site, public):
+            if door is not None:
+                door.cut_off_those_shut_out()
 
     def _mate(self, lease: ExposureRecord) -> ExposureRecord | None:
         """One of its group that is served already."""
@@ -401,7 +415,8 @@ class Exposures:
 
     def _way(self, lease: ExposureRecord) -> Tunnel:
         if lease.tunnel == "single":
-            return SingleTunnel(lambda: self._target(lease.id), self.drops)
+            single = self._singles[lease.id] = SingleTunnel(lambda: self._target(lease.id), self.drops)
+            return single
         carrier = cast(TunnelCarrier, lease.tunnel)
         return DynamicTunnel(
             self._callers, lease.node, lease.id, carrier, lambda: self._around.address_of(lease.node) is not None
@@ -430,6 +445,7 @@ class Exposures:
         self.groups.leave(number)
         self.private.forget(number)
         self._gates.pop(number, None)
+        self._singles.pop(number, None)
         if self._said.pop(number, NOTHING_SAID) != NOTHING_SAID:
             self._around.on_names()
         site, public = self._sites.pop(number, None), self._ports.pop(number, None)

@@ -125,6 +125,11 @@ class Group:
         member = self._serving.get(stream)
         return member is not None and self._members.get(member.number) is member and member.state() in _WELL
 
+    def is_left(self, stream: object) -> bool:
+        """Whether who waits for an answer there is better off with another."""
+        member = self._serving.get(stream)
+        return member is None or self._leaves(member)
+
     async def open(self, visitor: Visitor) -> Stream:
         return await self.open_another(visitor, set())
 
@@ -155,7 +160,7 @@ class Group:
             member.turn = self._turn
             inside = member.tunnel.outlet(visitor)
             if inside is not None:
-                return _MemberOutlet(inside, member, partial(self._is_left, member))
+                return _MemberOutlet(inside, member, partial(self._leaves, member))
         self._drops["target_offline"] += 1
         return None
 
@@ -194,7 +199,7 @@ class Group:
         self._serving[stream] = member
         stream.when_closed(closed)
 
-    def _is_left(self, member: Member) -> bool:
+    def _leaves(self, member: Member) -> bool:
         """Whether its users are better off with another."""
         if self._members.get(member.number) is not member:
             return True

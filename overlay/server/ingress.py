@@ -29,6 +29,7 @@ Protocol = Literal["tcp", "udp"]
 ServeUser = Callable[[TcpStream, Visitor], Awaitable[None]]
 """Serves one user, until the connection ends."""
 
+_Ending = anyio.CancelScope | Forwarding
 MAX_CONNECTIONS = 1024  # of one port at once; more are closed at once, so that one exposure cannot take all descriptors
 BACKLOG = 256
 _TURN = 64  # users who are taken before others have their turn
@@ -109,7 +110,7 @@ class PublicPort:
         self._drops = drops
         self._sockets = sockets
         self._scope = anyio.CancelScope()
-        self._users: dict[socket.socket, anyio.CancelScope | Forwarding | None] = {}  # and what ends them
+        self._users: dict[socket.socket, tuple[_Ending | None, str]] = {}  # what ends them, and where they are from
         self._flows: list[UdpFlows] = []
         self._readers: list[Reader] = []
 
@@ -117,10 +118,6 @@ class PublicPort:
     def connections(self) -> int:
         """Users' TCP connections or UDP flows at this moment."""
         return len(self._users) + sum(flows.count for flows in self._flows)
-
-    @property
-    def _limit(self) -> int:
-        return self.gate.terms.limits.connections or MAX_CONNECTIONS
 
     def close(self) -> None:
         """Close the port at once, with all that goes through it."""
@@ -140,9 +137,17 @@ class PublicPort:
             flows.end_all()
 
     def _end_users(self) -> None:
-        for ending in tuple(self._users.values()):
+        for ending, _ in tuple(self._users.values()):
             if ending is not None:
                 ending.cancel()
+
+    def cut_off_those_shut_out(self) -> None:
+        """Who was let in may not be any more."""
+        for ending, host in tuple(self._users.values()):
+            if ending is not None and self.gate.shuts_out(host):
+                ending.cancel()
+        for flows in self._flows:
+            flows.end_those_shut_out()
 
     async def run(self, tunnel: Tunnel, serve_user: ServeUser | None = None) -> None:
         """Serve users until `close`: forward what they say, or have them served by `serve_user`."""
@@ -196,7 +201,7 @@ class PublicPort:
                 user.close()
                 await anyio.lowlevel.checkpoint()
                 continue
-            self._users[user] = None
+            self._users[user] = None, source[0]
             visitor = Visitor.of(user, source)
             if serve_user is not None:
                 tasks.start_soon(self._serve_user, user, visitor, serve_user)
@@ -205,9 +210,10 @@ class PublicPort:
                 loop.call_soon(self._forward, user, visitor, tunnel, tasks)
 
     def _refused(self, source: Endpoint, serve_user: ServeUser | None) -> str:
-        if len(self._users) >= self._limit:
-            return "too_many_users"
-        return self.gate.refuses(source[0]) if serve_user is None else ""
+        limit = self.gate.terms.limits.connections
+        if serve_user is not None:  # by HTTP a user is told what he has done, and one who has asked nothing is none
+            return "too_many_users" if len(self._users) >= max(limit, MAX_CONNECTIONS) else ""
+        return "too_many_users" if len(self._users) >= (limit or MAX_CONNECTIONS) else self.gate.refuses(source[0])
 
     def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel, tasks: TaskGroup) -> None:
         if user not in self._users:
@@ -229,10 +235,11 @@ class PublicPort:
         # Nothing has to be waited for: a task would cost more than all else here.
         forwarding = forward_counted(stream, inside, self.gate.meter, lambda: self._users.pop(user, None))
         if user in self._users:  # else it has ended already
-            self._users[user] = forwarding
+            self._users[user] = forwarding, visitor.source[0]
 
     async def _open_and_forward(self, user: socket.socket, stream: TcpStream, visitor: Visitor, tunnel: Tunnel) -> None:
-        scope = self._users[user] = anyio.CancelScope()
+        scope = anyio.CancelScope()
+        self._users[user] = scope, visitor.source[0]
         try:
             with scope:
                 inside = await tunnel.open(visitor)
@@ -261,8 +268,8 @@ class PublicPort:
         flows = UdpFlows(
             bound,
             lambda source, local: tunnel.outlet(Visitor(source, local)),
-            accepts=lambda source: gate.admits(source[0]),
-            begins=lambda source: gate.begins(source[0]),
+            shuts_out=lambda source: gate.shuts_out(source[0]),
+            holds_off=lambda source: gate.holds_off(source[0]),
             passes=gate.meter.takes,
             drops=self._drops,
         )

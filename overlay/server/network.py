@@ -239,6 +239,7 @@ class Network:
         """The node is there, with a map that was last changed by the update of this mark."""
         await self.hub.connect(link, mark)
         self._publish(link.number)
+        self.exposures.node_changed(link.number, online=True)
         _log.info("node '%s' is online", self._nodes[link.number].name)
 
     def node_with_key(self, key: bytes) -> int:
@@ -266,6 +267,7 @@ class Network:
             self._nodes[link.number] = msgspec.structs.replace(node, last_seen=self._clock.wall())
             self._unsaved.add(link.number)
             self._publish(link.number)
+            self.exposures.node_changed(link.number, online=False)
             _log.info("node '%s' is offline", node.name)
 
     def set_endpoints(self, number: int, lan: tuple[str, ...], observed: tuple[str, ...]) -> None:

@@ -27,6 +27,7 @@ import msgspec
 
 from overlay.daemon.quantities import parse_rate, parse_size
 from overlay.errors import Exit, UserError
+from overlay.wire.control.hostnames import ascii_name, shown_name
 
 FILE: Final = "policy.toml"
 MAX_FILE: Final = 1024 * 1024  # bytes
@@ -40,7 +41,7 @@ class Rights:
     """What a node may have; None: anything."""
 
     protocols: frozenset[str] | None = None
-    hosts: tuple[str, ...] | None = None  # as written, in lower case
+    hosts: tuple[str, ...] | None = None  # in ASCII and small letters, as the names that are claimed
     ports: tuple[range, ...] | None = None
     exposures: int | None = None
     quota: int = 0  # bytes a month; 0: any
@@ -53,7 +54,7 @@ class Rights:
 
     def check_host(self, node: str, host: str) -> None:
         if self.hosts is not None and not any(_matches(pattern, host) for pattern in self.hosts):
-            raise _forbidden(f"have the name {host}", node, self.hosts)
+            raise _forbidden(f"have the name {shown_name(host)}", node, map(shown_name, self.hosts))
 
     def check_port(self, node: str, port: int) -> None:
         if not self.allows_port(port):
@@ -122,7 +123,7 @@ def parse_policy(data: bytes, name: str) -> Policy:
 def _parse_rule(rule: _Rule) -> Rule:
     if not rule.nodes and not rule.tags:
         raise ValueError("a rule names neither nodes nor tags: what is for all others is [default]")
-    return Rule(tuple(name.lower() for name in rule.nodes), frozenset(rule.tags), _parse_rights(rule))
+    return Rule(tuple(map(_parse_name, rule.nodes)), frozenset(rule.tags), _parse_rights(rule))
 
 
 def _parse_rights(given: _Default) -> Rights:
@@ -132,12 +133,22 @@ def _parse_rights(given: _Default) -> Rights:
         raise ValueError("the number of exposures is less than none")
     return Rights(
         protocols=None if given.protocols is None else frozenset(given.protocols),
-        hosts=None if given.hosts is None else tuple(host.lower() for host in given.hosts),
+        hosts=None if given.hosts is None else tuple(map(_parse_name, given.hosts)),
         ports=None if given.ports is None else tuple(map(_parse_ports, given.ports)),
         exposures=given.exposures,
         quota=parse_size(given.quota) if given.quota else 0,
         bandwidth=parse_rate(given.bandwidth) if given.bandwidth else 0.0,
     )
+
+
+def _parse_name(text: str) -> str:
+    """With * for any part; written as names are that come in. Raises `ValueError`."""
+    if text.isascii():
+        return text.lower().removesuffix(".")
+    try:
+        return ascii_name(text)[0]
+    except ValueError as error:
+        raise ValueError(f"'{text[:64]}' is no name, as {str(error).rstrip('.')}") from error
 
 
 def _parse_ports(text: int | str) -> range:

@@ -6,12 +6,14 @@ then, as long as it wants to; the node lets it in for as long again.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from overlay.errors import Exit, UserError
 from overlay.server.claims import Surroundings
 from overlay.server.schema import ExposureRecord
 from overlay.wire.control.messages import Admit, Connect, Connected, Expose
+from overlay.wire.control.terms import Private as Circle
 from overlay.wire.credentials import is_token
 
 LET_IN: Final = 600.0  # s; a server that is away for less is not missed
@@ -39,12 +41,28 @@ def check_private(request: Expose) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """A node that was let in."""
+
+    address: str
+    token: str  # the digest of the one that it has shown; "": it came by a tag
+
+    def stays(self, tags: tuple[str, ...], circle: Circle) -> bool:
+        """Whether what it was let in for is still good. `tags`: the node's."""
+        return self.token == circle.token if self.token else _by_tag(tags, circle)
+
+
+def _by_tag(tags: tuple[str, ...], circle: Circle) -> bool:
+    return not set(circle.tags).isdisjoint(tags)
+
+
 class Private:
     def __init__(self, around: Surroundings, records: Mapping[int, ExposureRecord]) -> None:
         """`records`: the leases there are, by number; theirs who grants them."""
         self._around = around
         self._records = records
-        self._inside: dict[int, dict[int, str]] = {}  # by exposure: nodes that were let in, and their addresses
+        self._inside: dict[int, dict[int, _Inside]] = {}  # by exposure, by node
 
     def check_name(self, wanted: ExposureRecord) -> None:
         """Raises `UserError` ("private-taken")."""
@@ -59,7 +77,8 @@ class Private:
     async def connect(self, node: int, request: Connect) -> Connected:
         """Have a peer let in. Raises `UserError`: "private-unknown", "private-offline"."""
         record = self._named(request.name.lower())
-        if record is None or not self._may(node, record, request.token):
+        by_tag = record is not None and _by_tag(self._around.tags_of(node), record.terms.private)
+        if record is None or not (by_tag or _shows(request.token, record.terms.private)):
             raise UserError(
                 "private-unknown",
                 f"There is no private exposure '{request.name[:64]}' that this node may reach.",
@@ -74,7 +93,8 @@ class Private:
                 "Try again when it is back.",
                 Exit.UNREACHABLE,
             )
-        self._inside.setdefault(record.id, {})[node] = own
+        shown = "" if by_tag else record.terms.private.token
+        self._inside.setdefault(record.id, {})[node] = _Inside(own, shown)
         await self._around.tell(record.node, Admit(id=record.name, address=own, seconds=LET_IN))
         return Connected(
             seq=request.seq,
@@ -86,17 +106,20 @@ class Private:
         )
 
     async def renewed(self, before: ExposureRecord, now: ExposureRecord) -> None:
-        """Who may reach it may be others now: all ask anew."""
-        if before.terms.private != now.terms.private:
-            for address in self._inside.pop(now.id, {}).values():
-                await self._around.tell(now.node, Admit(id=now.name, address=address, seconds=0))
+        """Who may reach it may be others now: those who may not any more are put out, with what goes through."""
+        circle = now.terms.private
+        if before.terms.private == circle:
+            return
+        inside = self._inside.get(now.id, {})
+        for node in [node for node, each in inside.items() if not each.stays(self._around.tags_of(node), circle)]:
+            await self._put_out(now, inside.pop(node).address)
 
     async def forget_node(self, node: int) -> None:
         """It was removed: its address may be another's one day."""
         for number, inside in self._inside.items():
-            address, record = inside.pop(node, None), self._records.get(number)
-            if address is not None and record is not None:
-                await self._around.tell(record.node, Admit(id=record.name, address=address, seconds=0))
+            gone, record = inside.pop(node, None), self._records.get(number)
+            if gone is not None and record is not None:
+                await self._put_out(record, gone.address)
 
     def forget(self, number: int) -> None:
         """It is given back: its node closes it."""
@@ -105,8 +128,9 @@ class Private:
     def _named(self, name: str) -> ExposureRecord | None:
         return next((each for each in self._records.values() if each.private == name), None) if name else None
 
-    def _may(self, node: int, record: ExposureRecord, token: str) -> bool:
-        private = record.terms.private
-        by_tag = not set(private.tags).isdisjoint(self._around.tags_of(node))
-        by_token = bool(private.token) and len(token) <= LONGEST_TOKEN and is_token(token, private.token)
-        return by_tag or by_token
+    async def _put_out(self, record: ExposureRecord, address: str) -> None:
+        await self._around.tell(record.node, Admit(id=record.name, address=address, seconds=0))
+
+
+def _shows(token: str, circle: Circle) -> bool:
+    return bool(circle.token) and len(token) <= LONGEST_TOKEN and is_token(token, circle.token)

@@ -9,7 +9,8 @@ where nodes wait for users of what they publish: these believe what the server l
 import base64
 import binascii
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +25,7 @@ from overlay.engine.api import SERVER_NUMBER
 from overlay.server.schema import TokenRecord
 from overlay.server.tokens import Tokens
 from overlay.server.tunnels import Visitor
+from overlay.wire.endpoint import Endpoint
 from overlay.wire.ingress.http1 import HEAD_END, RequestHead, parse_request
 
 CONNECT_TIMEOUT: Final = 10.0  # s; three SYNs
@@ -61,6 +63,8 @@ class ProxyDoor:
         self._drops = drops
         self._room = Room(MOST, MOST_PER_NETWORK)
         self._of_token: Counter[int] = Counter()
+        self._running: dict[anyio.CancelScope, tuple[int, int]] = {}  # → by which token, to which node
+        tokens.when_removed(lambda token: self._end(lambda by, to: by == token))
 
     def knows(self, request: RequestHead) -> bool:
         """Whether it shows a token that is, or was, one of ours."""
@@ -75,17 +79,18 @@ class ProxyDoor:
             return False
         network = network_of(visitor.source[0])
         try:
-            endpoint = self._endpoint(request, token)
+            node, endpoint = self._endpoint(request, token)
             if self._room.full_for(network) or self._of_token[token.id] >= MOST_PER_TOKEN:
                 raise _Refused(503, "proxy_full")
             visit = self._room.enter(network)
             self._of_token[token.id] += 1
             try:
-                inside = await self._open(endpoint)
-                await guest.stream.send(ESTABLISHED)
-                if behind:
-                    await inside.send(behind)
-                await forward_streams(guest.stream, inside)
+                with self._going_on(token, node) as scope:
+                    inside = await self._open(endpoint)
+                    await self._forward(guest, inside, behind)
+                if scope.cancelled_caught:
+                    self._drops["proxy_ended"] += 1
+                    guest.stream.cut()
             finally:
                 visit.leave()
                 self._of_token[token.id] -= 1
@@ -93,6 +98,36 @@ class ProxyDoor:
             self._drops[refused.reason] += 1
             await say(guest.stream, answer(refused.status, extra=_ASK if refused.status == 407 else ()))
         return True
+
+    def forget_node(self, node: int) -> None:
+        """It was removed: nothing goes through to it any more."""
+        self._end(lambda by, to: to == node)
+
+    # inside ----------------------------------------------------------------------------------------------------------
+
+    def _end(self, ends: Callable[[int, int], bool]) -> None:
+        for scope, (token, node) in tuple(self._running.items()):
+            if ends(token, node):
+                scope.cancel()
+
+    @contextmanager
+    def _going_on(self, token: TokenRecord, node: int) -> Iterator[anyio.CancelScope]:
+        """As long as the token is good."""
+        with anyio.move_on_after(token.expires - self._wall()) as scope:
+            self._running[scope] = token.id, node
+            try:
+                yield scope
+            finally:
+                del self._running[scope]
+
+    async def _forward(self, guest: Guest, inside: TcpStream, behind: bytes) -> None:
+        try:
+            await guest.stream.send(ESTABLISHED)
+            if behind:
+                await inside.send(behind)
+            await forward_streams(guest.stream, inside)
+        finally:
+            inside.close()
 
     def _token(self, request: RequestHead) -> TokenRecord | None:
         shown = [value for name, value in request.fields if name.lower() == b"proxy-authorization"]
@@ -109,8 +144,8 @@ class ProxyDoor:
             return None
         return self._tokens.find(value)
 
-    def _endpoint(self, request: RequestHead, token: TokenRecord) -> tuple[str, int]:
-        """Where it is to lead. Raises `_Refused`."""
+    def _endpoint(self, request: RequestHead, token: TokenRecord) -> tuple[int, Endpoint]:
+        """Where it is to lead, and whose that is. Raises `_Refused`."""
         if token.expires <= self._wall():
             raise _Refused(407, "proxy_expired")
         host, _, port_text = request.target.decode("ascii").rpartition(":")
@@ -123,7 +158,7 @@ class ProxyDoor:
         address = self._nodes.address_of(number)
         if address is None:
             raise _Refused(502, "proxy_offline")
-        return address, port
+        return number, (address, port)
 
     def _number(self, host: str) -> int | None:
         names = self._nodes.names()
@@ -132,7 +167,7 @@ class ProxyDoor:
                 return names.get(host.removesuffix(f".{domain}"))
         return names.get(host)
 
-    async def _open(self, endpoint: tuple[str, int]) -> TcpStream:
+    async def _open(self, endpoint: Endpoint) -> TcpStream:
         try:
             with anyio.fail_after(CONNECT_TIMEOUT):
                 return await connect(endpoint)

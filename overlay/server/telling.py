@@ -40,6 +40,8 @@ class TellingTunnel:
         return inner if inner is None or not header else HeadedOutlet(inner, header, self._drops)
 
     def _header(self, visitor: Visitor, transport: Transport) -> bytes:
-        header = ProxyHeader(visitor.source, visitor.local, transport, authority=visitor.authority)
+        header = ProxyHeader(
+            visitor.source, visitor.local, transport, visitor.alpn, authority=visitor.authority, tls=visitor.tls
+        )
         told = self._told()
         return encode(header, "v2" if told.transparent else told.proxy_protocol)

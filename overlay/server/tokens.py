@@ -38,6 +38,7 @@ class Tokens:
         self._names = names
         self._place = place
         self._by_digest: dict[bytes, TokenRecord] = {}
+        self._removed: Callable[[int], None] = lambda token: None
 
     async def start(self) -> None:
         async with self._registry.transaction() as transaction:
@@ -77,14 +78,19 @@ class Tokens:
         self._by_digest[record.digest] = record
         return {**self._show(record), "token": text}
 
+    def when_removed(self, call: Callable[[int], None]) -> None:
+        """Have this called with the number of each token that is taken back."""
+        self._removed = call
+
     async def remove(self, name: str) -> None:
-        """Raises `UserError` ("token-unknown"). Connections that have begun go on."""
+        """Raises `UserError` ("token-unknown"). Connections that have begun by it end."""
         record = next((each for each in self._by_digest.values() if each.name == name), None)
         if record is None:
             raise UserError("token-unknown", f"There is no token '{name[:64]}'.", "See 'overlay token ls'.")
         async with self._registry.transaction() as transaction:
             await transaction.remove_token(record.id)
         self._by_digest.pop(record.digest, None)
+        self._removed(record.id)
 
     def status(self) -> list[dict[str, Any]]:
         return [self._show(record) for record in self._by_digest.values()]

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
+from weakref import WeakSet
 
 import anyio
 
 from overlay.carrier.outlets import Outlet, SocketOutlet
 from overlay.carrier.port import Stream, UserStream
-from overlay.carrier.stream import connect
+from overlay.carrier.stream import TcpStream, connect
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
+from overlay.wire.ingress.proxy_protocol import UserTls
 
 CONNECT_TIMEOUT: Final = 10.0  # s; three SYNs: a user waits no longer
 
@@ -33,6 +35,8 @@ class Visitor:
     source: Endpoint
     local: Endpoint
     authority: str = ""  # the name that the user asked for
+    tls: UserTls | None = None  # it ended here
+    alpn: bytes = b""  # what is said in it
     has_spoken: bool = False  # what the user has said goes into the tunnel as soon as that is open
 
     @classmethod
@@ -76,6 +80,13 @@ class SingleTunnel:
     def __init__(self, where: Callable[[], Endpoint | None], drops: Counter[str]) -> None:
         self._where = where
         self._drops = drops
+        self._streams: WeakSet[TcpStream] = WeakSet()
+
+    def watch(self, *, closely: bool) -> None:
+        """Whether users' connections are to end soon if the node does not answer, as `TcpStream.watch`: by itself the
+        kernel repeats what has been sent for a quarter of an hour."""
+        for stream in tuple(self._streams):
+            stream.watch(closely=closely)
 
     def online(self) -> bool:
         return self._where() is not None
@@ -86,12 +97,14 @@ class SingleTunnel:
             raise TunnelError(502, "target_offline")
         try:
             with anyio.fail_after(CONNECT_TIMEOUT):
-                return await connect(target)
+                stream = await connect(target)
         except TimeoutError as error:
             raise TunnelError(504, "target_failed") from error
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError)
             raise TunnelError(502, "target_refused" if refused else "target_failed") from error
+        self._streams.add(stream)
+        return stream
 
     def open_now(self, visitor: Visitor) -> UserStream | None:
         return None

@@ -17,7 +17,8 @@ from overlay.carrier.carriers import CarrierName, CarrierStream, DialOptions, Op
 from overlay.carrier.connection import ControlConnection
 from overlay.carrier.dialling import find_server
 from overlay.carrier.limits import DEFAULT_LIMITS, Limits
-from overlay.carrier.quic import QuicStream, open_quic
+from overlay.carrier.quic import QuicStream
+from overlay.carrier.quic_client import open_quic
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.tcp import serve
 from overlay.carrier.verification import spki_sha256

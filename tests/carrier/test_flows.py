@@ -63,7 +63,7 @@ async def flowing(
         lambda source, local: SocketOutlet.open(lambda: bench.leads_to, drops),
         limit=limit,
         idle=idle,
-        accepts=None if accepts is None else lambda source: source == accepts,
+        shuts_out=None if accepts is None else lambda source: "" if source == accepts else "source_refused",
         drops=drops,
     )
     async with anyio.create_task_group() as tasks:
@@ -243,13 +243,13 @@ async def test_who_begins_and_what_passes_can_be_held_back() -> None:
         asked.append((size, up))
         return size < 3
 
-    opens = [True, False]
+    opens = ["", "connection_rate"]
     listening = bound()
     drops: Counter[str] = Counter()
     flows = UdpFlows(
         listening,
         lambda source, local: SocketOutlet.open(lambda: endpoint_of(service), drops),
-        begins=lambda source: opens.pop(0),
+        holds_off=lambda source: opens.pop(0),
         passes=passes,
         drops=drops,
     )
@@ -260,7 +260,7 @@ async def test_who_begins_and_what_passes_can_be_held_back() -> None:
         data, flow = await receive(service)
         assert data == b"1"
         other.sendto(b"1", endpoint_of(listening))
-        await dropped(flows, "flow_refused")
+        await dropped(flows, "connection_rate")
         user.sendto(b"123", endpoint_of(listening))
         while not flows.drops["over_bandwidth"]:
             await anyio.lowlevel.checkpoint()
@@ -268,7 +268,7 @@ async def test_who_begins_and_what_passes_can_be_held_back() -> None:
         service.sendto(b"12", flow)
         assert (await receive(user))[0] == b"12"
         assert asked == [(1, True), (3, True), (4, False), (2, False)]
-        assert flows.drops == {"flow_refused": 1, "over_bandwidth": 2} and flows.count == 1
+        assert flows.drops == {"connection_rate": 1, "over_bandwidth": 2} and flows.count == 1
         assert (flows.to_target, flows.to_user) == (1, 2)
         flows.end_all()
         assert flows.count == 0

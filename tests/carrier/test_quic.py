@@ -12,7 +12,8 @@ import pytest
 from overlay.carrier.carriers import DialOptions
 from overlay.carrier.connection import ControlConnection
 from overlay.carrier.limits import DEFAULT_LIMITS
-from overlay.carrier.quic import UNSENT, QuicStream, open_quic
+from overlay.carrier.quic import UNSENT, QuicStream
+from overlay.carrier.quic_client import open_quic
 from overlay.carrier.quic_connection import STREAM_ID, WINDOW, BoundedConnection
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.messages import Failed, Hello, Ping, Pong
@@ -145,7 +146,7 @@ async def test_a_way_that_is_blocked_is_noticed(monkeypatch: pytest.MonkeyPatch)
         with network.running():
             connection = await greeted(await server.dial(port=network.port))
             assert await answer(connection, Ping(seq=1)) == Pong(seq=1)
-            monkeypatch.setattr("overlay.carrier.quic.UNANSWERED", 0.3)
+            monkeypatch.setattr("overlay.carrier.quic_line.UNANSWERED", 0.3)
             network.fate = lambda _: "lose"
             await connection.send(Ping(seq=2))
             assert await lost(connection) == "reset"
@@ -266,13 +267,13 @@ async def test_what_a_reader_has_not_read_is_bounded() -> None:
                 tasks.start_soon(stream.send, bytes(size))
                 while len(served._received) < WINDOW - 2000:  # noqa: ASYNC110 - nobody reads, so nobody is told
                     await anyio.sleep(0.005)
-                announced = served.connection._streams[STREAM_ID].max_stream_data_local
-                assert announced <= served.connection._read + WINDOW
+                announced = served.line.connection._streams[STREAM_ID].max_stream_data_local
+                assert announced <= served.line.connection._read.get(STREAM_ID, 0) + WINDOW
                 read = 0
                 while read < size:
                     read += len(await served.receive(10_000))
                     assert len(served._received) <= WINDOW
-                    assert stream.connection.unacknowledged <= UNSENT
+                    assert stream.line.connection.unacknowledged(STREAM_ID) <= UNSENT
         assert read == size
         connection.lose("closed")
 
@@ -289,11 +290,11 @@ async def test_a_peer_that_reads_late_is_not_taken_for_a_dead_one() -> None:
         connection = await greeted(await noise(stream))
         with anyio.fail_after(10):
             await stream.send(bytes(WINDOW + UNSENT // 2))
-            while stream.connection.awaits_answer:  # noqa: ASYNC110 - nobody is told
+            while stream.line.connection.awaits_answer:  # noqa: ASYNC110 - nobody is told
                 await anyio.sleep(0.005)
-        stream.flush()
-        assert stream.connection.unacknowledged
-        assert stream._unanswered_since is None
+        stream.line.flush()
+        assert stream.line.connection.unacknowledged(STREAM_ID)
+        assert stream.line._unanswered_since is None
         connection.lose("closed")
 
 

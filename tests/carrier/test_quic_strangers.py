@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Visit
 from overlay.carrier.quic import QuicStream
-from overlay.carrier.quic_connection import ALPN, STREAM_ID, WINDOW
+from overlay.carrier.quic_connection import ALPN, MOST_STREAMS, STREAM_ID, WINDOW
 from overlay.carrier.quic_door import QuicDoor
 from overlay.wire.endpoint import Endpoint
 
@@ -201,7 +201,7 @@ async def test_a_claim_reserves_a_window_at_most() -> None:
         stream.sender.buffer_is_empty = False
         await bench.exchange(client)
     assert stream.max_stream_data_remote == limit
-    held = first_of(bench).connection._streams[STREAM_ID]
+    held = first_of(bench).line.connection._streams[STREAM_ID]
     assert held.receiver.highest_offset == limit
     assert len(held.receiver._buffer) <= limit
     bench.close()
@@ -268,7 +268,7 @@ async def test_garbage_within_the_stream_is_closed() -> None:
 async def test_garbage_does_not_disturb_the_others() -> None:
     async with serving_quic(answer_pings) as server:
         connection = await greeted(await server.dial())
-        known = list(server.door._streams)
+        known = list(server.door._lines)
         for number in range(300):
             garbage = os.urandom(1 + number * 4)
             server.door.received(garbage, HERE)
@@ -316,6 +316,101 @@ def sealed(client: QuicConnection, kind: int, body: bytes) -> bytes:
     return datagram
 
 
+async def admitted(bench: Bench) -> QuicConnection:
+    """Somebody who has shown what he was to show on the first stream."""
+    client = await bench.connected()
+    first_of(bench).admit()
+    await bench.exchange(client)
+    return client
+
+
+async def test_a_stranger_has_one_stream() -> None:
+    bench = Bench()
+    client = await bench.connected()
+    for stream_id in (STREAM_ID, STREAM_ID + 4):
+        bench.quic.received(sealed(client, 0x0A, bytes((stream_id, 1, 0))), HERE)
+    await bench.exchange(client)
+    assert why(client) == "Too many streams open"
+    assert len(bench.streams) == 1 and bench.quic.connection_ids == 0
+
+
+async def test_who_is_let_in_has_so_many_streams_and_no_more() -> None:
+    """None of them says anything of use, or ends: each holds one place."""
+    bench = Bench()
+    client = await admitted(bench)
+    for number in range(MOST_STREAMS):
+        bench.quic.received(sealed(client, 0x0A, bytes((0x40, 4 * number, 1, 0))), HERE)
+    await bench.exchange(client)
+    assert len(bench.streams) == MOST_STREAMS and not bench.drops
+    bench.quic.received(sealed(client, 0x0A, bytes((0x40, 4 * MOST_STREAMS, 1, 0))), HERE)
+    await bench.exchange(client)
+    assert why(client) == "Too many streams open"
+    bench.close()
+    assert bench.quic.connection_ids == 0
+
+
+async def test_more_streams_than_may_be_silent_at_once_are_given_up() -> None:
+    bench = Bench()
+    bench.door = Door(replace(DEFAULT_LIMITS, silent=3))
+    client = await admitted(bench)
+    for number in range(1, 6):
+        client.send_stream_data(4 * number, b"?")
+    await bench.exchange(client)
+    assert len(bench.streams) == 1 + 3 and bench.drops == {"too_many_silent": 2}
+    assert client._close_event is None
+    bench.close()
+
+
+async def test_streams_that_begin_with_their_end_leave_nothing() -> None:
+    bench = Bench()
+    client = await admitted(bench)
+    line = first_of(bench).line
+    client.send_stream_data(STREAM_ID, b"!")
+    for _ in range(5 * MOST_STREAMS):
+        stream_id = client.get_next_available_stream_id()
+        client.reset_stream(stream_id, 0)
+        client.stop_stream(stream_id, 0)
+        await bench.exchange(client)
+    assert client._close_event is None
+    assert len(line._left) <= MOST_STREAMS and len(line.connection._streams) <= MOST_STREAMS
+    assert list(line._streams) == [STREAM_ID]
+    bench.close()
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(1, 0x3F), st.binary(max_size=40)),
+            st.tuples(
+                st.sampled_from((0x04, 0x05, 0x08, 0x0A, 0x0F, 0x11, 0x15, 0x30)),
+                st.builds(bytes.__add__, st.sampled_from((0, 4, 8, 0x3C)).map(lambda i: bytes((i,))), st.binary()),
+            ),
+        ),
+        max_size=12,
+    )
+)
+async def test_fuzz_frames_of_who_is_let_in(frames: list[tuple[int, bytes]]) -> None:
+    """Whatever it says, it costs a window of each stream at most, and the others are served."""
+    bench = Bench()
+    client = await admitted(bench)
+    line = first_of(bench).line
+    for kind, body in frames:
+        bench.quic.received(sealed(client, kind, body), HERE)
+        line.flush()
+        for stream in bench.streams[::2]:
+            stream.close()
+    assert len(line._streams) <= MOST_STREAMS and len(line._left) <= MOST_STREAMS
+    assert all(len(each.receiver._buffer) <= WINDOW for each in line.connection._streams.values())
+    other = await bench.connected(source=("192.0.2.10", 1))
+    other.send_stream_data(STREAM_ID, b"hello")
+    await bench.exchange(other, ("192.0.2.10", 1))
+    assert await bench.streams[-1].receive() == b"hello"
+    bench.close()
+    line.close()
+    assert bench.quic.connection_ids == 0
+
+
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
@@ -330,8 +425,8 @@ async def test_fuzz_frames_of_an_established_peer(frames: list[tuple[int, bytes]
     stream = first_of(bench)
     for kind, body in frames:
         bench.quic.received(sealed(client, kind, body), HERE)
-        stream.flush()
-    held = stream.connection._streams.get(STREAM_ID)
+        stream.line.flush()
+    held = stream.line.connection._streams.get(STREAM_ID)
     assert held is None or len(held.receiver._buffer) <= WINDOW
     assert len(stream._received) <= WINDOW
     other = await bench.connected(source=("192.0.2.10", 1))

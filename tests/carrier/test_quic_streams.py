@@ -9,10 +9,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from overlay.carrier import quic, quic_connection
+from overlay.carrier import quic_connection, quic_line
 from overlay.carrier.carriers import DialOptions
 from overlay.carrier.limits import DEFAULT_LIMITS, Door, Visit
-from overlay.carrier.quic import EARLY_DATAGRAMS, LARGEST_DATAGRAM, QuicStream, open_quic
+from overlay.carrier.quic import EARLY_DATAGRAMS, LARGEST_DATAGRAM, QuicStream
+from overlay.carrier.quic_client import open_quic
 from overlay.carrier.quic_door import QuicDoor
 from overlay.wire.endpoint import Endpoint
 
@@ -68,9 +69,9 @@ async def pair(
                     pairs.append((client, server))
                 yield pairs
                 for client, server in pairs:
-                    client.close()
-                    server.close()
-                    while not client._over:  # noqa: ASYNC110 - who has closed a stream is told nothing more
+                    client.line.close()
+                    server.line.close()
+                    while not client.line.over:  # noqa: ASYNC110 - who has closed a stream is told nothing more
                         await anyio.sleep(0.005)
             tasks.cancel_scope.cancel()
 
@@ -146,7 +147,7 @@ async def test_datagrams_that_nobody_takes_are_bounded() -> None:
 
 async def test_silence_ends_a_connection_that_is_not_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quic_connection, "IDLE_TIMEOUT", 0.5)
-    monkeypatch.setattr(quic, "KEEP_ALIVE", 0.1)
+    monkeypatch.setattr(quic_line, "KEEP_ALIVE", 0.1)
     async with pair(count=2) as [(kept, kept_server), (_, server)]:
         kept.keep_alive()
         with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):

@@ -92,6 +92,9 @@ def test_an_entry_says_what_the_command_says(
         (TABLE + "host = true\n", "must be a text in quotes", "--help"),
         (TABLE + "users = '-'\n", "has 'users' wrong: nobody writes to standard input", "Name a file."),
         (TABLE + "host = ['a']\n", "must be a text in quotes", "--help"),
+        (TABLE + "expires = 2026-12-31T18:00:00\n", "'2026-12-31T18:00:00' is no point in time", "zone"),
+        (TABLE + "expires = 2026-12-31\n", "has 'expires' wrong: it must be a text in quotes", "--help"),
+        (TABLE + "expires = 'soon'\n", "'soon' is not a length of time", "24h"),
         (TABLE + "known-as = [1, {}]\n", "must be a list", "--help"),
         ("[exposures.web]\nhost = 'a'\n", "[exposures.web] has no target", 'target = "3000"'),
         ("[exposures.x1]\ntarget = '1'\n", "what IDs look like", "'web'"),
@@ -128,6 +131,19 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert found["c"]["options"]["ca"] == "a certificate" and found["c"]["terms"]["access"]["allow"] == ["10.0.0.0/8"]
     missing = refusal(folder, TABLE + 'users = "none"\n')
     assert "[exposures.web] cannot be used: Cannot read" in missing.message
+
+
+def test_an_end_in_a_file_is_a_point_in_time_or_counts_from_the_begin(tmp_path: Path) -> None:
+    (tmp_path / "e.toml").write_text(
+        TABLE + "expires = 2030-01-01T00:00:00Z\n"
+        "[exposures.b]\ntarget = '1'\nexpires = '2030-01-01T01:00:00+01:00'\n"
+        "[exposures.c]\ntarget = '1'\nexpires = '1h30m'\n"
+    )
+    file = exposure_file(tmp_path / "e.toml")
+    web, b, c = file.wishes(file.read(), {}).values()
+    assert (web.document["terms"]["expires"], web.lasts) == (1893456000.0, 0.0)
+    assert (b.document["terms"]["expires"], b.lasts) == (1893456000.0, 0.0)
+    assert c.lasts == 5400.0 and c.document["terms"]["expires"] > 0
 
 
 def test_secrets_stay_as_they_are_while_the_file_changes(tmp_path: Path) -> None:

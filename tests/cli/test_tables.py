@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from rich.console import Console, RenderableType
 
+from overlay.node.places import shown_place
 from overlay.path.types import Origin
 from overlay_cli.tables import (
     exposure_table,
@@ -212,6 +213,18 @@ def test_tokens_tell_what_they_are_good_for() -> None:
     ]
     text = drawn(token_table(tokens))
     assert "t1" in text and "all" in text and "expired" in text and "no tokens" in drawn(token_table([]))
+
+
+def test_names_are_shown_as_people_read_them() -> None:
+    places = {
+        "https://xn--bcher-kva.example.com:8443/xn--a": "https://bücher.example.com:8443/xn--a",
+        "db.xn--p1ai:443": "db.рф:443",
+        "http://192.0.2.1:80/": "http://192.0.2.1:80/",
+        "xn--a.test": "xn--a.test",  # it stands for nothing
+    }
+    assert [shown_place(place) for place in places] == list(places.values())
+    text = drawn(exposure_table([{**NODE["exposures"][0], "url": "https://xn--bcher-kva.example.com/"}]))
+    assert "https://bücher.example.com/" in text
 
 
 def test_members_of_a_group_stand_beside_what_they_share() -> None:

@@ -131,20 +131,42 @@ from overlay_dns.osconfig.resolvconf import ResolvConf
 path, journal = Path(sys.argv[1]), StateDir(sys.argv[2])
 before = path.read_text()
 resolver = ResolvConf(journal, path)
-resolver.apply(["10.77.0.2"], "local.test")
-assert "10.77.0.2" in path.read_text()
-resolver.restore()
-assert path.read_text() == before
+for _ in range(int(sys.argv[3])):
+    resolver.apply(["10.77.0.2"], "local.test")
+    assert "10.77.0.2" in path.read_text()
+    resolver.restore()
+    assert path.read_text() == before
 print("same")
 """
+
+
+def in_mount(source: Path, path: Path, journal: StateDir, times: int) -> "subprocess.Popen[str]":
+    """Taken over and given back so many times, where the file is a mount of its own."""
+    source.write_text(ORIGINAL)
+    command = ["unshare", "--mount", "sh", "-euc", 'mount --bind "$1" "$2"; exec "$3" -c "$4" "$2" "$5" "$6"', "sh"]
+    command += [str(source), str(path), sys.executable, _IN_MOUNT, str(journal.path), str(times)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+
+
+def is_well(process: "subprocess.Popen[str]", source: Path) -> None:
+    told, wrong = process.communicate(timeout=60)
+    assert told == "same\n", wrong
+    assert source.read_text() == ORIGINAL
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_file_that_is_a_mount_is_written_in_place(path: Path, journal: StateDir) -> None:
     source = path.with_name("source")
-    source.write_text(ORIGINAL)
-    command = ["unshare", "--mount", "sh", "-euc", 'mount --bind "$1" "$2"; exec "$3" -c "$4" "$2" "$5"', "sh"]
-    command += [str(source), str(path), sys.executable, _IN_MOUNT, str(journal.path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
-    assert done.stdout == "same\n", done.stderr
-    assert source.read_text() == ORIGINAL
+    is_well(in_mount(source, path, journal, 1), source)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_machines_in_namespaces_are_in_nobodys_way(path: Path, tmp_path: Path) -> None:
+    """Their files are their own, the folder is everybody's."""
+    sources = [path.with_name(f"source-{number}") for number in range(3)]
+    running = [(in_mount(source, path, StateDir(tmp_path / source.name).open(), 100), source) for source in sources]
+    for process, source in running:
+        is_well(process, source)
+    assert sorted(path.parent.iterdir()) == [path, *sources], "nothing is left"

@@ -3,7 +3,7 @@
 import os
 import socket
 import struct
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ import pytest
 
 from overlay.engine import api
 from overlay.engine.features import Features
+from overlay.engine.inbound import EXPECTED_BURST, FOREIGN_BURST
 from overlay.engine.link import ALIVE_INTERVAL, MAX_AGE, MAX_HELD, SILENCE, Link, link_endpoint
 from overlay.engine.loop import Loop, clock
 from overlay.engine.udp import open_udp
@@ -503,13 +504,18 @@ def test_small_frames_of_a_turn_are_one_write(relay: Relay) -> None:
 # --- another protocol on the UDP port ---------------------------------------------------------------------------------
 
 
+def foreign(relay: Relay) -> list[bytes]:
+    return [each for event in relay.events if isinstance(event, api.Foreign) for each in event.datagrams]
+
+
 def test_quic_packets_are_handed_on_and_answered(relay: Relay) -> None:
     node = relay.nodes[2]
     packets = [b"\xc0" + bytes(1199), b"\x41 short", b"\x40"]
     for packet in packets:
         node.udp.sendto(packet, relay.endpoint)
-    relay.turn_until(lambda: len(relay.events) >= 3)
-    assert relay.events == [api.Foreign(packet, node.udp.getsockname()) for packet in packets]
+    relay.turn_until(lambda: len(foreign(relay)) >= 3)
+    assert foreign(relay) == packets
+    assert {event.source for event in relay.events if isinstance(event, api.Foreign)} == {node.udp.getsockname()}
     relay.do(api.SendDatagrams((*packets, packets[0], packets[0]), node.udp.getsockname()))
     relay.arrive(node.from_udp, [*packets, packets[0], packets[0]])
     assert relay.drops == {}
@@ -518,11 +524,27 @@ def test_quic_packets_are_handed_on_and_answered(relay: Relay) -> None:
 def test_quic_packets_that_the_kernel_joined_are_cut_and_a_flood_is_bounded(relay: Relay) -> None:
     inbound, source, now = relay.loop._inbound, ("192.0.2.1", 5), clock()
     inbound.run(memoryview(bytearray((b"\x40" + bytes(99)) * 2 + b"\x40" + bytes(9))), 100, source, now)
-    assert [len(event.datagram) for event in relay.events if isinstance(event, api.Foreign)] == [100, 100, 10]
+    assert [len(datagram) for datagram in foreign(relay)] == [100, 100, 10]
+    assert len(relay.events) == 1, "what came together is handed on together"
     for _ in range(3000):
         inbound.run(memoryview(bytearray(b"\xff")), 1, source, now)
-    assert len(relay.events) == 2000
+    assert len(foreign(relay)) == 2000
     assert relay.drops == {"foreign_rate": 1003}
+
+
+def test_who_is_expected_to_send_much_of_another_protocol_has_a_bound_of_its_own(relay: Relay) -> None:
+    inbound, now = relay.loop._inbound, clock()
+    strangers, known = ("192.0.2.1", 5), ("192.0.2.2", 5)
+    relay.do(api.ExpectForeign(known, expected=True))
+    for _ in range(20):
+        for source in (strangers, known):
+            inbound.run(memoryview(bytearray(b"\xff" * 250)), 1, source, now)
+    came = Counter(event.source for event in relay.events if isinstance(event, api.Foreign) for _ in event.datagrams)
+    assert came == {strangers: FOREIGN_BURST, known: EXPECTED_BURST}
+    assert relay.drops == {"foreign_rate": 10_000 - FOREIGN_BURST - EXPECTED_BURST}
+    relay.do(api.ExpectForeign(known, expected=False))
+    inbound.run(memoryview(bytearray(b"\xff")), 1, known, now)
+    assert relay.drops == {"foreign_rate": 10_001 - FOREIGN_BURST - EXPECTED_BURST}
 
 
 def test_stun_is_handed_on_and_told_from_handshakes(relay: Relay) -> None:
@@ -532,7 +554,7 @@ def test_stun_is_handed_on_and_told_from_handshakes(relay: Relay) -> None:
     for packet in (*stun, *others):
         node.udp.sendto(packet, relay.endpoint)
     relay.turn_until(lambda: sum(relay.drops.values()) >= 2)
-    assert relay.events == [api.Foreign(packet, node.udp.getsockname()) for packet in stun]
+    assert relay.events == [api.Foreign((packet,), node.udp.getsockname()) for packet in stun]
     assert relay.drops == {"unknown_type": 1, "bad_mac1": 1}
 
 

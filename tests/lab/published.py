@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -126,6 +126,26 @@ def crowd(port: str, count: str) -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
+def stay(port: str) -> None:
+    """A user who says something now and then until the connection ends, whichever way. Prints once that he is there."""
+    with socket.create_connection((SERVER_ADDRESS, int(port)), 60) as connected, suppress(ConnectionError):
+        said = b"here\n"
+        while True:
+            connected.sendall(said)
+            heard = connected.recv(64)
+            if not heard:
+                return
+            if said != b".":
+                sys.stdout.write(heard.decode())
+                sys.stdout.flush()
+            said = b"."
+            with suppress(TimeoutError):
+                connected.settimeout(0.2)
+                if not connected.recv(64):
+                    return
+            connected.settimeout(60)
+
+
 PAGE = b"""<!doctype html><title>chat</title><p id="said">nothing</p>
 <img src="/seen">
 <script>
@@ -202,7 +222,7 @@ def random_file(path: Path, size: int) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-PROGRAMS = {each.__name__: each for each in (shout, echo, exchange, crowd, chat, talk)}
+PROGRAMS = {each.__name__: each for each in (shout, echo, exchange, crowd, stay, chat, talk)}
 
 if __name__ == "__main__":
     PROGRAMS[sys.argv[1]](*sys.argv[2:])

@@ -1,6 +1,7 @@
 """Every protocol of users over every kind of tunnel: 100 MB both ways, half-closes, crowds, restarts."""
 
 import hashlib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,14 +62,22 @@ def test_100_mb_both_ways_around_a_half_close(network: Network, tunnel: str) -> 
         assert digest(folder / "received") == digest(folder / f"answered-{size}")
 
 
-@pytest.mark.parametrize("tunnel", ["single", "tcp", "tls"])
+@pytest.mark.parametrize("tunnel", ["single", "tcp", "tls", "ws", "wss"])
 def test_a_thousand_users_at_once(network: Network, tunnel: str) -> None:
     with exposed(network["a"], f"tcp://127.0.0.1:{ECHO}", "--public", "9000", "--tunnel", tunnel):
         assert user(network, *program("crowd", "9000", str(USERS))) == str(USERS)
 
 
-@pytest.mark.parametrize("tunnel", ["single", "tls"])
-def test_users_are_back_after_restarts_of_either_end(network: Network, tunnel: str) -> None:
+@pytest.mark.parametrize(
+    ("tunnel", "ends"),
+    [
+        ("single", ("server killed", "node killed", "both killed")),
+        ("tls", ("server stopped", "node stopped", "both killed")),
+        ("udp", ("server killed", "node killed")),
+    ],
+)
+def test_users_are_back_after_restarts_of_either_end(network: Network, tunnel: str, ends: tuple[str, ...]) -> None:
+    """And who was there meanwhile is told so."""
     a = network["a"]
 
     def works() -> bool:
@@ -78,10 +87,20 @@ def test_users_are_back_after_restarts_of_either_end(network: Network, tunnel: s
 
     with exposed(a, f"tcp://127.0.0.1:{ECHO}", "--public", "9000", "--tunnel", tunnel) as made:
         wait_for(works, "it works")
-        network.server.kill_daemon()
-        network.start_server("--listen", "0.0.0.0:443", "--listen", "0.0.0.0:80")
-        wait_for(works, "it works after a crash of the server", START_TIMEOUT)
-        a.kill_daemon()
-        a.overlay("up", "--quiet")
-        wait_for(works, "it works after a crash of the node", START_TIMEOUT)
+        for end in ends:
+            staying = network.lab.namespaces["user"].popen(program("stay", "9000"), cwd=ROOT, stdout=subprocess.PIPE)
+            assert staying.stdout is not None and staying.stdout.readline() == "here\n"
+            who, how = end.split()
+            for machine in (network.server, a):
+                if who in ("both", "node" if machine is a else "server"):
+                    machine.kill_daemon() if how == "killed" else machine.overlay("down", "--quiet")
+            if (tunnel, who) != ("single", "node"):  # where nothing is left that could say so: up to a minute
+                assert staying.wait(15) == 0, f"{end}: a user hangs"
+            if who != "node":
+                network.start_server("--listen", "0.0.0.0:443", "--listen", "0.0.0.0:80")
+            if who != "server":
+                a.overlay("up", "--quiet")
+            assert staying.wait(15) == 0, f"{end}: a user hangs"
+            staying.stdout.close()
+            wait_for(works, f"{end}: it works again", START_TIMEOUT)
         assert [each["id"] for each in a.overlay_json("expose", "ls")["exposures"]] == [made["id"]]

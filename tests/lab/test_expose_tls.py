@@ -65,10 +65,11 @@ def site() -> Iterator[Site]:
         yield Site(network, network.lab.directory / "nginx")
 
 
-def test_carried_as_it_comes(site: Site) -> None:
+@pytest.mark.parametrize("tunnel", ["single", "udp", "tcp", "tls", "ws", "wss"])
+def test_carried_as_it_comes(site: Site, tunnel: str) -> None:
     verified = ("--cacert", str(site.folder / "ca.pem"))
     a = site.network["a"]
-    with exposed(a, f"tls://localhost:{SECURE}", "--host", NAME) as made:
+    with exposed(a, f"tls://localhost:{SECURE}", "--host", NAME, "--tunnel", tunnel) as made:
         assert (made["public"], made["url"]) == (f"{NAME}:443", None)
         assert site.curl(*verified, "--http2", f"https://{NAME}/who") == "HTTP/2.0 \n"
         assert site.large(*verified) == site.digest

@@ -1,5 +1,7 @@
 """Several nodes behind one name or port, with real programs, and what users notice when one of them dies: nothing."""
 
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -95,6 +97,14 @@ def kill_node(network: Network, name: str) -> Callable[[], None]:
     return lambda: network.join(name)
 
 
+def freeze_node(network: Network, name: str) -> Callable[[], None]:
+    """The kernel goes on taking what is sent to it."""
+    pid = network[name].daemon_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    return lambda: os.kill(pid, signal.SIGCONT)
+
+
 def unplug(network: Network, name: str) -> Callable[[], None]:
     machine = network[name].namespace
     machine.link_state("eth0", up=False)
@@ -112,7 +122,9 @@ def states(network: Network) -> dict[str, str]:
     return {each["node"]: each["state"] for each in members}
 
 
-@pytest.mark.parametrize(("tunnel", "die"), [("single", kill_node), ("tls", kill_target), ("single", unplug)])
+@pytest.mark.parametrize(
+    ("tunnel", "die"), [("single", kill_node), ("tls", kill_target), ("single", unplug), ("tcp", freeze_node)]
+)
 def test_a_member_that_dies_is_out_and_no_request_fails(
     network: Network, tunnel: str, die: Callable[[Network, str], Callable[[], None]]
 ) -> None:

@@ -140,7 +140,13 @@ def test_a_token_that_is_taken_back(network: Network, token: str) -> None:
 
     wait_for(lambda: "has expired" in refused().stderr, "it has expired")
     assert refused().returncode == 4
-    network.server.overlay("token", "rm", listed[0]["id"])
     environment = dict(os.environ, OVERLAY_TOKEN=token, OVERLAY_STATE=str(outside.state))
+    running = outside.namespace.popen(
+        [OVERLAY, "proxy", "b", "22"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert running.stdout is not None and running.stdout.readline().startswith("SSH-2.0-")
+    network.server.overlay("token", "rm", listed[0]["id"])
+    assert running.wait(10) == 5, "what goes through ends with its token"
+    running.communicate()
     gone = outside.namespace.run([OVERLAY, "proxy", "b", "22"], check=False, env=environment, stdin=subprocess.DEVNULL)
     assert gone.returncode == 4 and "does not know the token" in gone.stderr

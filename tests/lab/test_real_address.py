@@ -1,8 +1,10 @@
-"""Targets that learn who a user is: nginx, haproxy and unbound behind an exposure, users of both families before it."""
+"""Targets that learn who a user is: nginx, haproxy, varnish, unbound and dnsdist behind an exposure, users of both
+families before it."""
 
 import json
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,8 @@ pytestmark = pytest.mark.lab
 
 SERVER_6 = "2001:db8::1"
 USERS = {"user": ("198.51.100.90", "2001:db8::90"), "other": ("198.51.100.91", "2001:db8::91")}
-NGINX, HAPROXY, UNBOUND = 3001, 3002, 3053  # on a, with the PROXY protocol
+NGINX, HAPROXY, VARNISH, UNBOUND, DNSDIST = 3001, 3002, 3003, 3053, 3056  # on a, with the PROXY protocol
+STREAM = 3004  # nginx's module for anything by tcp
 PLAIN, DNSMASQ, NAIVE = 3000, 3054, 3055  # on a, which go by where a connection or datagram comes from
 LAN, LAN_6 = "192.168.5.9", "fd05::9"  # behind a
 OWN = "198.51.100.21"  # of a
@@ -51,6 +54,28 @@ def network() -> Iterator[Network]:
             made.stop_all()
 
 
+WHO_BY_VARNISH = """
+vcl 4.1;
+import proxy;
+backend none none;
+sub vcl_recv { return (synth(200)); }
+sub vcl_synth {
+    synthetic(client.ip + " " + proxy.authority() + " " + proxy.alpn() + " " + proxy.is_ssl() + " " +
+        proxy.ssl_version() + " " + proxy.ssl_cipher());
+    return (deliver);
+}
+"""
+WHO_BY_DNSDIST = f"""
+setLocal("127.0.0.1:{DNSDIST}")
+setProxyProtocolACL({{"127.0.0.1/32"}})
+setACL({{"0.0.0.0/0", "::/0"}})
+addAction(AllRule(), LuaAction(function(query)
+    return DNSAction.Spoof, query.remoteaddr:toString()
+end))
+"""
+"""Each query is answered with whom it comes from."""
+
+
 def start_services(lab: Lab, space: Namespace) -> None:
     """Each answers with who asks, as the header says."""
     folder = lab.directory
@@ -67,6 +92,12 @@ def start_services(lab: Lab, space: Namespace) -> None:
     server {{
         listen 127.0.0.1:{NGINX} proxy_protocol;
         return 200 "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_port $remote_addr\\n";
+    }}
+""",
+        stream=f"""
+    server {{
+        listen 127.0.0.1:{STREAM} proxy_protocol;
+        return "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_port\\n";
     }}
 """,
     )
@@ -96,11 +127,16 @@ server:
     verbosity: 1
     local-data: "{NAME}. A 192.0.2.7"
 """)
+    (folder / "who.vcl").write_text(WHO_BY_VARNISH)
+    varnish = ("-a", f"127.0.0.1:{VARNISH},PROXY", "-f", f"{folder}/who.vcl", "-n", f"{folder}/varnish", "-T", "none")
+    space.popen(["varnishd", "-F", *varnish, "-s", "default,4m"], stdout=subprocess.DEVNULL)
+    (folder / "dnsdist.conf").write_text(WHO_BY_DNSDIST)
+    space.popen(["dnsdist", "--supervised", "-C", f"{folder}/dnsdist.conf"], stdout=subprocess.DEVNULL)
     space.popen(nginx)
     space.popen(["haproxy", "-f", f"{folder}/haproxy.cfg"])
     with (folder / "unbound.log").open("w") as log:
         space.popen(["unbound", "-dd", "-c", f"{folder}/unbound.conf"], stdout=log, stderr=log)
-    for port in (NGINX, HAPROXY):
+    for port in (NGINX, HAPROXY, STREAM, VARNISH):
         listening = ("ss", "-Hltn", f"sport = :{port}")
         wait_for(lambda: space.run(listening).stdout, f"port {port} is listened at")  # noqa: B023
     wait_for(lambda: "start of service" in (folder / "unbound.log").read_text(), "unbound serves")
@@ -155,12 +191,41 @@ def test_nginx_knows_the_users_address_and_port(network: Network, kind: str, tun
     a.overlay("expose", "rm", exposure["id"])
 
 
+def test_nginx_knows_it_whatever_is_spoken(network: Network) -> None:
+    a: Machine = network["a"]
+    exposure = a.overlay_json("expose", f"tcp://127.0.0.1:{STREAM}", "--public", "9001", "--proxy-protocol", "v2")
+    for server, address in zip((SERVER_ADDRESS, SERVER_6), USERS["user"], strict=True):
+        with network.lab.namespaces["user"].enter():
+            user = socket.create_connection((server, 9001), timeout=10)
+        with user, user.makefile() as said:
+            assert said.read() == f"{address} {user.getsockname()[1]} 9001\n"
+    a.overlay("expose", "rm", exposure["id"])
+
+
 def test_haproxy_takes_a_checksum_and_the_name_that_was_asked_for(network: Network) -> None:
     a: Machine = network["a"]
     target = ("expose", f"http://127.0.0.1:{HAPROXY}", "--public", "9002", "--proxy-protocol", "v2-crc32c")
     exposure = a.overlay_json(*target)
     answer = curl(network, "user", 9002, SERVER_ADDRESS, "-H", "Host: docs.example.com")
     assert re.fullmatch(rf"198\.51\.100\.90 \d+ {re.escape(SERVER_ADDRESS)} docs\.example\.com\n", answer), answer
+    a.overlay("expose", "rm", exposure["id"])
+
+
+def test_varnish_knows_the_tls_that_has_ended_before(network: Network) -> None:
+    a: Machine = network["a"]
+    kinds: dict[str, tuple[str, ...]] = {
+        f"http://127.0.0.1:{VARNISH}": (),
+        f"tls://127.0.0.1:{VARNISH}": ("--tls-end", "server"),
+        f"127.0.0.1:{VARNISH}": ("--tls-end", "node", "--tunnel", "wss"),
+    }
+    for target, more in kinds.items():
+        exposure = a.overlay_json("expose", target, "--host", "app.test", "--proxy-protocol", "v2", *more)
+        asked = ["curl", "-ksS", "--max-time", "10", "--resolve", f"app.test:443:{SERVER_ADDRESS}", "https://app.test/"]
+        said = network.lab.namespaces["user"].run(asked).stdout
+        assert said == "198.51.100.90 app.test http/1.1 true TLSv1.3 TLS_AES_256_GCM_SHA384", (target, said)
+        a.overlay("expose", "rm", exposure["id"])
+    exposure = a.overlay_json("expose", f"http://127.0.0.1:{VARNISH}", "--public", "9008", "--proxy-protocol", "v2")
+    assert curl(network, "user", 9008, SERVER_ADDRESS) == f"198.51.100.90 {SERVER_ADDRESS} (null) false (null) (null)"
     a.overlay("expose", "rm", exposure["id"])
 
 
@@ -176,6 +241,19 @@ def test_unbound_knows_who_sends_a_datagram(network: Network, tunnel: str) -> No
             dig = ["dig", f"@{server}", "-p", "9053", "+short", "+tries=3", "+time=3", asked, "TXT"]
             network.lab.namespaces[user].run(dig)
             wait_for(lambda: f"{address} {asked}." in log.read_text(), f"{address} is in unbound's log")  # noqa: B023
+    a.overlay("expose", "rm", exposure["id"])
+
+
+@pytest.mark.parametrize("tunnel", ["single", "tls"])
+def test_dnsdist_answers_who_asks(network: Network, tunnel: str) -> None:
+    a: Machine = network["a"]
+    wanted = ("expose", f"udp://127.0.0.1:{DNSDIST}", "--public", "9054", "--tunnel", tunnel, "--proxy-protocol", "v2")
+    exposure = a.overlay_json(*wanted)
+    for user, addresses in USERS.items():
+        for server, address in zip((SERVER_ADDRESS, SERVER_6), addresses, strict=True):
+            kind = "AAAA" if ":" in address else "A"
+            dig = ["dig", f"@{server}", "-p", "9054", "+short", "+tries=3", "+time=3", NAME, kind]
+            assert network.lab.namespaces[user].run(dig).stdout == f"{address}\n"
     a.overlay("expose", "rm", exposure["id"])
 
 

@@ -34,6 +34,7 @@ class Server:
         self.exposures: dict[str, Exposure] = {}
         self.requests: list[Message] = []
         self.failure: UserError | None = None
+        self.failures: set[str] = set()  # targets of what it refuses
         self.is_old = False  # it does not know terms
         self.has_tun = True
 
@@ -45,6 +46,8 @@ class Server:
             raise self.failure
         match message:
             case Expose():
+                if message.target in self.failures:
+                    raise UserError("no", "No.")
                 if message.tunnel == "single" and not self.has_tun:
                     raise UserError("no-tunnel", "No.")
                 if message.id and message.id not in self.exposures:

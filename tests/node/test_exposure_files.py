@@ -22,10 +22,11 @@ FILE = "/etc/e.toml"
 class Files(Setup):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.files = ExposureFiles(self.state, self.exposures)
+        self.files = ExposureFiles(self.state, self.exposures, lambda: self.now)
+        self.lasts: dict[str, float] = {}
 
     async def apply(self, dry: bool = False, **entries: ExposeWish) -> Mapping[str, Outcome]:
-        return {each.entry: each for each in await self.files.apply(FILE, entries, dry=dry)}
+        return {each.entry: each for each in await self.files.apply(FILE, entries, lasts=self.lasts, dry=dry)}
 
     async def actions(self, dry: bool = False, **entries: ExposeWish) -> dict[str, str]:
         outcomes = await self.apply(dry, **entries)
@@ -33,7 +34,10 @@ class Files(Setup):
         return {name: each.action for name, each in outcomes.items()}
 
     def ids(self) -> dict[str, str]:
-        return {name: kept.id for name, kept in self.exposures.declared(FILE).items()}
+        return {name: kept[0].range or kept[0].id for name, kept in self.exposures.declared(FILE).items()}
+
+    def ports(self) -> list[tuple[str, str]]:
+        return [(each.public.rpartition(":")[2], each.target.rpartition(":")[2]) for each in self.server.list()]
 
 
 def wish(target: str = "1", **more: object) -> ExposeWish:
@@ -125,10 +129,82 @@ def test_an_entry_that_is_refused_leaves_the_others(tmp_path: Path) -> None:
             refused = await it.apply(good=wish(host="a.test", terms={"limits": {"connections": 1}}), other=wish("2"))
             error = refused["good"].error
             assert error is not None and error.code == "server-older"
-            assert it.exposures.declared(FILE)["good"].terms == Terms()
+            assert it.exposures.declared(FILE)["good"][0].terms == Terms()
             it.server.failure = UserError("server-unreachable", "Away.", exit_code=5)  # type: ignore[arg-type]
             refused = await it.apply(other=wish("2"))
             assert refused["good"].error is not None and set(it.ids()) == {"good", "other"}
+
+    anyio.run(main)
+
+
+def test_an_entry_may_be_a_range_of_ports(tmp_path: Path) -> None:
+    async def main() -> None:
+        it = Files(tmp_path)
+        async with serving(it.exposures):
+            ports = wish("tcp://127.0.0.1:8000-8002", public="9000-9002")
+            made = (await it.apply(ports=ports))["ports"]
+            assert made.exposure is not None and made.exposure.id == it.ids()["ports"]
+            assert made.exposure.target == "tcp://127.0.0.1:8000-8002"
+            assert it.ports() == [("9000", "8000"), ("9001", "8001"), ("9002", "8002")]
+            again, asked = ExposureFiles(it.state, it.make()), len(it.server.requests)
+            assert [each.action for each in await again.apply(FILE, {"ports": ports})] == ["kept"]
+            assert len(it.server.requests) == asked, "also after a restart"
+
+            before, other = it.ids(), msgspec.structs.replace(ports, target="tcp://127.0.0.1:7000-7002")
+            assert await it.actions(ports=other) == {"ports": "changed"} and it.ids() == before
+            assert it.ports() == [("9000", "7000"), ("9001", "7001"), ("9002", "7002")]
+            more = wish("tcp://127.0.0.1:7000-7003", public="9000-9003")
+            assert await it.actions(ports=more) == {"ports": "replaced"} and len(it.server.list()) == 4
+            one = wish("tcp://127.0.0.1:7000", public="9000")
+            assert await it.actions(ports=one) == {"ports": "replaced"} and it.ports() == [("9000", "7000")]
+            assert await it.actions(ports=more) == {"ports": "replaced"} and len(it.server.list()) == 4
+            for wrong in ("ftp://127.0.0.1:1-9", "tcp://127.0.0.1:1-9"):
+                refused = (await it.apply(ports=wish(wrong, public="9000-9003")))["ports"]
+                assert refused.error is not None and refused.exposure is not None and len(it.server.list()) == 4
+            assert await it.actions() == {"ports": "removed"} and it.server.list() == ()
+
+    anyio.run(main)
+
+
+def test_all_ports_of_a_range_are_changed_or_none(tmp_path: Path) -> None:
+    async def main() -> None:
+        it = Files(tmp_path)
+        async with serving(it.exposures):
+            await it.actions(ports=wish("tcp://127.0.0.1:8000-8001", public="9000-9001"))
+            it.server.failures = {"tcp://127.0.0.1:7001"}
+            refused = await it.apply(ports=wish("tcp://127.0.0.1:7000-7001", public="9000-9001"))
+            assert refused["ports"].error is not None
+            assert it.ports() == [("9000", "8000"), ("9001", "8001")]
+
+    anyio.run(main)
+
+
+def test_an_end_is_not_put_off_by_reading_the_file_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        it = Files(tmp_path)
+        it.now, it.lasts = 1000.0, {"web": 60.0}
+        async with serving(it.exposures):
+            web = wish(host="a.test", terms={"expires": 1060.0})  # as the command has reckoned it
+            assert await it.actions(web=web) == {"web": "added"}
+            it.now = 1030.0
+            later = wish(host="a.test", terms={"expires": 1090.0})
+            assert await it.actions(web=later) == {"web": "kept"}
+            it.lasts = {"web": 40.0}
+            assert await it.actions(web=later) == {"web": "changed"}
+            assert it.server.list()[0].terms.expires == 1040.0, "it counts from when it was published first"
+            it.now = 1041.0
+            assert await it.actions(web=later) == {"web": "removed"}
+            assert await it.actions(web=later) == {"web": "over"} and it.ids() == {}
+            it.lasts = {"web": 60.0}
+            assert await it.actions(web=later) == {"web": "added"}
+            assert it.server.list()[0].terms.expires == 1060.0
+            it.now = 1100.0
+        again = ExposureFiles(it.state, it.make(), lambda: it.now)
+        outcomes = await again.apply(FILE, {"web": later}, lasts=it.lasts, dry=True)
+        assert [each.action for each in outcomes] == ["removed"], "a restart does not put it off either"
+        await again.apply(FILE, {})
+        outcomes = await again.apply(FILE, {"web": later}, lasts=it.lasts, dry=True)
+        assert [each.action for each in outcomes] == ["added"], "what was out of the file begins anew"
 
     anyio.run(main)
 

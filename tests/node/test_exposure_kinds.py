@@ -3,10 +3,12 @@
 import json
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio.abc import SocketStream
 
 from overlay.carrier.reached import REACHED
 from overlay.errors import Exit, UserError
@@ -76,6 +78,39 @@ def test_a_private_exposure_takes_those_whom_the_server_has_named(tmp_path: Path
     anyio.run(main)
 
 
+def test_a_peer_that_is_put_out_is_cut_off_and_others_are_not(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    terms = Terms(private=Private(name="db", tags=("team",)))
+
+    async def repeat(stream: SocketStream) -> None:
+        async with stream:
+            with suppress(anyio.BrokenResourceError):
+                async for chunk in stream:
+                    await stream.send(chunk)
+
+    async def main() -> None:
+        async with serving(setup.exposures), tcp_service(repeat) as port:
+            shown = await setup.add(f"127.0.0.1:{port}", "", terms=terms)
+            inner = setup.server.exposures[shown.id].port
+            users = []
+            for address in (PEER, STRANGER):
+                setup.exposures.let_in(shown.id, address, 600)
+                users.append(await anyio.connect_tcp(NODE, inner, local_host=address))
+                await users[-1].send(b"hello")
+                assert await users[-1].receive() == REACHED
+                assert await users[-1].receive() == b"hello"
+            setup.exposures.let_in(shown.id, PEER, 0)
+            with pytest.raises(anyio.BrokenResourceError):
+                await users[0].receive()
+            await users[1].send(b"more")
+            assert await users[1].receive() == b"more"
+            assert setup.exposures.drops["exposure_revoked"] == 1
+            for user in users:
+                await user.aclose()
+
+    anyio.run(main)
+
+
 def test_one_whose_time_is_over_ends_here_and_at_the_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         setup = Setup(tmp_path)
@@ -98,6 +133,20 @@ def test_one_whose_time_is_over_ends_here_and_at_the_server(tmp_path: Path, capl
 
     anyio.run(main)
     assert caplog.text.count("is gone: its time is over") == 2
+
+
+def test_an_end_that_is_changed_is_kept_to(tmp_path: Path) -> None:
+    async def main() -> None:
+        setup = Setup(tmp_path)
+        async with serving(setup.exposures), tcp_service(shout) as port:
+            made = await setup.add(str(port), "9000", terms=Terms(expires=1000.0))
+            sooner = ExposeWish(target=str(port), public="9000", terms=Terms(expires=4.0))
+            await setup.exposures.change(made.id, sooner)
+            with anyio.fail_after(5):
+                while setup.server.exposures:
+                    await anyio.lowlevel.checkpoint()
+
+    anyio.run(main)
 
 
 def test_the_server_says_why_it_has_ended_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

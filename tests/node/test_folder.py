@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overlay.node.folder import FolderServer, media_type
+from overlay.node import folder as folder_module
+from overlay.node.folder import Folder, FolderServer, media_type
 
 SECRET = b"secret"
 PAGE = b"<h1>home</h1>"
@@ -120,6 +121,8 @@ def test_files_index_types_and_what_is_said_of_them(folder: Path) -> None:
             assert (status, body, fields["content-length"]) == (200, content, str(len(content))), path
         status, fields, body = await ask(b"HEAD /data.bin HTTP/1.1")
         assert (status, fields["content-length"], fields["accept-ranges"], body) == (200, "1024", "bytes", b"")
+        status, fields, _ = await ask(b"HEAD /data.bin HTTP/1.1\r\nRange: bytes=0-9")
+        assert (status, fields["content-length"], fields["content-range"]) == (200, "1024", None)
         status, fields, body = await ask(b"HEAD /missing HTTP/1.1")
         assert (status, body) == (404, b"")
 
@@ -212,7 +215,18 @@ def test_a_folder_without_its_slash_leads_to_that_with_it(folder: Path) -> None:
         ("bytes=-24", 206, "bytes 1000-1023/1024", DATA[1000:]),
         ("bytes=0-99999", 206, "bytes 0-1023/1024", DATA),
         ("bytes=1024-", 416, "bytes */1024", None),
-        ("bytes=0-1,4000-", 416, "bytes */1024", None),
+        ("bytes=-0", 416, "bytes */1024", None),
+        ("bytes=0-1,4000-", 206, "bytes 0-1/1024", DATA[:2]),
+        ("bytes=2000-,4000-", 416, "bytes */1024", None),
+        ("bytes=5-2", 200, None, DATA),
+        ("bytes=0-1,5-2", 200, None, DATA),
+        ("bytes=0-" + "9" * 4000, 206, "bytes 0-1023/1024", DATA),
+        ("bytes=-" + "9" * 4000, 206, "bytes 0-1023/1024", DATA),
+        ("bytes=" + "9" * 4000 + "-", 416, "bytes */1024", None),
+        ("BYTES=0-9", 206, "bytes 0-9/1024", DATA[:10]),
+        ("bytes=, 0-9 ,", 206, "bytes 0-9/1024", DATA[:10]),
+        ("bytes=" + ",".join(f"{at}-{at}" for at in range(0, 300, 2)), 200, None, DATA),
+        ("bytes=" + ",".join(["0-"] * 90), 206, "bytes 0-1023/1024", DATA),
         ("lines=0-9", 200, None, DATA),
         ("bytes=x-y", 200, None, DATA),
         ("bytes=", 200, None, DATA),
@@ -329,3 +343,75 @@ def test_types() -> None:
         "a.unknown": "application/octet-stream",
     }
     assert {name: media_type(name) for name in expected} == expected
+
+
+def test_a_file_that_grows_meanwhile_is_sent_as_long_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log, say: what is said of it was looked at before it is read."""
+    file = folder / "log"
+    file.write_bytes(DATA)
+    found_at_first = os.fstat
+
+    def grow(descriptor: int) -> os.stat_result:
+        status = found_at_first(descriptor)
+        if status.st_ino == file.stat().st_ino:
+            with file.open("ab") as more:
+                more.write(DATA)
+        return status
+
+    monkeypatch.setattr(os, "fstat", grow)
+
+    async def visit(ask: Ask) -> None:
+        status, fields, body = await ask(get("/log"))
+        assert (status, fields["content-length"], body) == (200, "1024", DATA)
+
+    serve(folder, visit)
+
+
+def test_a_long_list_says_so_and_few_are_sent_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "MOST_LISTED", 1000)
+    monkeypatch.setattr(folder_module, "MOST_LISTS", 1)
+    (folder / "long").mkdir()
+    for number in range(1001):
+        (folder / "long" / f"{number:0200}").touch()
+
+    async def main() -> None:
+        server = FolderServer(str(folder), listing=True)
+
+        async def ask(path: str) -> socket.socket:
+            connected = await server.connect("/")
+            connected.setblocking(True)
+            connected.sendall(get(path, "Host: a", "Connection: close", "", ""))
+            return connected
+
+        slow = await ask("/long/")
+        await anyio.wait_readable(slow)  # and does not read it
+        with await ask("/long/") as other:
+            status, fields, _ = await anyio.to_thread.run_sync(_answer, other)
+            assert (status, fields["retry-after"]) == (503, "5")
+        with slow:
+            status, _, body = await anyio.to_thread.run_sync(_answer, slow)
+        assert status == 200 and body.count(b"<a ") == 1001 and b"There are more: 1000 are shown." in body
+        await answered(server)
+        with await ask("/long/") as other:
+            assert (await anyio.to_thread.run_sync(_answer, other))[0] == 200
+        await answered(server)
+
+    anyio.run(main)
+
+
+def test_a_folder_that_gives_way_to_a_link_while_it_is_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locate = Folder._locate
+
+    def located(self: Folder, names: list[bytes]) -> bytes:
+        where = locate(self, names)
+        if names == [b"a b"]:
+            os.rename(folder / "a b", folder / "was")
+            (folder / "a b").symlink_to("../outside")
+        return where
+
+    monkeypatch.setattr(Folder, "_locate", located)
+
+    async def visit(ask: Ask) -> None:
+        assert (await ask(get("/a%20b/")))[0] == 404
+
+    serve(folder, visit, listing=True)

@@ -49,10 +49,12 @@ class Bench:
 
     def __init__(self, port: int, pin: bytes) -> None:
         self.port = port
+        self.pin = pin
         self.drops: Counter[str] = Counter()
         self.target = 0
         self.datagrams: Endpoint | None = None  # where they go, if the exposure is one by UDP
         self.online = True
+        self.expected: set[Endpoint] = set()  # whose datagrams the server expects many of
         self.supplies: list[Supply] = []
         self.calls = Calls(self._dial, self._serve, self.drops)
         self.callers = Callers(self._tell, lambda: pin, os.urandom, self.drops)
@@ -119,10 +121,14 @@ async def bench(certificate: Certificate) -> AsyncIterator[Bench]:
         for each in datagrams:
             opened.sendto(each, endpoint)
 
+    def expect(endpoint: Endpoint, expected: bool) -> None:
+        (it.expected.add if expected else it.expected.remove)(endpoint)
+
     door = QuicDoor(
         send,
         lambda: (Path(certificate.chain_file).read_bytes(), Path(certificate.key_file).read_bytes()),
         SERVER,
+        expect,
     )
     async with (
         listener,
@@ -196,6 +202,20 @@ async def test_many_at_once_and_every_token_counts_once(certificate: Certificate
                 await stranger.receive()
             stranger.close()
         assert it.drops == {"unknown_token": 2}
+
+
+async def test_much_is_expected_by_quic_of_who_has_shown_a_token_alone(certificate: Certificate) -> None:
+    async with bench(certificate) as it:
+        stranger = await OPENERS["udp"]((HOST, it.port), DialOptions(pin=it.pin))
+        await stranger.send(TOKEN + bytes(TOKEN_SIZE))
+        with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+            await stranger.receive()
+        assert not it.expected
+        await asked(await it.tunnel("udp").open(VISITOR), b"said")
+        assert it.expected
+        it.callers.close()
+        while it.expected:  # noqa: ASYNC110 - nobody is told
+            await anyio.sleep(0.005)
 
 
 async def test_a_ready_connection_that_has_died_is_not_used(certificate: Certificate) -> None:

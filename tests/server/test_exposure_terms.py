@@ -12,7 +12,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from overlay.errors import Exit, UserError
 from overlay.server.policy import EVERYTHING, Policy, Rights, Rule
 from overlay.wire.control.messages import Message, Withdrawn
-from overlay.wire.control.terms import Limits, Terms, Told
+from overlay.wire.control.terms import Access, Limits, Terms, Told
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, ProxyProtocol, parse_proxy_header
 from tests.server.leases import HOST, NAMES, WEB, Bench, ask, on_bench, web
 
@@ -111,6 +111,93 @@ def test_a_quota_cuts_users_off_and_is_kept(tmp_path: Path, protocol: str) -> No
     on_bench(tmp_path, first, second)
 
 
+def test_whom_changed_terms_shut_out_is_cut_off(tmp_path: Path) -> None:
+    """By TCP, and by UDP, where the target would go on to answer. Others stay."""
+    denied = Terms(access=Access(deny=("127.0.0.2",)))
+
+    async def test(it: Bench) -> None:
+        async with await anyio.create_tcp_listener(local_host=HOST) as target, anyio.create_task_group() as tasks:
+            tasks.start_soon(target.serve, hold)
+            port, inner = await it.free_port(), target.extra(SocketAttribute.local_port)
+            lease = await it.expose(2, public=f"{HOST}:{port}", port=inner)
+            async with (
+                await anyio.connect_tcp(HOST, port, local_host="127.0.0.2") as user,
+                await anyio.connect_tcp(HOST, port) as other,
+            ):
+                assert await user.receive() == await other.receive() == b"hello"
+                await it.expose(2, id=lease.id, port=inner, terms=denied)
+                with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                    await user.receive()
+                assert [status["connections"] for status in it.exposures.status()] == [1]
+            tasks.cancel_scope.cancel()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+            service.bind((HOST, 0))
+            service.setblocking(False)
+            udp = {"protocol": "udp", "target": "udp://127.0.0.1:53", "port": service.getsockname()[1]}
+            lease = await it.expose(2, **udp, public=f"{HOST}:{await it.free_port()}")
+            there = (HOST, int(lease.public.rpartition(":")[2]))
+            async with await anyio.create_connected_udp_socket(*there, local_host="127.0.0.2") as user:
+                await user.send(b"?")
+                await anyio.wait_readable(service)
+                await it.expose(2, id=lease.id, **udp, terms=denied)
+                assert [status["connections"] for status in it.exposures.status()] == [0, 0]
+                await user.send(b"?")
+                while not it.exposures.drops:
+                    await anyio.lowlevel.checkpoint()
+        assert it.exposures.drops == {"source_refused": 1}
+
+    on_bench(tmp_path, test)
+
+
+def test_why_datagrams_are_not_taken_is_told_by_name(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+            service.bind((HOST, 0))
+            limits = Limits(connection_rate="1/d", quota=4)
+            lease = await it.expose(
+                2,
+                protocol="udp",
+                target="udp://127.0.0.1:53",
+                port=service.getsockname()[1],
+                public=f"{HOST}:{await it.free_port()}",
+                terms=Terms(limits=limits),
+            )
+            there = (HOST, int(lease.public.rpartition(":")[2]))
+            async with await anyio.create_connected_udp_socket(*there) as user:
+                await user.send(b"12345")
+                await anyio.wait_readable(service)
+                async with await anyio.create_connected_udp_socket(*there) as other:
+                    await other.send(b"?")
+                    while not it.exposures.drops["connection_rate"]:
+                        await anyio.lowlevel.checkpoint()
+                await it.exposures.save()
+                await user.send(b"?")
+                while not it.exposures.drops["quota_used_up"]:
+                    await anyio.lowlevel.checkpoint()
+        assert it.exposures.drops == {"connection_rate": 1, "quota_used_up": 1}
+
+    on_bench(tmp_path, test)
+
+
+def test_by_http_at_a_port_a_user_too_many_is_told_so(tmp_path: Path) -> None:
+    async def test(it: Bench) -> None:
+        async with await anyio.create_tcp_listener(local_host=HOST) as target, anyio.create_task_group() as tasks:
+            tasks.start_soon(target.serve, swallow)
+            port, inner = await it.free_port(), target.extra(SocketAttribute.local_port)
+            terms = Terms(limits=Limits(connections=1))
+            await it.expose(2, **WEB, public=f"{HOST}:{port}", port=inner, terms=terms)
+            async with await anyio.connect_tcp(HOST, port) as user:
+                await user.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+                while not it.exposures.status()[0]["connections"]:
+                    await anyio.lowlevel.checkpoint()
+                async with await anyio.connect_tcp(HOST, port):  # who asks for nothing takes nobody's place
+                    assert (await web(port)).startswith(b"HTTP/1.1 503 ")
+            assert it.exposures.drops == {"too_many_users": 1}
+            tasks.cancel_scope.cancel()
+
+    on_bench(tmp_path, test)
+
+
 async def hold(stream: SocketStream) -> None:
     async with stream:
         await stream.send(b"hello")
@@ -155,6 +242,53 @@ def test_what_policy_forbids_is_refused_and_counted(tmp_path: Path) -> None:
         assert it.exposures.drops == {"policy_forbids": 5}
 
     on_bench(tmp_path, test, rights=lambda number: policy.rights(NAMES[number], ("tagged",) if number == 3 else ()))
+
+
+def test_names_that_users_know_an_exposure_by_are_the_policys_too(tmp_path: Path) -> None:
+    """In whichever way they are written, at the first claim, at a renewal, and when the policy changes."""
+    rights = {2: Rights(hosts=("*.shop.test",)), 3: Rights(hosts=("xn--bcher-kva.test",))}
+    told: list[str] = []
+
+    async def leads_here(host: str) -> bool:
+        return True
+
+    async def tell(_node: int, message: Message) -> bool:
+        assert isinstance(message, Withdrawn)
+        told.append(message.id)
+        return True
+
+    async def test(it: Bench) -> None:
+        lease = await it.expose(2, known_as=("App.Shop.test.",))
+        assert lease.known_as == ("app.shop.test",)
+        assert (await it.expose(3, known_as=("Bücher.test",))).known_as == ("xn--bcher-kva.test",)
+        for refusal in (
+            await it.refusal(2, known_as=("app.shop.test", "evil.test")),
+            await it.refusal(2, id=lease.id, known_as=("evil.test",)),
+        ):
+            assert refusal.code == "policy-forbids" and "have the name evil.test" in refusal.message
+        assert len(it.exposures.said()) == 2 and it.exposures.drops == {"policy_forbids": 2}
+        rights[2] = Rights(hosts=("*.other.test",))
+        await it.exposures.policy_changed()
+        assert told == [lease.id]
+
+    on_bench(tmp_path, test, leads_here=leads_here, tell=tell, rights=rights.__getitem__)
+
+
+def test_a_name_is_one_name_however_it_is_written(tmp_path: Path) -> None:
+    own = "xn--brse-5qa.test"
+
+    async def test(it: Bench) -> None:
+        async with await anyio.create_tcp_listener(local_host=HOST):
+            lease = await it.expose(2, **WEB, host="Bücher.test/x")
+            assert (lease.public, lease.url) == ("xn--bcher-kva.test/x", "https://xn--bcher-kva.test/x/")
+        for host in ("BÜCHER.test./x", "xn--bcher-kva.TEST/x", "bu\u0308cher\u3002test/x/"):
+            taken = await it.refusal(3, **WEB, host=host)
+            assert taken.code == "host-taken" and taken.message.startswith("bücher.test/x is held by node 'a'")
+        assert (await it.refusal(3, **WEB, host="Börse.test")).message == "börse.test is the server's own name."
+        tls = {"protocol": "tls", "target": "tls://127.0.0.1:1"}
+        assert (await it.expose(3, **tls, host="пример.рф")).public == "xn--e1afmkfd.xn--p1ai:443"
+
+    on_bench(tmp_path, test, public_hosts=(own,), web_ports=(443,))
 
 
 def test_what_a_changed_policy_forbids_is_taken_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

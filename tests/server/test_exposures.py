@@ -1,19 +1,23 @@
 """Leases of public ports: granted, renewed, given back, and kept over restarts. Real sockets, real registry."""
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from anyio.abc import SocketAttribute
+from anyio.abc import SocketAttribute, SocketStream
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlay.carrier import stream
+from overlay.carrier.stream import TcpStream
 from overlay.errors import UserError
 from overlay.server import exposures as module
 from overlay.server.claims import PICKED_PORTS, parse_public
 from overlay.wire.control.terms import Terms
+from overlay.wire.endpoint import Endpoint
 from tests.server.leases import HOST, WEB, Bench, answer, ask, on_bench, web
 
 
@@ -287,3 +291,46 @@ def test_whatever_is_written_as_the_public_side(text: str) -> None:
         assert error.code == "public-invalid"
     else:
         assert (port == 0) == (text == "")
+
+
+def test_users_of_a_node_that_is_offline_are_watched_closely(tmp_path: Path) -> None:
+    """What has been sent to a machine that is gone is repeated for a quarter of an hour otherwise."""
+    inside: list[TcpStream] = []
+
+    async def connect(endpoint: Endpoint) -> TcpStream:
+        inside.append(await stream.connect(endpoint))
+        return inside[-1]
+
+    def patience() -> list[int]:
+        sockets = [each.extra(SocketAttribute.raw_socket) for each in inside]
+        return [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for each in sockets]
+
+    async def test(it: Bench) -> None:
+        async with await anyio.create_tcp_listener(local_host=HOST) as listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, repeat)
+            users = []
+            for node in (2, 3):
+                port = await it.free_port()
+                place = {"public": f"{HOST}:{port}", "port": listener.extra(SocketAttribute.local_port)}
+                await it.expose(node, **place)
+                users.append(await anyio.connect_tcp(HOST, port))
+                await users[-1].send(b"hello")
+                assert await users[-1].receive() == b"hello"
+            it.exposures.node_changed(2, online=False)
+            assert patience() == [1500, 0]
+            it.exposures.node_changed(2, online=True)
+            assert patience() == [0, 0]
+            for user in users:
+                await user.aclose()
+            tasks.cancel_scope.cancel()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("overlay.server.tunnels.connect", connect)
+        on_bench(tmp_path, test)
+
+
+async def repeat(user: SocketStream) -> None:
+    async with user:
+        with suppress(anyio.BrokenResourceError):
+            async for chunk in user:
+                await user.send(chunk)

@@ -78,6 +78,18 @@ def test_names(host: str, *, allowed: bool) -> None:
     assert error.hint == "It may have: *.shop.example.com, shop.example.com."
 
 
+def test_names_are_compared_as_they_are_written() -> None:
+    """Case, a final dot and the way to write what is beyond ASCII make no other name."""
+    rights = parsed(
+        "[[rule]]\nnodes = ['Büro']\nhosts = ['*.Bücher.example', 'Shop.test.', 'XN--BCHER-KVA.test']".encode()
+    ).rights("xn--bro-hoa", ())
+    for host in ("a.xn--bcher-kva.example", "*.xn--bcher-kva.example", "shop.test", "xn--bcher-kva.test"):
+        rights.check_host("xn--bro-hoa", host)
+    with pytest.raises(UserError, match="the name größe.test") as caught:
+        rights.check_host("a", "xn--gre-6ka8i.test")
+    assert caught.value.hint == "It may have: *.bücher.example, shop.test, bücher.test."
+
+
 def test_ports_and_protocols() -> None:
     rights, nothing = parsed().rights("shop", ()), parsed().rights("laptop", ())
     for port in (443, 9000, 9099):
@@ -105,6 +117,7 @@ def test_ports_and_protocols() -> None:
         (b"[defaults]", "defaults"),
         (b"[[rule]]\nnodes = ['a']\nhost = ['x']", "host"),
         (b"[[rule]]\nhosts = ['x']", "neither nodes nor tags"),
+        ("[default]\nhosts = ['bü*.test']".encode(), "'bü*.test' is no name"),
         (b"[default]\nports = [0]", "'0' is neither a port"),
         (b"[default]\nports = ['9-8']", "'9-8'"),
         (b"[default]\nports = [70000]", "'70000'"),

@@ -77,6 +77,30 @@ def test_who_has_a_tag_or_the_token_is_let_in_and_others_are_told_nothing(tmp_pa
     on_bench(tmp_path, test, again, tunnel=False, **told.around())
 
 
+def test_who_may_still_reach_it_stays_when_its_terms_change(tmp_path: Path) -> None:
+    told = Told()
+    both = Private(name="db", tags=("team", "ops"), token=digest_of(TOKEN.encode()))
+
+    async def test(it: Bench) -> None:
+        lease = await it.expose(2, port=4001, terms=Terms(private=both))
+        told.tags.update({3: ("team",), 4: ("ops",)})
+        for node, token in ((3, ""), (4, TOKEN), (5, TOKEN)):
+            await it.exposures.private.connect(node, Connect(seq=1, name="db", token=token))
+        told.messages.clear()
+
+        async def put_out(private: Private) -> list[str]:
+            await it.expose(2, id=lease.id, port=4001, terms=Terms(private=private))
+            gone = [message.address for _, message in told.messages if isinstance(message, Admit)]
+            told.messages.clear()
+            return gone
+
+        assert await put_out(Private(name="db", tags=("team", "other"), token=both.token)) == ["10.77.0.4"]
+        assert await put_out(Private(name="db", tags=("team",), token=digest_of(b"new"))) == ["10.77.0.5"]
+        assert await put_out(Private(name="db", tags=("ops",), token=digest_of(b"new"))) == ["10.77.0.3"]
+
+    on_bench(tmp_path, test, tunnel=False, **told.around())
+
+
 def test_a_node_that_is_away_is_said_to_be_after_the_token_alone(tmp_path: Path) -> None:
     async def test(it: Bench) -> None:
         await it.expose(2, terms=BY_TOKEN)

@@ -167,6 +167,40 @@ async def test_tokens_outlive_a_restart_and_not_their_removal(tmp_path: Path) ->
             await it.tokens.remove("t1")
 
 
+@pytest.mark.parametrize("end", ["removed", "expired", "node gone"])
+async def test_what_goes_through_ends_with_the_token_and_with_the_node(tmp_path: Path, end: str) -> None:
+    async with bench(tmp_path / "registry.sqlite") as it, await anyio.create_tcp_listener(local_host=HOST) as target:
+        port = target.extra(SocketAttribute.local_port)
+        token, other = await it.tokens.add(("b",), 60), await it.tokens.add(("b",), 60)
+        if end == "expired":
+            it.now += 59.99
+        field = f"Proxy-Authorization: Bearer {token['token']}"
+        ask = f"CONNECT b:{port} HTTP/1.1\r\nHost: b:{port}\r\n{field}\r\n\r\nhello"
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        async with anyio.create_task_group() as tasks, await SocketStream.from_socket(theirs) as client:
+            tasks.start_soon(target.serve, echo)
+            guest = Guest(TcpStream(ours), ask.encode(), secure=True)
+            tasks.start_soon(it.door.serve, guest, Visitor((HOST, 5), (HOST, 443)))
+            if end != "expired":
+                said = b""
+                while b"HELLO" not in said:
+                    said += await client.receive()
+                await it.tokens.remove(other["id"])
+                it.door.forget_node(2)
+                await client.send(b"more")
+                assert await client.receive() == b"MORE"
+            if end == "removed":
+                await it.tokens.remove(token["id"])
+            elif end == "node gone":
+                it.door.forget_node(3)
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                while True:
+                    await client.receive()
+            tasks.cancel_scope.cancel()
+        assert it.drops == {"proxy_ended": 1}
+
+
 @given(st.binary(min_size=16, max_size=16), st.sampled_from([b"", b"p" * 32]))
 def test_a_token_says_where_the_server_is(secret: bytes, pin: bytes) -> None:
     token = ProxyToken(("203.0.113.1:443", "vpn.example.org:443"), secret, pin)

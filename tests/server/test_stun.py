@@ -245,7 +245,7 @@ async def test_a_server_answers_at_its_ports_and_tells_its_nodes_of_the_second(t
             message, _ = await heard(sock)
             assert isinstance(message, Response) and message.mapped == sock.getsockname()
         assert server.engine is not None
-        server.engine.on_event(Foreign(encode(Request(ID)), CLIENT))
+        server.engine.on_event(Foreign((encode(Request(ID)),), CLIENT))
         with anyio.fail_after(PATIENCE):
             while not any(isinstance(each, SendDatagrams) for each in server.commands):
                 await anyio.lowlevel.checkpoint()

@@ -162,6 +162,7 @@ def add_exposure(
 
 def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: bool) -> None:
     """And what was made for users, which nobody can show later."""
+    from overlay.node.places import shown_place
     from overlay_cli.credentials import with_link
     from overlay_cli.terms import without_secrets
 
@@ -172,7 +173,7 @@ def _show_exposed(exposure: dict[str, Any], made: "Made", *, json: bool, quiet: 
         output.print_json({**without_secrets(exposure), **({"secrets": shown} if shown else {})})
         return
     place = exposure["url"] or exposure["public"]
-    output.print_line(place if quiet else f"{exposure['id']}  {place} → {exposure['target']}")
+    output.print_line(place if quiet else f"{exposure['id']}  {shown_place(place)} → {exposure['target']}")
     if exposure["certificate"] == "self-signed" and not quiet:
         output.note("Its certificate is self-signed; 'overlay expose ls --json' says when an authority's is there.")
     for name, secret in shown.items():

@@ -318,7 +318,7 @@ Expires = Annotated[
         "--expires",
         metavar="TIME",
         envvar="OVERLAY_EXPIRES",
-        help="After which it ends by itself: 90s, 30m, 2h, 7d.",
+        help="When it ends by itself: after 90s, 30m, 2h, 7d, or at 2026-12-31T18:00:00Z.",
         show_default="never",
         rich_help_panel=HOW_MUCH,
     ),

@@ -175,7 +175,7 @@ def server(
         direct_names=not no_direct_names,
         policy=str(policy.absolute()) if policy else "",
         dscp=dscp,
-        web_domain=(web_domain or "").lower().strip("."),
+        web_domain=web_domain or "",
         tls_cert=tuple(str(path.absolute()) for path in tls_cert or ()),
         tls_key=tuple(str(path.absolute()) for path in tls_key or ()),
         acme_email=acme_email or "",

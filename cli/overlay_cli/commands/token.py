@@ -64,7 +64,7 @@ def remove_token(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Let nobody through with it any more; open connections go on."""
+    """Let nobody through with it any more; what goes through by it ends."""
     from overlay.daemon.client import LocalClient
 
     LocalClient(state).request("DELETE", f"/v1/tokens/{quote(id, safe='')}")

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import logging
 import os
+import secrets
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -198,8 +199,6 @@ def _put_back(path: Path, entry: Entry) -> None:
         path.unlink(missing_ok=True)
     else:
         temporary = _temporary(path)
-        with suppress(FileNotFoundError):
-            temporary.unlink()
         os.symlink(entry.target, temporary)
         os.rename(temporary, path)
 
@@ -208,7 +207,7 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
     """Replace the file (or link) at once; in place where it is a mount of its own, as in containers."""
     temporary = _temporary(path)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # whatever the umask is: everybody resolves names
             file.write(content)
@@ -225,7 +224,8 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.overlay")
+    """Of this call alone: machines in namespaces have resolver files of their own in a folder that is everybody's."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def _read(path: Path) -> str:

@@ -1,7 +1,9 @@
 """What users show by http: a password, a bearer token, or the cookie of a secret link. Any that is set suffices.
 
 What was good is remembered for a while, so that the next request costs nothing; a try costs the address that makes it
-one of few, before anything is computed. What was shown to us is not passed on to the target.
+one of few, before anything is computed, and what many requests show at the same time is one try. What was shown to us
+is not passed on to the target; nor is the cookie of another exposure's link, which browsers send along to all that is
+below its path, whoever serves that.
 """
 
 import base64
@@ -14,6 +16,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+import anyio
+
 from overlay.server.access.passwords import Passwords, TooBusy
 from overlay.server.access.rates import Rates
 from overlay.wire.control.terms import Access
@@ -25,15 +29,16 @@ TRIES_PERIOD: Final = 60.0  # s for so many more
 REMEMBERED_FOR: Final = 600.0  # s that what was good is not looked at again
 MOST_REMEMBERED: Final = 1024
 LINK: Final = b"overlay-link"  # the parameter in a secret link's query
+_COOKIE: Final = b"overlay-x"  # how the names of links' cookies begin, before the number of the exposure
 _SECRET: Final = re.compile(rf"([?&]{LINK.decode()}=)[^&]*")
 COOKIE_AGE: Final = 30 * 24 * 3600  # s
 
 Kind = Literal["basic", "bearer"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Asker:
-    """Who sends requests by one connection: from where, and whether nobody could read along."""
+    """Who comes by one connection, with however many requests: from where, and whether nobody could read along."""
 
     source: str  # address
     secure: bool
@@ -63,6 +68,14 @@ class _Shown:
     value: bytes
 
 
+@dataclass(eq=False)
+class _Look:
+    """At what somebody shows, for all who show the same meanwhile."""
+
+    over: anyio.Event = field(default_factory=anyio.Event)
+    outcome: tuple[Reply | None] | None = None  # None: who looked was cut off
+
+
 class Credentials:
     """Of one exposure, which `access` has some for."""
 
@@ -76,6 +89,7 @@ class Credentials:
         self._desk = desk
         self._key = secrets.token_bytes(32)
         self._good: OrderedDict[bytes, float] = OrderedDict()  # keyed hash of what was shown → until when
+        self._looks: dict[bytes, _Look] = {}  # under way, by the same
         self._challenges = (
             *([f'WWW-Authenticate: Basic realm="{name}", charset="UTF-8"'] if self._users else ()),
             *([f'WWW-Authenticate: Bearer realm="{name}"'] if self._bearers else ()),
@@ -83,7 +97,7 @@ class Credentials:
 
     async def admit(self, request: RequestHead, asker: Asker, now: float) -> RequestHead | Reply:
         """→ the request without what was shown, or what it is answered."""
-        stripped = self._without_cookie(request)
+        stripped = without_link_cookies(request)
         opened = self._opened(request) if self._link else None
         if opened is not None and self._is_link(opened[0]):
             if request.method in (b"GET", b"HEAD"):
@@ -101,23 +115,46 @@ class Credentials:
     async def _check(self, shown: _Shown, asker: Asker, now: float) -> Reply | None:
         """→ None: it is good."""
         mark = hashlib.blake2s(shown.value, key=self._key, person=shown.kind.encode()).digest()
-        if self._good.get(mark, 0.0) > now:
-            return None
+        while True:
+            if self._good.get(mark, 0.0) > now:
+                return None
+            look = self._looks.get(mark)
+            if look is None:
+                break
+            await look.over.wait()
+            if look.outcome is not None:
+                return look.outcome[0]
         wait = self._desk.tries.take(asker.source, now)
         if wait:
             return Reply(429, "too_many_tries", (f"Retry-After: {int(wait) + 1}",))
+        look = self._looks[mark] = _Look()
+        try:
+            reply = await self._look(shown, asker)
+            if reply is None:
+                self._remember(mark, now + REMEMBERED_FOR)
+            look.outcome = (reply,)
+            return reply
+        finally:
+            del self._looks[mark]
+            look.over.set()
+
+    async def _look(self, shown: _Shown, asker: Asker) -> Reply | None:
+        """→ None: it is good, and no try."""
         try:
             good = await self._fits(shown)
         except TooBusy:
+            self._desk.tries.put_back(asker.source)
             return Reply(503, "passwords_busy", ("Retry-After: 5",))
         if not good:
             return self._refusal("bad_credentials")
         self._desk.tries.put_back(asker.source)
-        self._good[mark] = now + REMEMBERED_FOR
+        return None
+
+    def _remember(self, mark: bytes, until: float) -> None:
+        self._good[mark] = until
         self._good.move_to_end(mark)
         if len(self._good) > MOST_REMEMBERED:
             self._good.popitem(last=False)
-        return None
 
     async def _fits(self, shown: _Shown) -> bool:
         if shown.kind == "basic":
@@ -182,27 +219,29 @@ class Credentials:
         ]
         return found[:1]
 
-    def _without_cookie(self, request: RequestHead) -> RequestHead:
-        if not self._link or not any(
-            name.lower() == b"cookie" and self._cookie in value for name, value in request.fields
-        ):
-            return request
-        fields = []
-        for name, value in request.fields:
-            if name.lower() == b"cookie":
-                kept = [each.strip(b" ") for each in value.split(b";") if not self._is_ours(each)]
-                if not kept:
-                    continue
-                value = b"; ".join(kept)
-            fields.append((name, value))
-        return replace(request, fields=tuple(fields))
-
-    def _is_ours(self, pair: bytes) -> bool:
-        return pair.strip(b" ").partition(b"=")[0] == self._cookie
-
     def _refusal(self, reason: str) -> Reply:
         """401 needs a challenge (RFC 9110 §15.5.2), and a link has none."""
         return Reply(401 if self._challenges else 403, reason, self._challenges)
+
+
+def without_link_cookies(request: RequestHead) -> RequestHead:
+    """Of all exposures: those of the same host are sent here, too, and whoever is behind this one must not get them."""
+    if not any(_COOKIE in value and name.lower() == b"cookie" for name, value in request.fields):
+        return request
+    fields = []
+    for name, value in request.fields:
+        if name.lower() == b"cookie":
+            kept = [each.strip(b" ") for each in value.split(b";") if not _is_links(each)]
+            if not kept:
+                continue
+            value = b"; ".join(kept)
+        fields.append((name, value))
+    return replace(request, fields=tuple(fields))
+
+
+def _is_links(pair: bytes) -> bool:
+    name = pair.strip(b" ").partition(b"=")[0]
+    return name.startswith(_COOKIE) and name[len(_COOKIE) :].isdigit()
 
 
 def without_secret(target: str) -> str:

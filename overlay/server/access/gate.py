@@ -1,12 +1,13 @@
 """One exposure's gate: its terms, made ready to be asked for each user, at whatever door one comes.
 
-Ports and the web's doors ask the same gate. Terms that are replaced hold for who comes from then on.
+Ports and the web's doors ask the same gate. Terms that are replaced hold for who comes from then on; whom
+they shut out, whoever holds the door cuts off.
 """
 
 import anyio
 
 from overlay.server.access.bandwidth import Bandwidth
-from overlay.server.access.credentials import Asker, Credentials, Desk, Reply
+from overlay.server.access.credentials import Asker, Credentials, Desk, Reply, without_link_cookies
 from overlay.server.access.meter import Meter
 from overlay.server.access.rates import Rates
 from overlay.wire.control.terms import NO_TERMS, Terms, parse_frequency
@@ -61,19 +62,21 @@ class Gate:
             self._desk = self._desk or Desk()
             self._credentials = Credentials(terms.access, self._name, self._path, self._desk)
 
-    def admits(self, host: str) -> bool:
-        """Whether anybody from this address may come at all."""
-        return not self.used_up and (self._networks.empty or self._networks.admits(host))
+    def shuts_out(self, host: str) -> str:
+        """Why nobody from this address may come at all; "": one may."""
+        if self.used_up:
+            return "quota_used_up"
+        return "" if self._networks.empty or self._networks.admits(host) else "source_refused"
 
-    def begins(self, host: str) -> bool:
-        """Whether one more connection, or flow, from there may begin now; counts it."""
-        return self._connections is None or not self._connections.take(host, anyio.current_time())
+    def holds_off(self, host: str) -> str:
+        """Why not one more connection, or flow, from there may begin now; "": it may, and is counted."""
+        if self._connections is None or not self._connections.take(host, anyio.current_time()):
+            return ""
+        return "connection_rate"
 
     def refuses(self, host: str) -> str:
         """Why a connection from there that has just come is not taken; "": it is."""
-        if not self.admits(host):
-            return "quota_used_up" if self.used_up else "source_refused"
-        return "" if self.begins(host) else "connection_rate"
+        return self.shuts_out(host) or self.holds_off(host)
 
     async def admit(self, request: RequestHead, asker: Asker) -> RequestHead | Reply:
         """→ the request as the target may have it, or what it is answered instead."""
@@ -91,7 +94,7 @@ class Gate:
                 return Reply(429, "request_rate", _retry(wait))
         if self._credentials is not None:
             return await self._credentials.admit(request, asker, anyio.current_time())
-        return request
+        return without_link_cookies(request)
 
 
 def _retry(wait: float) -> tuple[str]:

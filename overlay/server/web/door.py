@@ -35,7 +35,6 @@ HEAD_TIMEOUT: Final = 10.0  # s for a head, from its first byte
 IDLE_TIMEOUT: Final = 75.0  # s between two requests
 MAX_USERS: Final = 8192  # connections at once, each of them two descriptors
 MAX_PER_NETWORK: Final = 1024  # of one address (of IPv6, /64): an office behind one
-MAX_PER_SITE: Final = 1024
 _LONGEST_PATH: Final = 256  # characters in the log
 _ABORTED: Final = 499  # in the log: the user went away before the answer (nginx's number for it)
 
@@ -173,9 +172,9 @@ class _Connection:
         if site is self._site:
             return True
         self._leave_site()
-        if site.connections >= (site.gate.terms.limits.connections or MAX_PER_SITE):
+        if site.full_for(self._asker):
             return False
-        site.users.add(self._scope)
+        site.enter(self._scope, self._asker)
         self._site = site
         if self._targets is not None:
             self._target = self._targets.take(site)
@@ -187,7 +186,7 @@ class _Connection:
             self._target = None
         self._drop_target()
         if self._site is not None:
-            self._site.users.discard(self._scope)
+            self._site.leave(self._scope)
             self._site = None
 
     def _drop_target(self) -> None:
@@ -197,8 +196,8 @@ class _Connection:
 
     async def _serve(self, request: RequestHead, site: Site) -> bool:
         started = time.monotonic()
-        closely = isinstance(site.tunnel, Group) and may_repeat(request)
-        exchange = Exchange(request, self._user, site.gate, closely=closely)
+        is_left = site.tunnel.is_left if isinstance(site.tunnel, Group) and may_repeat(request) else None
+        exchange = Exchange(request, self._user, site.gate, is_left=is_left)
         refusal: Unanswered | None = None
         try:
             await self._exchange(exchange, site)
@@ -253,8 +252,10 @@ class _Connection:
         request = exchange.request
         head = request_to_target(request, source=self._source, scheme=self._scheme, rewrite=site.gate.rewrite)
         group = site.tunnel if isinstance(site.tunnel, Group) else None
-        if self._target is not None and group is not None and not group.serves_well(self._target.stream):
-            self._drop_target()
+        if self._target is not None and not (
+            self._target.is_quiet() and (group is None or group.serves_well(self._target.stream))
+        ):
+            self._drop_target()  # closed meanwhile, or by what nobody has asked for (RFC 9112 §9.2)
         if self._target is not None:
             try:
                 await exchange.run(head, self._target)

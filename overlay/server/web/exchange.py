@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import SocketAttribute
+from wsproto.utilities import generate_accept_token
 
 from overlay.carrier.port import UserStream
 from overlay.server.access.gate import Gate
@@ -26,7 +28,9 @@ from overlay.wire.ingress.trouble import trouble_in
 ANSWER_TIMEOUT: Final = 60.0  # s for the target to begin its answer, after the request's last byte: 504 then
 BODY_TIMEOUT: Final = 60.0  # s for the user's next bytes of a body
 WRITE_TIMEOUT: Final = 60.0  # s for a user, or target, to take what is sent
+MAX_INTERIM: Final = 1000  # answers before the final one (102 comes every few seconds at most)
 WATCH_AFTER: Final = 1.0  # s of waiting for the target, after which it is of interest whether the user is still there
+LEFT_INTERVAL: Final = 0.25  # s between looks whether who is to answer is still the one to ask
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))  # RFC 9110 §9.2.2, without those that write
 
 T = TypeVar("T")
@@ -58,8 +62,16 @@ class TargetGone(Exception):
 class Exchange:
     """See the module's docstring. `run` once."""
 
-    def __init__(self, request: RequestHead, user: Incoming, gate: Gate, *, closely: bool = False) -> None:
-        """`closely`: notice within some 2 s when the machine at the other end is gone, as another could answer."""
+    def __init__(
+        self,
+        request: RequestHead,
+        user: Incoming,
+        gate: Gate,
+        *,
+        is_left: Callable[[object], bool] | None = None,
+    ) -> None:
+        """`is_left`: whether another than this stream's end is to be asked, where the request may be repeated: notice
+        then within some 2 s, too, when the machine at the other end is gone."""
         self.request = request
         self.status = 0  # of the final answer, once it is known
         self.sent = 0  # bytes of its body
@@ -68,7 +80,7 @@ class Exchange:
         self.keep_target = False
         self.upgraded = False
         self._user = user
-        self._closely = closely
+        self._is_left = is_left
         self._meter = gate.meter
         self._rewrite = gate.rewrite
         self._body = BodyReader(request.framing)
@@ -96,7 +108,8 @@ class Exchange:
             tasks.cancel_scope.cancel()
         if self._body_error is not None:
             raise self._body_error
-        if not self._body.done:
+        if not self._is_sent:
+            # What came next on either connection would be taken for the rest of the body.
             self.keep_user = self.keep_target = False
 
     # the request's body
@@ -111,13 +124,16 @@ class Exchange:
                     waiting += chunk(payload) if chunked else payload
                 if self._body.done and chunked:
                     waiting += last_chunk(self._body.trailers)
+                size, last = len(waiting), self._body.done
                 if waiting:
-                    await self._send_to_target(target, waiting)
+                    await self._give_target(target, waiting)
                     waiting = b""
-                if self._body.done:
+                if last:
                     self._user.unread(self._body.rest)
                     self._is_sent = True
                     sent.set()
+                await self._pace_up(size)
+                if last:
                     return
         except HttpError as error:
             # The target must not take what it has for a whole request.
@@ -129,7 +145,7 @@ class Exchange:
             self._body_error = error
             scope.cancel()
         except (Unanswered, TargetGone):
-            return  # it does not want the rest: its answer says why, if there is one
+            sent.set()  # it does not want the rest: its answer says why, if there is one in time
 
     async def _from_user(self) -> bytes:
         try:
@@ -142,16 +158,20 @@ class Exchange:
     # the answer
 
     async def _respond(self, target: Incoming, sent: anyio.Event | None = None) -> None:
-        while True:
-            response = await self._head(target, sent)
-            if response.status >= 200 or response.status == 101:
-                break
+        interim = 0
+        while (response := await self._head(target, sent)).status < 200 and response.status != 101:
+            interim += 1
+            if interim > MAX_INTERIM:
+                raise Unanswered(502, "bad_answer")
             if self.request.version == 1:
                 await self._to_user(response_to_user(response, 0, close=False))
+            await anyio.lowlevel.checkpoint()  # others' turn, however many there are
         trouble = trouble_in(response)
         if trouble is not None:
             self.keep_target = False
             raise Unanswered(response.status, "target_unreachable", trouble)
+        if response.status < 300 and response.status != 101 and self._opens_websocket:
+            raise Unanswered(502, "bad_answer")  # a user by HTTP/2 would take it for a WebSocket
         self.status = response.status
         if response.status == 101:
             await self._upgrade(response, target)
@@ -165,16 +185,16 @@ class Exchange:
                     await target.wait(WATCH_AFTER)
             if target.has_head:
                 return parse_response(await target.head(), self.request.method)
-            if self._closely:
+            if self._is_left is not None:
                 target.probe(closely=True)
             with anyio.fail_after(ANSWER_TIMEOUT) as patience:
                 if sent is not None and not self._is_sent:
                     patience.deadline = float("inf")  # the user's time is watched where the body comes from
                     await self._either(sent.wait, target.wait)
                     patience.deadline = anyio.current_time() + ANSWER_TIMEOUT
-                await self._watched(target.wait)
+                await self._watched(target.wait, target)
                 head = await target.head()
-            if self._closely:
+            if self._is_left is not None:
                 target.probe(closely=False)
             return parse_response(head, self.request.method)
         except TimeoutError as error:
@@ -205,7 +225,7 @@ class Exchange:
             if reader.done:
                 break
         target.unread(reader.rest)
-        self.keep_target = response.keep_alive and not reader.rest
+        self.keep_target = response.keep_alive and not target.ahead
 
     async def _payload(self, target: Incoming, reader: BodyReader) -> bytes:
         try:
@@ -221,7 +241,9 @@ class Exchange:
 
     async def _upgrade(self, response: ResponseHead, target: Incoming) -> None:
         user, other = self._user.stream, target.stream
-        if not wants_upgrade(self.request) or isinstance(user, Http2Stream) or isinstance(other, Http2Stream):
+        if not wants_upgrade(self.request) or isinstance(other, Http2Stream):
+            raise Unanswered(502, "bad_answer")
+        if self._opens_websocket and not _accepts(self.request, response):
             raise Unanswered(502, "bad_answer")
         self.began = self.upgraded = True
         await self._to_user(response_to_user(response, 0, close=False) + target.take_ahead())
@@ -229,6 +251,11 @@ class Exchange:
             await self._send_to_target(target, early)
         forwarded = await forward_metered(user, other, self._meter)
         self.sent = forwarded.b_to_a
+
+    @property
+    def _opens_websocket(self) -> bool:
+        """Whether the upgrade is ours, for a user by HTTP/2 (RFC 8441)."""
+        return isinstance(self._user.stream, Http2Stream) and bool(self.request.upgrade)
 
     # sending and waiting
 
@@ -245,13 +272,19 @@ class Exchange:
             raise UserGone from error
 
     async def _send_to_target(self, target: Incoming, data: bytes) -> None:
+        await self._give_target(target, data)
+        await self._pace_up(len(data))
+
+    async def _pace_up(self, size: int) -> None:
+        if size and self._meter.up is not None:
+            await self._meter.up.passed(size)
+
+    async def _give_target(self, target: Incoming, data: bytes) -> None:
         self._meter.add(len(data))
         try:
             if (taken := target.stream.send_now(data)) < len(data):
                 with anyio.fail_after(WRITE_TIMEOUT):
                     await target.stream.send(data[taken:])
-            if self._meter.up is not None:
-                await self._meter.up.passed(len(data))
         except TimeoutError as error:
             raise Unanswered(504, "target_slow") from error
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
@@ -260,14 +293,16 @@ class Exchange:
                 raise Unanswered(502, "target_closed") from error
             raise TargetGone("target_closed") from error
 
-    async def _watched(self, get: Callable[[float | None], Awaitable[T]]) -> T:
-        """What `get` gives. Raises `UserGone` when the user goes while it takes long."""
+    async def _watched(self, get: Callable[[float | None], Awaitable[T]], awaited: Incoming | None = None) -> T:
+        """What `get` gives. Raises `UserGone` when the user goes while it takes long, and `BrokenResourceError` when
+        `awaited`, which has not answered yet, is left."""
         with contextlib.suppress(TimeoutError):
             return await get(WATCH_AFTER)
         if not self._is_sent:
             return await get(None)  # who sends the body watches
         gone = False
         result: list[T] = []
+        error: Exception | None = None
         async with anyio.create_task_group() as tasks:
 
             async def watch() -> None:
@@ -278,17 +313,25 @@ class Exchange:
                     gone = True
                     tasks.cancel_scope.cancel()
 
-            error: Exception | None = None
+            async def look(is_left: Callable[[object], bool], stream: object) -> None:
+                nonlocal error
+                while not is_left(stream):  # noqa: ASYNC110 - a clock decides it, too
+                    await anyio.sleep(LEFT_INTERVAL)
+                error = anyio.BrokenResourceError("it is out")
+                tasks.cancel_scope.cancel()
+
             tasks.start_soon(watch)
+            if self._is_left is not None and awaited is not None:
+                tasks.start_soon(look, self._is_left, awaited.stream)
             try:
                 result.append(await get(None))
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as caught:
                 error = caught  # out of the group as it is
             tasks.cancel_scope.cancel()
-        if error is not None:
-            raise error
         if result:
             return result[0]
+        if error is not None:
+            raise error
         assert gone
         raise UserGone
 
@@ -313,6 +356,13 @@ class Exchange:
 def may_repeat(request: RequestHead) -> bool:
     """Whether a request may be sent again on a new connection, when the old one was closed as it came."""
     return request.method in _IDEMPOTENT and request.framing == 0
+
+
+def _accepts(request: RequestHead, response: ResponseHead) -> bool:
+    """Whether the target has understood what it was asked (RFC 6455 §4.2.2)."""
+    key = next(value for name, value in request.fields if name == b"sec-websocket-key")
+    said = [value for name, value in response.fields if name.lower() == b"sec-websocket-accept"]
+    return said == [generate_accept_token(key)]
 
 
 def raw_socket(stream: UserStream) -> socket.socket:

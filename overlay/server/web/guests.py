@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from overlay.carrier.port import Caller, Guest, TlsGuest, TlsPlace
+from overlay.carrier.tls import agreed
 from overlay.server.callers import Callers
 from overlay.server.proxying import ProxyDoor
 from overlay.server.tunnels import Visitor
@@ -37,17 +38,25 @@ class WebGuests:
         return "here" if site.gate.terms.tls_end == "server" else "beyond"
 
     async def serve_user(self, guest: Guest | TlsGuest, source: Endpoint) -> None:
-        visitor = Visitor.of(raw_socket(guest.stream), source)
+        tls, alpn = agreed(guest.stream)
+        visitor = replace(Visitor.of(raw_socket(guest.stream), source), tls=tls, alpn=alpn)
         if isinstance(guest, TlsGuest):
             named = replace(visitor, authority=guest.name)
             await self._tls_door.serve(guest, named, self._sites.find_tls(guest.name))
             return
+        if tls is not None:  # whatever the user speaks, targets are spoken to in this
+            visitor = replace(visitor, alpn=b"http/1.1")
         by_connect = self.proxy is not None and guest.begun.startswith(b"CONNECT ")
         if not (by_connect and self.proxy is not None and await self.proxy.serve(guest, visitor)):
             await self._door.serve(guest, visitor, self._find)
 
     def take_caller(self, caller: Caller) -> None:
         self._callers.take(caller)
+
+    def forget_node(self, node: int) -> None:
+        """It was removed."""
+        if self.proxy is not None:
+            self.proxy.forget_node(node)
 
     def _find(self, request: RequestHead) -> Site | None:
         return self._sites.find(request.host, request.path)

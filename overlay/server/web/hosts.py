@@ -4,25 +4,24 @@ import re
 from typing import Final
 
 from overlay.errors import Exit, UserError
+from overlay.wire.control.hostnames import MAX_NAME, ascii_name
 
-_LONGEST_NAME: Final = 253  # RFC 1035 §2.3.4, as text
 _LONGEST_PATH: Final = 256
 _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?")
 _PATH: Final = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*/?")
 
 
 def parse_host(text: str) -> tuple[str, str]:
-    """`docs.example.com/prefix` → the name in lower case and the prefix, which begins and ends with "/".
+    """`docs.example.com/prefix` → the name as `ascii_name` has it, and the prefix, which begins and ends with "/".
 
     `*.example.com` is taken for all names of one label below. Raises `UserError` ("host-invalid", exit 2).
     """
     name, slash, path = text.strip().partition("/")
-    host = name.lower().removesuffix(".")
-    labels = host.removeprefix("*.").split(".")
-    if len(host) > _LONGEST_NAME or len(labels) < 2 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise _invalid(text, f"'{name[:64]}' is not a name such as docs.example.com")
-    if labels[-1].isdigit():
-        raise _invalid(text, "an address is not a name: leave the host out, or give a port with --public")
+    wild = "*." if name.startswith("*.") else ""
+    try:
+        host = wild + _parse_name(name.removeprefix("*."), least=2)
+    except ValueError as error:
+        raise _invalid(text, str(error)) from error
     prefix = f"/{path.strip('/')}/" if path.strip("/") else "/"
     if (
         len(prefix) > _LONGEST_PATH
@@ -31,6 +30,33 @@ def parse_host(text: str) -> tuple[str, str]:
     ):
         raise _invalid(text, f"'{slash}{path[:64]}' is not a path such as /docs")
     return host, prefix
+
+
+def parse_web_domain(text: str) -> str:
+    """Below which the server picks names, as `ascii_name` has it. Raises `UserError` ("host-invalid", exit 2)."""
+    try:
+        return _parse_name(text.strip().strip("."), least=1)
+    except ValueError as error:
+        raise UserError(
+            "host-invalid",
+            f"No names can be picked below '{text[:100]}': {error}.",
+            "As in --web-domain apps.example.com.",
+            Exit.USAGE,
+        ) from error
+
+
+def _parse_name(text: str, *, least: int) -> str:
+    """`least`: labels. Raises `ValueError` with the rest of a sentence."""
+    try:
+        name, _ = ascii_name(text)
+    except ValueError as error:
+        raise ValueError(f"'{text[:64]}' is not a name, as {str(error).rstrip('.')}") from error
+    labels = name.split(".")
+    if len(name) > MAX_NAME - len("*.") or len(labels) < least or not all(map(_LABEL.fullmatch, labels)):
+        raise ValueError(f"'{text[:64]}' is not a name such as docs.example.com")
+    if labels[-1].isdigit():
+        raise ValueError("an address is not a name: leave the host out, or give a port with --public")
+    return name
 
 
 def url_of(host: str, ports: tuple[int, ...], path: str) -> str:

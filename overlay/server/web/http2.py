@@ -1,11 +1,14 @@
 """Users by HTTP/2 (RFC 9113): each stream is served as a connection with one request by HTTP/1.1 is, so that all that
-holds for the one holds for the other. The frames, their states and windows are the `h2` library's.
+holds for the one holds for the other; one that becomes a WebSocket (RFC 8441) is an upgraded connection, END_STREAM for
+FIN and RST_STREAM for RST. The frames, their states and windows are the `h2` library's.
 
 What a user may cost is bounded: streams at once, what is kept of a body that its target does not take and of an answer
 that the user does not take, streams that are reset as soon as they are opened, and frames that bring nothing.
 """
 
+import base64
 import logging
+import secrets
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -31,6 +34,7 @@ MAX_STREAMS: Final = 100  # of a connection at once, as RFC 9113 §6.5.2 recomme
 WINDOW: Final = 256 * 1024  # bytes of bodies that a connection holds until its targets take them
 MAX_WAITING: Final = 64 * 1024  # bytes of an answer, and of frames, that may wait; then nothing more is read
 MAX_HEADERS: Final = 64 * 1024  # bytes of a header list after which the connection ends; above `MAX_HEAD` it is a 431
+HEADER_TABLE: Final = 4096  # bytes that are remembered of answers' fields, however much the user would (RFC 7541 §4.2)
 MAX_QUIET: Final = 96 * 1024  # bytes that may come and bring no event: a header block without end
 IDLE_TIMEOUT: Final = 75.0  # s without a stream
 GOODBYE: Final = 2.0  # s for the last frames to go
@@ -48,7 +52,9 @@ class Http2Stream:
     """One stream, to be read and written as a user's connection by HTTP/1.1: what comes is a request, what is sent must
     be its answer. `cut` before `close` has the user know that the answer is not whole."""
 
-    def __init__(self, connection: "Http2Connection", number: int, request: bytes, method: bytes) -> None:
+    def __init__(
+        self, connection: "Http2Connection", number: int, request: bytes, method: bytes, *, websocket: bool
+    ) -> None:
         self.scope = anyio.CancelScope()
         self.number = number
         self.waiting = bytearray()  # of the answer's body
@@ -57,8 +63,10 @@ class Http2Stream:
         self.answered = False  # all of it is in frames
         self.request_ended = False
         self.chunked = False
+        self.upgraded = False  # to a WebSocket
         self._connection = connection
         self._method = method
+        self._websocket = websocket  # it is to become one
         self._incoming: deque[tuple[bytes, int]] = deque([(request, 0)])  # with what it takes of the window
         self._answer: BodyReader | None = None
         self._gone = False
@@ -67,8 +75,8 @@ class Http2Stream:
     # as a byte stream
 
     async def receive(self, max_bytes: int = _READ_SIZE, within: float | None = None) -> bytes:
-        """Raises `EndOfStream` when the answer has gone, or the user has; `TimeoutError` if nothing comes `within` so
-        many seconds."""
+        """Raises `EndOfStream` when the answer has gone, or the user has, or has said all of a WebSocket;
+        `TimeoutError` if nothing comes `within` so many seconds."""
         if not self._incoming:
             with anyio.fail_after(within):
                 await self._something()
@@ -84,24 +92,34 @@ class Http2Stream:
 
     async def _something(self) -> None:
         while not self._incoming:
-            if self._gone or self.answered:
+            if self._gone or (self.answered and not self.upgraded) or (self.request_ended and self._websocket):
                 raise anyio.EndOfStream
             await self._changed.wait()
 
     async def send(self, item: bytes) -> None:
         while len(self.waiting) >= MAX_WAITING and not self._gone:
             await self._changed.wait()
+        await self._connection.room()
         self._take(item)
 
     def send_now(self, data: bytes | memoryview) -> int:
         """→ bytes taken: all or none."""
-        if len(self.waiting) >= MAX_WAITING:
+        if len(self.waiting) >= MAX_WAITING or self._connection.is_full:
             return 0
         self._take(bytes(data))
         return len(data)
 
     async def send_eof(self) -> None:
-        """The answer says itself where it ends."""
+        """Of a WebSocket, once all has gone. An answer says itself where it ends."""
+        if not self.upgraded or self._gone:
+            return
+        self.ending = True
+        self._connection.ready(self)
+        try:
+            with anyio.fail_after(WRITE_TIMEOUT):
+                await self.flushed()
+        except TimeoutError as error:
+            raise anyio.BrokenResourceError from error
 
     def cut(self) -> None:
         """What has not gone yet shall not go."""
@@ -123,8 +141,12 @@ class Http2Stream:
         """The request's body is whole. Raises `HttpError`."""
         if self.request_ended:
             return
+        if self._websocket and trailers is not None:
+            raise HttpError(400, "bad_http", "trailers of a connection")
         self.request_ended = True
-        if self.chunked:
+        if self._websocket:
+            self.wake()
+        elif self.chunked:
             fields = trailer_fields(trailers.headers) if trailers is not None else ()
             self._incoming.append((last_chunk(fields), 0))
             self.wake()
@@ -166,8 +188,9 @@ class Http2Stream:
     def _take_head(self, data: bytes) -> bytes:
         head, mark, rest = data.partition(HEAD_END)
         response = parse_response(head + mark, self._method)
-        reader = BodyReader(response.framing)
-        final = response.status >= 200
+        self.upgraded = self._websocket and response.status == 101
+        reader = BodyReader("close" if self.upgraded else response.framing)
+        final = response.status >= 200 or self.upgraded
         end = final and reader.done
         self._connection.send_head(self, response_fields(response), end=end)
         if final:
@@ -221,6 +244,7 @@ class Http2Connection:
                 SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
                 SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
                 SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD,
+                SettingCodes.ENABLE_CONNECT_PROTOCOL: 1,
             },
         )
         self._h2.initiate_connection()
@@ -245,12 +269,13 @@ class Http2Connection:
         data, self._begun = self._begun, b""
         while not self._leaving:
             if not data:
-                while len(self._outgoing) >= MAX_WAITING:
-                    await self._sent.wait()  # who takes nothing is not heard
+                await self.room()  # who takes nothing is not heard
                 data = await self._stream.receive(_READ_SIZE)
                 await anyio.lowlevel.checkpoint()  # the streams' turn, however fast it comes
             try:
                 happened = self._h2.receive_data(data)
+                if self._h2.encoder.header_table_size > HEADER_TABLE:
+                    self._h2.encoder.header_table_size = HEADER_TABLE
                 self._quiet = 0 if happened else self._quiet + len(data)
                 self._came += len(data)
                 for event in happened:
@@ -285,6 +310,7 @@ class Http2Connection:
                 except HttpError as error:
                     self._drops[error.reason] += 1
                     self._reset(stream, ErrorCodes.PROTOCOL_ERROR)
+                    self._count_reset()
         elif isinstance(event, events.StreamReset):
             self._count_reset()
             stream = self._streams.get(event.stream_id)
@@ -303,16 +329,19 @@ class Http2Connection:
             self._count_reset()
             return
         ended = event.stream_ended is not None
-        method = dict(fields).get(b":method", b"")
+        named = dict(fields)
+        method = named.get(b":method", b"")
         try:
-            head, chunked = request_head(fields, ended=ended)
+            head, chunked = request_head(fields, ended=ended, key=base64.b64encode(secrets.token_bytes(16)))
         except HttpError as error:
             self._drops[error.reason] += 1
             head, chunked = b"", False
             refusal = answer(error.status, with_body=method != b"HEAD")
         else:
             refusal = b""
-        stream = self._streams[number] = Http2Stream(self, number, head, method)
+        stream = self._streams[number] = Http2Stream(
+            self, number, head, method, websocket=b":protocol" in named and not refusal
+        )
         stream.chunked, stream.request_ended = chunked, ended
         self._patience.deadline = float("inf")
         self._tasks.start_soon(self._run, stream, refusal)
@@ -352,9 +381,19 @@ class Http2Connection:
             self._h2.acknowledge_received_data(credit, stream.number)
             self._wake.set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is on its way that nothing more may be said."""
+        return len(self._outgoing) >= MAX_WAITING
+
+    async def room(self) -> None:
+        while self.is_full:
+            await self._sent.wait()
+
     def send_head(self, stream: Http2Stream, fields: list[tuple[bytes, bytes]], *, end: bool) -> None:
         """Raises `H2Error`."""
         self._h2.send_headers(stream.number, fields, end_stream=end)
+        self._outgoing += self._h2.data_to_send()
 
     def ready(self, stream: Http2Stream) -> None:
         """A stream has something to say."""
@@ -369,7 +408,9 @@ class Http2Connection:
         self._ready.pop(stream.number, None)
         self.taken(stream, stream.unread())
         if not stream.answered:
-            self._reset(stream, ErrorCodes.INTERNAL_ERROR)
+            self._reset(stream, ErrorCodes.CANCEL if stream.upgraded else ErrorCodes.INTERNAL_ERROR)
+        elif not stream.request_ended and stream.upgraded:
+            self._reset(stream, ErrorCodes.CANCEL)
         elif not stream.request_ended:
             self._reset(stream, ErrorCodes.NO_ERROR)  # the rest of it is of no interest (RFC 9113 §8.1)
         if not self._streams:

@@ -32,6 +32,10 @@ class Incoming:
         """Whether a whole head is here: `head` does not wait then."""
         return HEAD_END in self._ahead
 
+    def is_quiet(self) -> bool:
+        """Whether nothing has come, and the other side has not gone."""
+        return not self._ahead and (isinstance(self.stream, Http2Stream) or self.stream.is_quiet())
+
     def unread(self, data: bytes) -> None:
         """Put back what was received last."""
         self._ahead = data + self._ahead if self._ahead else data

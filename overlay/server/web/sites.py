@@ -1,17 +1,18 @@
 """Which exposure a user is for, by the host and path prefix of a request or the name in a ClientHello, and what became
 of the last requests."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
 
-from overlay.server.access.gate import Gate
+from overlay.server.access.gate import Asker, Gate
 from overlay.server.tunnels import Tunnel
 from overlay.wire.control.messages import RequestEntry
 
+MAX_SERVED: Final = 1024  # at once, of one exposure: each has a connection to its target
 LOG_SIZE: Final = 200  # requests of one exposure that are remembered
 
 
@@ -27,17 +28,42 @@ class Site:
     is_near: Callable[[str], bool] = lambda source: False
     """Whether who comes from this address may be told where the target is: peers, and the node's own place."""
     watchers: dict[str, Callable[[RequestEntry], None]] = field(default_factory=dict)  # by exposure's name
-    users: set[anyio.CancelScope] = field(default_factory=set)
+    _served: dict[anyio.CancelScope, Asker] = field(default_factory=dict)
+    _askers: Counter[Asker] = field(default_factory=Counter)
 
     @property
     def connections(self) -> int:
-        """Users who are being served."""
-        return len(self.users)
+        """Users who are being served: by HTTP/2 one may ask for many things at once."""
+        return len(self._askers)
+
+    def full_for(self, asker: Asker) -> bool:
+        """Whether nothing more is taken from this user now."""
+        limit = self.gate.terms.limits.connections
+        if len(self._served) >= max(limit, MAX_SERVED):
+            return True
+        return bool(limit) and asker not in self._askers and len(self._askers) >= limit
+
+    def enter(self, scope: anyio.CancelScope, asker: Asker) -> None:
+        """A user is being served within this scope, until it `leave`s."""
+        self._served[scope] = asker
+        self._askers[asker] += 1
+
+    def leave(self, scope: anyio.CancelScope) -> None:
+        asker = self._served.pop(scope)
+        self._askers[asker] -= 1
+        if not self._askers[asker]:
+            del self._askers[asker]
 
     def close(self) -> None:
         """It is given back: those who are being served are cut off."""
-        for scope in tuple(self.users):
+        for scope in tuple(self._served):
             scope.cancel()
+
+    def cut_off_those_shut_out(self) -> None:
+        """Who was let in may not be any more."""
+        for scope, asker in tuple(self._served.items()):
+            if self.gate.shuts_out(asker.source):
+                scope.cancel()
 
     def note(self, entry: RequestEntry) -> None:
         self.count = entry.number

@@ -7,9 +7,9 @@ import anyio
 
 from overlay.carrier.limits import Room, network_of
 from overlay.carrier.port import TlsGuest
+from overlay.server.access.gate import Asker
 from overlay.server.access.meter import forward_metered
 from overlay.server.tunnels import TunnelError, Visitor
-from overlay.server.web.door import MAX_PER_SITE
 from overlay.server.web.sites import Site
 
 
@@ -26,20 +26,21 @@ class TlsDoor:
         if site is None:
             self._turn_away(guest, "tls_stranger")
             return
-        if self._room.full_for(network) or site.connections >= (site.gate.terms.limits.connections or MAX_PER_SITE):
+        asker = Asker(visitor.source[0], secure=True)
+        if self._room.full_for(network) or site.full_for(asker):
             self._turn_away(guest, "too_many_users")
             return
-        if reason := site.gate.refuses(visitor.source[0]):
+        if reason := site.gate.refuses(asker.source):
             self._turn_away(guest, reason)
             return
         visit = self._room.enter(network)
         scope = anyio.CancelScope()
-        site.users.add(scope)
+        site.enter(scope, asker)
         try:
             with scope:
                 await self._forward(guest, visitor, site)
         finally:
-            site.users.discard(scope)
+            site.leave(scope)
             visit.leave()
 
     async def _forward(self, guest: TlsGuest, visitor: Visitor, site: Site) -> None:

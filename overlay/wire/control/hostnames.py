@@ -45,6 +45,20 @@ def ascii_label(label: str) -> str:
     return label
 
 
+def shown_name(name: str) -> str:
+    """A name that `ascii_name` returned as people read it: with U-labels (RFC 5890 section 2.3.2.1)."""
+    return ".".join(map(_shown_label, name.split("."))) if "xn--" in name else name
+
+
+def _shown_label(label: str) -> str:
+    if not label.startswith("xn--"):
+        return label
+    try:
+        return idna.ulabel(label)
+    except ValueError:  # it stands for none
+        return label
+
+
 def is_host_label(label: str) -> bool:
     """Whether a label that `ascii_label` returned may be one of a host's name (RFC 1123 section 2.1)."""
     return _LABEL.fullmatch(label) is not None

@@ -288,7 +288,7 @@ class Connected(Message, frozen=True, kw_only=True, tag="connected"):
 
 
 class Admit(Message, frozen=True, kw_only=True, tag="admit"):
-    """Let a peer in at a private exposure of this node; what has begun goes on after that time."""
+    """Let a peer in at a private exposure of this node; what has begun goes on after that time, but ends at 0."""
 
     id: str
     address: str  # the peer's overlay address

@@ -5,7 +5,9 @@ v2   signature 12 | version 4 bits = 2, command 4 bits | family 4 bits, transpor
      command    0 LOCAL (who forwards speaks for itself), 1 PROXY
      addresses  of IPv4 source 4, destination 4; of IPv6 16 each; then both ports u16; of unix sockets 108 each
      TLV        type u8 | length u16 | value; 1 ALPN, 2 authority (a host's name), 3 CRC32C of the whole header, with
-                these four bytes as zeros
+                these four bytes as zeros, 0x20 the user's TLS, which has ended before:
+     TLS        flags u8, of which 1 says that there was TLS | verify u32, 0 if the user showed a good certificate |
+                TLVs: 0x21 version, 0x23 cipher
 
 Over UDP each datagram begins with a header of its own, which v2 alone can say. All numbers are big-endian.
 Source: https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt, sections 2.1 and 2.2.
@@ -13,7 +15,8 @@ Source: https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt, sections 2.
 
 import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, Literal
 
@@ -36,10 +39,24 @@ _TLV: Final = struct.Struct("!BH")
 _ALPN: Final = 0x01
 _AUTHORITY: Final = 0x02
 _CRC32C: Final = 0x03
+_TLS: Final = 0x20
+_TLS_VERSION: Final = 0x21
+_TLS_CIPHER: Final = 0x23
+_TLS_HEAD: Final = struct.Struct("!BI")
+_BY_TLS: Final = 0x01  # PP2_CLIENT_SSL
+_UNVERIFIED: Final = 1  # no user shows a certificate here
 _CRC_SIZE: Final = 4
 _CASTAGNOLI: Final = 0x82F63B78  # RFC 9260 appendix A, bits reversed
 _FAMILIES: Final = {0: 0, 1: 12, 2: 36, 3: 216}  # number → size of the addresses; unspecified, IPv4, IPv6, unix
 _TRANSPORTS: Final[dict[int, Transport]] = {1: "tcp", 2: "udp"}
+
+
+@dataclass(frozen=True, slots=True)
+class UserTls:
+    """TLS of a user that ended at who writes the header, as OpenSSL names it; "": the header does not tell."""
+
+    version: str = ""  # "TLSv1.3"
+    cipher: str = ""  # "TLS_AES_256_GCM_SHA384"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +66,9 @@ class ProxyHeader:
     source: Endpoint | None = None
     destination: Endpoint | None = None
     transport: Transport = "tcp"
-    alpn: bytes = b""
+    alpn: bytes = b""  # what is spoken behind the header, if TLS agreed on it
     authority: str = ""  # the name that the user asked for
+    tls: UserTls | None = None
 
 
 def encode(header: ProxyHeader, kind: ProxyProtocol) -> bytes:
@@ -84,9 +102,10 @@ def encode_v2(header: ProxyHeader, *, checksum: bool = False) -> bytes:
             family << 4 | next(number for number, name in _TRANSPORTS.items() if name == header.transport),
         )
         body = source.packed + destination.packed + struct.pack("!HH", source_port, destination_port)
-    for number, value in ((_ALPN, header.alpn), (_AUTHORITY, header.authority.encode())):
-        if value:
-            body += _TLV.pack(number, len(value)) + value
+    body += _tlv(_ALPN, header.alpn) + _tlv(_AUTHORITY, header.authority.encode())
+    if header.tls is not None:
+        said = _tlv(_TLS_VERSION, header.tls.version.encode()) + _tlv(_TLS_CIPHER, header.tls.cipher.encode())
+        body += _tlv(_TLS, _TLS_HEAD.pack(_BY_TLS, _UNVERIFIED) + said)
     if not checksum:
         return _PREFIX.pack(SIGNATURE, command, kind, len(body)) + body
     body += _TLV.pack(_CRC32C, _CRC_SIZE)
@@ -161,9 +180,9 @@ def _parse_v2(data: bytes) -> tuple[ProxyHeader, int] | int:
         return size
     if length < addresses:
         raise _bad("shorter than its addresses")
-    alpn, authority = _parse_tlvs(data[:size], _PREFIX.size + addresses)
+    found = _parse_tlvs(data[:size], _PREFIX.size + addresses)
     if command == _LOCAL or transport is None or addresses not in (12, 36):
-        return ProxyHeader(alpn=alpn, authority=authority), size
+        return found, size
     width = 4 if addresses == 12 else 16
     at = _PREFIX.size
     ports = struct.unpack_from("!HH", data, at + 2 * width)
@@ -171,11 +190,35 @@ def _parse_v2(data: bytes) -> tuple[ProxyHeader, int] | int:
         canonical_endpoint(str(ip_address(data[start : start + width])), port)
         for start, port in zip((at, at + width), ports, strict=True)
     ]
-    return ProxyHeader(ends[0], ends[1], transport, alpn, authority), size
+    return replace(found, source=ends[0], destination=ends[1], transport=transport), size
 
 
-def _parse_tlvs(data: bytes, at: int) -> tuple[bytes, str]:
-    alpn, authority = b"", ""
+def _parse_tlvs(data: bytes, at: int) -> ProxyHeader:
+    """What they tell; `data`: the whole header."""
+    alpn, authority, tls = b"", "", None
+    for number, start, value in _tlvs(data, at):
+        if number == _ALPN:
+            alpn = value
+        elif number == _AUTHORITY:
+            authority = value.decode("utf-8", "replace")
+        elif number == _TLS:
+            tls = _parse_tls(value)
+        elif number == _CRC32C:
+            without = data[:start] + bytes(len(value)) + data[start + len(value) :]
+            if len(value) != _CRC_SIZE or int.from_bytes(value, "big") != crc32c(without):
+                raise _bad("its checksum is wrong")
+    return ProxyHeader(alpn=alpn, authority=authority, tls=tls)
+
+
+def _parse_tls(data: bytes) -> UserTls | None:
+    if len(data) < _TLS_HEAD.size:
+        raise _bad("TLS cut short")
+    said = {number: value.decode("utf-8", "replace") for number, _, value in _tlvs(data, _TLS_HEAD.size)}
+    return UserTls(said.get(_TLS_VERSION, ""), said.get(_TLS_CIPHER, "")) if data[0] & _BY_TLS else None
+
+
+def _tlvs(data: bytes, at: int) -> Iterator[tuple[int, int, bytes]]:
+    """Type, where its value begins, and that."""
     while at < len(data):
         if at + _TLV.size > len(data):
             raise _bad("a TLV cut short")
@@ -184,16 +227,12 @@ def _parse_tlvs(data: bytes, at: int) -> tuple[bytes, str]:
         value = data[at : at + length]
         if len(value) < length:
             raise _bad("a TLV beyond the end")
-        if number == _ALPN:
-            alpn = value
-        elif number == _AUTHORITY:
-            authority = value.decode("utf-8", "replace")
-        elif number == _CRC32C:
-            without = data[:at] + bytes(length) + data[at + length :]
-            if length != _CRC_SIZE or int.from_bytes(value, "big") != crc32c(without):
-                raise _bad("its checksum is wrong")
+        yield number, at, value
         at += length
-    return alpn, authority
+
+
+def _tlv(number: int, value: bytes) -> bytes:
+    return _TLV.pack(number, len(value)) + value if value else b""
 
 
 def _bad(detail: str) -> RemoteProtocolError:

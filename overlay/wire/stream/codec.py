@@ -55,22 +55,22 @@ class Stacked:
 
     def __init__(self, outer: Codec, inner: Codec) -> None:
         self._outer = outer
-        self._inner = inner
+        self.inner = inner
 
     def encode(self, data: Octets) -> Octets:
-        return self._outer.encode(self._inner.encode(data))
+        return self._outer.encode(self.inner.encode(data))
 
     def decode(self, data: Octets) -> bytes:
-        return self._inner.decode(self._outer.decode(data))
+        return self.inner.decode(self._outer.decode(data))
 
     def answers(self) -> bytes:
-        inner = self._inner.answers()
+        inner = self.inner.answers()
         return self._outer.answers() + bytes(self._outer.encode(inner) if inner else b"")
 
     def end(self) -> bytes:
-        inner = self._inner.end()
+        inner = self.inner.end()
         return bytes(self._outer.encode(inner) if inner else b"") + self._outer.end()
 
     @property
     def ended(self) -> bool:
-        return self._outer.ended or self._inner.ended
+        return self._outer.ended or self.inner.ended

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from overlay.server.access import credentials, passwords
 from overlay.server.access.credentials import Asker, Credentials, Desk, Reply
-from overlay.wire.control.terms import Access
+from overlay.server.access.gate import Gate
+from overlay.wire.control.terms import Access, Terms
 from overlay.wire.credentials import digest_of, fits_password, hash_password, is_password_hash
 from overlay.wire.ingress.http1 import RequestHead, parse_request
 
@@ -95,6 +97,61 @@ def test_who_shows_nothing_or_the_wrong_thing(monkeypatch: pytest.MonkeyPatch) -
     run(test)
 
 
+@pytest.mark.parametrize(("password", "status"), [("geheim:ä", 200), ("wrong", 401)])
+def test_many_requests_at_once_that_show_the_same_are_one_try(
+    monkeypatch: pytest.MonkeyPatch, password: str, status: int
+) -> None:
+    """A browser asks for a page's parts by as many streams as it likes, also when what was good has to be looked at
+    anew. And who sends the same wrong password again and again occupies no more threads."""
+    it = Checked(monkeypatch, Access(users=(f"anna:{HASH}",)))
+    found: list[int] = []
+
+    async def ask(now: float) -> None:
+        found.append(await it.status(basic(f"anna:{password}"), now=now))
+
+    async def test() -> None:
+        for number in range(2):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3 * credentials.TRIES):
+                    tasks.start_soon(ask, number * credentials.REMEMBERED_FOR)
+        assert found == [status] * 6 * credentials.TRIES and len(it.computed) == 2
+
+    run(test)
+
+
+def test_who_is_cut_off_while_a_password_is_computed_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = Checked(monkeypatch, Access(users=(f"anna:{HASH}",)))
+    looked = anyio.Event()
+
+    async def fits(encoded: str | None, password: str) -> bool:
+        looked.set()
+        if not it.computed:
+            it.computed.append("")
+            await anyio.sleep_forever()
+        return True
+
+    monkeypatch.setattr(it.credentials._desk.passwords, "fits", fits)
+
+    async def test() -> None:
+        async with anyio.create_task_group() as tasks:
+            first = anyio.CancelScope()
+
+            async def ask() -> None:
+                with first:
+                    await it.status(basic("anna:geheim:ä"))
+
+            async def ask_as_well() -> None:
+                assert await it.status(basic("anna:geheim:ä")) == 200
+
+            tasks.start_soon(ask)
+            await looked.wait()
+            tasks.start_soon(ask_as_well)
+            await anyio.wait_all_tasks_blocked()
+            first.cancel()
+
+    run(test)
+
+
 def test_tries_are_few_for_each_address(monkeypatch: pytest.MonkeyPatch) -> None:
     it = Checked(monkeypatch, Access(users=(f"anna:{HASH}",)))
 
@@ -120,13 +177,13 @@ def test_more_passwords_at_once_than_can_be_computed(monkeypatch: pytest.MonkeyP
     async def test() -> None:
         found: list[int] = []
 
-        async def one() -> None:
-            found.append(await it.status(basic("anna:geheim:ä")))
+        async def one(password: str) -> None:
+            found.append(await it.status(basic(f"anna:{password}")))
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(3):
-                tasks.start_soon(one)
-        assert sorted(found) == [200, 503, 503]
+            for password in ("geheim:ä", *map(str, range(2 * credentials.TRIES))):
+                tasks.start_soon(one, password)
+        assert sorted(found) == [200, *[503] * 2 * credentials.TRIES]  # and none of these was a try
 
     run(test)
 
@@ -173,6 +230,23 @@ def test_a_secret_link_gives_a_cookie_and_leaves_the_address(monkeypatch: pytest
     run(test)
 
 
+def test_no_link_s_cookie_reaches_any_target() -> None:
+    """Those of all exposures under a name are sent to each of them: whoever is behind one must not get another's."""
+
+    async def test() -> None:
+        shown = request("Cookie: overlay-x7=SECRET; a=b", "Cookie: overlay-x12=OTHER", "X-Other: overlay-x7=1")
+        kept = ((b"Cookie", b"a=b"), (b"X-Other", b"overlay-x7=1"))
+        for access in (Access(), Access(bearers=FULL.bearers)):
+            gate = Gate(Terms(access=access))
+            bearer = ((b"Authorization", b"Bearer one"),) * bool(access.bearers)
+            admitted = await gate.admit(replace(shown, fields=shown.fields + bearer), ASKER)
+            assert isinstance(admitted, RequestHead) and admitted.fields == kept
+        theirs = request("Cookie: overlay-x=1; overlay-xy=2; my-overlay-x1=3")
+        assert await Gate().admit(theirs, ASKER) == theirs
+
+    run(test)
+
+
 _VALUES = st.text("abcBasicearer =;,:+/!\t%&?-overlay-x1link", max_size=40)
 
 
@@ -194,7 +268,7 @@ def test_whatever_is_shown_is_answered(fields: list[tuple[str, str]], query: str
 def test_cookies_of_others_reach_the_target(others: list[str]) -> None:
     async def main() -> None:
         checked = Credentials(Access(link=FULL.link), "x1", "/", Desk())
-        theirs = [each.strip(" \t") for each in others if "overlay-x1" not in each and ";" not in each]
+        theirs = [each.strip(" \t") for each in others if "overlay-x" not in each and ";" not in each]
         admitted = await checked.admit(request("Cookie: " + "; ".join(("overlay-x1=LINK", *theirs))), ASKER, 0.0)
         assert isinstance(admitted, RequestHead)
         kept = b"; ".join(value for _, value in admitted.fields).decode()

@@ -87,7 +87,7 @@ def test_a_quota_closes_the_gate_until_the_next_month(tmp_path: Path) -> None:
             with gate.meter.following(lambda: passed):
                 passed = 1
                 it.usage.look()
-            assert closed(gate) and not gate.admits("192.0.2.1") and gate.refuses("192.0.2.1") == "quota_used_up"
+            assert closed(gate) and gate.shuts_out("192.0.2.1") == gate.refuses("192.0.2.1") == "quota_used_up"
             reply = await gate.admit(request(), ASKER)
             assert isinstance(reply, Reply) and reply.status == 503
             assert reply.fields == (f"Retry-After: {int(until_next_month(it.now)) + 1}",)

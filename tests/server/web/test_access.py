@@ -26,6 +26,28 @@ def test_lists_of_networks() -> None:
     on_door(hello, test)
 
 
+def test_whom_new_terms_shut_out_is_cut_off() -> None:
+    """Also one who came by an upgrade, and would ask nothing more."""
+
+    async def target(target: Target) -> None:
+        await target.head()
+        await target.say(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")
+        await target.exactly(1)
+
+    async def test(served: Served) -> None:
+        user = await served.user()
+        await user.say(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+        assert (await user.head()).startswith(b"HTTP/1.1 101 ")
+        served.site.gate.terms = Terms(access=Access(deny=("192.0.2.0/24",)))
+        served.site.cut_off_those_shut_out()
+        assert served.site.connections == 1
+        served.site.gate.terms = Terms(access=Access(deny=("127.0.0.1",)))
+        served.site.cut_off_those_shut_out()
+        assert await user.rest() == b"" and served.site.connections == 0
+
+    on_door(target, test)
+
+
 def test_a_bearer_token_for_each_request_and_for_an_upgrade() -> None:
     heads: list[bytes] = []
 

@@ -6,7 +6,7 @@ import pytest
 from overlay.carrier.reached import REACHED
 from overlay.server.groups import Group, Member
 from overlay.server.tunnels import SingleTunnel
-from overlay.server.web import door, exchange
+from overlay.server.web import door, exchange, sites
 from tests.wire.ingress.test_body import BAD_CHUNKS
 from tests.wire.ingress.test_http1 import SMUGGLING
 
@@ -384,7 +384,7 @@ def test_an_exposure_that_is_given_back_cuts_its_users_off() -> None:
 
 
 def test_so_many_users_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "MAX_PER_SITE", 1)
+    monkeypatch.setattr(sites, "MAX_SERVED", 1)
 
     async def test(served: Served) -> None:
         first = await served.user()
@@ -424,5 +424,79 @@ def test_a_group_member_that_dies_before_it_answers_costs_no_request_that_may_be
         assert asked == [b"GET"] * 4
         answer = await (await served.user()).ask(POST + b"Content-Length: 0\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 502 ") and asked[4:] == [b"POST"]
+
+    on_door(target, test)
+
+
+def test_a_request_that_waits_goes_elsewhere_when_its_member_is_out_and_one_that_writes_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange, "WATCH_AFTER", 0.01)
+    monkeypatch.setattr(exchange, "LEFT_INTERVAL", 0.01)
+    asked: list[bytes] = []
+    waits = anyio.Event()
+    hangs = anyio.Event()
+
+    async def target(target: Target) -> None:
+        """What comes first is never answered, as by a node that was stopped."""
+        await target.say(REACHED)
+        asked.append((await target.head()).partition(b" ")[0])
+        if len(asked) % 2:
+            waits.set()
+            await hangs.wait()
+        await target.say(ok(b"second"))
+
+    async def test(served: Served) -> None:
+        nonlocal waits
+        group = served.site.tunnel = Group(served.drops)
+        out: set[int] = set()
+        for number in (1, 2):
+            group.add(
+                Member(
+                    number,
+                    SingleTunnel(lambda: served.target, served.drops),
+                    is_silent=lambda number=number: number in out,  # type: ignore[misc]
+                )
+            )
+        user = await served.user()
+        await user.say(GET)
+        await waits.wait()
+        out.add(1)
+        assert (await user.head()).startswith(b"HTTP/1.1 200 ") and await user.exactly(6) == b"second"
+        assert asked == [b"GET", b"GET"] and served.drops == {"member_gone": 1}
+        waits = anyio.Event()
+        user = await served.user()
+        await user.say(POST + b"Content-Length: 0\r\n\r\n")
+        await waits.wait()
+        out.add(2)
+        out.discard(1)
+        with anyio.move_on_after(0.2):
+            await user.head()
+            raise AssertionError("it was answered by somebody else")
+        assert asked == [b"GET", b"GET", b"POST"]
+        hangs.set()
+        assert (await user.head()).startswith(b"HTTP/1.1 200 ")
+
+    on_door(target, test)
+
+
+def test_what_writes_is_not_sent_on_a_connection_that_has_ended() -> None:
+    closed = anyio.Event()
+
+    async def target(target: Target) -> None:
+        await target.head()
+        await target.say(ok(b"once"))
+        await target.stream.aclose()
+        closed.set()
+
+    async def test(served: Served) -> None:
+        user = await served.user()
+        await user.say(GET)
+        await user.head()
+        assert await user.exactly(4) == b"once"
+        await closed.wait()
+        await user.say(POST + b"Content-Length: 2\r\n\r\nhi")
+        assert (await user.head()).startswith(b"HTTP/1.1 200 ")
+        assert served.connections == 2
 
     on_door(target, test)

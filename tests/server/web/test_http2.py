@@ -4,94 +4,36 @@ import hashlib
 import os
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
 import pytest
-from anyio.abc import SocketAttribute, SocketStream
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
 from hyperframe.frame import ContinuationFrame, DataFrame, GoAwayFrame, HeadersFrame, PingFrame, SettingsFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.carrier.http import answer, say
+from overlay.server.web import exchange
 from overlay.server.web import http2 as module
 from overlay.server.web.incoming import Incoming
-from overlay.server.web.sites import Site
 from overlay.wire.control.terms import Access, Headers, Limits, Terms
 from overlay.wire.credentials import digest_of
 from overlay.wire.ingress.body import BodyReader
 from overlay.wire.ingress.http1 import parse_request
 from tests.carrier.streams import Certificate
-from tests.server.web.door import Handler, Target
-from tests.server.web.http2_user import NAME, Http2User, http2_user, tls_user
-from tests.server.web.shared_port import HOST, SharedPort, shared_port, site_to
+from tests.server.web.door import Target
+from tests.server.web.http2_user import NAME, http2_user, tls_user
+from tests.server.web.http2_web import meeting, tell, web
+from tests.server.web.shared_port import HOST, site_to
 
 pytestmark = pytest.mark.anyio
 
 SIZE = 3_000_000
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
-
-
-class Web:
-    def __init__(self, port: SharedPort, certificate: Certificate, site: Site) -> None:
-        self.port = port
-        self.site = site
-        self.certificate = certificate
-        self.connections = 0  # to the target, so far
-        self.open = 0
-
-    async def until(self, outcome: Callable[[], bool]) -> None:
-        while not outcome():  # noqa: ASYNC110 - a counter tells nobody
-            await anyio.sleep(0.005)
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return Certificate(tmp_path_factory.mktemp("tls"))
-
-
-@asynccontextmanager
-async def web(certificate: Certificate, handler: Handler) -> AsyncIterator[Web]:
-    async def serve(stream: SocketStream) -> None:
-        it.connections += 1
-        it.open += 1
-        async with stream:
-            try:
-                while True:
-                    await handler(Target(stream))
-            except (anyio.EndOfStream, anyio.BrokenResourceError):
-                return
-            finally:
-                it.open -= 1
-
-    async with (
-        shared_port(certificate) as port,
-        await anyio.create_tcp_listener(local_host=HOST) as listener,
-        anyio.create_task_group() as tasks,
-    ):
-        site = site_to(listener.extra(SocketAttribute.local_port))
-        port.sites.add(NAME, "/", site)
-        it = Web(port, certificate, site)
-        tasks.start_soon(listener.serve, serve)
-        yield it
-        tasks.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def meeting(certificate: Certificate, handler: Handler) -> AsyncIterator[tuple[Web, Http2User]]:
-    async with web(certificate, handler) as it, http2_user(it.port, certificate) as user:
-        yield it, user
-
-
-async def tell(target: Target) -> None:
-    """Says what it was asked."""
-    head = await target.head()
-    await target.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Kept: yes\r\n\r\n%b" % (len(head), head))
 
 
 async def whole(target: Target) -> None:
@@ -125,6 +67,27 @@ async def test_requests_go_the_way_of_those_by_http1(certificate: Certificate) -
         assert unknown.status == b"200"
         assert it.port.drops == {}
     await it.until(lambda: it.open == 0)
+
+
+async def test_the_streams_of_a_connection_are_one_user(certificate: Certificate) -> None:
+    """A page's parts are asked for at once; the limit is on users."""
+    go = anyio.Event()
+
+    async def slowly(target: Target) -> None:
+        await target.head()
+        await go.wait()
+        await target.say(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with meeting(certificate, slowly) as (it, user), http2_user(it.port, certificate) as other:
+        it.site.gate.terms = Terms(limits=Limits(connections=1))
+        asked = [await user.ask(f"/{number}") for number in range(5)]
+        await it.until(lambda: it.connections == 5)
+        assert it.site.connections == 1
+        assert (await other.answer(await other.ask("/"))).status == b"503"
+        go.set()
+        assert {(await user.answer(number)).status for number in asked} == {b"200"}
+        assert it.port.drops == {"too_many_users": 1}
+        await it.until(lambda: it.site.connections == 0)
 
 
 async def test_the_streams_of_a_connection_are_one_to_its_gate(certificate: Certificate) -> None:
@@ -411,6 +374,57 @@ async def test_streams_that_are_reset_as_soon_as_they_are_opened(certificate: Ce
         assert it.connections < 2 * module.RESETS
 
 
+async def test_a_user_does_not_choose_how_much_is_remembered_of_answers(certificate: Certificate) -> None:
+    """What HPACK remembers is searched for each field, so a table without bounds costs memory and time."""
+
+    async def ever_new(target: Target) -> None:
+        number = (await target.head()).split(b" ", 2)[1]
+        fields = b"".join(b"X-%d: %b-%b\r\n" % (each, number, b"x" * 150) for each in range(20))
+        await target.say(b"HTTP/1.1 204 No Content\r\n" + fields + b"\r\n")
+
+    async with meeting(certificate, ever_new) as (_, user):
+        user.h2.update_settings({SettingCodes.HEADER_TABLE_SIZE: 2**31})
+        await user.ping()
+        for number in range(3):
+            assert (await user.answer(await user.ask(f"/{number}"))).status == b"204"
+        table = user.h2.decoder.header_table
+        assert sum(32 + len(name) + len(value) for name, value in table.dynamic_entries) <= module.HEADER_TABLE
+
+
+async def test_interim_answers_without_end(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "MAX_INTERIM", 30)
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+
+    async def endless(target: Target) -> None:
+        if b"/quick" in await target.head():
+            await target.say(b"HTTP/1.1 204 No Content\r\n\r\n")
+            return
+        await target.say(interim * 40)
+        await target.until(b"never")
+
+    async with meeting(certificate, endless) as (it, user):
+        flooded = await user.ask()
+        assert (await user.answer(await user.ask("/quick"))).status == b"204"  # others have their turn
+        assert (await user.answer(flooded)).status == b"502"
+        assert len(user.answers[flooded].heads) == exchange.MAX_INTERIM + 1
+        assert it.port.drops == {"bad_answer": 1}
+
+
+async def test_trailers_that_are_reset_for_are_counted_as_resets(certificate: Certificate) -> None:
+    """CVE-2025-8671: a user has us reset the streams that it opens."""
+    async with meeting(certificate, tell) as (it, user):
+        await user.turn()
+        try:
+            for _ in range(2 * module.RESETS):
+                number = await user.ask(method="POST", end=False)
+                user.h2.send_headers(number, [(b"no(name", b"x")], end_stream=True)
+                await user.ping()
+        except (anyio.EndOfStream, ProtocolError):
+            pass
+        assert user.goodbye == ErrorCodes.ENHANCE_YOUR_CALM
+        await it.port.dropped("http2_rapid_reset")
+
+
 async def test_frames_that_bring_nothing(certificate: Certificate) -> None:
     async with meeting(certificate, tell) as (it, user):
         await user.answer(await user.ask())
@@ -503,6 +517,24 @@ async def test_who_takes_no_answers_is_not_heard() -> None:
         tasks.start_soon(module.Http2Connection(deaf, b"", serve, drops).run)  # type: ignore[arg-type]
         await anyio.wait_all_tasks_blocked()
         assert 0 < deaf.asked <= module.MAX_STREAMS and drops == {}
+        tasks.cancel_scope.cancel()
+
+
+async def test_interim_answers_wait_for_who_takes_them() -> None:
+    head = b"HTTP/1.1 103 Early Hints\r\nLink: %b\r\n\r\n" % (b"x" * 10_000)
+    said = 0
+
+    async def serve(stream: module.Http2Stream) -> None:
+        nonlocal said
+        while True:
+            await stream.send(head)
+            said += len(head)
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(module.Http2Connection(Deaf(), b"", serve, Counter[str]()).run)  # type: ignore[arg-type]
+        await anyio.wait_all_tasks_blocked()
+        assert 0 < said < 4 * module.MAX_WAITING
         tasks.cancel_scope.cancel()
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from overlay.errors import UserError
 from overlay.server.tunnels import SingleTunnel
-from overlay.server.web.hosts import parse_host, url_of
+from overlay.server.web.hosts import parse_host, parse_web_domain, url_of
 from overlay.server.web.sites import Site, Sites
 
 
@@ -49,20 +49,47 @@ def test_what_people_write() -> None:
         "-a.b",
         "a.*.b",
         "x" * 300 + ".a",
+        "☃.example.com",  # RFC 5892 knows no symbols
+        "xn--a.example.com",
+        "1.2.3.\uff14",
+        "a\uff0fb.example.com",
+        "*.*.bücher.example",
+        "bü*cher.example",
     ):
         with pytest.raises(UserError) as caught:
             parse_host(text)
         assert caught.value.code == "host-invalid"
 
 
-@given(st.text(max_size=60))
+def test_names_beyond_ascii_are_their_a_labels() -> None:
+    """Whichever way a name is written it is one name: that which browsers ask for."""
+    for text in (
+        "bücher.example.com/x",
+        "BÜCHER.Example。com./x/",
+        "xn--bcher-kva.example.com/x",
+        "bu\u0308cher.example.com/x",
+    ):
+        assert parse_host(text) == ("xn--bcher-kva.example.com", "/x/")
+    assert parse_host("*.bücher.example") == ("*.xn--bcher-kva.example", "/")
+    assert parse_host("*.EXAMPLE.рф") == ("*.example.xn--p1ai", "/")
+    assert parse_web_domain("Apps.Bücher.test.") == "apps.xn--bcher-kva.test" and parse_web_domain("test") == "test"
+    for text in ("a b", "1.2.3.4", "*.apps.test", "☃"):
+        with pytest.raises(UserError, match="No names can be picked below") as caught:
+            parse_web_domain(text)
+        assert caught.value.code == "host-invalid"
+
+
+@given(
+    st.text(max_size=60) | st.from_regex(r"(\*\.)?[a-zß-ÿа-яα-ω]{1,9}\.[a-zа-я]{2,5}\.?(/[a-z]{1,3})?", fullmatch=True)
+)
 def test_fuzz_hosts(text: str) -> None:
     try:
         host, path = parse_host(text)
     except UserError as error:
         assert error.code == "host-invalid"
     else:
-        assert path.startswith("/") and path.endswith("/") and host == host.lower()
+        assert path.startswith("/") and path.endswith("/") and host == host.lower() and host.isascii()
+        assert parse_host(host + path) == (host, path)
 
 
 def test_urls() -> None:

@@ -22,11 +22,6 @@ NAME = "db.test"
 SIZE = 3_000_000
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return Certificate(tmp_path_factory.mktemp("tls"))
-
-
 async def digest(stream: SocketStream) -> None:
     """Reads up to "end", and says what it was."""
     async with stream:
@@ -179,7 +174,7 @@ async def test_an_exposure_that_is_given_back_takes_its_users_along(certificate:
 
 
 async def test_too_many_users_are_turned_away(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overlay.server.web.tls_door.MAX_PER_SITE", 1)
+    monkeypatch.setattr("overlay.server.web.sites.MAX_SERVED", 1)
     async with shared_port(certificate) as port, TlsTarget(NAME).serving(shout) as target:
         port.sites.add_tls(NAME, site_to(target.port))
         first = await connected(port, target)

@@ -4,11 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlay.wire.ingress import http2
 from overlay.wire.ingress.http1 import HttpError, parse_request, parse_response
-from overlay.wire.ingress.http2 import request_head, response_fields, trailer_fields
+from overlay.wire.ingress.http2 import response_fields, trailer_fields
 
 Field = tuple[bytes, bytes]
 GET: list[Field] = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a.test"), (b":path", b"/x?y")]
+
+
+KEY = b"AAAAAAAAAAAAAAAAAAAAAA=="
+CONNECT: list[Field] = [(b":method", b"CONNECT"), (b":protocol", b"websocket"), *GET[1:]]
+
+
+def request_head(fields: list[Field], *, ended: bool) -> tuple[bytes, bool]:
+    return http2.request_head(fields, ended=ended, key=KEY)
 
 
 def changed(name: bytes, value: bytes | None) -> list[Field]:
@@ -40,6 +49,41 @@ def test_bodies_and_trailers() -> None:
 def test_the_host_field_may_stand_for_the_authority() -> None:
     head, _ = request_head([*changed(b":authority", None), (b"host", b"b.test")], ended=True)
     assert parse_request(head).host == "b.test"
+
+
+def test_a_connection_for_a_websocket_is_an_upgrade() -> None:
+    """RFC 8441 section 5; the key that a user may have sent is not the one that we check."""
+    said = [(b"sec-websocket-key", b"x"), (b"sec-websocket-protocol", b"chat"), (b"te", b"trailers")]
+    head, chunked = request_head([*CONNECT, *said], ended=False)
+    assert head == (
+        b"GET /x?y HTTP/1.1\r\nhost: a.test\r\nsec-websocket-protocol: chat\r\n"
+        b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-key: %b\r\n\r\n" % KEY
+    )
+    request = parse_request(head)
+    assert (request.upgrade, request.framing, chunked) == (b"websocket", 0, False)
+    opened = (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n"
+    )
+    assert response_fields(parse_response(opened + b"A: b\r\n\r\n", b"GET")) == [(b":status", b"200"), (b"a", b"b")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "ended", "status"),
+    [
+        (CONNECT, True, 400),
+        ([*CONNECT, (b"content-length", b"0")], False, 400),
+        ([*CONNECT, (b"upgrade", b"websocket")], False, 400),
+        ([*CONNECT, (b":protocol", b"websocket")], False, 400),
+        ([*CONNECT[:2], (b"sec-websocket-key", b"x"), *CONNECT[2:]], False, 400),
+        ([*GET, (b":protocol", b"websocket")], False, 400),
+        ([CONNECT[0], (b":protocol", b"connect-udp"), *GET[1:]], False, 501),
+        ([CONNECT[0], (b":protocol", b""), *GET[1:]], False, 501),
+    ],
+)
+def test_no_connection_for_a_websocket(fields: list[Field], ended: bool, status: int) -> None:
+    with pytest.raises(HttpError) as caught:
+        request_head(fields, ended=ended)
+    assert caught.value.status == status
 
 
 SMUGGLED = b"x\r\nTransfer-Encoding: chunked"
@@ -117,6 +161,10 @@ def test_fuzz_whatever_is_taken_is_read_as_it_was_said(fields: list[Field], ende
         return
     assert (request.method, request.target, request.host) == (b"GET", b"/x?y", "a.test")
     said = [each for each in fields if each[0] not in (b"host", b"te")]
+    if crumbs := [each for each in said if each[0] == b"cookie"]:
+        at = said.index(crumbs[0])
+        said = [each for each in said if each[0] != b"cookie"]
+        said.insert(at, (b"cookie", b"; ".join(value for _, value in crumbs).strip(b" ")))
     added = [each for each in request.fields if each[0] in (b"transfer-encoding", b"te", b"connection")]
     assert list(request.fields) == said + added and (not added or chunked or (b"te", b"trailers") in fields)
     assert head.count(b"\r\n\r\n") == 1 and head.endswith(b"\r\n\r\n")
@@ -129,3 +177,11 @@ def test_answers() -> None:
         (b"content-length", b"3"),
         (b"x-a", b"b"),
     ]
+
+
+def test_crumbs_of_a_cookie_become_one_field() -> None:
+    """RFC 9113 section 8.2.3: browsers send each cookie in a field of its own, and HTTP/1.1 knows one field alone."""
+    head, _ = request_head([*GET, (b"cookie", b"a=1"), (b"x", b"y"), (b"cookie", b"b=2; c=3")], ended=True)
+    assert parse_request(head).fields == ((b"cookie", b"a=1; b=2; c=3"), (b"x", b"y"))
+    head, _ = request_head([*GET, *((b"cookie", b"n%d=1" % number) for number in range(150))], ended=True)
+    assert len(parse_request(head).fields) == 1

@@ -12,6 +12,7 @@ from overlay.wire.ingress.proxy_protocol import (
     MAX_HEADER,
     SIGNATURE,
     ProxyHeader,
+    UserTls,
     crc32c,
     encode_v1,
     encode_v2,
@@ -39,6 +40,7 @@ def headers(draw: st.DrawFn) -> ProxyHeader:
         draw(st.sampled_from(["tcp", "udp"])),
         draw(st.sampled_from([b"", b"h2", b"http/1.1"])),
         draw(st.sampled_from(["", "docs.example.com"])),
+        draw(st.none() | st.builds(UserTls, st.sampled_from(["", "TLSv1.3"]), st.sampled_from(["", "AES128-SHA"]))),
     )
 
 
@@ -60,6 +62,11 @@ def test_v2_byte_by_byte() -> None:
     assert encode_v2(V6)[12:16] == b"\x21\x22\x00\x24"
     named = ProxyHeader(V4.source, V4.destination, alpn=b"h2", authority="a.test")
     assert encode_v2(named)[28:] == b"\x01\x00\x02h2" + b"\x02\x00\x06a.test"
+    secret = ProxyHeader(V4.source, V4.destination, tls=UserTls("TLSv1.2", "AES"))
+    said = b"\x20\x00\x15" + b"\x01\x00\x00\x00\x01" + b"\x21\x00\x07TLSv1.2" + b"\x23\x00\x03AES"
+    assert encode_v2(secret)[28:] == said
+    plain = encode_v2(secret).replace(said, said[:3] + b"\x00" + said[4:])
+    assert parse_proxy_header(plain) == (V4, len(plain)), "its flags say that there was no TLS"
     assert parse_proxy_header(SIGNATURE + b"\x20\x00\x00\x00") == (ProxyHeader(), 16), "a health check's own"
     unix = SIGNATURE + b"\x21\x31\x00\xd8" + bytes(216)
     assert parse_proxy_header(unix) == (ProxyHeader(), len(unix))
@@ -137,6 +144,8 @@ def test_fuzz_proxy_header(header: ProxyHeader, first: bool, data: st.DataObject
         SIGNATURE + b"\x21\x11\x10\x00",
         SIGNATURE + b"\x21\x11\x00\x0e" + bytes(14),
         SIGNATURE + b"\x21\x11\x00\x0f" + bytes(12) + b"\x01\x00\x01",
+        SIGNATURE + b"\x21\x11\x00\x13" + bytes(12) + b"\x20\x00\x04" + bytes(4),
+        SIGNATURE + b"\x21\x11\x00\x16" + bytes(12) + b"\x20\x00\x07\x01" + bytes(4) + b"\x21\x00",
     ],
 )
 def test_what_is_none(data: bytes) -> None:

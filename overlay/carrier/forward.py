@@ -4,6 +4,8 @@ Both ends of an exposure use it: the server's ingress between a user and the nod
 the server and the target. Nothing here knows whom it forwards for.
 """
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -12,12 +14,12 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.flows import UdpFlows
 from overlay.carrier.quic import QuicStream
-from overlay.carrier.splice import Count, join
+from overlay.carrier.splice import Count, Joined, Joint
 from overlay.carrier.stream import TcpStream, reset_on_close, set_options
 from overlay.carrier.streams import CodecStream
 from overlay.carrier.tapped import TappedStream
 
-__all__ = ["Forwarded", "Forwardable", "UdpFlows", "forward_streams"]
+__all__ = ["Forwardable", "Forwarded", "Forwarding", "UdpFlows", "forward_streams"]
 
 
 class OtherStream(Protocol):
@@ -54,6 +56,49 @@ class Forwarded:
     b_to_a: int = 0
     error: str | None = None
 
+    def passed(self) -> int:
+        """Bytes, both ways together."""
+        return self.a_to_b + self.b_to_a
+
+
+class Forwarding:
+    """Two streams of TCP, forwarded as `forward_streams` has it, by callbacks and without a task; at once."""
+
+    def __init__(self, a: Joined, b: Joined, forwarded: Forwarded, ended: Callable[[], None]) -> None:
+        """`ended` is called once when both are closed, whatever happened; maybe before this returns."""
+        self._streams = a, b
+        self._forwarded = forwarded
+        self._ended: Callable[[], None] | None = ended
+        self._joint: Joint | None = None
+        try:
+            self._joint = Joint(a, b, self._count_a, self._count_b, self._end)
+            self._joint.begin()
+        except (OSError, anyio.ClosedResourceError) as error:  # a socket that was dead before we began
+            self._end(error)
+
+    def cancel(self) -> None:
+        """End it; both are reset."""
+        self._end(anyio.ClosedResourceError())
+
+    def _count_a(self, size: int) -> None:
+        self._forwarded.a_to_b += size
+
+    def _count_b(self, size: int) -> None:
+        self._forwarded.b_to_a += size
+
+    def _end(self, error: Exception | None) -> None:
+        ended, self._ended = self._ended, None
+        if ended is None:
+            return
+        if self._joint is not None:
+            self._joint.stop()
+        self._forwarded.error = None if error is None else _words(error)
+        for stream in self._streams:
+            if error is not None:
+                stream.cut()
+            stream.close()
+        ended()
+
 
 async def forward_streams(
     a: Forwardable,
@@ -69,6 +114,19 @@ async def forward_streams(
     plain sockets what is long goes through a pipe in the kernel, unless `paces` (of a to b, and of b to a) are kept to.
     """
     result = Forwarded() if forwarded is None else forwarded
+    if paces is None and isinstance(a, TcpStream | CodecStream) and isinstance(b, TcpStream | CodecStream):
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def ended() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        forwarding = Forwarding(a, b, result, ended)
+        try:
+            await done
+        finally:
+            forwarding.cancel()
+        return result
     whole = False
 
     def count_a(size: int) -> None:
@@ -78,15 +136,8 @@ async def forward_streams(
         result.b_to_a += size
 
     try:
-        if paces is None and isinstance(a, TcpStream) and isinstance(b, TcpStream):
-            await join(a.unwatched(), b.unwatched(), count_a, count_b)
-        else:
-            await _copy_both(a, b, count_a, count_b, result, paces)
+        await _copy_both(a, b, count_a, count_b, result, paces)
         whole = result.error is None
-    except OSError as error:  # also a socket that was dead before we began
-        result.error = error.strerror or "connection reset"
-    except anyio.ClosedResourceError:
-        result.error = "closed"
     finally:
         for stream in (a, b):
             if not whole:
@@ -97,6 +148,14 @@ async def forward_streams(
             with anyio.CancelScope(shield=True):  # one turn of the loop
                 await stream.aclose()
     return result
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, anyio.ClosedResourceError):
+        return "closed"
+    if isinstance(error, OSError):
+        return error.strerror or "connection reset"
+    return str(error.__cause__ or error) or "connection reset"
 
 
 async def _copy_both(
@@ -116,7 +175,7 @@ async def _copy_both(
             try:
                 await _copy(source, sink, count, pace)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-                result.error = result.error or (str(error.__cause__ or error) or "connection reset")
+                result.error = result.error or _words(error)
                 tasks.cancel_scope.cancel()
 
         there, back = paces or (None, None)

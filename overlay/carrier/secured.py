@@ -30,9 +30,19 @@ class SecuredStream(CodecStream):
         try:
             return await super().receive(max_bytes, within)
         except anyio.EndOfStream as error:
-            if not self._secured.ended:
-                raise anyio.BrokenResourceError("it was cut short") from error
+            self._check_end(error)
             raise
+
+    def receive_now(self, max_bytes: int = 65536) -> bytes | None:
+        try:
+            return super().receive_now(max_bytes)
+        except anyio.EndOfStream as error:
+            self._check_end(error)
+            raise
+
+    def _check_end(self, error: anyio.EndOfStream) -> None:
+        if not self._secured.ended:
+            raise anyio.BrokenResourceError("it was cut short") from error
 
 
 async def secure_to(stream: TcpStream | CodecStream, remote_key: bytes) -> CodecStream:

@@ -1,7 +1,7 @@
-"""Bytes between two TCP sockets, by callbacks and without a task: a few bytes by way of a buffer, and what
-is long through a pipe in the kernel, none of it through Python (splice(2))."""
+"""Bytes between two streams over TCP, by callbacks and without a task. Between plain sockets a few bytes go by way of a
+buffer, and what is long through a pipe in the kernel, none of it through Python (splice(2)); what has a codec goes
+through that."""
 
-import asyncio
 import errno
 import fcntl
 import os
@@ -9,34 +9,60 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from overlay.carrier.watch import Watch, watch
+import anyio
+
+from overlay.carrier.stream import TcpStream
+from overlay.carrier.streams import CodecStream
+from overlay.carrier.watch import watch
 
 PIPE_SIZE: Final = 1 << 20  # bytes; with the usual 64 KiB one stream was half as fast
 WORTHWHILE: Final = 256 * 1024  # bytes that have gone one way, before a pipe is made for more
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _BUFFER: Final = memoryview(bytearray(64 * 1024))  # everybody's: nothing stays in it when a callback returns
 
+_MUCH: Final = 16 * 1024  # bytes: as much as a record of TLS has
+_PIECES: Final = 8  # before others have their turn
+
 Count = Callable[[int], None]
 """Is told how many bytes the other side has taken."""
 
 
-async def join(a: socket.socket, b: socket.socket, count_a: Count, count_b: Count) -> None:
-    """Both ways until both have ended; the end of one is passed on. Raises `OSError`. Closing stays the caller's.
+Joined = TcpStream | CodecStream
+Ended = Callable[[Exception | None], None]
 
-    The sockets do not block, and nobody else waits for them meanwhile.
-    """
-    done = asyncio.get_running_loop().create_future()
-    watched_by = watch()
-    there, back = _Way(a, b, count_a, done, watched_by), _Way(b, a, count_b, done, watched_by)
-    there.other, back.other = back, there
-    try:
-        there.begin()
-        back.begin()
-        there.read()  # who has come has mostly said something by now
-        await done
-    finally:
-        there.stop()
-        back.stop()
+
+class Joint:
+    """Both ways between two streams, from `begin` until both have ended; the end of one is passed on. Nobody else reads
+    or writes them meanwhile. Closing them stays the caller's, and is to follow at once: of plain sockets, that says the
+    last end."""
+
+    def __init__(self, a: Joined, b: Joined, count_a: Count, count_b: Count, ended: Ended) -> None:
+        """`ended` is called once: with what went wrong (`OSError`, or an error of anyio's streams), or None. It may be
+        called within `begin`. Raises `ClosedResourceError`."""
+        self._ended: Ended | None = ended
+        way = _PlainWay if isinstance(a, TcpStream) and isinstance(b, TcpStream) else _CodedWay
+        self._there: _Way = way(self, a, b, count_a)
+        self._back: _Way = way(self, b, a, count_b)
+        self._there.other, self._back.other = self._back, self._there
+
+    def begin(self) -> None:
+        self._there.begin()
+        self._back.begin()
+        self._there.read()  # who has come has mostly said something by now
+        if self._ended is not None:
+            self._back.begun()
+
+    def stop(self) -> None:
+        """Nothing more goes; `ended` is not called."""
+        self._ended = None
+        self._there.stop()
+        self._back.stop()
+
+    def end(self, error: Exception | None) -> None:
+        ended = self._ended
+        if ended is not None:
+            self.stop()
+            ended(error)
 
 
 def make_pipe() -> tuple[int, int] | None:
@@ -59,64 +85,104 @@ class _Way:
     at once waits here."""
 
     __slots__ = (
-        "_blocked", "_count", "_done", "_held", "_in_pipe", "_into", "_moved", "_out_of", "_pipe", "_sink",
-        "_source", "_watch", "ended", "other",
+        "_blocked", "_count", "_ending", "_held", "_into", "_joint", "_out_of", "_sink", "_source", "_watch", "ended",
+        "other",
     )  # fmt: skip
 
     other: "_Way"
 
-    def __init__(
-        self,
-        source: socket.socket,
-        sink: socket.socket,
-        count: Count,
-        done: "asyncio.Future[None]",
-        watched_by: Watch,
-    ) -> None:
-        self._source, self._out_of = source, source.fileno()
-        self._sink, self._into = sink, sink.fileno()
+    def __init__(self, joint: Joint, source: Joined, sink: Joined, count: Count) -> None:
+        self._joint = joint
+        self._source, self._out_of = source, source.unwatched().fileno()
+        self._sink, self._into = sink, sink.unwatched().fileno()
         self._count = count
-        self._done = done
-        self._watch = watched_by
-        self._moved = 0
+        self._watch = watch()
         self._held = b""  # read, and not yet taken
-        self._in_pipe = 0  # bytes; as `_held`
-        self._pipe: tuple[int, int] | None = None
         self._blocked = False  # the sink is watched
-        self.ended = False
+        self._ending = False  # nothing more comes
+        self.ended = False  # and that has been said
 
     def begin(self) -> None:
         self._watch.add_reader(self._out_of, self.read)
 
+    def begun(self) -> None:
+        """Something may have come before, of which the socket does not tell."""
+
     def stop(self) -> None:
         if self._blocked:
             self._watch.remove_writer(self._into)
-        elif not self.ended:
+        elif not self._ending:
             self._watch.remove_reader(self._out_of)
-        self._close_pipe()
 
     def read(self) -> None:
         try:
-            if self._pipe is None:
-                self._copy()
-            else:
-                self._splice(*self._pipe)
+            self._move()
         except BlockingIOError:
             return
-        except OSError as error:
-            self._fail(error)
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            self._joint.end(error)
 
     def _write(self) -> None:
         try:
-            if self._held:
-                self._pass_on(memoryview(self._held))
-            else:
-                self._empty_pipe()
-        except OSError as error:
-            self._fail(error)
+            self._go_on()
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            self._joint.end(error)
+
+    def _move(self) -> None:
+        """Something may be there."""
+        raise NotImplementedError
+
+    def _go_on(self) -> None:
+        """The sink takes something again."""
+        raise NotImplementedError
+
+    def _look_at(self, *, blocked: bool) -> None:
+        if blocked == self._blocked:
+            return
+        self._blocked = blocked
+        if blocked:
+            if not self._ending:
+                self._watch.remove_reader(self._out_of)
+            self._watch.add_writer(self._into, self._write)
+        else:
+            self._watch.remove_writer(self._into)
+            if not self._ending:
+                self._watch.add_reader(self._out_of, self.read)
+
+    def _has_ended(self) -> None:
+        self.ended = True
+        if self.other.ended:
+            self._joint.end(None)
+
+
+class _PlainWay(_Way):
+    __slots__ = ("_from", "_in_pipe", "_moved", "_pipe", "_to")
+
+    def __init__(self, joint: Joint, source: Joined, sink: Joined, count: Count) -> None:
+        super().__init__(joint, source, sink, count)
+        self._from, self._to = source.unwatched(), sink.unwatched()
+        self._moved = 0
+        self._in_pipe = 0  # bytes; as `_held`
+        self._pipe: tuple[int, int] | None = None
+
+    def stop(self) -> None:
+        super().stop()
+        self._close_pipe()
+
+    def _move(self) -> None:
+        if self._pipe is None:
+            self._copy()
+        else:
+            self._splice(*self._pipe)
+
+    def _go_on(self) -> None:
+        if self._held:
+            self._pass_on(memoryview(self._held))
+        else:
+            self._empty_pipe()
 
     def _copy(self) -> None:
-        size = self._source.recv_into(_BUFFER)
+        size = self._from.recv_into(_BUFFER)
         if not size:
             self._end()
             return
@@ -128,7 +194,7 @@ class _Way:
 
     def _pass_on(self, data: memoryview) -> None:
         try:
-            taken = self._sink.send(data)
+            taken = self._to.send(data)
         except BlockingIOError:
             taken = 0
         self._moved += taken
@@ -154,34 +220,67 @@ class _Way:
             pass
         self._look_at(blocked=bool(self._in_pipe))
 
-    def _look_at(self, *, blocked: bool) -> None:
-        if blocked == self._blocked:
-            return
-        self._blocked = blocked
-        if blocked:
-            self._watch.remove_reader(self._out_of)
-            self._watch.add_writer(self._into, self._write)
-        else:
-            self._watch.remove_writer(self._into)
-            self._watch.add_reader(self._out_of, self.read)
-
     def _end(self) -> None:
-        self.ended = True
+        self._ending = True
         self._watch.remove_reader(self._out_of)
         self._close_pipe()
-        try:
-            self._sink.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:  # the peer has reset it: the next read or write says so
-                raise
-        if self.other.ended and not self._done.done():
-            self._done.set_result(None)
-
-    def _fail(self, error: OSError) -> None:
-        if not self._done.done():
-            self._done.set_exception(error)
+        if not self.other.ended:  # else closing says so
+            try:
+                self._to.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:  # the peer has reset it: the next read or write says so
+                    raise
+        self._has_ended()
 
     def _close_pipe(self) -> None:
         pipe, self._pipe = self._pipe, None
         for end in pipe or ():
             os.close(end)
+
+
+class _CodedWay(_Way):
+    """Where one of the two has a codec, or both."""
+
+    __slots__ = ()
+
+    def begun(self) -> None:
+        self.read()
+
+    def _move(self) -> None:
+        pieces = 0
+        while True:
+            try:
+                data = self._source.receive_now()
+            except anyio.EndOfStream:
+                self._ending = True
+                self._watch.remove_reader(self._out_of)
+                self._say_end()
+                return
+            if data is None:
+                return
+            self._held = data
+            self._pass_on()
+            pieces += 1
+            # After less than it could have been there is hardly more: then being told again is cheaper than a look.
+            if self._blocked or not (self._source.holds_more or (len(data) >= _MUCH and pieces < _PIECES)):
+                return
+
+    def _go_on(self) -> None:
+        if self._held:
+            self._pass_on()
+        elif self._ending:
+            self._say_end()
+        if not self._blocked and not self._ending:
+            self._move()
+
+    def _pass_on(self) -> None:
+        while self._held and (taken := self._sink.send_now(self._held)):
+            self._count(taken)
+            self._held = self._held[taken:]
+        self._look_at(blocked=bool(self._held))
+
+    def _say_end(self) -> None:
+        said = self._sink.end_now()
+        self._look_at(blocked=not said)
+        if said:
+            self._has_ended()

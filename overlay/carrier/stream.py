@@ -38,32 +38,40 @@ class TcpStream(ByteStream):
     times what reading does.
     """
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, *, has_options: bool = False) -> None:
+        """`has_options`: those of `set_options` are set, or of no use."""
         self._socket = connected
         self._closed = False
         self._when_closed: Callable[[], None] | None = None
-        self._reader: _Reader | None = None  # from the first wait on
+        self._reader: Reader | None = None  # from the first wait on
         self._writing: asyncio.Future[None] | None = None
-        connected.setblocking(False)
-        set_options(connected)
+        if connected.gettimeout() != 0.0:
+            connected.setblocking(False)
+        if not has_options:
+            set_options(connected)
 
     async def receive(self, max_bytes: int = 65536, within: float | None = None) -> bytes:
         """At least one byte. Raises `EndOfStream` on FIN, `BrokenResourceError` on a reset, `TimeoutError` if nothing
         comes `within` so many seconds."""
-        while True:
-            if self._closed:
-                raise anyio.ClosedResourceError
-            try:
-                data = self._socket.recv(max_bytes)
-            except BlockingIOError:
-                pass  # not to wait here: the error and its traceback would live as long as a peer is idle
-            except OSError as error:
-                raise anyio.BrokenResourceError(error.strerror) from error
-            else:
-                if not data:
-                    raise anyio.EndOfStream
-                return data
+        while (data := self.receive_now(max_bytes)) is None:
             await self._readable(within)
+        return data
+
+    def receive_now(self, max_bytes: int = 65536) -> bytes | None:
+        """What is there; None: nothing at this moment. Raises as `receive`."""
+        if self._closed:
+            raise anyio.ClosedResourceError
+        try:
+            data = self._socket.recv(max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise anyio.BrokenResourceError(error.strerror) from error
+        if not data:
+            raise anyio.EndOfStream
+        return data
+
+    holds_more: Final = False  # as `CodecStream.holds_more`
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """Give the kernel what it takes now, waiting until it takes something. → bytes taken; cancelled: none."""
@@ -135,6 +143,10 @@ class TcpStream(ByteStream):
 
     async def send_eof(self) -> None:
         """FIN. The other direction stays open."""
+        self.end_now()
+
+    def end_now(self) -> bool:
+        """As `send_eof`. → True: the kernel has taken it."""
         if self._closed:
             raise anyio.ClosedResourceError
         try:
@@ -142,6 +154,7 @@ class TcpStream(ByteStream):
         except OSError as error:
             if error.errno != errno.ENOTCONN:  # the peer has reset it: the next read or write says so
                 raise anyio.BrokenResourceError(error.strerror) from error
+        return True
 
     async def aclose(self) -> None:
         """Close at once; the kernel still delivers what it has taken. Whoever waits in another task is woken."""
@@ -191,10 +204,12 @@ class TcpStream(ByteStream):
         return Detached(self._socket, Plain(), b"")
 
     def unwatched(self) -> socket.socket:
-        """The socket, for somebody who has it watched himself from now on. The stream is of use for closing alone."""
+        """The socket, for somebody who has it watched himself from now on, until he stops that."""
         if self._closed:
             raise anyio.ClosedResourceError
-        return self._socket  # who is added to the `Watch` takes the place of ours
+        if self._reader is not None:
+            self._reader.stop()
+        return self._socket
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -204,7 +219,7 @@ class TcpStream(ByteStream):
 
     async def _readable(self, within: float | None) -> None:
         if self._reader is None:
-            self._reader = _Reader(self._socket)
+            self._reader = Reader(self._socket)
         await self._reader.wait(within)
 
     def _leave(self) -> None:
@@ -217,8 +232,9 @@ class TcpStream(ByteStream):
             self._writing.set_exception(anyio.ClosedResourceError())
 
 
-class _Reader:
-    """Waits for a socket to have something to read. It is watched until there is something that nobody wants."""
+class Reader:
+    """Waits for a socket to have something to read, or somebody to accept. It is watched until there is something that
+    nobody wants, or `stop`, which is due before it is closed."""
 
     __slots__ = ("_number", "_waiting", "_watch", "_watched")
 
@@ -228,7 +244,7 @@ class _Reader:
         self._watched = False
         self._waiting: asyncio.Future[None] | None = None
 
-    async def wait(self, within: float | None) -> None:
+    async def wait(self, within: float | None = None) -> None:
         """Raises `TimeoutError`, `BusyResourceError`, and what `fail` was given."""
         if self._waiting is not None:
             raise anyio.BusyResourceError("reading from")
@@ -279,7 +295,8 @@ def _has_ended(connected: socket.socket) -> bool:
 
 
 def set_options(connected: socket.socket) -> None:
-    """No waiting for more to send, and a peer that has silently gone is noticed. A unix socket needs nothing."""
+    """No waiting for more to send, and a peer that has silently gone is noticed. A unix socket needs nothing. What is
+    accepted has the options that its listener had when it came."""
     if connected.family == socket.AF_UNIX:
         return
     _set(
@@ -328,6 +345,30 @@ async def connect(endpoint: Endpoint) -> TcpStream:
     except BaseException:
         connecting.close()
         raise
+
+
+def connect_now(endpoint: Endpoint) -> TcpStream | None:
+    """To an endpoint of this host's loopback, where a connection is made at once; None: it is not, for whatever reason,
+    and nothing is left of it. A peer there cannot go silently."""
+    family = socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET
+    try:
+        connecting = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        result = connecting.connect_ex(endpoint)
+        if result == errno.EINPROGRESS:
+            result = connecting.connect_ex(endpoint)
+        if not result:
+            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return TcpStream(connecting, has_options=True)
+    except OSError:
+        pass
+    except BaseException:
+        connecting.close()
+        raise
+    connecting.close()
+    return None
 
 
 async def connect_socket(connecting: socket.socket, endpoint: Endpoint) -> None:

@@ -1,5 +1,6 @@
 """A byte stream over TCP with a codec between: TLS, WebSocket, or the one within the other."""
 
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -44,6 +45,34 @@ class CodecStream(ByteStream):
         data, self._received = self._received[:max_bytes], self._received[max_bytes:]
         return data
 
+    def receive_now(self, max_bytes: int = _READ_SIZE) -> bytes | None:
+        """What is there; None: nothing at this moment. Raises as `receive`."""
+        if not self._received and not self._decode_now():
+            return None
+        data, self._received = self._received[:max_bytes], self._received[max_bytes:]
+        return data
+
+    def _decode_now(self) -> bool:
+        if self._codec.ended:
+            raise anyio.EndOfStream
+        raw = self._tcp.receive_now(_READ_SIZE)
+        if raw is None:
+            return False
+        try:
+            self._received = self._codec.decode(raw)
+        except RemoteProtocolError as error:
+            raise anyio.BrokenResourceError(str(error)) from error
+        finally:
+            self._answer()
+        if not self._received and self._codec.ended:
+            raise anyio.EndOfStream
+        return bool(self._received)
+
+    @property
+    def holds_more(self) -> bool:
+        """There is something to receive, or the end, of which the socket does not tell."""
+        return bool(self._received) or self._codec.ended
+
     async def send_some(self, data: bytes | memoryview) -> int:
         """→ bytes taken. Cancelled: none, and the next call has to begin with the same bytes, since a part of what they
         were encoded to may have gone."""
@@ -61,16 +90,20 @@ class CodecStream(ByteStream):
         return taken
 
     def send_now(self, data: bytes | memoryview) -> int:
-        """→ bytes taken; 0: as after a cancelled `send_some`, which is to be called then."""
-        if self._outgoing or self._encoded or self._ending:
-            return 0
-        piece = data[:_CHUNK]
-        self._push(self._codec.encode(piece))
+        """→ bytes taken; 0: none, as after a cancelled `send_some`: whoever goes on, by that or by this once the kernel
+        takes something, begins with the same bytes."""
         self._write()
-        if self._outgoing:
-            self._encoded = len(piece)
+        if self._outgoing or self._ending:
             return 0
-        return len(piece)
+        if not self._encoded:
+            piece = data[:_CHUNK]
+            self._push(self._codec.encode(piece))
+            self._encoded = len(piece)
+            self._write()
+            if self._outgoing:
+                return 0
+        taken, self._encoded = self._encoded, 0
+        return taken
 
     async def send(self, item: bytes) -> None:
         view = memoryview(item)
@@ -84,6 +117,15 @@ class CodecStream(ByteStream):
             self._ending = True
             self._push(self._codec.end())
         await self._flush()
+
+    def end_now(self) -> bool:
+        """As `send_eof`. → whether that has gone; if not, call it again once the kernel takes something."""
+        self._write()
+        if not self._outgoing and not self._ending:
+            self._ending = True
+            self._push(self._codec.end())
+            self._write()
+        return self._ending and not self._outgoing
 
     async def aclose(self) -> None:
         self.close()
@@ -103,6 +145,10 @@ class CodecStream(ByteStream):
     def when_closed(self, call: Callable[[], None]) -> None:
         """As `TcpStream.when_closed`."""
         self._tcp.when_closed(call)
+
+    def unwatched(self) -> socket.socket:
+        """As `TcpStream.unwatched`; reading and writing stays this stream's."""
+        return self._tcp.unwatched()
 
     def watch(self, *, closely: bool) -> None:
         """As `TcpStream.watch`."""

@@ -24,7 +24,7 @@ from overlay.carrier.port import NOISE, TOKEN, Caller, Guest, Services, TlsGuest
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.silence import Silence, take_token
-from overlay.carrier.stream import TcpStream
+from overlay.carrier.stream import Reader, TcpStream
 from overlay.carrier.stun import Answer, StunRoom
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.channel import BUSY, NoiseChannel
@@ -127,21 +127,28 @@ class _Server:
                 tcp.close()
 
     async def _accept_from(self, listening: socket.socket) -> None:
-        while True:
-            await anyio.wait_readable(listening)
-            for _ in range(_ACCEPT_BATCH):
-                try:
-                    accepted, address = listening.accept()
-                except BlockingIOError:
-                    break
-                except OSError as error:
-                    if error.errno in _LISTENER_GONE:
-                        raise
-                    self.count("accept_failed", "the listener", str(error))
-                    if error.errno in _EXHAUSTED:
-                        await anyio.sleep(_ACCEPT_PAUSE)
-                    break
-                self._let_in(accepted, canonical_endpoint(address[0], address[1]))
+        reader = Reader(listening)
+        try:
+            while True:
+                await reader.wait()
+                await self._accept_some(listening)
+        finally:
+            reader.stop()
+
+    async def _accept_some(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPT_BATCH):
+            try:
+                accepted, address = listening.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _LISTENER_GONE:
+                    raise
+                self.count("accept_failed", "the listener", str(error))
+                if error.errno in _EXHAUSTED:
+                    await anyio.sleep(_ACCEPT_PAUSE)
+                break
+            self._let_in(accepted, canonical_endpoint(address[0], address[1]))
 
     def _let_in(self, accepted: socket.socket, endpoint: Endpoint) -> None:
         visit = self.door.knock(endpoint[0])

@@ -24,6 +24,7 @@ from starlette.applications import Starlette
 
 from overlay import __version__
 from overlay.carrier.carriers import DialOptions
+from overlay.carrier.watch import new_event_loop
 from overlay.daemon import logs
 from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import Produce, serve_local_api
@@ -85,7 +86,7 @@ def run(settings: NodeSettings, *, background: bool = False) -> None:
         logs.configure(settings.verbosity, state.path / LOG_NAME if background else None)
         restore_system(state)
         daemon = NodeDaemon(settings, state)
-        run_loop(daemon.run)
+        run_loop(daemon.run, new_event_loop)
     if daemon.interrupted:
         raise KeyboardInterrupt
 
@@ -173,7 +174,9 @@ class NodeDaemon:
         )
         self._exposure_files = ExposureFiles(state, self._exposures)
         self._connections = Connections(state, self.connect)
-        self._calls = Calls(self._ways.dial_plain, self._exposures.serve, self._exposures.drops)
+        self._calls = Calls(
+            self._ways.dial_plain, self._exposures.serve, self._exposures.drops, self._exposures.serve_now
+        )
         self._records = Records(self._control.request, lambda: self._memory.network_map)
         self._identity: Identity | None = None
         self._identity_changed = anyio.Event()

@@ -3,12 +3,13 @@
 import errno
 import socket
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Final
 
 import anyio
 
 from overlay.carrier.outlets import Outlet
-from overlay.carrier.stream import TcpStream, connect
+from overlay.carrier.stream import TcpStream, connect, connect_now
 from overlay.carrier.streams import CodecStream
 from overlay.errors import Exit, UserError
 from overlay.node.deputy import Deputy, Order, connect_unix
@@ -64,6 +65,7 @@ class TargetEnd:
         self._owner = owner
         self._proxy = parse_target_proxy(options.proxy) if options.proxy else None
         self._tls = TlsTarget(target.host, options) if target.secure else None
+        self._near = _near(target) if self._proxy is None and self._tls is None and transparent is None else None
         self._deputy: Deputy | None = None
         # A folder is served by a process of its own in any case, beside the daemon's loop.
         if target.kind == "folder" or (target.kind == "unix" and not are_ours(owner)):
@@ -131,6 +133,16 @@ class TargetEnd:
             self.trouble, self.slow = words[:1].lower() + words[1:], False
             raise
         self.trouble = ""
+        return stream
+
+    def open_now(self) -> TcpStream | None:
+        """As `open`, where that needs no waiting; None: `open` has to be asked, and knows what is wrong if something
+        is."""
+        if self._near is None or self._ours(self._near):
+            return None
+        stream = connect_now(self._near)
+        if stream is not None:
+            self.trouble = ""
         return stream
 
     async def _check_circle(self) -> None:
@@ -236,3 +248,13 @@ class TargetEnd:
                 if error.errno != errno.EAGAIN:
                     raise
             await anyio.sleep(_QUEUE_PAUSE)
+
+
+def _near(target: Target) -> Endpoint | None:
+    """Where it is, if that is an address of the loopback."""
+    if target.kind != "host":
+        return None
+    try:
+        return canonical_endpoint(target.host, target.port) if ip_address(target.host).is_loopback else None
+    except ValueError:
+        return None

@@ -12,13 +12,14 @@ from typing import Final
 import anyio
 
 from overlay.carrier.flows import UdpFlows
-from overlay.carrier.forward import forward_streams
+from overlay.carrier.forward import Forwarded, Forwarding, forward_streams
 from overlay.carrier.http import answer, read_head, say
 from overlay.carrier.outlets import HeadedOutlet, Outlet, SocketOutlet, StreamOutlet, join
 from overlay.carrier.port import Stream
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.reached import REACHED
-from overlay.carrier.stream import TcpStream, reset_on_close
+from overlay.carrier.splice import Joined
+from overlay.carrier.stream import Reader, TcpStream, reset_on_close, set_options
 from overlay.carrier.streams import CodecStream
 from overlay.carrier.tapped import TappedStream
 from overlay.carrier.tls import agreed
@@ -39,6 +40,7 @@ LOOKUP_INTERVAL: Final = 30.0
 """Seconds after which the name of a UDP target is looked up anew."""
 HEADER_TIMEOUT: Final = 10.0  # s for the server to say who a user is
 _BACKLOG: Final = 256
+_TURN: Final = 64  # users who are taken before others have their turn
 _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no descriptor left
 
 _log = logging.getLogger(__name__)
@@ -78,8 +80,9 @@ class TunnelEnd:
         self._drops = drops
         self._says_reached = says_reached
         self._scope = anyio.CancelScope()
-        self._dynamic: set[anyio.CancelScope] = set()  # of users by dynamic tunnels
-        self._here: dict[anyio.CancelScope, str] = {}  # of those who came to this end themselves, by address
+        self._served: dict[Stream, anyio.CancelScope | Forwarding] = {}  # outside of `run`, and what ends them
+        self._here: dict[Stream, tuple[anyio.CancelScope | Forwarding, str]] = {}  # who came here himself, by address
+        self._reader: Reader | None = None
         self._streams = 0
         self._flows: UdpFlows | None = None
         self._endpoint: Endpoint | None = None  # of a UDP target
@@ -102,18 +105,20 @@ class TunnelEnd:
     def close(self) -> None:
         """Close at once, with all that goes through. May be called again."""
         self._scope.cancel()
-        for scope in tuple(self._dynamic):
-            scope.cancel()
+        for ending in tuple(self._served.values()):
+            ending.cancel()
+        if self._reader is not None:
+            self._reader.stop()
         if self._socket is not None and self._socket.fileno() >= 0:
             anyio.notify_closing(self._socket)
             self._socket.close()
 
     def end_refused(self) -> None:
         """End what goes through for those whose connections are not taken any more."""
-        for scope, address in tuple(self._here.items()):
+        for ending, address in tuple(self._here.values()):
             if not self.accepts(address):
                 self._drops["exposure_revoked"] += 1
-                scope.cancel()
+                ending.cancel()
         if self._flows is not None:
             self._flows.end_those_shut_out()
 
@@ -132,11 +137,16 @@ class TunnelEnd:
 
     async def _run_tcp(self, listening: socket.socket) -> None:
         async with anyio.create_task_group() as tasks:
+            reader, taken = Reader(listening), 0
+            self._reader = reader
             while True:
+                taken += 1
+                if taken % _TURN == 0:
+                    await anyio.lowlevel.checkpoint()
                 try:
                     accepted, source = listening.accept()
                 except BlockingIOError:
-                    await anyio.wait_readable(listening)
+                    await reader.wait()
                     continue
                 except OSError as error:
                     # The caller has gone already, or descriptors ran out: either way the exposure stays open.
@@ -151,8 +161,11 @@ class TunnelEnd:
                     accepted.close()
                     await anyio.lowlevel.checkpoint()
                     continue
-                self._streams += 1
-                tasks.start_soon(self._forward, accepted, canonical_endpoint(source[0], source[1]))
+                stream = TcpStream(accepted, has_options=True)
+                endpoint = canonical_endpoint(source[0], source[1])
+                if not self._serve_now(stream, endpoint[0]):
+                    self._streams += 1
+                    tasks.start_soon(self._forward, accepted, stream, endpoint)
 
     async def serve(self, stream: Stream) -> None:
         """A user whom the server sends by a dynamic tunnel; closes the stream."""
@@ -162,35 +175,68 @@ class TunnelEnd:
             stream.close()
             return
         self._streams += 1
-        scope = anyio.CancelScope()
-        self._dynamic.add(scope)
+        scope = self._served[stream] = anyio.CancelScope()
         try:
             with scope:
                 unsealed = stream if self.seal is None else await self._unseal(stream, self.seal)
                 if unsealed is not None:
                     await self._forward_to_target(unsealed)
         finally:
-            self._dynamic.discard(scope)
+            del self._served[stream]
             self._streams -= 1
+
+    def serve_now(self, stream: Joined, ended: Callable[[], object]) -> bool:
+        """The same without a task, where nothing has to be waited for; `ended` is called when the stream is closed.
+        → whether it is so; if not, nothing has happened."""
+        return self._serve_now(stream, "", ended)
+
+    def _serve_now(self, stream: Joined, address: str, ended: Callable[[], object] = lambda: None) -> bool:
+        """`address`: of who came to this end himself; "": nobody did."""
+        told = self._inside.told
+        tells = told.transparent or (told.proxy_protocol and (self._peers or self._target.protocol == "http"))
+        if tells or self._says_reached or self.seal is not None or self.tls is not None or self.tap is not None:
+            return False
+        if self._target.protocol == "udp" or self._streams >= CONNECTION_LIMIT:
+            return False
+        inside = self._inside.open_now()
+        if inside is None:
+            return False
+        self._failing = False
+        self._streams += 1
+        is_over = False
+
+        def end() -> None:
+            nonlocal is_over
+            is_over = True
+            self._streams -= 1
+            self._served.pop(stream, None)
+            self._here.pop(stream, None)
+            ended()
+
+        forwarding = Forwarding(stream, inside, Forwarded(), end)
+        if not is_over:
+            self._served[stream] = forwarding
+            if address:
+                self._here[stream] = forwarding, address
+        return True
 
     def _unwanted(self, host: str) -> str | None:
         if not self.accepts(canonical_endpoint(host, 0)[0]):
             return "exposure_not_the_server"
         return "exposure_limit" if self._streams >= CONNECTION_LIMIT else None
 
-    async def _forward(self, accepted: socket.socket, source: Endpoint) -> None:
-        own = accepted.getsockname()
-        stream = TcpStream(accepted)
+    async def _forward(self, accepted: socket.socket, stream: TcpStream, source: Endpoint) -> None:
         scope = anyio.CancelScope()
-        self._here[scope] = source[0]
+        self._here[stream] = scope, source[0]
         try:
+            own = accepted.getsockname()
             peer = ProxyHeader(source, canonical_endpoint(own[0], own[1])) if self._peers else None
             with scope:
                 await self._forward_to_target(stream, peer)
             if scope.cancelled_caught:
                 stream.cut()
         finally:
-            del self._here[scope]
+            del self._here[stream]
             stream.close()  # and not the socket alone: it may be watched
             self._streams -= 1
 
@@ -387,6 +433,7 @@ def _bind(target: Target, address: str, port: int) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not matter
         bound.bind((address, port))
         if target.protocol != "udp":
+            set_options(bound)
             bound.listen(_BACKLOG)
     except BaseException:
         bound.close()

@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 
 from overlay.carrier.outlets import Outlet, StreamOutlet
-from overlay.carrier.port import TOKEN_SIZE, Caller, Stream
+from overlay.carrier.port import TOKEN_SIZE, Caller, Stream, UserStream
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.stream import TcpStream
 from overlay.server.tunnels import TunnelError, Visitor
@@ -94,10 +94,7 @@ class Callers:
             stream = await self._wait(node, carrier, pool)
         start = number.to_bytes(START_SIZE, "big")
         try:
-            if isinstance(stream, TcpStream):
-                taken = stream.send_now(start, more=more)
-            else:
-                taken = stream.send_now(start)
+            taken = _send_start(stream, start, more=more)
             if taken < START_SIZE:
                 await stream.send(start[taken:])
             await self._ask(node, carrier, pool)
@@ -108,6 +105,24 @@ class Callers:
             stream.close()
             raise
         return stream
+
+    def open_now(self, node: int, number: int, carrier: TunnelCarrier, *, more: bool = False) -> UserStream | None:
+        """The same if one waits ready, and others need not be asked for; None: `open` has to be asked."""
+        pool = self._pools.get((node, carrier)) if carrier != "udp" else None
+        if pool is None or (_is_short(pool, beside=1) and not pool.asking):
+            return None
+        stream = self._ready(pool)
+        if stream is None:
+            return None
+        assert not isinstance(stream, QuicStream)  # not by this carrier
+        try:
+            taken = _send_start(stream, number.to_bytes(START_SIZE, "big"), more=more)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            taken = 0
+        if taken == START_SIZE:
+            return stream
+        stream.close()  # it takes nothing, and nobody waits for that
+        return None
 
     def rest(self) -> None:
         """Called now and then: where users come slower than they did, fewer connections wait for them."""
@@ -183,7 +198,7 @@ class Callers:
         """Have the node call as often as is wanted; if it is not there, whoever waits is told."""
         if pool.waiting:
             self._forget_old(pool)
-        if pool.asking or len(pool.ready) + len(pool.asked) - len(pool.waiting) > pool.wanted // 2:
+        if pool.asking or not _is_short(pool):
             return
         pool.asking = True
         try:
@@ -212,6 +227,15 @@ class Callers:
             self._tokens.pop(token, None)
 
 
+def _is_short(pool: _Pool, *, beside: int = 0) -> bool:
+    """Whether more are to be asked for; `beside`: so many are taken at once."""
+    return len(pool.ready) + len(pool.asked) - len(pool.waiting) - beside <= pool.wanted // 2
+
+
+def _send_start(stream: Stream, start: bytes, *, more: bool) -> int:
+    return stream.send_now(start, more=more) if isinstance(stream, TcpStream) else stream.send_now(start)
+
+
 class DynamicTunnel:
     """`overlay.server.tunnels.Tunnel`: one exposure's."""
 
@@ -228,6 +252,11 @@ class DynamicTunnel:
         if not self.online():
             raise TunnelError(502, "target_offline")
         return await self._callers.open(self._node, self._number, self._carrier, more=visitor.has_spoken)
+
+    def open_now(self, visitor: Visitor) -> UserStream | None:
+        if not self.online():
+            raise TunnelError(502, "target_offline")
+        return self._callers.open_now(self._node, self._number, self._carrier, more=visitor.has_spoken)
 
     def outlet(self, visitor: Visitor) -> Outlet | None:
         drops = self._callers.drops

@@ -25,6 +25,7 @@ from overlay.carrier.limits import DEFAULT_LIMITS, Door
 from overlay.carrier.port import Services
 from overlay.carrier.quic_door import QuicDoor
 from overlay.carrier.tcp import ControlConnection, serve
+from overlay.carrier.watch import new_event_loop
 from overlay.daemon import logs
 from overlay.daemon.launch import report_ready, sd_notify
 from overlay.daemon.localapi import serve_local_api
@@ -84,7 +85,7 @@ def run(settings: ServerSettings, *, background: bool = False) -> None:
         daemon = ServerDaemon(
             settings, state, on_ready=report_ready if background else _show_ready, first_invite=show_invite
         )
-        run_loop(daemon.run)
+        run_loop(daemon.run, new_event_loop)
     if daemon.interrupted:
         raise KeyboardInterrupt
 

@@ -16,7 +16,7 @@ import anyio
 
 from overlay.carrier.limits import network_of
 from overlay.carrier.outlets import Deliver, Outlet
-from overlay.carrier.port import Stream
+from overlay.carrier.port import Stream, UserStream
 from overlay.carrier.reached import wait_reached
 from overlay.server.claims import Claims, Surroundings
 from overlay.server.pulse import INTERVAL, Pulse
@@ -133,6 +133,9 @@ class Group:
 
     async def open(self, visitor: Visitor) -> Stream:
         return await self.open_another(visitor, set())
+
+    def open_now(self, visitor: Visitor) -> UserStream | None:
+        return None  # whoever is chosen has to reach its target first
 
     async def open_another(self, visitor: Visitor, tried: set[int]) -> Stream:
         """A connection to a member that is not in `tried`; those tried now are added to it. Raises `TunnelError`."""

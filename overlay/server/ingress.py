@@ -3,6 +3,7 @@
 Knows sockets and forwarding; which exposure a port belongs to, and whether its node is there, others know.
 """
 
+import asyncio
 import errno
 import logging
 import socket
@@ -16,10 +17,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from overlay.carrier.flows import UdpFlows
-from overlay.carrier.stream import TcpStream, reset_on_close
+from overlay.carrier.forward import Forwarding
+from overlay.carrier.stream import Reader, TcpStream, reset_on_close, set_options
 from overlay.errors import Exit, UserError
 from overlay.server.access.gate import Gate
-from overlay.server.access.meter import forward_metered
+from overlay.server.access.meter import forward_counted, forward_metered
 from overlay.server.tunnels import Tunnel, TunnelError, Visitor
 from overlay.wire.endpoint import Endpoint, canonical_endpoint, format_endpoint
 
@@ -27,8 +29,10 @@ Protocol = Literal["tcp", "udp"]
 ServeUser = Callable[[TcpStream, Visitor], Awaitable[None]]
 """Serves one user, until the connection ends."""
 
+_Ending = anyio.CancelScope | Forwarding
 MAX_CONNECTIONS = 1024  # of one port at once; more are closed at once, so that one exposure cannot take all descriptors
 BACKLOG = 256
+_TURN = 64  # users who are taken before others have their turn
 _WILDCARDS = ("0.0.0.0", "::")
 _log = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ def _bind(protocol: Protocol, address: str, port: int) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections in TIME_WAIT do not matter
         bound.bind((address, port))
         if protocol == "tcp":
+            set_options(bound)
             bound.listen(BACKLOG)
     except BaseException:
         bound.close()
@@ -105,9 +110,9 @@ class PublicPort:
         self._drops = drops
         self._sockets = sockets
         self._scope = anyio.CancelScope()
-        self._users: set[socket.socket] = set()
-        self._served: dict[anyio.CancelScope, str] = {}  # with where they are from
+        self._users: dict[socket.socket, tuple[_Ending | None, str]] = {}  # what ends them, and where they are from
         self._flows: list[UdpFlows] = []
+        self._readers: list[Reader] = []
 
     @property
     def connections(self) -> int:
@@ -117,6 +122,9 @@ class PublicPort:
     def close(self) -> None:
         """Close the port at once, with all that goes through it."""
         self._scope.cancel()
+        self._end_users()
+        for reader in self._readers:
+            reader.stop()
         for bound in self._sockets:
             if bound.fileno() >= 0:
                 anyio.notify_closing(bound)
@@ -124,16 +132,20 @@ class PublicPort:
 
     def cut_off(self) -> None:
         """End all users' connections and flows; others may come."""
-        for scope in tuple(self._served):
-            scope.cancel()
+        self._end_users()
         for flows in self._flows:
             flows.end_all()
 
+    def _end_users(self) -> None:
+        for ending, _ in tuple(self._users.values()):
+            if ending is not None:
+                ending.cancel()
+
     def cut_off_those_shut_out(self) -> None:
         """Who was let in may not be any more."""
-        for scope, host in tuple(self._served.items()):
-            if self.gate.shuts_out(host):
-                scope.cancel()
+        for ending, host in tuple(self._users.values()):
+            if ending is not None and self.gate.shuts_out(host):
+                ending.cancel()
         for flows in self._flows:
             flows.end_those_shut_out()
 
@@ -163,14 +175,15 @@ class PublicPort:
     async def _serve_tcp(
         self, listener: socket.socket, tunnel: Tunnel, serve_user: ServeUser | None, tasks: TaskGroup
     ) -> None:
+        loop, reader, accepted = asyncio.get_running_loop(), Reader(listener), 0
+        self._readers.append(reader)
         while True:
+            if accepted % _TURN == _TURN - 1:
+                await anyio.lowlevel.checkpoint()
             try:
                 user, address = listener.accept()
             except BlockingIOError:
-                try:
-                    await anyio.wait_readable(listener)
-                except anyio.ClosedResourceError:
-                    return
+                await reader.wait()
                 continue
             except OSError as error:
                 # The user has gone already, or descriptors ran out: either way the port must stay open.
@@ -178,6 +191,7 @@ class PublicPort:
                 _log.warning("cannot accept a user: %s", error)
                 await anyio.sleep(0.1)
                 continue
+            accepted += 1
             source = canonical_endpoint(address[0], address[1])
             # By HTTP a user is told why there is no answer.
             online = serve_user is not None or tunnel.online()
@@ -188,12 +202,13 @@ class PublicPort:
                 user.close()
                 await anyio.lowlevel.checkpoint()
                 continue
-            self._users.add(user)
+            self._users[user] = None, source[0]
             visitor = Visitor.of(user, source)
-            if serve_user is None:
-                tasks.start_soon(self._forward, user, visitor, tunnel)
-            else:
+            if serve_user is not None:
                 tasks.start_soon(self._serve_user, user, visitor, serve_user)
+            else:
+                # Not before others have had their turn: by then he has mostly said something, which goes along.
+                loop.call_soon(self._forward, user, visitor, tunnel, tasks)
 
     def _refused(self, source: Endpoint, serve_user: ServeUser | None) -> str:
         limit = self.gate.terms.limits.connections
@@ -201,12 +216,34 @@ class PublicPort:
             return "too_many_users" if len(self._users) >= max(limit, MAX_CONNECTIONS) else ""
         return "too_many_users" if len(self._users) >= (limit or MAX_CONNECTIONS) else self.gate.refuses(source[0])
 
-    async def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel) -> None:
-        stream, scope = TcpStream(user), anyio.CancelScope()
-        self._served[scope] = visitor.source[0]
+    def _forward(self, user: socket.socket, visitor: Visitor, tunnel: Tunnel, tasks: TaskGroup) -> None:
+        if user not in self._users:
+            return  # the port is closed
+        stream = TcpStream(user, has_options=True)
+        if not stream.is_quiet():
+            visitor = replace(visitor, has_spoken=True)
+        try:
+            inside = tunnel.open_now(visitor) if self.gate.meter.paces is None else None
+        except TunnelError as error:
+            self._drops[error.reason] += 1
+            del self._users[user]
+            stream.cut()
+            stream.close()
+            return
+        if inside is None:
+            tasks.start_soon(self._open_and_forward, user, stream, visitor, tunnel)
+            return
+        # Nothing has to be waited for: a task would cost more than all else here.
+        forwarding = forward_counted(stream, inside, self.gate.meter, lambda: self._users.pop(user, None))
+        if user in self._users:  # else it has ended already
+            self._users[user] = forwarding, visitor.source[0]
+
+    async def _open_and_forward(self, user: socket.socket, stream: TcpStream, visitor: Visitor, tunnel: Tunnel) -> None:
+        scope = anyio.CancelScope()
+        self._users[user] = scope, visitor.source[0]
         try:
             with scope:
-                inside = await tunnel.open(visitor if stream.is_quiet() else replace(visitor, has_spoken=True))
+                inside = await tunnel.open(visitor)
                 await forward_metered(stream, inside, self.gate.meter)
             if scope.cancelled_caught:
                 reset_on_close(user)
@@ -214,19 +251,18 @@ class PublicPort:
             self._drops[error.reason] += 1
             reset_on_close(user)
         finally:
-            del self._served[scope]
             stream.close()
-            self._users.discard(user)
+            self._users.pop(user, None)
 
     async def _serve_user(self, user: socket.socket, visitor: Visitor, serve_user: ServeUser) -> None:
-        stream = TcpStream(user)
+        stream = TcpStream(user, has_options=True)
         try:
             await serve_user(stream, visitor)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             return
         finally:
             stream.close()
-            self._users.discard(user)
+            self._users.pop(user, None)
 
     async def _serve_udp(self, bound: socket.socket, tunnel: Tunnel) -> None:
         gate = self.gate

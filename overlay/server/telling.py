@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from overlay.carrier.outlets import HeadedOutlet, Outlet
-from overlay.carrier.port import Stream
+from overlay.carrier.port import Stream, UserStream
 from overlay.server.tunnels import Tunnel, Visitor, send_first
 from overlay.wire.control.terms import Told
 from overlay.wire.ingress.proxy_protocol import ProxyHeader, Transport, encode
@@ -30,6 +30,10 @@ class TellingTunnel:
         if header := self._header(visitor, "tcp"):
             await send_first(stream, header)
         return stream
+
+    def open_now(self, visitor: Visitor) -> UserStream | None:
+        told = self._told()
+        return None if told.transparent or told.proxy_protocol else self._inner.open_now(visitor)
 
     def outlet(self, visitor: Visitor) -> Outlet | None:
         inner, header = self._inner.outlet(visitor), self._header(visitor, "udp")

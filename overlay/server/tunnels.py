@@ -11,7 +11,7 @@ from weakref import WeakSet
 import anyio
 
 from overlay.carrier.outlets import Outlet, SocketOutlet
-from overlay.carrier.port import Stream
+from overlay.carrier.port import Stream, UserStream
 from overlay.carrier.stream import TcpStream, connect
 from overlay.wire.endpoint import Endpoint, canonical_endpoint
 from overlay.wire.ingress.proxy_protocol import UserTls
@@ -53,6 +53,9 @@ class Tunnel(Protocol):
 
     async def open(self, visitor: Visitor) -> Stream:
         """A connection for one user. Raises `TunnelError`."""
+
+    def open_now(self, visitor: Visitor) -> UserStream | None:
+        """As `open`, where that needs no waiting; None: `open` has to be asked. Raises `TunnelError`."""
 
     def outlet(self, visitor: Visitor) -> Outlet | None:
         """For the datagrams of one user; None: there is none now, and that is counted. Raises `OSError`."""
@@ -102,6 +105,9 @@ class SingleTunnel:
             raise TunnelError(502, "target_refused" if refused else "target_failed") from error
         self._streams.add(stream)
         return stream
+
+    def open_now(self, visitor: Visitor) -> UserStream | None:
+        return None
 
     def outlet(self, visitor: Visitor) -> Outlet | None:
         return SocketOutlet.open(self._where, self._drops)

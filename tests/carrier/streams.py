@@ -15,6 +15,7 @@ from overlay.carrier.carriers import CarrierName, DialOptions
 from overlay.carrier.connection import ControlConnection
 from overlay.carrier.limits import DEFAULT_LIMITS
 from overlay.carrier.openers import OPENERS
+from overlay.carrier.tls import ALPN_ORDINARY, Tls, client_context, harden
 from overlay.wire.control.channel import NoiseChannel
 from overlay.wire.control.codec import decode_server_message
 from overlay.wire.endpoint import Endpoint
@@ -66,3 +67,26 @@ async def connected(carrier: CarrierName, endpoint: Endpoint, options: DialOptio
         stream.close()
         raise
     return ControlConnection(stream, channel, key, endpoint, decode_server_message, DEFAULT_LIMITS, carrier=carrier)
+
+
+def tls_pair(certificate: Certificate, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> tuple[Tls, Tls]:
+    """Client and server after their handshake."""
+    accepting = certificate.context()
+    harden(accepting)
+    accepting.maximum_version = newest
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    dialling = client_context(ALPN_ORDINARY, ca_file=certificate.ca_file)
+    server_in, client_in = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = dialling.wrap_bio(client_in, to_server, server_hostname=NAME)
+    server = accepting.wrap_bio(server_in, to_client, server_side=True)
+    done: set[ssl.SSLObject] = set()
+    while len(done) < 2 or to_server.pending or to_client.pending:
+        for end, incoming, outgoing in ((client, client_in, to_client), (server, server_in, to_server)):
+            incoming.write(outgoing.read())
+            try:
+                end.do_handshake()
+                done.add(end)
+            except ssl.SSLWantReadError:
+                pass
+    assert client.selected_alpn_protocol() == "http/1.1"
+    return Tls(client, client_in, to_server), Tls(server, server_in, to_client)

@@ -1,18 +1,53 @@
 """Forwarding TCP: byte-exact, with half-close; cut short on one side is cut short on the other."""
 
 import hashlib
+import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from random import Random
 
 import anyio
 import pytest
+from anyio.abc import SocketStream
 
-from overlay.carrier.forward import Forwarded, forward_streams
+from overlay.carrier.forward import Forwardable, Forwarded, Forwarding, forward_streams
 from overlay.carrier.stream import TcpStream
+from overlay.carrier.streams import CodecStream
+from overlay.wire.stream.codec import Codec
+from overlay.wire.stream.websocket import WebSocket
+
+from .streams import Certificate, tls_pair
 
 pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is between the forwarder and the target, and of which kind the forwarder's streams are."""
+
+    name: str
+    codecs: Callable[[Certificate], tuple[Codec, Codec]] | None = None
+    anyio: bool = False
+
+
+PLAIN = Kind("plain")
+CODED = (Kind("ws", lambda _: (_websocket(client=True), _websocket(client=False))), Kind("tls", tls_pair))
+OURS = (PLAIN, *CODED)
+KINDS = (*OURS, Kind("anyio", anyio=True))
+
+
+def _websocket(*, client: bool) -> WebSocket:
+    return WebSocket(client=client, random_bytes=os.urandom)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Certificate(tmp_path_factory.mktemp("tls"))
+
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -20,13 +55,15 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         one = socket.create_connection(listening.getsockname())
         other, _ = listening.accept()
+    for each in (one, other):
+        each.setblocking(False)
     return one, other
 
 
-class Forwarding:
+class Between:
     """user ══ a [forwarder] b ══ target; the outer ends are the test's."""
 
-    def __init__(self, user: TcpStream, target: TcpStream) -> None:
+    def __init__(self, user: TcpStream, target: TcpStream | CodecStream) -> None:
         self.user = user
         self.target = target
         self.progress = Forwarded()
@@ -42,24 +79,23 @@ class Forwarding:
 
 
 @asynccontextmanager
-async def forwarding(*, with_anyio_streams: bool = False) -> AsyncIterator[Forwarding]:
+async def forwarding(certificate: Certificate, kind: Kind = PLAIN) -> AsyncIterator[Between]:
     user, a = socket_pair()
     target, b = socket_pair()
-    this = Forwarding(TcpStream(user), TcpStream(target))
+    first: Forwardable = TcpStream(a)
+    inside: Forwardable = TcpStream(b)
+    outside: TcpStream | CodecStream = TcpStream(target)
+    if kind.anyio:
+        first, inside = await SocketStream.from_socket(a), await SocketStream.from_socket(b)
+    elif kind.codecs is not None:
+        near, far = kind.codecs(certificate)
+        inside, outside = CodecStream(TcpStream(b), near), CodecStream(TcpStream(target), far)
+    this = Between(TcpStream(user), outside)
 
     async def run() -> None:
         try:
             with this.scope:
-                if with_anyio_streams:
-                    a.setblocking(False)
-                    b.setblocking(False)
-                    streams = (
-                        await anyio.abc.SocketStream.from_socket(a),
-                        await anyio.abc.SocketStream.from_socket(b),
-                    )
-                    this.result = await forward_streams(*streams, this.progress)
-                else:
-                    this.result = await forward_streams(TcpStream(a), TcpStream(b), this.progress)
+                this.result = await forward_streams(first, inside, this.progress)
         finally:
             this.finished.set()
 
@@ -75,7 +111,7 @@ async def forwarding(*, with_anyio_streams: bool = False) -> AsyncIterator[Forwa
     assert b.fileno() == -1
 
 
-async def read_all(stream: TcpStream) -> bytes:
+async def read_all(stream: TcpStream | CodecStream) -> bytes:
     pieces: list[bytes] = []
     with anyio.fail_after(10):
         while True:
@@ -85,7 +121,7 @@ async def read_all(stream: TcpStream) -> bytes:
                 return b"".join(pieces)
 
 
-async def is_reset(stream: TcpStream) -> bool:
+async def is_reset(stream: TcpStream | CodecStream) -> bool:
     with anyio.fail_after(5):
         try:
             while True:
@@ -96,19 +132,19 @@ async def is_reset(stream: TcpStream) -> bool:
             return False
 
 
-@pytest.mark.parametrize("with_anyio_streams", [False, True])
-async def test_megabytes_both_ways_at_once_arrive_exactly(with_anyio_streams: bool) -> None:
+@every_kind
+async def test_megabytes_both_ways_at_once_arrive_exactly(kind: Kind, certificate: Certificate) -> None:
     there, back = Random(1).randbytes(3_000_001), Random(2).randbytes(2_000_003)
     received: dict[str, str] = {}
 
-    async def send(stream: TcpStream, data: bytes) -> None:
+    async def send(stream: TcpStream | CodecStream, data: bytes) -> None:
         await stream.send(data)
         await stream.send_eof()
 
-    async def receive(name: str, stream: TcpStream) -> None:
+    async def receive(name: str, stream: TcpStream | CodecStream) -> None:
         received[name] = hashlib.sha256(await read_all(stream)).hexdigest()
 
-    async with forwarding(with_anyio_streams=with_anyio_streams) as this:
+    async with forwarding(certificate, kind) as this:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(send, this.user, there)
             tasks.start_soon(send, this.target, back)
@@ -119,8 +155,9 @@ async def test_megabytes_both_ways_at_once_arrive_exactly(with_anyio_streams: bo
     assert result == Forwarded(a_to_b=len(there), b_to_a=len(back))
 
 
-async def test_half_closed_the_other_way_stays_open() -> None:
-    async with forwarding() as this:
+@every_kind
+async def test_half_closed_the_other_way_stays_open(kind: Kind, certificate: Certificate) -> None:
+    async with forwarding(certificate, kind) as this:
         await this.user.send(b"question")
         await this.user.send_eof()
         assert await read_all(this.target) == b"question"
@@ -133,10 +170,10 @@ async def test_half_closed_the_other_way_stays_open() -> None:
         assert (await this.end()).error is None
 
 
-@pytest.mark.parametrize("with_anyio_streams", [False, True])
+@every_kind
 @pytest.mark.parametrize("victim", ["user", "target"])
-async def test_a_reset_is_passed_on_as_a_reset(victim: str, with_anyio_streams: bool) -> None:
-    async with forwarding(with_anyio_streams=with_anyio_streams) as this:
+async def test_a_reset_is_passed_on_as_a_reset(victim: str, kind: Kind, certificate: Certificate) -> None:
+    async with forwarding(certificate, kind) as this:
         dying, other = (this.user, this.target) if victim == "user" else (this.target, this.user)
         await other.send(b"x")
         with anyio.fail_after(5):
@@ -148,9 +185,9 @@ async def test_a_reset_is_passed_on_as_a_reset(victim: str, with_anyio_streams: 
         assert (await this.end()).error is not None
 
 
-@pytest.mark.parametrize("with_anyio_streams", [False, True])
-async def test_cancelled_both_sides_are_reset(with_anyio_streams: bool) -> None:
-    async with forwarding(with_anyio_streams=with_anyio_streams) as this:
+@every_kind
+async def test_cancelled_both_sides_are_reset(kind: Kind, certificate: Certificate) -> None:
+    async with forwarding(certificate, kind) as this:
         await this.user.send(b"half of it")
         with anyio.fail_after(5):
             assert await this.target.receive() == b"half of it"
@@ -159,9 +196,10 @@ async def test_cancelled_both_sides_are_reset(with_anyio_streams: bool) -> None:
         assert await is_reset(this.target)
 
 
-async def test_what_is_not_read_is_not_hoarded() -> None:
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.name)
+async def test_what_is_not_read_is_not_hoarded(kind: Kind, certificate: Certificate) -> None:
     """Nobody reads at the target: the user's writes stop after what the kernel's four buffers and one chunk hold."""
-    async with forwarding() as this:
+    async with forwarding(certificate, kind) as this:
         sent = 0
         with anyio.move_on_after(0.3):
             while True:
@@ -173,10 +211,11 @@ async def test_what_is_not_read_is_not_hoarded() -> None:
         assert this.progress.a_to_b == before
 
 
-async def test_a_target_that_reads_late_gets_all_of_it() -> None:
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.name)
+async def test_a_target_that_reads_late_gets_all_of_it(kind: Kind, certificate: Certificate) -> None:
     """Long enough for a pipe; each time that the target reads nothing for a while, the source is left alone."""
-    data = Random(3).randbytes(24_000_000)
-    async with forwarding() as this:
+    data = Random(3).randbytes(24_000_000 if kind is PLAIN else 12_000_000)
+    async with forwarding(certificate, kind) as this:
 
         async def send() -> None:
             await this.user.send(data)
@@ -198,12 +237,37 @@ async def test_a_target_that_reads_late_gets_all_of_it() -> None:
 async def test_a_side_that_is_dead_from_the_start_is_a_result() -> None:
     user, a = socket_pair()
     target, b = socket_pair()
+    target.setblocking(True)
     user.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     user.close()
     result = await forward_streams(TcpStream(a), TcpStream(b))
     assert result.error is not None
     with target, pytest.raises(ConnectionResetError):
         target.recv(1)
+
+
+@pytest.mark.parametrize("kind", CODED, ids=lambda kind: kind.name)
+async def test_what_came_for_a_codec_before_is_forwarded_too(kind: Kind, certificate: Certificate) -> None:
+    """The first words and the end of it: the socket itself has nothing more to tell."""
+    user, a = socket_pair()
+    target, b = socket_pair()
+    assert kind.codecs is not None
+    near, far = kind.codecs(certificate)
+    inside, outside = CodecStream(TcpStream(b), near), CodecStream(TcpStream(target), far)
+    ours = TcpStream(user)
+    outside.send_now(b"welcome")
+    assert outside.end_now()
+    inside.unread(await inside.receive())
+    ended = anyio.Event()
+    Forwarding(TcpStream(a), inside, Forwarded(), ended.set)
+    with anyio.fail_after(5):
+        assert await read_all(ours) == b"welcome"
+        await ours.send(b"bye")
+        await ours.send_eof()
+        assert await read_all(outside) == b"bye"
+        await ended.wait()
+    ours.close()
+    outside.close()
 
 
 class Counted:

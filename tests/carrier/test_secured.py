@@ -5,6 +5,7 @@ import socket
 import anyio
 import pytest
 
+from overlay.carrier.forward import forward_streams
 from overlay.carrier.secured import secure_from, secure_to
 from overlay.carrier.stream import TcpStream
 from overlay.carrier.streams import CodecStream
@@ -53,6 +54,18 @@ async def test_what_is_cut_does_not_look_like_an_end() -> None:
         await other.receive()
     one.close()
     other.close()
+
+
+async def test_what_is_cut_is_cut_for_whom_it_is_forwarded_to() -> None:
+    one, other, tcp = await pair()
+    inside, target = map(TcpStream, socket.socketpair())
+    await one.send(b"the half of")
+    await tcp.send_eof()
+    forwarded = await forward_streams(other, inside)
+    assert forwarded.error is not None and forwarded.a_to_b == 11
+    assert await target.receive() == b"the half of"
+    one.close()
+    target.close()
 
 
 async def test_only_the_holder_of_the_key_is_taken_for_the_peer() -> None:

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay.carrier.tls import ALPN_ORDINARY, Tls, client_context, harden
+from overlay.carrier.tls import Tls
 from overlay.errors import RemoteProtocolError
 from overlay.wire.stream.codec import Stacked
 from overlay.wire.stream.websocket import WebSocket
 
-from .streams import NAME, Certificate
+from .streams import Certificate, tls_pair
 
 
 @pytest.fixture(scope="module")
@@ -25,32 +25,9 @@ def said(codec: Tls, data: bytes) -> tuple[bytes, bool]:
     return codec.decode(data), codec.ended
 
 
-def pair(certificate: Certificate, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> tuple[Tls, Tls]:
-    """Client and server after their handshake."""
-    accepting = certificate.context()
-    harden(accepting)
-    accepting.maximum_version = newest
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    dialling = client_context(ALPN_ORDINARY, ca_file=certificate.ca_file)
-    server_in, client_in = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = dialling.wrap_bio(client_in, to_server, server_hostname=NAME)
-    server = accepting.wrap_bio(server_in, to_client, server_side=True)
-    done: set[ssl.SSLObject] = set()
-    while len(done) < 2 or to_server.pending or to_client.pending:
-        for end, incoming, outgoing in ((client, client_in, to_client), (server, server_in, to_server)):
-            incoming.write(outgoing.read())
-            try:
-                end.do_handshake()
-                done.add(end)
-            except ssl.SSLWantReadError:
-                pass
-    assert client.selected_alpn_protocol() == "http/1.1"
-    return Tls(client, client_in, to_server), Tls(server, server_in, to_client)
-
-
 @pytest.fixture(scope="module", params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def ends(request: pytest.FixtureRequest, certificate: Certificate) -> tuple[Tls, Tls]:
-    return pair(certificate, request.param)
+    return tls_pair(certificate, request.param)
 
 
 @given(data=st.data())
@@ -65,7 +42,7 @@ def test_what_one_end_encodes_the_other_decodes_cut_anywhere(ends: tuple[Tls, Tl
 
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_the_end_is_told_and_the_other_direction_stays_open(certificate: Certificate, newest: ssl.TLSVersion) -> None:
-    client, server = pair(certificate, newest)
+    client, server = tls_pair(certificate, newest)
     assert said(server, client.encode(b"last") + client.end()) == (b"last", True)
     assert said(client, server.encode(b"answer")) == (b"answer", False)
     assert said(client, server.end()) == (b"", True)
@@ -73,7 +50,7 @@ def test_the_end_is_told_and_the_other_direction_stays_open(certificate: Certifi
 
 
 def test_websocket_within(certificate: Certificate) -> None:
-    client, server = pair(certificate)
+    client, server = tls_pair(certificate)
     here = Stacked(client, WebSocket(client=True, random_bytes=bytes))
     there = Stacked(server, WebSocket(client=False, random_bytes=bytes))
     assert there.decode(here.encode(b"x" * 100_000)) == b"x" * 100_000
@@ -85,7 +62,7 @@ def test_websocket_within(certificate: Certificate) -> None:
 @given(data=st.data())
 def test_fuzz_records(certificate: Certificate, data: st.DataObject) -> None:
     """Changed, cut and repeated records: data as it was sent, or the one error."""
-    client, server = pair(certificate)
+    client, server = tls_pair(certificate)
     wire = bytearray(client.encode(b"hello"))
     place = data.draw(st.integers(0, len(wire) - 1))
     wire[place] ^= data.draw(st.integers(1, 255))
@@ -96,7 +73,7 @@ def test_fuzz_records(certificate: Certificate, data: st.DataObject) -> None:
 
 
 def test_what_is_no_tls_is_refused(certificate: Certificate) -> None:
-    _, server = pair(certificate)
+    _, server = tls_pair(certificate)
     with pytest.raises(RemoteProtocolError) as caught:
         server.decode(b"GET / HTTP/1.1\r\n\r\n")
     assert caught.value.reason == "tls_failed"

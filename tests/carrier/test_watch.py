@@ -1,4 +1,4 @@
-"""Many sockets behind one descriptor of the loop."""
+"""Many sockets behind one descriptor of the loop, and the loop's behind the one of many sockets."""
 
 import asyncio
 import socket
@@ -7,11 +7,17 @@ from contextlib import ExitStack
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
-from overlay.carrier.watch import Watch, watch
+from overlay.carrier.watch import Watch, new_event_loop, watch
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, new_event_loop], ids=["any loop", "a loop of ours"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
+    return "asyncio", {"loop_factory": request.param}
 
 
 @pytest.fixture
@@ -97,6 +103,46 @@ async def test_one_that_fails_does_not_keep_the_others_from_being_called(
     await _until(lambda: heard == {"other"} and len(said) == 1)
     assert isinstance(said[0], LookupError)
     one.remove_reader(pairs[1][0].fileno())
+
+
+async def test_what_is_called_finds_the_library_and_may_begin_tasks(
+    pairs: list[tuple[socket.socket, socket.socket]],
+) -> None:
+    (near, far), *_ = pairs
+    one = watch()
+    heard = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+
+        async def task() -> None:
+            heard.set()
+
+        def call() -> None:
+            assert anyio.current_time() and watch() is one
+            near.recv(100)
+            tasks.start_soon(task)
+
+        one.add_reader(near.fileno(), call)
+        far.send(b"x")
+        with anyio.fail_after(5):
+            await heard.wait()
+    one.remove_reader(near.fileno())
+
+
+async def test_all_else_that_a_loop_does_goes_on_beside(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """Its own sockets, timers and threads, while a watched socket has something all the time."""
+    (near, far), (other, speaks), *_ = pairs
+    watch().add_reader(near.fileno(), lambda: None)
+    far.send(b"x")
+    with anyio.fail_after(5):
+        assert await anyio.to_thread.run_sync(speaks.send, b"x") == 1
+        await anyio.wait_readable(other)
+        with anyio.move_on_after(0.001) as scope:
+            await anyio.sleep_forever()
+        assert scope.cancelled_caught
+    watch().remove_reader(near.fileno())
+    with anyio.fail_after(5):
+        speaks.send(b"y")
+        await anyio.wait_readable(other)
 
 
 async def _until(outcome: Callable[[], bool]) -> None:

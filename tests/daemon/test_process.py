@@ -1,5 +1,6 @@
 """A daemon's event loop: its errors come out as they are, and full collections have little to look at."""
 
+import asyncio
 import gc
 from collections.abc import Iterator
 
@@ -23,7 +24,7 @@ def test_what_was_imported_is_out_of_the_collectors_sight() -> None:
         left.append(len(gc.get_objects()))
 
     before = len(gc.get_objects())
-    run_loop(main)
+    run_loop(main, asyncio.new_event_loop)
     assert left[0] < before / 10
 
 
@@ -36,4 +37,4 @@ def test_a_users_error_inside_a_group_comes_out_alone() -> None:
             tasks.start_soon(fail)
 
     with pytest.raises(UserError, match="Something"):
-        run_loop(main)
+        run_loop(main, asyncio.new_event_loop)

@@ -11,10 +11,12 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketStream
 
+from overlay.carrier.port import UserStream
+from overlay.carrier.stream import connect_now
 from overlay.errors import UserError
 from overlay.server import ingress
 from overlay.server.ingress import PublicPort, bind_public
-from overlay.server.tunnels import SingleTunnel
+from overlay.server.tunnels import SingleTunnel, Visitor
 from overlay.wire.control.terms import Access, Terms
 from overlay.wire.endpoint import Endpoint
 
@@ -42,14 +44,26 @@ async def echo(stream: SocketStream) -> None:
             await stream.send(b"end")
 
 
-def test_a_users_connection_reaches_the_target_with_its_half_closes() -> None:
+class ReadyTunnel(SingleTunnel):
+    """There is always a connection ready."""
+
+    def open_now(self, visitor: Visitor) -> UserStream | None:
+        where = self._where()
+        return None if where is None else connect_now(where)
+
+
+each_tunnel = pytest.mark.parametrize("tunnel", [SingleTunnel, ReadyTunnel])
+
+
+@each_tunnel
+def test_a_users_connection_reaches_the_target_with_its_half_closes(tunnel: type[SingleTunnel]) -> None:
     async def test() -> None:
         listener = await anyio.create_tcp_listener(local_host=HOST, local_port=0)
         target: Endpoint = (HOST, listener.extra(anyio.abc.SocketAttribute.local_port))
         public, port = opened("tcp")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, echo)
-            tasks.start_soon(public.run, SingleTunnel(lambda: target, Counter()))
+            tasks.start_soon(public.run, tunnel(lambda: target, Counter()))
             async with await anyio.connect_tcp(HOST, port) as user:
                 await user.send(b"hello")
                 assert await user.receive() == b"<hello>"
@@ -60,6 +74,7 @@ def test_a_users_connection_reaches_the_target_with_its_half_closes() -> None:
                     await user.receive()
             while public.connections:
                 await anyio.lowlevel.checkpoint()
+            assert public.gate.meter.collect() == len(b"hello<hello>end")
             public.close()
             tasks.cancel_scope.cancel()
         await listener.aclose()
@@ -93,7 +108,8 @@ def test_a_user_of_a_node_that_is_not_there_is_turned_away_at_once() -> None:
     assert drops == {"target_offline": 1, "target_refused": 1}
 
 
-def test_more_users_than_a_port_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+@each_tunnel
+def test_more_users_than_a_port_may_have(tunnel: type[SingleTunnel], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingress, "MAX_CONNECTIONS", 1)
     drops: Counter[str] = Counter()
 
@@ -103,7 +119,7 @@ def test_more_users_than_a_port_may_have(monkeypatch: pytest.MonkeyPatch) -> Non
         public, port = opened("tcp", drops)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, echo)
-            tasks.start_soon(public.run, SingleTunnel(lambda: target, drops))
+            tasks.start_soon(public.run, tunnel(lambda: target, drops))
             async with await anyio.connect_tcp(HOST, port) as first:
                 await first.send(b"1")
                 assert await first.receive() == b"<1>"
@@ -118,20 +134,23 @@ def test_more_users_than_a_port_may_have(monkeypatch: pytest.MonkeyPatch) -> Non
     assert drops == {"too_many_users": 1}
 
 
-def test_a_closed_port_ends_what_goes_through_it() -> None:
+@each_tunnel
+@pytest.mark.parametrize("end", [PublicPort.close, PublicPort.cut_off])
+def test_a_closed_port_ends_what_goes_through_it(tunnel: type[SingleTunnel], end: Callable[[PublicPort], None]) -> None:
     async def test() -> None:
         listener = await anyio.create_tcp_listener(local_host=HOST, local_port=0)
         target: Endpoint = (HOST, listener.extra(anyio.abc.SocketAttribute.local_port))
         public, port = opened("tcp")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, echo)
-            tasks.start_soon(public.run, SingleTunnel(lambda: target, Counter()))
+            tasks.start_soon(public.run, tunnel(lambda: target, Counter()))
             async with await anyio.connect_tcp(HOST, port) as user:
                 await user.send(b"1")
                 await user.receive()
-                public.close()
-                with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                end(public)
+                with pytest.raises(anyio.BrokenResourceError):
                     await user.receive()
+            public.close()
             with pytest.raises(OSError):
                 await anyio.connect_tcp(HOST, port)
             tasks.cancel_scope.cancel()

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from overlay.carrier.forward import Forwardable, Forwarded, forward_streams
+from overlay.carrier.forward import Forwardable, Forwarded, Forwarding, forward_streams
+from overlay.carrier.splice import Joined
 from overlay.server.access.bandwidth import Bandwidth, Pace
 
 
@@ -40,16 +41,25 @@ class Meter:
     def add(self, size: int) -> None:
         self._passed += size
 
+    def follow(self, count: Callable[[], int]) -> Callable[[], None]:
+        """What `count` says grows until the function returned is called."""
+        key, self._next = self._next, self._next + 1
+        self._followed[key] = (count, count())
+
+        def end() -> None:
+            _, before = self._followed.pop(key)
+            self._passed += count() - before
+
+        return end
+
     @contextmanager
     def following(self, count: Callable[[], int]) -> Iterator[None]:
         """What `count` says grows while it is used."""
-        key, self._next = self._next, self._next + 1
-        self._followed[key] = (count, count())
+        end = self.follow(count)
         try:
             yield
         finally:
-            _, before = self._followed.pop(key)
-            self._passed += count() - before
+            end()
 
     def collect(self) -> int:
         """→ bytes since the last time."""
@@ -64,5 +74,17 @@ class Meter:
 async def forward_metered(user: Forwardable, target: Forwardable, meter: Meter) -> Forwarded:
     """`forward_streams`, counted and held back."""
     forwarded = Forwarded()
-    with meter.following(lambda: forwarded.a_to_b + forwarded.b_to_a):
+    with meter.following(forwarded.passed):
         return await forward_streams(user, target, forwarded, meter.paces)
+
+
+def forward_counted(user: Joined, target: Joined, meter: Meter, ended: Callable[[], object]) -> Forwarding:
+    """`Forwarding`, counted; where nothing is held back."""
+    forwarded = Forwarded()
+    follow_no_more = meter.follow(forwarded.passed)
+
+    def end() -> None:
+        follow_no_more()
+        ended()
+
+    return Forwarding(user, target, forwarded, end)

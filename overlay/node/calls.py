@@ -118,6 +118,9 @@ class Calls:
     async def _use_and_close(self, stream: Joined, start: bytes) -> None:
         try:
             await self._use(stream, start)
+        except (OSError, RemoteProtocolError) as error:  # one user's trouble
+            self._drops["call_failed"] += 1
+            _log.debug("a user is not served: %s", error)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             return
         finally:

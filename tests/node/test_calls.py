@@ -13,6 +13,7 @@ from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.port import TOKEN, TOKEN_SIZE, Stream
 from overlay.carrier.splice import Joined
 from overlay.carrier.stream import TcpStream
+from overlay.errors import RemoteProtocolError
 from overlay.node.calls import START_SIZE, Calls
 from overlay.wire.control.messages import Supply, TunnelCarrier
 
@@ -30,6 +31,7 @@ class Node:
         self.servers: list[TcpStream] = []  # the server's ends
         self.waiting: list[tuple[Stream, Callable[[], object]]] = []
         self.served = anyio.Event()
+        self.trouble: Exception | None = None  # what comes of serving a user
         self._at_once = at_once
 
     async def call(self) -> TcpStream:
@@ -50,6 +52,8 @@ class Node:
     async def _serve(self, name: str, stream: Stream) -> None:
         assert name == "x7" and not self._at_once
         self.served.set()
+        if self.trouble is not None:
+            raise self.trouble
         assert await stream.receive() == b"hello"
         await stream.send(b"good day")
         stream.close()
@@ -74,6 +78,21 @@ async def node(*, at_once: bool = False) -> AsyncIterator[Node]:
             await each.receive()  # nothing of it is left
         each.close()
     assert not it.drops and it.calls._count == 0
+
+
+async def test_the_trouble_of_one_user_is_nobody_elses() -> None:
+    async with node() as it:
+        for it.trouble in (OSError("not connected"), RemoteProtocolError("bad_tag"), anyio.BrokenResourceError()):
+            server = await it.call()
+            await server.send(START)
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)), anyio.fail_after(5):
+                await server.receive()
+        assert it.drops.pop("call_failed") == 2
+        it.trouble = None
+        server = await it.call()
+        await server.send(START + b"hello")
+        with anyio.fail_after(5):
+            assert await server.receive() == b"good day"
 
 
 @pytest.mark.parametrize("cut", range(1, START_SIZE + 1))

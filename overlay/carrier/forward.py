@@ -13,17 +13,15 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
 from overlay.carrier.flows import UdpFlows
-from overlay.carrier.quic import QuicStream
-from overlay.carrier.splice import Count, Joined, Joint
-from overlay.carrier.stream import TcpStream, reset_on_close, set_options
-from overlay.carrier.streams import CodecStream
-from overlay.carrier.tapped import TappedStream
+from overlay.carrier.splice import Count, Joint
+from overlay.carrier.stream import reset_on_close, set_options
+from overlay.carrier.streams import OverTcp
 
 __all__ = ["Forwardable", "Forwarded", "Forwarding", "UdpFlows", "forward_streams"]
 
 
-class OtherStream(Protocol):
-    """What has the verbs of our own streams."""
+class OwnStream(Protocol):
+    """The verbs that our own streams have."""
 
     async def receive(self, max_bytes: int = 65536) -> bytes: ...
     async def send(self, item: bytes) -> None: ...
@@ -32,7 +30,7 @@ class OtherStream(Protocol):
     def close(self) -> None: ...
 
 
-Forwardable = SocketStream | TcpStream | CodecStream | QuicStream | TappedStream | OtherStream
+Forwardable = SocketStream | OwnStream
 
 _TURN: Final = 16  # pieces before other tasks get a turn
 _CHUNK: Final = 64 * 1024  # bytes held per direction: what one side has sent and the other not yet taken
@@ -64,7 +62,7 @@ class Forwarded:
 class Forwarding:
     """Two streams of TCP, forwarded as `forward_streams` has it, by callbacks and without a task; at once."""
 
-    def __init__(self, a: Joined, b: Joined, forwarded: Forwarded, ended: Callable[[], None]) -> None:
+    def __init__(self, a: OverTcp, b: OverTcp, forwarded: Forwarded, ended: Callable[[], None]) -> None:
         """`ended` is called once when both are closed, whatever happened; maybe before this returns."""
         self._streams = a, b
         self._forwarded = forwarded
@@ -75,6 +73,11 @@ class Forwarding:
             self._joint.begin()
         except (OSError, anyio.ClosedResourceError) as error:  # a socket that was dead before we began
             self._end(error)
+
+    @property
+    def over(self) -> bool:
+        """Both are closed."""
+        return self._ended is None
 
     def cancel(self) -> None:
         """End it; both are reset."""
@@ -114,7 +117,7 @@ async def forward_streams(
     plain sockets what is long goes through a pipe in the kernel, unless `paces` (of a to b, and of b to a) are kept to.
     """
     result = Forwarded() if forwarded is None else forwarded
-    if paces is None and isinstance(a, TcpStream | CodecStream) and isinstance(b, TcpStream | CodecStream):
+    if paces is None and isinstance(a, OverTcp) and isinstance(b, OverTcp):
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def ended() -> None:

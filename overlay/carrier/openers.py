@@ -11,7 +11,7 @@ from overlay.carrier.carriers import CarrierName, CarrierStream, DialOptions, Op
 from overlay.carrier.proxy import connect_through, parse_proxy
 from overlay.carrier.quic_client import open_quic
 from overlay.carrier.stream import TcpStream, connect
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import CodecStream, OverTcp
 from overlay.carrier.tls import ALPN_ORDINARY, ALPN_WEBSOCKET, client_context, client_handshake
 from overlay.carrier.websocket import upgrade
 from overlay.errors import RemoteProtocolError
@@ -23,7 +23,7 @@ def _opener(*, tls: bool, websocket: bool) -> Opener:
         tcp = await _connect(endpoint, options)
         opened = False
         try:
-            stream: TcpStream | CodecStream = tcp
+            stream: OverTcp = tcp
             if tls:
                 stream = await _secured(tcp, endpoint, options, ALPN_WEBSOCKET if websocket else ALPN_ORDINARY)
             if websocket:

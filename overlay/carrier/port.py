@@ -27,7 +27,7 @@ from overlay.carrier.carriers import CarrierName
 from overlay.carrier.http import answer, read_head, say
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.stream import TcpStream
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import CodecStream, OverTcp
 from overlay.carrier.stun import REQUEST as STUN
 from overlay.carrier.tls import server_handshake
 from overlay.errors import RemoteProtocolError
@@ -38,7 +38,7 @@ from overlay.wire.ingress.http1 import HttpError, RequestHead, parse_request
 from overlay.wire.stream.websocket import WebSocket
 
 Spoken = Literal["noise", "token", "tls", "http", "http2", "stun"]
-UserStream = TcpStream | CodecStream
+UserStream = OverTcp
 Stream = UserStream | QuicStream
 """With those of nodes, whom no user can be."""
 TlsPlace = Literal["here", "beyond"]

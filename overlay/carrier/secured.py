@@ -11,7 +11,7 @@ from functools import partial
 import anyio
 
 from overlay.carrier.stream import TcpStream
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import CodecStream, OverTcp
 from overlay.wire.control.channel import NoiseChannel
 from overlay.wire.stream.codec import Codec
 from overlay.wire.stream.secured import LONGEST, PROLOGUE, Secured
@@ -45,7 +45,7 @@ class SecuredStream(CodecStream):
             raise anyio.BrokenResourceError("it was cut short") from error
 
 
-async def secure_to(stream: TcpStream | CodecStream, remote_key: bytes) -> CodecStream:
+async def secure_to(stream: OverTcp, remote_key: bytes) -> CodecStream:
     """The end of who asks; `stream` is not to be used any more. Raises `RemoteProtocolError` if it is not the holder of
     `remote_key` that answers, and what the stream raises. Closing stays the caller's."""
     channel = NoiseChannel.initiator(
@@ -54,13 +54,13 @@ async def secure_to(stream: TcpStream | CodecStream, remote_key: bytes) -> Codec
     return await _shake_hands(stream, channel)
 
 
-async def secure_from(stream: TcpStream | CodecStream, private_key: bytes) -> CodecStream:
+async def secure_from(stream: OverTcp, private_key: bytes) -> CodecStream:
     """The end of the holder of `private_key`. Otherwise as `secure_to`."""
     channel = NoiseChannel.responder(private_key, random_bytes=os.urandom, max_message=LONGEST, prologue=PROLOGUE)
     return await _shake_hands(stream, channel)
 
 
-async def _shake_hands(stream: TcpStream | CodecStream, channel: NoiseChannel) -> CodecStream:
+async def _shake_hands(stream: OverTcp, channel: NoiseChannel) -> CodecStream:
     while True:
         if said := channel.data_to_send():
             await stream.send(said)

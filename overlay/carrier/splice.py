@@ -5,14 +5,14 @@ through that."""
 import errno
 import fcntl
 import os
-import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
 
 import anyio
 
 from overlay.carrier.stream import TcpStream
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import OverTcp
 from overlay.carrier.watch import watch
 
 PIPE_SIZE: Final = 1 << 20  # bytes; with the usual 64 KiB one stream was half as fast
@@ -27,7 +27,6 @@ Count = Callable[[int], None]
 """Is told how many bytes the other side has taken."""
 
 
-Joined = TcpStream | CodecStream
 Ended = Callable[[Exception | None], None]
 
 
@@ -36,7 +35,7 @@ class Joint:
     or writes them meanwhile. Closing them stays the caller's, and is to follow at once: of plain sockets, that says the
     last end."""
 
-    def __init__(self, a: Joined, b: Joined, count_a: Count, count_b: Count, ended: Ended) -> None:
+    def __init__(self, a: OverTcp, b: OverTcp, count_a: Count, count_b: Count, ended: Ended) -> None:
         """`ended` is called once: with what went wrong (`OSError`, or an error of anyio's streams), or None. It may be
         called within `begin`. Raises `ClosedResourceError`."""
         self._ended: Ended | None = ended
@@ -80,7 +79,7 @@ def make_pipe() -> tuple[int, int] | None:
     return ends
 
 
-class _Way:
+class _Way(ABC):
     """One direction. The source is watched, or the sink while that takes nothing: never more than what was read
     at once waits here."""
 
@@ -91,7 +90,7 @@ class _Way:
 
     other: "_Way"
 
-    def __init__(self, joint: Joint, source: Joined, sink: Joined, count: Count) -> None:
+    def __init__(self, joint: Joint, source: OverTcp, sink: OverTcp, count: Count) -> None:
         self._joint = joint
         self._source, self._out_of = source, source.unwatched().fileno()
         self._sink, self._into = sink, sink.unwatched().fileno()
@@ -105,7 +104,7 @@ class _Way:
     def begin(self) -> None:
         self._watch.add_reader(self._out_of, self.read)
 
-    def begun(self) -> None:
+    def begun(self) -> None:  # noqa: B027 - of plain sockets nothing has
         """Something may have come before, of which the socket does not tell."""
 
     def stop(self) -> None:
@@ -128,13 +127,13 @@ class _Way:
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             self._joint.end(error)
 
+    @abstractmethod
     def _move(self) -> None:
         """Something may be there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _go_on(self) -> None:
         """The sink takes something again."""
-        raise NotImplementedError
 
     def _look_at(self, *, blocked: bool) -> None:
         if blocked == self._blocked:
@@ -158,7 +157,7 @@ class _Way:
 class _PlainWay(_Way):
     __slots__ = ("_from", "_in_pipe", "_moved", "_pipe", "_to")
 
-    def __init__(self, joint: Joint, source: Joined, sink: Joined, count: Count) -> None:
+    def __init__(self, joint: Joint, source: OverTcp, sink: OverTcp, count: Count) -> None:
         super().__init__(joint, source, sink, count)
         self._from, self._to = source.unwatched(), sink.unwatched()
         self._moved = 0
@@ -225,11 +224,7 @@ class _PlainWay(_Way):
         self._watch.remove_reader(self._out_of)
         self._close_pipe()
         if not self.other.ended:  # else closing says so
-            try:
-                self._to.shutdown(socket.SHUT_WR)
-            except OSError as error:
-                if error.errno != errno.ENOTCONN:  # the peer has reset it: the next read or write says so
-                    raise
+            self._sink.end_now()
         self._has_ended()
 
     def _close_pipe(self) -> None:

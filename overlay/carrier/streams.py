@@ -211,3 +211,7 @@ class CodecStream(ByteStream):
             if not self._outgoing:
                 return
             await self._tcp.writable()
+
+
+OverTcp = TcpStream | CodecStream
+"""A stream of bytes over one TCP connection, plain or with a codec."""

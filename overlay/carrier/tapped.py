@@ -7,8 +7,7 @@ from typing import Any, Protocol
 import anyio
 from anyio.abc import ByteStream
 
-from overlay.carrier.stream import TcpStream
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import OverTcp
 
 
 class Beside(Protocol):
@@ -23,7 +22,7 @@ class Beside(Protocol):
 class TappedStream(ByteStream):
     """Errors as of the stream itself."""
 
-    def __init__(self, stream: TcpStream | CodecStream, beside: Beside) -> None:
+    def __init__(self, stream: OverTcp, beside: Beside) -> None:
         self._stream = stream
         self._beside: Beside | None = beside
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 from overlay.carrier.stream import TcpStream
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import CodecStream, OverTcp
 from overlay.carrier.verification import check_pin
 from overlay.errors import RemoteProtocolError
 from overlay.wire.ingress.proxy_protocol import UserTls
@@ -129,14 +129,14 @@ async def client_handshake(stream: TcpStream, context: ssl.SSLContext, host: str
     return wrapped
 
 
-async def server_handshake(stream: TcpStream | CodecStream, context: ssl.SSLContext) -> CodecStream:
+async def server_handshake(stream: OverTcp, context: ssl.SSLContext) -> CodecStream:
     """`stream` is not to be used any more. Raises `RemoteProtocolError("tls_failed")`."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     return await _shake_hands(stream, context.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
 
 
 async def _shake_hands(
-    stream: TcpStream | CodecStream, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
+    stream: OverTcp, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
 ) -> CodecStream:
     while True:
         try:

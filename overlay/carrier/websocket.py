@@ -14,7 +14,7 @@ from wsproto.utilities import ProtocolError as WsprotoError
 from overlay.carrier.carriers import DialOptions
 from overlay.carrier.http import header, read_head
 from overlay.carrier.stream import TcpStream
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import CodecStream, OverTcp
 from overlay.errors import RemoteProtocolError
 from overlay.wire.endpoint import Endpoint
 from overlay.wire.stream.websocket import WebSocket
@@ -29,7 +29,7 @@ def host_field(host: str, port: int, default_port: int) -> str:
 
 
 async def upgrade(
-    stream: TcpStream | CodecStream,
+    stream: OverTcp,
     endpoint: Endpoint,
     options: DialOptions,
     random_bytes: Callable[[int], bytes] = os.urandom,
@@ -95,7 +95,7 @@ def accept(head: bytes) -> bytes:
         raise RemoteProtocolError("bad_upgrade", str(error)) from error
 
 
-def within(stream: TcpStream | CodecStream, codec: WebSocket, behind: bytes) -> CodecStream:
+def within(stream: OverTcp, codec: WebSocket, behind: bytes) -> CodecStream:
     """The frames inside what the head came over; `behind` came behind it. Raises `RemoteProtocolError`."""
     if isinstance(stream, TcpStream):
         return CodecStream(stream, codec, codec.decode(behind))

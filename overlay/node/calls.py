@@ -13,7 +13,7 @@ from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.port import TOKEN, TOKEN_SIZE, Stream
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.quic_client import SharedLines
-from overlay.carrier.splice import Joined
+from overlay.carrier.streams import OverTcp
 from overlay.carrier.watch import watch
 from overlay.errors import RemoteProtocolError
 from overlay.wire.control.messages import Supply, TunnelCarrier
@@ -31,7 +31,7 @@ Serve = Callable[[str, Stream], Awaitable[None]]
 """Serves a user of the exposure of this id, and closes the stream."""
 
 
-ServeNow = Callable[[str, Joined, Callable[[], object]], bool]
+ServeNow = Callable[[str, OverTcp, Callable[[], object]], bool]
 """The same at once, if nothing has to be waited for; calls the function when the stream is closed. → whether so"""
 
 
@@ -86,7 +86,7 @@ class Calls:
                 with anyio.fail_after(DIAL_TIMEOUT):
                     stream = await self._open(carrier, pin)
                     await stream.send(TOKEN + token)
-            if isinstance(stream, Joined):
+            if isinstance(stream, OverTcp):
                 self._waiting.add(_Waiting(stream, self._begun))
                 waits = True
             elif isinstance(stream, QuicStream):
@@ -115,7 +115,7 @@ class Calls:
         elif len(start) < START_SIZE or not self._serve_now(_exposure(start), stream, partial(self._end, None)):
             self._tasks.start_soon(self._use_and_close, stream, start)
 
-    async def _use_and_close(self, stream: Joined, start: bytes) -> None:
+    async def _use_and_close(self, stream: OverTcp, start: bytes) -> None:
         try:
             await self._use(stream, start)
         except (OSError, RemoteProtocolError) as error:  # one user's trouble
@@ -141,7 +141,7 @@ class _Waiting:
 
     __slots__ = ("_begun", "_number", "_watch", "stream")
 
-    def __init__(self, stream: Joined, begun: Callable[["_Waiting", bytes | None], None]) -> None:
+    def __init__(self, stream: OverTcp, begun: Callable[["_Waiting", bytes | None], None]) -> None:
         """`begun` is called once, with what has come, or None: the end of it."""
         self.stream = stream
         self._begun = begun

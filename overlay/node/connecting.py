@@ -24,7 +24,7 @@ from overlay.carrier.outlets import Outlet, SocketOutlet, StreamOutlet
 from overlay.carrier.port import Stream
 from overlay.carrier.reached import wait_reached
 from overlay.carrier.stream import TcpStream, connect, reset_on_close
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import OverTcp
 from overlay.errors import Exit, UserError
 from overlay.node.by_server import open_by_server
 from overlay.wire.control.messages import ByServer, Connected
@@ -234,15 +234,15 @@ class Connecting:
         finally:
             self._connections -= 1
 
-    async def _open(self) -> TcpStream | CodecStream | None:
+    async def _open(self) -> OverTcp | None:
         times = self._asked
         stream = await self._try()
         if stream is None and await self._ask_anew(times):
             stream = await self._try()
         return stream
 
-    async def _try(self) -> TcpStream | CodecStream | None:
-        stream: TcpStream | CodecStream | None = None
+    async def _try(self) -> OverTcp | None:
+        stream: OverTcp | None = None
         way = self._now.by_server
         reached = False
         problem = "no answer"

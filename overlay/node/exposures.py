@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from overlay.carrier.port import Stream
 from overlay.carrier.secured import secure_from
-from overlay.carrier.splice import Joined
+from overlay.carrier.streams import OverTcp
 from overlay.daemon.localapi import Produce
 from overlay.daemon.state import StateDir
 from overlay.errors import Exit, UserError
@@ -382,7 +382,7 @@ class Exposures:
             return
         await end.serve(stream)
 
-    def serve_now(self, name: str, stream: Joined, ended: Callable[[], object]) -> bool:
+    def serve_now(self, name: str, stream: OverTcp, ended: Callable[[], object]) -> bool:
         """The same, as `TunnelEnd.serve_now` has it."""
         end = self._ends.get(name)
         return end is not None and self._kept[name].tunnel != "single" and end.serve_now(stream, ended)

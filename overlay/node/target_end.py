@@ -10,7 +10,7 @@ import anyio
 
 from overlay.carrier.outlets import Outlet
 from overlay.carrier.stream import TcpStream, connect, connect_now
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import CodecStream, OverTcp
 from overlay.errors import Exit, UserError
 from overlay.node.deputy import Deputy, Order, connect_unix
 from overlay.node.return_routes import Hold, UnusableAddress
@@ -27,7 +27,7 @@ CONNECT_TIMEOUT: Final = 10.0
 CHECK_TIMEOUT: Final = 1.0  # s for a look before it is published
 _QUEUE_PAUSE: Final = 0.05  # s between tries at a unix socket whose queue is full, which cannot be waited for
 
-TargetStream = TcpStream | CodecStream
+TargetStream = OverTcp
 LookUp = Callable[[str], tuple[str, ...] | None]
 """Addresses of a name in the network's zones; None: it is in none of them."""
 

@@ -12,7 +12,7 @@ from python_socks.async_.asyncio import Proxy as Socks
 
 from overlay.carrier.proxy import PATIENCE, Proxy, open_tunnel, parse_proxy
 from overlay.carrier.stream import TcpStream, errno_text
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import CodecStream, OverTcp
 from overlay.errors import Exit, UserError
 from overlay.wire.stream.codec import Plain
 
@@ -35,7 +35,7 @@ def parse_target_proxy(url: str) -> Proxy:
     return proxy
 
 
-async def connect_by(proxy: Proxy, host: str, port: int) -> TcpStream | CodecStream:
+async def connect_by(proxy: Proxy, host: str, port: int) -> OverTcp:
     """Raises `OSError`, whose text is the end of a sentence."""
     if proxy.scheme == "http":
         stream, begun = await open_tunnel(proxy, host, port)

@@ -18,9 +18,8 @@ from overlay.carrier.outlets import HeadedOutlet, Outlet, SocketOutlet, StreamOu
 from overlay.carrier.port import Stream
 from overlay.carrier.quic import QuicStream
 from overlay.carrier.reached import REACHED
-from overlay.carrier.splice import Joined
 from overlay.carrier.stream import Reader, TcpStream, reset_on_close, set_options
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import CodecStream, OverTcp
 from overlay.carrier.tapped import TappedStream
 from overlay.carrier.tls import agreed
 from overlay.errors import RemoteProtocolError, UserError
@@ -46,7 +45,7 @@ _ACCEPT_PAUSE: Final = 0.1  # s, when the system has no descriptor left
 _log = logging.getLogger(__name__)
 
 SEAL_TIMEOUT: Final = 10.0  # s for a peer's handshake
-Seal = Callable[[TcpStream | CodecStream], Awaitable[CodecStream]]
+Seal = Callable[[OverTcp], Awaitable[CodecStream]]
 """What is within what a peer has sealed. Raises `RemoteProtocolError`, and as the stream does."""
 EndTls = Callable[[Stream], Awaitable[Stream | None]]
 """What is in a user's TLS; None: that was all. Raises `RemoteProtocolError`, `TimeoutError`, and as the stream does."""
@@ -185,12 +184,12 @@ class TunnelEnd:
             del self._served[stream]
             self._streams -= 1
 
-    def serve_now(self, stream: Joined, ended: Callable[[], object]) -> bool:
+    def serve_now(self, stream: OverTcp, ended: Callable[[], object]) -> bool:
         """The same without a task, where nothing has to be waited for; `ended` is called when the stream is closed.
         → whether it is so; if not, nothing has happened."""
         return self._serve_now(stream, "", ended)
 
-    def _serve_now(self, stream: Joined, address: str, ended: Callable[[], object] = lambda: None) -> bool:
+    def _serve_now(self, stream: OverTcp, address: str, ended: Callable[[], object] = lambda: None) -> bool:
         """`address`: of who came to this end himself; "": nobody did."""
         told = self._inside.told
         tells = told.transparent or (told.proxy_protocol and (self._peers or self._target.protocol == "http"))
@@ -203,18 +202,15 @@ class TunnelEnd:
             return False
         self._failing = False
         self._streams += 1
-        is_over = False
 
         def end() -> None:
-            nonlocal is_over
-            is_over = True
             self._streams -= 1
             self._served.pop(stream, None)
             self._here.pop(stream, None)
             ended()
 
         forwarding = Forwarding(stream, inside, Forwarded(), end)
-        if not is_over:
+        if not forwarding.over:
             self._served[stream] = forwarding
             if address:
                 self._here[stream] = forwarding, address

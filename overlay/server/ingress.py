@@ -235,7 +235,7 @@ class PublicPort:
             return
         # Nothing has to be waited for: a task would cost more than all else here.
         forwarding = forward_counted(stream, inside, self.gate.meter, lambda: self._users.pop(user, None))
-        if user in self._users:  # else it has ended already
+        if not forwarding.over:
             self._users[user] = forwarding, visitor.source[0]
 
     async def _open_and_forward(self, user: socket.socket, stream: TcpStream, visitor: Visitor, tunnel: Tunnel) -> None:

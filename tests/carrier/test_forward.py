@@ -14,7 +14,7 @@ from anyio.abc import SocketStream
 
 from overlay.carrier.forward import Forwardable, Forwarded, Forwarding, forward_streams
 from overlay.carrier.stream import TcpStream
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import CodecStream, OverTcp
 from overlay.wire.stream.codec import Codec
 from overlay.wire.stream.websocket import WebSocket
 
@@ -63,7 +63,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 class Between:
     """user ══ a [forwarder] b ══ target; the outer ends are the test's."""
 
-    def __init__(self, user: TcpStream, target: TcpStream | CodecStream) -> None:
+    def __init__(self, user: TcpStream, target: OverTcp) -> None:
         self.user = user
         self.target = target
         self.progress = Forwarded()
@@ -84,7 +84,7 @@ async def forwarding(certificate: Certificate, kind: Kind = PLAIN) -> AsyncItera
     target, b = socket_pair()
     first: Forwardable = TcpStream(a)
     inside: Forwardable = TcpStream(b)
-    outside: TcpStream | CodecStream = TcpStream(target)
+    outside: OverTcp = TcpStream(target)
     if kind.anyio:
         first, inside = await SocketStream.from_socket(a), await SocketStream.from_socket(b)
     elif kind.codecs is not None:
@@ -111,7 +111,7 @@ async def forwarding(certificate: Certificate, kind: Kind = PLAIN) -> AsyncItera
     assert b.fileno() == -1
 
 
-async def read_all(stream: TcpStream | CodecStream) -> bytes:
+async def read_all(stream: OverTcp) -> bytes:
     pieces: list[bytes] = []
     with anyio.fail_after(10):
         while True:
@@ -121,7 +121,7 @@ async def read_all(stream: TcpStream | CodecStream) -> bytes:
                 return b"".join(pieces)
 
 
-async def is_reset(stream: TcpStream | CodecStream) -> bool:
+async def is_reset(stream: OverTcp) -> bool:
     with anyio.fail_after(5):
         try:
             while True:
@@ -137,11 +137,11 @@ async def test_megabytes_both_ways_at_once_arrive_exactly(kind: Kind, certificat
     there, back = Random(1).randbytes(3_000_001), Random(2).randbytes(2_000_003)
     received: dict[str, str] = {}
 
-    async def send(stream: TcpStream | CodecStream, data: bytes) -> None:
+    async def send(stream: OverTcp, data: bytes) -> None:
         await stream.send(data)
         await stream.send_eof()
 
-    async def receive(name: str, stream: TcpStream | CodecStream) -> None:
+    async def receive(name: str, stream: OverTcp) -> None:
         received[name] = hashlib.sha256(await read_all(stream)).hexdigest()
 
     async with forwarding(certificate, kind) as this:

@@ -11,8 +11,8 @@ import pytest
 
 from overlay.carrier.carriers import CarrierStream
 from overlay.carrier.port import TOKEN, TOKEN_SIZE, Stream
-from overlay.carrier.splice import Joined
 from overlay.carrier.stream import TcpStream
+from overlay.carrier.streams import OverTcp
 from overlay.errors import RemoteProtocolError
 from overlay.node.calls import START_SIZE, Calls
 from overlay.wire.control.messages import Supply, TunnelCarrier
@@ -58,7 +58,7 @@ class Node:
         await stream.send(b"good day")
         stream.close()
 
-    def _serve_now(self, name: str, stream: Joined, ended: Callable[[], object]) -> bool:
+    def _serve_now(self, name: str, stream: OverTcp, ended: Callable[[], object]) -> bool:
         assert name == "x7"
         if self._at_once:
             self.waiting.append((stream, ended))

@@ -14,8 +14,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from overlay.carrier.stream import TcpStream
-from overlay.carrier.streams import CodecStream
+from overlay.carrier.streams import OverTcp
 from overlay.carrier.tapped import TappedStream
 from overlay.daemon.application import serve_application
 from overlay.daemon.localapi import Produce, Write
@@ -37,7 +36,7 @@ _OF_A_CONNECTION: Final = frozenset(
     b"x-overlay-replay".split()
 )
 
-Open = Callable[[str], Awaitable[TcpStream | CodecStream | None]]
+Open = Callable[[str], Awaitable[OverTcp | None]]
 """A connection to the target of the exposure of this id; None: there is none."""
 
 
@@ -59,7 +58,7 @@ class Inspector:
         finally:
             self._tasks, self._url = None, ""
 
-    def tapped(self, stream: TcpStream | CodecStream, exposure: str, limit: int) -> TappedStream:
+    def tapped(self, stream: OverTcp, exposure: str, limit: int) -> TappedStream:
         """A connection to the target, with the inspector beside it. `limit`: bytes of each body that are kept."""
         return TappedStream(stream, _Beside(Tap(self._exchanges, exposure, limit)))
 

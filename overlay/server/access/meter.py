@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from overlay.carrier.forward import Forwardable, Forwarded, Forwarding, forward_streams
-from overlay.carrier.splice import Joined
+from overlay.carrier.streams import OverTcp
 from overlay.server.access.bandwidth import Bandwidth, Pace
 
 
@@ -78,7 +78,7 @@ async def forward_metered(user: Forwardable, target: Forwardable, meter: Meter) 
         return await forward_streams(user, target, forwarded, meter.paces)
 
 
-def forward_counted(user: Joined, target: Joined, meter: Meter, ended: Callable[[], object]) -> Forwarding:
+def forward_counted(user: OverTcp, target: OverTcp, meter: Meter, ended: Callable[[], object]) -> Forwarding:
     """`Forwarding`, counted; where nothing is held back."""
     forwarded = Forwarded()
     follow_no_more = meter.follow(forwarded.passed)
